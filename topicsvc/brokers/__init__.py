@@ -1,0 +1,1 @@
+"""Adapters: what carries the messages. Each is also a Twisted service."""

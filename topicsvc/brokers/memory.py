@@ -1,0 +1,69 @@
+"""Adapter: a broker inside this process, for one process alone.
+
+What is sent to one process is not seen by another: several of them behind a balancer need
+a broker of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+
+from topicsvc.address import TopicAddress
+from topicsvc.ports import Message
+
+__all__ = ["MemoryBroker"]
+
+_Deliver = Callable[[Message], None]
+
+
+class MemoryBroker(Service):
+    """Delivers to all subscribers of a topic before ``publish`` returns."""
+
+    name = "memory broker"
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[TopicAddress, dict[_Subscription, None]] = {}
+
+    def subscribe(
+        self, topic: TopicAddress, deliver: _Deliver
+    ) -> Deferred[_Subscription]:
+        """Confirmed at once."""
+        subscription = _Subscription(self._subscriptions, topic, deliver)
+        self._subscriptions.setdefault(topic, {})[subscription] = None
+        return succeed(subscription)
+
+    def publish(self, message: Message) -> Deferred[None]:
+        """Accepted at once."""
+        for subscription in tuple(self._subscriptions.get(message.topic, ())):
+            subscription.deliver(message)
+        return succeed(None)
+
+
+class _Subscription:
+    __slots__ = ("_book", "_deliver", "_topic")
+
+    def __init__(
+        self,
+        book: dict[TopicAddress, dict[_Subscription, None]],
+        topic: TopicAddress,
+        deliver: _Deliver,
+    ) -> None:
+        self._book = book
+        self._topic = topic
+        self._deliver: _Deliver | None = deliver
+
+    def deliver(self, message: Message) -> None:
+        if self._deliver is not None:
+            self._deliver(message)
+
+    def stop(self) -> Deferred[None]:
+        if self._deliver is not None:
+            self._deliver = None
+            mine = self._book[self._topic]
+            del mine[self]
+            if not mine:
+                del self._book[self._topic]
+        return succeed(None)

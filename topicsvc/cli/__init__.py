@@ -1,0 +1,1 @@
+"""Composition: the ``topicsvc`` command, for people at a terminal."""

@@ -1,0 +1,62 @@
+"""Composition: ``topicsvc send``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import treq
+from twisted.internet.defer import Deferred, inlineCallbacks
+
+from topicsvc.cli.terminal import Failed, find_token, run_reactor
+from topicsvc.errors import InvalidBody
+from topicsvc.wire import json_text
+
+__all__ = ["run"]
+
+TIMEOUT = 30
+
+
+def run(options: Namespace) -> None:
+    """Send one message, or one a line of standard input, each after the one before.
+
+    Raises:
+        Failed: a message is no JSON or was not taken; those before it were.
+    """
+    token = find_token(options)
+    if not options.url.startswith(("http://", "https://")):
+        raise Failed(f"{options.url}: it begins with http:// or https://")
+    lines: Iterable[bytes]
+    if options.json == "-":
+        lines = (line for line in sys.stdin.buffer if line.strip())
+    else:
+        lines = [options.json.encode("utf-8", "surrogateescape")]
+    run_reactor(lambda _: _send_all(options.url, token, lines))
+
+
+@inlineCallbacks
+def _send_all(
+    url: str, token: str, lines: Iterable[bytes]
+) -> Generator[Deferred[Any], Any, None]:
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    for number, line in enumerate(lines, 1):
+        try:
+            body = json_text(line)
+        except InvalidBody as error:
+            raise Failed(f"message {number}: {error}") from error
+        response = yield treq.post(
+            url, data=body, headers=headers, allow_redirects=False, timeout=TIMEOUT
+        )
+        text = yield response.text("utf-8")
+        if response.code != 200:
+            raise Failed(f"message {number}: {response.code} {_why(text)}")
+
+
+def _why(text: str) -> str:
+    try:
+        return str(json.loads(text)["message"]["value"])
+    except (ValueError, KeyError, TypeError):
+        return text[:200]

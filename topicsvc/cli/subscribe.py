@@ -1,0 +1,91 @@
+"""Composition: ``topicsvc subscribe``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from typing import Any
+
+import txaio
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, connectWS
+from twisted.internet.defer import Deferred
+from twisted.internet.ssl import optionsForClientTLS
+
+from topicsvc import wire
+from topicsvc.cli.terminal import Failed, find_token, run_reactor
+
+__all__ = ["run"]
+
+OPEN_TIMEOUT = 20
+
+
+def run(options: Namespace) -> None:
+    """Print each data message on one line, until the service closes or enough have come.
+
+    Raises:
+        Failed: the connection cannot be made, or ended before enough had come.
+    """
+    token = find_token(options)
+    try:
+        factory = WebSocketClientFactory(options.url)
+    except Exception as error:  # Autobahn raises bare ones
+        raise Failed(f"{options.url}: {error}") from error
+    factory.setProtocolOptions(openHandshakeTimeout=OPEN_TIMEOUT, failByDrop=False)
+    done: Deferred[None] = Deferred()
+    factory.protocol = lambda: _Subscriber(token, options.count, done)
+    factory.clientConnectionFailed = lambda _, reason: done.errback(
+        Failed(f"{options.url}: {reason.getErrorMessage()}")
+    )
+
+    def connect(_: Any) -> Deferred[None]:
+        context = optionsForClientTLS(factory.host) if factory.isSecure else None
+        connectWS(factory, context, timeout=OPEN_TIMEOUT)
+        return done
+
+    run_reactor(connect)
+
+
+class _Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
+    log = txaio.make_logger(level="none")
+
+    def __init__(self, token: str, count: int | None, done: Deferred[None]) -> None:
+        super().__init__()
+        self._token = token
+        self._left = count
+        self._done = done
+        self._refusal = ""
+
+    def onOpen(self) -> None:
+        self.sendMessage(wire.token_request(self._token))
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        message = json.loads(payload)
+        if "Body" not in message:
+            self._answered(message)
+            return
+        # A line break can stand only between the parts of a JSON text, never inside one.
+        line = payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8")
+        print(line, flush=True)
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                self._end(None)
+                self.sendClose(1000)
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        why = self._refusal or reason or "the connection was lost"
+        self._end(Failed(f"closed: {why}" + (f" ({code})" if code else "")))
+
+    def _answered(self, reply: dict[str, Any]) -> None:
+        if reply.get("Result") == "Success":
+            print(f"subscribed for {reply['ExpiresIn']} seconds", file=sys.stderr, flush=True)
+        else:
+            self._refusal = str(reply.get("Reason"))
+
+    def _end(self, failed: Failed | None) -> None:
+        if not self._done.called:
+            if failed is None:
+                self._done.callback(None)
+            else:
+                self._done.errback(failed)

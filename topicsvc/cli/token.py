@@ -1,0 +1,55 @@
+"""Composition: ``topicsvc token``."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from topicsvc.address import TopicPattern
+from topicsvc.cli.terminal import Failed
+from topicsvc.errors import PathRefused
+from topicsvc.validators.local import make_key, read_key, sign_token, write_key
+
+__all__ = ["run"]
+
+
+def run(options: Namespace) -> None:
+    """Make a key, a token, or both; print the token and nothing else.
+
+    Raises:
+        Failed: the key cannot be made or read, or a topic is none.
+    """
+    for topic in options.topic:
+        try:
+            TopicPattern.parse(topic)
+        except PathRefused as error:
+            raise Failed(
+                f"--topic {topic}: {error}; it is /{{cell}}/{{box}}/{{collection}}/topic/{{name}}"
+            ) from error
+    if not options.topic and not options.new_key:
+        raise Failed("--topic is missing: which topics is the token for?")
+    key = _new_key(options.key_file) if options.new_key else _read_key(options.key_file)
+    if options.topic:
+        expires_at = int(time.time()) + options.expires_in
+        print(sign_token(key, options.subject, options.topic, options.may, expires_at))
+
+
+def _new_key(path: Path) -> bytes:
+    key = make_key()
+    try:
+        write_key(path, key)
+    except FileExistsError as error:
+        raise Failed(f"{path} exists; a new key would void the tokens of the old one") from error
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error
+    return key
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        return read_key(path)
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}; --new-key makes one") from error
+    except ValueError as error:
+        raise Failed(f"{path}: {error}; --new-key makes one") from error

@@ -1,0 +1,81 @@
+"""Composition: ``--demo``, the whole service alone, with all that is needed to try it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+from twisted.internet.address import IPv6Address
+from twisted.internet.interfaces import IListeningPort
+
+from topicsvc.address import TopicAddress, Unit
+from topicsvc.config import Config, LocalSettings
+from topicsvc.validators.local import RIGHTS, make_key, sign_token
+
+__all__ = ["ENDPOINT", "TOPIC", "announce", "settings"]
+
+ENDPOINT = "tcp:8080:interface=127.0.0.1"
+TOPIC = TopicAddress("cell1", "box1", ("stream-collection1",), "name")
+TOKEN_LIFE = 3600
+
+_HOST = "127.0.0.1"
+_TLS = re.compile(r"(haproxy:)?(ssl|tls):")
+
+
+def settings(listen: Sequence[str], admin: str | None) -> Config:
+    """The settings of a demo: memory broker, local tokens, authentication on."""
+    endpoints = tuple(listen) or (ENDPOINT,)
+    scheme = "https" if _TLS.match(endpoints[0]) else "http"
+    return Config(
+        listen=endpoints,
+        admin=admin,
+        unit=Unit(f"{scheme}://localhost/", ["localhost", _HOST]),
+        validator=LocalSettings(make_key()),
+    )
+
+
+def announce(config: Config, ports: Sequence[IListeningPort], now: float) -> None:
+    """Print what to try.
+
+    It goes to the real standard output: as log lines it could not be pasted.
+    """
+    out = sys.__stdout__
+    if out is not None:
+        out.write(text(config, ports, now))
+        out.flush()
+
+
+def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:
+    """What a demo prints once it listens."""
+    is_tls = _TLS.match(config.listen[0]) is not None
+    address = ports[0].getHost()
+    host = "localhost" if isinstance(address, IPv6Address) else _HOST
+    authority = f"{host}:{address.port}"
+    websocket_url = f"{'wss' if is_tls else 'ws'}://{authority}{TOPIC.websocket_path}"
+    send_url = f"{'https' if is_tls else 'http'}://{authority}{TOPIC.send_path}"
+    token = sign_token(
+        config.validator.key,
+        config.unit.cell_url(TOPIC.cell),
+        [TOPIC.path],
+        RIGHTS,
+        int(now) + TOKEN_LIFE,
+    )
+    return f"""
+This is a demo of topicsvc: one process, nothing is stored, its key dies with it.
+
+WebSocket URL of the topic {TOPIC.path}:
+    {websocket_url}
+A token that may receive and send there for one hour:
+    {token}
+
+In a second terminal, receive:
+    export TOPICSVC_TOKEN={token}
+    topicsvc subscribe {websocket_url}
+In a third, send:
+    export TOPICSVC_TOKEN={token}
+    topicsvc send {send_url} '{{"hoge":"testmessage","flag":true}}'
+or, without topicsvc:
+    curl -H "Authorization: Bearer $TOPICSVC_TOKEN" -d '{{"hoge":"testmessage"}}' {send_url}
+
+"""

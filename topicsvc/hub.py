@@ -1,0 +1,215 @@
+"""Application: from one broker subscription a topic to all its members.
+
+A message is encoded once. All that reach a topic within one turn of the reactor are joined
+once and written once per member. A walk over many members is cut into slices, so that
+pings, handshakes and health answers keep their turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from topicsvc.address import TopicAddress
+from topicsvc.ports import Broker, Member, Message, Subscription
+
+__all__ = ["SLICE", "Hub"]
+
+SLICE = 1000
+"""Most deliveries in one turn of the reactor: some 10 ms."""
+
+SHARE = 250
+"""Most deliveries for one topic before the next has its turn."""
+
+MAX_JOINED = 262144
+"""Bytes after which no further message is joined to a walk.
+
+A reader that keeps up is never handed more in one turn than it can take in the next.
+"""
+
+
+class Hub:
+    """Who listens to what.
+
+    Args:
+        broker: brings the messages.
+        clock: tells the time and turns.
+        encode: makes the frame of a message.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, broker: Broker, clock: IReactorTime, encode: Callable[[Message], bytes]
+    ) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._encode = encode
+        self._channels: dict[TopicAddress, _Channel] = {}
+        self._ready: deque[_Channel] = deque()
+        self._turn: IDelayedCall | None = None
+
+    @property
+    def topics(self) -> int:
+        """Topics that somebody listens to or waits for."""
+        return len(self._channels)
+
+    def join(self, topic: TopicAddress, member: Member) -> Deferred[None]:
+        """Make `member` a member of `topic`.
+
+        Fires when the broker has confirmed the subscription; from that moment `member`
+        gets what is sent. Cancelling the Deferred withdraws the wish.
+
+        Fails with:
+            BrokerUnavailable: the broker cannot confirm now.
+        """
+        channel = self._channels.get(topic)
+        if channel is not None and channel.subscription is not None:
+            channel.members[member] = None
+            return succeed(None)
+        is_new = channel is None
+        if channel is None:
+            channel = self._channels[topic] = _Channel(topic)
+        waiting = channel.waiting
+        joining: Deferred[None] = Deferred(lambda _: waiting.pop(member))
+        waiting[member] = joining
+        if is_new:
+            self._subscribe(channel)
+        return joining
+
+    def leave(self, topic: TopicAddress, member: Member) -> None:
+        """End the membership of `member`, if it is one."""
+        channel = self._channels.get(topic)
+        if channel is not None:
+            channel.members.pop(member, None)
+            self._let_go(channel)
+
+    def _subscribe(self, channel: _Channel) -> None:
+        asked = maybeDeferred(
+            self._broker.subscribe, channel.topic, lambda message: self._take(channel, message)
+        )
+        asked.addCallbacks(
+            lambda subscription: self._confirmed(channel, subscription),
+            lambda failure: self._denied(channel, failure),
+        )
+        asked.addErrback(lambda failure: self._log.failure("subscribing failed", failure))
+
+    def _confirmed(self, channel: _Channel, subscription: Subscription) -> None:
+        channel.subscription = subscription
+        waiting = dict(channel.waiting)
+        channel.waiting.clear()
+        channel.members.update(dict.fromkeys(waiting))
+        for joining in waiting.values():
+            joining.callback(None)
+        self._let_go(channel)
+
+    def _denied(self, channel: _Channel, failure: Failure) -> None:
+        del self._channels[channel.topic]
+        waiting = dict(channel.waiting)
+        channel.waiting.clear()
+        for joining in waiting.values():
+            joining.errback(failure)
+
+    def _let_go(self, channel: _Channel) -> None:
+        """End the subscription of a topic that nobody listens to."""
+        if channel.members or channel.waiting or channel.subscription is None:
+            return
+        del self._channels[channel.topic]
+        stopping = maybeDeferred(channel.subscription.stop)
+        stopping.addErrback(
+            lambda failure: self._log.failure("ending a subscription failed", failure)
+        )
+
+    def _take(self, channel: _Channel, message: Message) -> None:
+        """The broker brings a message."""
+        if not channel.members and not channel.waiting:
+            return
+        try:
+            frame = self._encode(message)
+        except Exception:
+            self._log.failure("a message could not be encoded and is dropped")
+            return
+        channel.frames.append(frame)
+        if not channel.ready:
+            channel.ready = True
+            self._ready.append(channel)
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if self._turn is None:
+            self._turn = self._clock.callLater(0, self._walk)
+
+    def _walk(self) -> None:
+        """Deliver one slice, each ready topic in its turn."""
+        self._turn = None
+        budget = SLICE
+        while self._ready and budget > 0:
+            channel = self._ready.popleft()
+            budget -= self._advance(channel, min(SHARE, budget))
+            if channel.frames or channel.walk is not None:
+                self._ready.append(channel)
+            else:
+                channel.ready = False
+        if self._ready:
+            self._schedule()
+
+    def _advance(self, channel: _Channel, share: int) -> int:
+        """Deliver to at most `share` members of one topic; return to how many."""
+        walk = channel.walk
+        if walk is None:
+            walk = channel.walk = _Walk(channel)
+        delivered = 0
+        for member in walk.members:
+            delivered += 1
+            try:
+                member.deliver(walk.frames, walk.count, self._clock.seconds())
+            except Exception:
+                self._log.failure("a member failed to take a message")
+            if delivered == share:
+                return delivered
+        channel.walk = None
+        return max(1, delivered)
+
+
+class _Channel:
+    """One topic."""
+
+    __slots__ = (
+        "frames",
+        "members",
+        "ready",
+        "subscription",
+        "topic",
+        "waiting",
+        "walk",
+    )
+
+    def __init__(self, topic: TopicAddress) -> None:
+        self.topic = topic
+        self.members: dict[Member, None] = {}
+        self.waiting: dict[Member, Deferred[None]] = {}
+        self.subscription: Subscription | None = None
+        self.frames: deque[bytes] = deque()
+        self.ready = False
+        self.walk: _Walk | None = None
+
+
+class _Walk:
+    """What is being delivered, to whom: those who were members when it began."""
+
+    __slots__ = ("count", "frames", "members")
+
+    def __init__(self, channel: _Channel) -> None:
+        taken = [channel.frames.popleft()]
+        size = len(taken[0])
+        while channel.frames and size + len(channel.frames[0]) <= MAX_JOINED:
+            taken.append(channel.frames.popleft())
+            size += len(taken[-1])
+        self.frames = b"".join(taken)
+        self.count = len(taken)
+        self.members: Iterator[Member] = iter(tuple(channel.members))

@@ -1,0 +1,98 @@
+"""The doors between the floors: a few interfaces and the values that pass through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from topicsvc.address import TopicAddress
+
+__all__ = ["Broker", "Grant", "Member", "Message", "Subscription", "TokenValidator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a live token allows on one topic.
+
+    Attributes:
+        subject: whose token it is, as its issuer wrote it; None: not told.
+        expires_at: seconds since the epoch; from then on the grant is void.
+        may_receive: the privilege ``stream-receive``.
+        may_send: the privilege ``stream-send``.
+    """
+
+    subject: str | None
+    expires_at: float
+    may_receive: bool
+    may_send: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Data on its way through a topic.
+
+    Attributes:
+        topic: where it was sent.
+        sender: URL of the cell that sent it; None: the broker's message did not say.
+        body: one JSON value in UTF-8, byte for byte as it was sent.
+    """
+
+    topic: TopicAddress
+    sender: str | None
+    body: bytes
+
+
+class TokenValidator(Protocol):
+    """Judges tokens."""
+
+    def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """Ask what `token` allows on `topic`. Cancelling the Deferred ends the question.
+
+        Fails with:
+            TokenInactive: a plain no; TopicNotFound, where the token lives.
+            ValidatorUnavailable: could not tell.
+        """
+        ...
+
+
+class Subscription(Protocol):
+    """A broker's promise to deliver."""
+
+    def stop(self) -> Deferred[None]:
+        """End it. Idempotent; nothing is delivered after the call returns."""
+        ...
+
+
+class Broker(Protocol):
+    """Carries messages: at most once, in its own order for each topic."""
+
+    def subscribe(
+        self, topic: TopicAddress, deliver: Callable[[Message], None]
+    ) -> Deferred[Subscription]:
+        """Ask for the messages of `topic`.
+
+        Fires when the broker has confirmed: from then on nothing that it accepts is missed.
+
+        Fails with:
+            BrokerUnavailable: it cannot confirm now.
+        """
+        ...
+
+    def publish(self, message: Message) -> Deferred[None]:
+        """Send `message`. Fires when the broker has accepted it.
+
+        Fails with:
+            BrokerUnavailable: it has not, or nobody knows.
+        """
+        ...
+
+
+class Member(Protocol):
+    """What the hub sees of a connection."""
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        """Take `count` messages, already framed and joined. Must not raise."""
+        ...

@@ -1,0 +1,236 @@
+"""Pure: the rule book of one connection.
+
+Inputs are method calls with the time; answers are effects for the connection to carry out
+in their order. The states and every row between them are in docs/protocol.md::
+
+    AWAITING --token--> CHECKING --granted--> JOINING --joined--> ACTIVE --token--> ACTIVE,
+       |                   |                     |                   |             checking
+       '-------------------'----------+----------'-------------------'
+                                      v
+                                    CLOSED
+
+A session past its expiry is no state of its own: it follows from the time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+from math import floor
+
+from topicsvc import wire
+from topicsvc.errors import InvalidMessage
+from topicsvc.ports import Grant
+
+__all__ = [
+    "GOING_AWAY",
+    "INTERNAL_ERROR",
+    "MAX_WAITING_REQUESTS",
+    "POLICY_VIOLATION",
+    "TRY_AGAIN_LATER",
+    "UNSUPPORTED_DATA",
+    "Close",
+    "Effect",
+    "Join",
+    "Reply",
+    "Session",
+    "State",
+    "Validate",
+]
+
+# RFC 6455, section 7.4.1, and the IANA registry for 1013.
+GOING_AWAY = 1001
+UNSUPPORTED_DATA = 1003
+POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
+TRY_AGAIN_LATER = 1013
+
+MAX_WAITING_REQUESTS = 8
+"""Most messages that wait while a token is being checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validate:
+    """Ask about `token`; answer with ``granted``, ``refused``, ``undecided`` or ``failed``."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Subscribe to the topic; answer with ``joined``, ``undecided`` or ``failed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Write `frame`."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Leave the topic, drop what is under way, send a close frame."""
+
+    code: int
+    reason: str
+
+
+Effect = Validate | Join | Reply | Close
+
+
+class State(Enum):
+    """Where a session stands."""
+
+    AWAITING = auto()
+    CHECKING = auto()
+    JOINING = auto()
+    ACTIVE = auto()
+    CLOSED = auto()
+
+
+class Session:
+    """One session. Times are seconds since the epoch.
+
+    Args:
+        timestamps: the unit of the replies' ``Timestamp``.
+    """
+
+    __slots__ = ("_expires_at", "_rechecking", "_state", "_timestamps", "_waiting")
+
+    def __init__(self, timestamps: wire.Timestamps = "seconds") -> None:
+        self._timestamps = timestamps
+        self._state = State.AWAITING
+        self._expires_at = 0.0
+        self._rechecking = False
+        self._waiting: deque[tuple[bytes, bool]] | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the session stands."""
+        return self._state
+
+    def may_deliver(self, now: float) -> bool:
+        """Whether data may be written now."""
+        return self._state is State.ACTIVE and now < self._expires_at
+
+    def received(self, payload: bytes, is_binary: bool, now: float) -> list[Effect]:
+        """A whole message came from the client."""
+        if self._state is State.CLOSED:
+            return []
+        if not self._busy:
+            return self._request(payload, is_binary, now)
+        if self._waiting is None:
+            self._waiting = deque()
+        if len(self._waiting) == MAX_WAITING_REQUESTS:
+            return self._refuse(wire.INVALID_MESSAGE, now)
+        self._waiting.append((payload, is_binary))
+        return []
+
+    def granted(self, grant: Grant, now: float) -> list[Effect]:
+        """The token was judged, and this is what it allows."""
+        if self._state is State.CLOSED:
+            return []
+        if not grant.may_receive or grant.expires_at <= now:
+            return self.refused(now)
+        self._expires_at = grant.expires_at
+        if self._state is State.CHECKING:
+            self._state = State.JOINING
+            return [Join()]
+        return self._welcome(now)
+
+    def joined(self, now: float) -> list[Effect]:
+        """The broker has confirmed the subscription."""
+        if self._state is not State.JOINING:
+            return []
+        if self._expires_at <= now:
+            return self.refused(now)
+        self._state = State.ACTIVE
+        return self._welcome(now)
+
+    def refused(self, now: float) -> list[Effect]:
+        """The token was judged, and the answer is no."""
+        return self._refuse(wire.TOKEN_INACTIVE, now)
+
+    def undecided(self, now: float) -> list[Effect]:
+        """The validator or the broker could not be asked."""
+        return self._unserved(TRY_AGAIN_LATER, wire.SERVICE_UNAVAILABLE, now)
+
+    def failed(self, now: float) -> list[Effect]:
+        """A fault of ours kept the request from being decided."""
+        return self._unserved(INTERNAL_ERROR, "Internal error", now)
+
+    def beat(self, now: float) -> list[Effect]:
+        """The heart beats: a session that has run out is closed.
+
+        One whose new token is being checked waits for the verdict.
+        """
+        if self._state is State.ACTIVE and now >= self._expires_at and not self._rechecking:
+            return self._close(POLICY_VIOLATION, wire.SESSION_EXPIRED)
+        return []
+
+    def token_timeout(self) -> list[Effect]:
+        """The time to present a live token is over."""
+        if self._state is not State.AWAITING:
+            return []
+        return self._close(POLICY_VIOLATION, "Token timeout")
+
+    def close(self, code: int, reason: str) -> list[Effect]:
+        """Somebody outside the rule book wants it closed."""
+        return [] if self._state is State.CLOSED else self._close(code, reason)
+
+    def lost(self) -> None:
+        """The connection is gone, or the peer is closing it."""
+        self._state = State.CLOSED
+        self._waiting = None
+
+    @property
+    def _busy(self) -> bool:
+        return self._rechecking or self._state in (State.CHECKING, State.JOINING)
+
+    def _request(self, payload: bytes, is_binary: bool, now: float) -> list[Effect]:
+        """Take up one message while no other is being decided."""
+        if self._state is State.ACTIVE and now >= self._expires_at:
+            return self._refuse(wire.SESSION_EXPIRED, now)
+        if is_binary:
+            return self._refuse(wire.INVALID_MESSAGE, now, UNSUPPORTED_DATA)
+        try:
+            token = wire.parse_token(payload)
+        except InvalidMessage:
+            return self._refuse(wire.INVALID_MESSAGE, now)
+        if self._state is State.ACTIVE:
+            self._rechecking = True
+        else:
+            self._state = State.CHECKING
+        return [Validate(token)]
+
+    def _welcome(self, now: float) -> list[Effect]:
+        expires_in = max(1, floor(self._expires_at - now))
+        reply = Reply(wire.success_reply(expires_in, now, self._timestamps))
+        return [reply, *self._next(now)]
+
+    def _unserved(self, code: int, reason: str, now: float) -> list[Effect]:
+        if self._state is State.CLOSED:
+            return []
+        reply = Reply(wire.error_reply(wire.SERVICE_UNAVAILABLE, now, self._timestamps))
+        if self._rechecking:
+            return [reply, *self._next(now)]
+        return [reply, *self._close(code, reason)]
+
+    def _next(self, now: float) -> list[Effect]:
+        """One request is decided: take up the next that waits."""
+        self._rechecking = False
+        if not self._waiting:
+            return []
+        return self._request(*self._waiting.popleft(), now)
+
+    def _refuse(self, reason: str, now: float, code: int = POLICY_VIOLATION) -> list[Effect]:
+        if self._state is State.CLOSED:
+            return []
+        reply = Reply(wire.error_reply(reason, now, self._timestamps))
+        return [reply, *self._close(code, reason)]
+
+    def _close(self, code: int, reason: str) -> list[Effect]:
+        self.lost()
+        return [Close(code, reason)]

@@ -1,0 +1,1 @@
+"""Adapters: who judges tokens."""

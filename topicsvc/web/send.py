@@ -1,0 +1,191 @@
+"""Adapter: data sent to a topic over HTTP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from topicsvc.address import TopicAddress, Unit
+from topicsvc.errors import (
+    HostRefused,
+    InvalidBody,
+    PathRefused,
+    TokenInactive,
+    TopicNotFound,
+    Unavailable,
+)
+from topicsvc.ports import Broker, Grant, Message, TokenValidator
+from topicsvc.web import answers
+from topicsvc.web.answers import ApiError, answer, url_of
+from topicsvc.wire import json_text
+
+__all__ = ["MAX_UNDER_WAY", "SendResource"]
+
+MAX_UNDER_WAY = 1000
+"""Requests that wait for the validator or the broker; past it the answer is 503."""
+
+_BEARER = re.compile(r"(?i:bearer) +(.*)")
+_TOKEN = re.compile(r"[!-~]{1,32768}")
+_SENDS = (b"POST", b"PUT")
+_ALLOWED = b"OPTIONS, POST, PUT"
+_ALL_METHODS = b"OPTIONS, POST, PUT, GET"
+_PREFLIGHT_AGE = b"600"
+_VIA = b"x-personium-via"
+_CELL_URL = re.compile(r"https?://[!-~]+")
+
+
+class SendResource(Resource):
+    """POST and PUT send; OPTIONS says what a token may do.
+
+    Args:
+        unit: reads addresses.
+        validator: judges tokens.
+        broker: takes the data.
+        clock: what expiry is measured by.
+        trust_via: whether ``X-Personium-Via`` may say who sends.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        unit: Unit,
+        validator: TokenValidator,
+        broker: Broker,
+        clock: IReactorTime,
+        trust_via: bool,
+    ) -> None:
+        super().__init__()
+        self._unit = unit
+        self._validator = validator
+        self._broker = broker
+        self._clock = clock
+        self._trust_via = trust_via
+        self._under_way = 0
+
+    def render(self, request: Request) -> bytes | int:
+        """See `twisted.web.resource.IResource`."""
+        request.setHeader(b"access-control-allow-origin", b"*")
+        try:
+            hosts = request.requestHeaders.getRawHeaders(b"host")
+            topic = self._unit.send_topic(hosts, request.path)
+        except HostRefused as error:
+            return answer(request, answers.BAD_HOST, str(error))
+        except PathRefused:
+            return answer(request, answers.NOT_FOUND, url_of(request))
+        token = _bearer(request)
+        if request.method == b"OPTIONS":
+            request.setHeader(b"access-control-allow-methods", _ALLOWED)
+            request.setHeader(b"access-control-allow-headers", b"Authorization, Content-Type")
+            request.setHeader(b"access-control-max-age", _PREFLIGHT_AGE)
+            if token is None:
+                request.setHeader(b"allow", _ALL_METHODS)
+                return b""
+        elif request.method not in _SENDS:
+            return answer(request, answers.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
+        if token is None:
+            return self._refuse(request, topic, answers.NO_TOKEN)
+        if not _TOKEN.fullmatch(token):
+            return self._token_inactive(request, topic)
+        if self._under_way >= MAX_UNDER_WAY:
+            return answer(request, answers.TOO_MANY_REQUESTS)
+        self._under_way += 1
+        deciding = self._decide(request, topic, token)
+        request.notifyFinish().addErrback(lambda _: deciding.cancel())
+        deciding.addErrback(self._give_answer, request, topic)
+        deciding.addCallbacks(
+            lambda body: _finish(request, body), lambda failure: _fault(request, failure)
+        )
+        return NOT_DONE_YET
+
+    @inlineCallbacks
+    def _decide(
+        self, request: Request, topic: TopicAddress, token: str
+    ) -> Generator[Deferred[Any], Any, bytes]:
+        """Do what `request` asks for; the result is the body of its answer."""
+        try:
+            grant: Grant = yield maybeDeferred(self._validator.validate, token, topic)
+            if grant.expires_at <= self._clock.seconds():
+                raise TokenInactive("expired")
+            if request.method == b"OPTIONS":
+                request.setHeader(b"allow", _methods(grant))
+                return b""
+            if not grant.may_send:
+                return answer(request, answers.NO_PRIVILEGE)
+            body = json_text(request.content.read())
+            sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
+            yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
+            return b""
+        finally:
+            self._under_way -= 1
+
+    def _sender(self, request: Request, grant: Grant) -> str | None:
+        """The URL of the cell that sends, as far as somebody trusted tells it."""
+        if self._trust_via:
+            via = request.requestHeaders.getRawHeaders(_VIA, [b""])[0].decode("latin-1")
+            # Each cell that relays adds itself at the end: the first is where it began.
+            first = via.partition(",")[0].strip()
+            if _is_cell_url(first):
+                return first
+        cell_url = (grant.subject or "").rsplit("#", 1)[0]
+        return cell_url if _is_cell_url(cell_url) else None
+
+    def _give_answer(self, failure: Failure, request: Request, topic: TopicAddress) -> bytes:
+        """The answer to a request that was refused or could not be served."""
+        kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
+        if kind is InvalidBody:
+            return answer(request, answers.NOT_JSON)
+        if kind is Unavailable:
+            return answer(request, answers.BROKER_OR_VALIDATOR_DOWN)
+        if failure.check(TopicNotFound):
+            return answer(request, answers.NOT_FOUND, url_of(request))
+        return self._token_inactive(request, topic)
+
+    def _token_inactive(self, request: Request, topic: TopicAddress) -> bytes:
+        if request.method == b"OPTIONS":
+            request.setHeader(b"allow", b"OPTIONS")
+            return b""
+        return self._refuse(request, topic, answers.TOKEN_INACTIVE)
+
+    def _refuse(self, request: Request, topic: TopicAddress, error: ApiError) -> bytes:
+        realm = self._unit.cell_url(topic.cell).encode("ascii")
+        return answer(request, error, headers={b"www-authenticate": b'Bearer realm="%s"' % realm})
+
+
+def _finish(request: Request, body: bytes) -> None:
+    request.setHeader(b"content-length", b"%d" % len(body))
+    request.write(body)
+    request.finish()
+
+
+def _fault(request: Request, failure: Failure) -> None:
+    """The client is gone, or a fault of ours."""
+    if not failure.check(CancelledError):
+        request.processingFailed(failure)
+
+
+def _bearer(request: Request) -> str | None:
+    """The bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
+    values = request.requestHeaders.getRawHeaders(b"authorization", [])
+    match = _BEARER.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
+    return None if match is None else match[1].strip()
+
+
+def _methods(grant: Grant) -> bytes:
+    allowed = [b"OPTIONS"]
+    if grant.may_send:
+        allowed += _SENDS
+    if grant.may_receive:
+        allowed.append(b"GET")
+    return b", ".join(allowed)
+
+
+def _is_cell_url(text: str) -> bool:
+    return _CELL_URL.fullmatch(text) is not None

@@ -1,0 +1,416 @@
+"""Adapter: Autobahn's callbacks to the rule book, the rule book's effects to Autobahn.
+
+A protocol class translates and holds no rule. What belongs to no single connection (the
+heartbeat, the deadlines, stopping) is in `Connections`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+import txaio
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from topicsvc.address import TopicAddress
+from topicsvc.deadlines import Deadlines
+from topicsvc.errors import TokenInactive, Unavailable
+from topicsvc.heartbeat import SLOTS, Pulse, Wheel
+from topicsvc.hub import Hub
+from topicsvc.outbound import Outbound
+from topicsvc.ports import Grant, TokenValidator
+from topicsvc.session import (
+    GOING_AWAY,
+    INTERNAL_ERROR,
+    POLICY_VIOLATION,
+    Close,
+    Effect,
+    Join,
+    Reply,
+    Session,
+    Validate,
+)
+from topicsvc.wire import Timestamps
+
+__all__ = ["CLOSE_TIMEOUT", "STALL_TIMEOUT", "Connections", "SessionSettings", "TopicProtocol"]
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a close handshake may take before the socket is aborted."""
+
+STALL_TIMEOUT = 10.0
+"""Seconds after which a peer that takes nothing is a slow consumer."""
+
+_MAX_CLOSE_REASON = 123
+_SLOW_CONSUMER = "Slow consumer"
+
+txaio.use_twisted()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What an operator may set about a session; see docs/configuration.md.
+
+    Attributes:
+        token_timeout: seconds to present a live token.
+        ping_interval: seconds between two pings of a connection.
+        ping_limit: unanswered pings in a row that end it.
+        max_message: most bytes of a client's message.
+        send_queue: most bytes that wait for one slow reader.
+        timestamps: the unit of ``Timestamp`` in replies.
+    """
+
+    token_timeout: float = 60
+    ping_interval: float = 60
+    ping_limit: int = 10
+    max_message: int = 65536
+    send_queue: int = 1048576
+    timestamps: Timestamps = "seconds"
+
+
+class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
+    """One connection: a WebSocket, its session, and its way out.
+
+    Args:
+        topic: what the client asked for.
+        connections: the house it lives in.
+    """
+
+    # Autobahn reports every fault of every stranger; ours are in `_log`.
+    log = txaio.make_logger(level="none")
+    _log: ClassVar[Logger] = Logger()
+
+    CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
+
+    def __init__(self, topic: TopicAddress, connections: Connections) -> None:
+        super().__init__()
+        self.topic = topic
+        self._house = connections
+        self._session = Session(connections.settings.timestamps)
+        self._pulse = Pulse(connections.settings.ping_limit)
+        self._outbound: Outbound | None = None
+        self._under_way: Deferred[Any] | None = None
+        self._joined = False
+        self._closed_because = ""
+
+    # What the house asks.
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        """See `topicsvc.ports.Member`."""
+        if self._session.may_deliver(now):
+            self._write(frames)
+
+    def beat(self, now: float) -> None:
+        """Ping the client, or close a session that has run out or a peer that is gone."""
+        self._perform(self._session.beat(now))
+        if self.state == self.STATE_OPEN:
+            ping = self._pulse.beat()
+            if ping is None:
+                self._perform(self._session.close(POLICY_VIOLATION, "No pong"))
+            else:
+                self.sendPing(ping)
+
+    def token_timeout(self) -> None:
+        """The time to present a live token is over."""
+        self._perform(self._session.token_timeout())
+
+    def going_away(self) -> None:
+        """The service is stopping."""
+        self._perform(self._session.close(GOING_AWAY, "Going away"))
+
+    def slow(self) -> None:
+        """Too much waits for this peer, or it has waited too long."""
+        self._log.info("{peer} reads too slowly: closing its session", peer=self.peer)
+        self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER))
+
+    def abort(self) -> None:
+        """The close handshake took too long."""
+        self.transport.abortConnection()
+
+    # What Autobahn calls.
+
+    def onOpen(self) -> None:
+        # The HTTP channel is still the transport's producer.
+        self.transport.unregisterProducer()
+        self._outbound = Outbound(
+            self.transport, self._house.settings.send_queue, self._house.stalls, self.slow
+        )
+        self._house.opened(self)
+        self._log.info("{peer} connected to {topic}", peer=self.peer, topic=self.topic.path)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self._perform(self._session.received(payload, isBinary, self._now()))
+
+    def onPong(self, payload: bytes) -> None:
+        self._pulse.pong(payload)
+
+    def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool:
+        """The peer closes, or answers our close."""
+        if code is not None and not _may_be_received(code):
+            return self._protocol_violation(f"invalid close code {code}")
+        try:
+            self.remoteCloseReason = None if reasonRaw is None else reasonRaw.decode("utf-8")
+        except UnicodeDecodeError:
+            return self._invalid_payload("invalid close reason")
+        self.remoteCloseCode = code
+        self.wasClean = True
+        if self.state == self.STATE_OPEN:
+            self._end("the client closed")
+            # It reads no more: what waits for it would only hold up the answer.
+            self._discard()
+            self.sendCloseFrame(code=code, isReply=True)
+        self.dropConnection(abort=False)
+        return True
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        self._end("the connection was lost")
+        self._discard()
+        self._house.gone(self)
+        self._log.info(
+            "{peer} left {topic}: {reason}",
+            peer=self.peer,
+            topic=self.topic.path,
+            reason=self._closed_because,
+        )
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        """Every frame, Autobahn's own too, goes out behind those written before."""
+        self._write(data)
+
+    def _fail_connection(self, code: int = POLICY_VIOLATION, reason: str = "") -> None:
+        """Fail the connection as RFC 6455, section 7.1.7, has it: say why, read no more."""
+        if self.failedByMe:
+            return
+        self.failedByMe = True
+        if self.state != self.STATE_OPEN:
+            self.dropConnection(abort=False)
+            return
+        self._end(reason)
+        self._discard()
+        self._send_close(code, reason)
+        # Half a close lets the peer read the code: closing with bytes of its own unread
+        # would reset the connection and with it the close frame.
+        if ISSLTransport.providedBy(self.transport):
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+
+    def _protocol_violation(self, reason: str) -> bool:
+        super()._protocol_violation(reason)
+        return True
+
+    def _invalid_payload(self, reason: str) -> bool:
+        super()._invalid_payload(reason)
+        return True
+
+    def _dataReceived(self, data: bytes) -> None:
+        if not self.failedByMe:
+            super()._dataReceived(data)
+
+    # Effects.
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Reply(frame):
+                    self._write(frame)
+                case Close(code, reason):
+                    self._end(reason)
+                    self._send_close(code, reason)
+                case Validate(token):
+                    validate = self._house.validator.validate
+                    self._own(maybeDeferred(validate, token, self.topic), self._judged)
+                case Join():
+                    join = self._house.hub.join
+                    self._own(maybeDeferred(join, self.topic, self), self._member)
+
+    def _own(self, asked: Deferred[Any], answered: Callable[[Any], None]) -> None:
+        """Wait for an answer, one at a time; it is cancelled when the session ends."""
+        self._under_way = asked
+        asked.addCallbacks(answered, self._unanswered)
+        asked.addErrback(self._fault)
+
+    def _judged(self, grant: Grant) -> None:
+        self._under_way = None
+        self._house.tokens.cancel(self)
+        self._perform(self._session.granted(grant, self._now()))
+
+    def _member(self, _: None) -> None:
+        self._under_way = None
+        self._joined = True
+        self._perform(self._session.joined(self._now()))
+
+    def _unanswered(self, failure: Failure) -> None:
+        self._under_way = None
+        now = self._now()
+        if failure.check(TokenInactive):
+            self._perform(self._session.refused(now))
+        elif failure.check(Unavailable):
+            self._perform(self._session.undecided(now))
+        elif not failure.check(CancelledError):
+            self._log.failure("a token of {peer} could not be judged", failure, peer=self.peer)
+            self._perform(self._session.failed(now))
+
+    def _fault(self, failure: Failure) -> None:
+        self._log.failure("a fault of ours ends {peer}", failure, peer=self.peer)
+        self._perform(self._session.close(INTERNAL_ERROR, "Internal error"))
+
+    def _end(self, why: str) -> None:
+        """The session is over, whatever becomes of the connection: leave nothing behind."""
+        self._session.lost()
+        self._closed_because = self._closed_because or why
+        self._house.tokens.cancel(self)
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.cancel()
+        if self._joined:
+            self._joined = False
+            self._house.hub.leave(self.topic, self)
+
+    def _send_close(self, code: int, reason: str) -> None:
+        reason_utf8 = reason.encode("utf-8")[:_MAX_CLOSE_REASON]
+        self._house.closing.start(self)
+        self.sendCloseFrame(code=code, reasonUtf8=reason_utf8, isReply=False)
+
+    def dropConnection(self, abort: bool = False) -> None:
+        if self.state != self.STATE_CLOSED:
+            self._house.closing.start(self)
+        super().dropConnection(abort)
+
+    def _discard(self) -> None:
+        if self._outbound is not None:
+            self._outbound.discard()
+
+    def _write(self, data: bytes) -> None:
+        if self._outbound is None:
+            self.transport.write(data)  # the opening handshake
+        else:
+            self._outbound.write(data)
+
+    def _now(self) -> float:
+        return self._house.clock.seconds()
+
+
+class Connections(Service):
+    """All connections: their factory, their heartbeat, their deadlines, their end.
+
+    Args:
+        validator: judges tokens.
+        hub: brings data.
+        clock: tells and keeps the time.
+        settings: what an operator may set.
+        drain: seconds over which the close frames are spread when the service stops.
+        random: spreads them.
+    """
+
+    name = "connections"
+    _log = Logger()
+
+    def __init__(
+        self,
+        validator: TokenValidator,
+        hub: Hub,
+        clock: IReactorTime,
+        settings: SessionSettings,
+        drain: float = 0,
+        random: Random | None = None,
+    ) -> None:
+        self.validator = validator
+        self.hub = hub
+        self.clock = clock
+        self.settings = settings
+        self._drain = drain
+        self._random = random or Random()
+        self._wheel: Wheel[TopicProtocol] = Wheel()
+        self._heart = LoopingCall.withCount(self._beat)
+        self._heart.clock = clock
+        self._all_gone: Deferred[None] | None = None
+        self.tokens = Deadlines[TopicProtocol](
+            clock, settings.token_timeout, TopicProtocol.token_timeout
+        )
+        self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
+        self.stalls = Deadlines[Outbound](clock, STALL_TIMEOUT, Outbound.give_up)
+        self._factory = _websocket_factory(settings)
+
+    def __len__(self) -> int:
+        return len(self._wheel)
+
+    def protocol(self, topic: TopicAddress) -> TopicProtocol:
+        """A new connection to `topic`, for the HTTP side to hand a transport to."""
+        protocol = self._factory.protocol(topic, self)
+        protocol.factory = self._factory
+        return protocol  # type: ignore[no-any-return]
+
+    def opened(self, protocol: TopicProtocol) -> None:
+        """The opening handshake is done."""
+        self._wheel.add(protocol)
+        self.tokens.start(protocol)
+
+    def gone(self, protocol: TopicProtocol) -> None:
+        """The connection is lost."""
+        self._wheel.discard(protocol)
+        self.closing.cancel(protocol)
+        if self._all_gone is not None and not self._wheel:
+            self._all_gone.callback(None)
+            self._all_gone = None
+
+    def startService(self) -> None:
+        super().startService()
+        self._heart.start(self.settings.ping_interval / SLOTS, now=False)
+
+    def stopService(self) -> Deferred[None] | None:
+        """Close every connection, spread over the drain time; fires when all are gone."""
+        super().stopService()
+        self._heart.stop()
+        if not self._wheel:
+            return None
+        self._all_gone = all_gone = Deferred()
+        members = list(self._wheel)
+        self._random.shuffle(members)
+        for place, member in enumerate(members):
+            self.clock.callLater(self._drain * place / len(members), member.going_away)
+        return all_gone
+
+    def _beat(self, turns: int) -> None:
+        """Turn the wheel; after a pause, or a jump of the clock, at most once around."""
+        now = self.clock.seconds()
+        for _ in range(min(turns, SLOTS)):
+            for member in self._wheel.turn():
+                try:
+                    member.beat(now)
+                except Exception:
+                    self._log.failure("a beat of {peer} failed", peer=member.peer)
+
+
+def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
+    factory = WebSocketServerFactory(server="")
+    factory.setProtocolOptions(
+        versions=[13],
+        webStatus=False,
+        utf8validateIncoming=True,
+        requireMaskedClientFrames=True,
+        maxMessagePayloadSize=settings.max_message,
+        failByDrop=False,
+        openHandshakeTimeout=0,  # HTTP has its own
+        closeHandshakeTimeout=0,  # `Connections.closing`
+        perMessageCompressionAccept=lambda _: None,
+        autoPingInterval=0,  # `Connections._beat`
+        allowNullOrigin=True,  # origins are the HTTP side's
+    )
+    # Autobahn copies its options to each connection and formats them for a debug line:
+    # on the class they cost nothing.
+    options = {name: getattr(factory, name) for name in WebSocketServerProtocol.CONFIG_ATTRS}
+    factory.protocol = type("TopicProtocol", (TopicProtocol,), options)
+    return factory
+
+
+def _may_be_received(code: int) -> bool:
+    """Whether a peer may send this close code (RFC 6455, section 7.4, and the IANA registry)."""
+    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))

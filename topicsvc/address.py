@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -228,7 +228,7 @@ class Unit:
         """The URL that data is sent to."""
         return self.cell_url(topic.cell) + quote("/".join(topic.parts[1:]))
 
-    def websocket_topic(self, hosts: list[bytes] | None, path: bytes) -> TopicAddress:
+    def websocket_topic(self, hosts: Sequence[bytes] | None, path: bytes) -> TopicAddress:
         """Read the Host headers and the path of a WebSocket URL, in either form.
 
         Raises:
@@ -239,7 +239,7 @@ class Unit:
             raise PathRefused("not a WebSocket URL of a topic")
         return TopicAddress.from_parts(cell, segments[1], segments[2].split("."))
 
-    def send_topic(self, hosts: list[bytes] | None, path: bytes) -> TopicAddress:
+    def send_topic(self, hosts: Sequence[bytes] | None, path: bytes) -> TopicAddress:
         """Read the Host headers and the path of a send URL, in either form.
 
         Raises:
@@ -254,7 +254,7 @@ class Unit:
         """Whether a path is in the WebSocket side's part of the URL space."""
         return _WEBSOCKET_MARK.encode() in path.split(b"/")[1:3]
 
-    def _resolve(self, hosts: list[bytes] | None, path: bytes) -> tuple[str, list[str]]:
+    def _resolve(self, hosts: Sequence[bytes] | None, path: bytes) -> tuple[str, list[str]]:
         """Find the cell that host and path name, and the path's segments below it."""
         cell = self._cell_of_host(hosts)
         segments = _segments(path)
@@ -262,7 +262,7 @@ class Unit:
             return segments[0], segments[1:]
         return cell, segments
 
-    def _cell_of_host(self, hosts: list[bytes] | None) -> str | None:
+    def _cell_of_host(self, hosts: Sequence[bytes] | None) -> str | None:
         if hosts is None or len(hosts) != 1:
             raise HostRefused("exactly one Host header is needed")
         try:

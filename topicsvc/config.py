@@ -238,7 +238,7 @@ class Table:
         return tuple(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """true or false."""
+        """True or false."""
         value = self._take(key, default)
         if not isinstance(value, bool):
             self.problem(key, f"{value!r} is neither", "true or false")
@@ -278,12 +278,12 @@ class Table:
     def _bounded(
         self, key: str, default: T, least: Any, most: Any, kinds: tuple[type, ...], what: str
     ) -> T:
-        value = self._take(key, default)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-            wrong = f"{value!r} is not"
-            self.problem(key, wrong, f"{what} from {least} to {most}")
+        value: Any = self._take(key, default)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:
+            self.problem(key, f"{value!r} is not", f"{what} from {least} to {most}")
             return default
-        return value
+        return value  # type: ignore[no-any-return]
 
     def _take(self, key: str, default: Any) -> Any:
         self.keys[key] = default

@@ -28,9 +28,7 @@ class Deadlines(Generic[T]):
 
     _log = Logger()
 
-    def __init__(
-        self, clock: IReactorTime, seconds: float, expired: Callable[[T], None]
-    ) -> None:
+    def __init__(self, clock: IReactorTime, seconds: float, expired: Callable[[T], None]) -> None:
         self._clock = clock
         self._seconds = seconds
         self._expired = expired

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import IListeningPort
@@ -49,7 +50,7 @@ def announce(config: Config, ports: Sequence[IListeningPort], now: float) -> Non
 def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:
     """What a demo prints once it listens."""
     is_tls = _TLS.match(config.listen[0]) is not None
-    address = ports[0].getHost()
+    address: Any = ports[0].getHost()
     host = "localhost" if isinstance(address, IPv6Address) else _HOST
     authority = f"{host}:{address.port}"
     websocket_url = f"{'wss' if is_tls else 'ws'}://{authority}{TOPIC.websocket_path}"

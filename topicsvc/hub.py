@@ -76,7 +76,11 @@ class Hub:
         if channel is None:
             channel = self._channels[topic] = _Channel(topic)
         waiting = channel.waiting
-        joining: Deferred[None] = Deferred(lambda _: waiting.pop(member))
+
+        def withdraw(_: Deferred[None]) -> None:
+            del waiting[member]
+
+        joining: Deferred[None] = Deferred(withdraw)
         waiting[member] = joining
         if is_new:
             self._subscribe(channel)

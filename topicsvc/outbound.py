@@ -1,4 +1,4 @@
-"""Application: bytes to one connection, at once where nothing waits, bounded where something does."""
+"""Application: bytes to one connection, at once where nothing waits, else bounded."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python import usage
-from twisted.web.resource import IResource
 from twisted.web.server import Site
 from zope.interface import implementer
 
@@ -40,7 +39,7 @@ from topicsvc.wire import data_frame
 __all__ = ["Options", "TopicService", "makeService"]
 
 
-class Options(usage.Options):  # type: ignore[misc]
+class Options(usage.Options):
     """The command line of ``twistd topicsvc``."""
 
     synopsis = "[--config FILE] [--listen ENDPOINT]... [--admin ENDPOINT] [--demo]"
@@ -57,7 +56,7 @@ class Options(usage.Options):  # type: ignore[misc]
     ]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self["listen"] = []
 
     def opt_listen(self, endpoint: str) -> None:
@@ -77,7 +76,7 @@ class Options(usage.Options):  # type: ignore[misc]
 
     def parseOptions(self, options: Any = None) -> None:
         try:
-            super().parseOptions(options)
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
             _give_up([str(error)])
 
@@ -115,7 +114,7 @@ def makeService(options: Options) -> IService:
 
 
 @implementer(IService)
-class TopicService(Service):  # type: ignore[misc]
+class TopicService(Service):
     """The whole service: starts from the inside out, stops from the outside in.
 
     Args:
@@ -151,7 +150,7 @@ class TopicService(Service):  # type: ignore[misc]
         site = TopicSite(tree, reactor, settings.send.max_body)
         self._listeners = [_Listener("listen", text, site, reactor) for text in settings.listen]
         if settings.admin:
-            admin = _admin_site(admin_tree(self._parts), reactor)
+            admin = _AdminSite(admin_tree(self._parts), reactor=reactor)
             self._listeners.append(_Listener("admin", settings.admin, admin, reactor))
 
     @property
@@ -161,7 +160,7 @@ class TopicService(Service):  # type: ignore[misc]
 
     def privilegedStartService(self) -> None:
         """Bind the ports, while the process may still take those below 1024."""
-        super().privilegedStartService()
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
         for listener in self._listeners:
             try:
                 listener.service.privilegedStartService()
@@ -169,19 +168,20 @@ class TopicService(Service):  # type: ignore[misc]
                 _give_up([f"{listener.setting}: {listener.text}: {error.socketError}"])
 
     def startService(self) -> None:
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self.broker.startService()
         self.connections.startService()
         for listener in self._listeners:
             listener.service.startService()
-        self._log.info("topicsvc {version} serves {count} ports", version=__version__,
-                       count=len(self.ports))
+        self._log.info(
+            "topicsvc {version} serves {count} ports", version=__version__, count=len(self.ports)
+        )
         if self.on_start is not None:
             self.on_start(self.ports)
 
     @inlineCallbacks
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         self._stopping = True
         for listener in self._listeners:
             yield maybeDeferred(listener.service.stopService)
@@ -224,13 +224,14 @@ class _Noting:
             self._listener.port = port
             return port
 
-        return self._endpoint.listen(factory).addCallback(note)  # type: ignore[no-any-return]
+        return self._endpoint.listen(factory).addCallback(note)
 
 
-def _admin_site(root: IResource, reactor: Any) -> Site:
-    site = Site(root, reactor=reactor)
-    site.log = lambda request: None
-    return site
+class _AdminSite(Site):
+    """The admin side; probes are not worth a line of log each."""
+
+    def log(self, request: Any) -> None:
+        pass
 
 
 def _give_up(problems: Any) -> NoReturn:

@@ -84,9 +84,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     """
 
     # Autobahn reports every fault of every stranger; ours are in `_log`.
-    log = txaio.make_logger(level="none")
+    log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
     _log: ClassVar[Logger] = Logger()
 
+    failedByMe: bool
     CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
 
     def __init__(self, topic: TopicAddress, connections: Connections) -> None:
@@ -327,7 +328,7 @@ class Connections(Service):
         self.clock = clock
         self.settings = settings
         self._drain = drain
-        self._random = random or Random()
+        self._random = random or Random()  # noqa: S311 - no secret, only spread
         self._wheel: Wheel[TopicProtocol] = Wheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
@@ -362,16 +363,17 @@ class Connections(Service):
             self._all_gone = None
 
     def startService(self) -> None:
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self._heart.start(self.settings.ping_interval / SLOTS, now=False)
 
     def stopService(self) -> Deferred[None] | None:
         """Close every connection, spread over the drain time; fires when all are gone."""
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         self._heart.stop()
         if not self._wheel:
             return None
-        self._all_gone = all_gone = Deferred()
+        all_gone: Deferred[None] = Deferred()
+        self._all_gone = all_gone
         members = list(self._wheel)
         self._random.shuffle(members)
         for place, member in enumerate(members):

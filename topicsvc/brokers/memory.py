@@ -10,11 +10,14 @@ from collections.abc import Callable
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 
 from topicsvc.address import TopicAddress
-from topicsvc.ports import Message
+from topicsvc.ports import Message, Subscription
 
 __all__ = ["MemoryBroker"]
+
+_log = Logger()
 
 _Deliver = Callable[[Message], None]
 
@@ -27,9 +30,7 @@ class MemoryBroker(Service):
     def __init__(self) -> None:
         self._subscriptions: dict[TopicAddress, dict[_Subscription, None]] = {}
 
-    def subscribe(
-        self, topic: TopicAddress, deliver: _Deliver
-    ) -> Deferred[_Subscription]:
+    def subscribe(self, topic: TopicAddress, deliver: _Deliver) -> Deferred[Subscription]:
         """Confirmed at once."""
         subscription = _Subscription(self._subscriptions, topic, deliver)
         self._subscriptions.setdefault(topic, {})[subscription] = None
@@ -56,8 +57,12 @@ class _Subscription:
         self._deliver: _Deliver | None = deliver
 
     def deliver(self, message: Message) -> None:
+        """Hand `message` on; a listener's failure is its own."""
         if self._deliver is not None:
-            self._deliver(message)
+            try:
+                self._deliver(message)
+            except Exception:
+                _log.failure("a subscriber of {topic} failed", topic=message.topic.path)
 
     def stop(self) -> Deferred[None]:
         if self._deliver is not None:

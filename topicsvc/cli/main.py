@@ -46,16 +46,25 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--key-file", required=True, type=Path, metavar="K", help="the key")
     make.add_argument("--new-key", action="store_true", help="make the key file first (mode 0600)")
     make.add_argument(
-        "--topic", action="append", default=[], metavar="PATH",
+        "--topic",
+        action="append",
+        default=[],
+        metavar="PATH",
         help="/cell1/box1/col/topic/name, or /cell1/box1/* for all below; may be repeated",
     )
     make.add_argument(
-        "--may", type=_rights, default=RIGHTS[:1], metavar="receive,send",
+        "--may",
+        type=_rights,
+        default=RIGHTS[:1],
+        metavar="receive,send",
         help="what it allows (default: receive)",
     )
     make.add_argument("--subject", metavar="URL", help="whose it is: a cell's URL")
     make.add_argument(
-        "--expires-in", type=_positive, default=3600, metavar="SECONDS",
+        "--expires-in",
+        type=_positive,
+        default=3600,
+        metavar="SECONDS",
         help="how long it lives (default: 3600)",
     )
     make.set_defaults(run=token.run)

@@ -38,10 +38,11 @@ def run(options: Namespace) -> None:
 
 
 @inlineCallbacks
-def _send_all(
-    url: str, token: str, lines: Iterable[bytes]
-) -> Generator[Deferred[Any], Any, None]:
-    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+def _send_all(url: str, token: str, lines: Iterable[bytes]) -> Generator[Deferred[Any], Any, None]:
+    headers: dict[bytes | str, bytes | str] = {
+        "authorization": f"Bearer {token}",
+        "content-type": "application/json",
+    }
     for number, line in enumerate(lines, 1):
         try:
             body = json_text(line)

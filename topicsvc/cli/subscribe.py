@@ -47,7 +47,7 @@ def run(options: Namespace) -> None:
 
 
 class _Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
-    log = txaio.make_logger(level="none")
+    log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
 
     def __init__(self, token: str, count: int | None, done: Deferred[None]) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ def find_token(options: Namespace) -> str:
     """
     if options.token_file is not None:
         try:
-            token = options.token_file.read_text("utf-8")
+            token: str = options.token_file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise Failed(f"{options.token_file}: {reason}") from error

@@ -27,7 +27,7 @@ class _Ready(Resource):
     isLeaf = True
 
     def __init__(self, parts: Callable[[], Mapping[str, bool]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._parts = parts
 
     def render_GET(self, request: Request) -> bytes:

@@ -47,7 +47,8 @@ class ApiError:
     def body(self, about: str = "") -> bytes:
         """The JSON document that tells it."""
         message = {"lang": "en", "value": self.text.replace("{0}", about)}
-        return json.dumps({"code": self.code, "message": message}).encode("ascii")
+        document = {"code": self.code, "message": message}
+        return json.dumps(document, separators=(",", ":")).encode("ascii")
 
 
 NOT_JSON = ApiError(400, "PR400-OD-0001", "JSON parse error.")

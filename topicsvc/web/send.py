@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, ma
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import (
@@ -24,6 +24,7 @@ from topicsvc.errors import (
 from topicsvc.ports import Broker, Grant, Message, TokenValidator
 from topicsvc.web import answers
 from topicsvc.web.answers import ApiError, answer, url_of
+from topicsvc.web.site import TopicRequest
 from topicsvc.wire import json_text
 
 __all__ = ["MAX_UNDER_WAY", "SendResource"]
@@ -62,7 +63,7 @@ class SendResource(Resource):
         clock: IReactorTime,
         trust_via: bool,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._validator = validator
         self._broker = broker
@@ -70,7 +71,7 @@ class SendResource(Resource):
         self._trust_via = trust_via
         self._under_way = 0
 
-    def render(self, request: Request) -> bytes | int:
+    def render(self, request: TopicRequest) -> bytes | int:
         """See `twisted.web.resource.IResource`."""
         request.setHeader(b"access-control-allow-origin", b"*")
         try:
@@ -107,7 +108,7 @@ class SendResource(Resource):
 
     @inlineCallbacks
     def _decide(
-        self, request: Request, topic: TopicAddress, token: str
+        self, request: TopicRequest, topic: TopicAddress, token: str
     ) -> Generator[Deferred[Any], Any, bytes]:
         """Do what `request` asks for; the result is the body of its answer."""
         try:
@@ -126,7 +127,7 @@ class SendResource(Resource):
         finally:
             self._under_way -= 1
 
-    def _sender(self, request: Request, grant: Grant) -> str | None:
+    def _sender(self, request: TopicRequest, grant: Grant) -> str | None:
         """The URL of the cell that sends, as far as somebody trusted tells it."""
         if self._trust_via:
             via = request.requestHeaders.getRawHeaders(_VIA, [b""])[0].decode("latin-1")
@@ -137,7 +138,7 @@ class SendResource(Resource):
         cell_url = (grant.subject or "").rsplit("#", 1)[0]
         return cell_url if _is_cell_url(cell_url) else None
 
-    def _give_answer(self, failure: Failure, request: Request, topic: TopicAddress) -> bytes:
+    def _give_answer(self, failure: Failure, request: TopicRequest, topic: TopicAddress) -> bytes:
         """The answer to a request that was refused or could not be served."""
         kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
         if kind is InvalidBody:
@@ -148,30 +149,30 @@ class SendResource(Resource):
             return answer(request, answers.NOT_FOUND, url_of(request))
         return self._token_inactive(request, topic)
 
-    def _token_inactive(self, request: Request, topic: TopicAddress) -> bytes:
+    def _token_inactive(self, request: TopicRequest, topic: TopicAddress) -> bytes:
         if request.method == b"OPTIONS":
             request.setHeader(b"allow", b"OPTIONS")
             return b""
         return self._refuse(request, topic, answers.TOKEN_INACTIVE)
 
-    def _refuse(self, request: Request, topic: TopicAddress, error: ApiError) -> bytes:
+    def _refuse(self, request: TopicRequest, topic: TopicAddress, error: ApiError) -> bytes:
         realm = self._unit.cell_url(topic.cell).encode("ascii")
         return answer(request, error, headers={b"www-authenticate": b'Bearer realm="%s"' % realm})
 
 
-def _finish(request: Request, body: bytes) -> None:
+def _finish(request: TopicRequest, body: bytes) -> None:
     request.setHeader(b"content-length", b"%d" % len(body))
     request.write(body)
     request.finish()
 
 
-def _fault(request: Request, failure: Failure) -> None:
+def _fault(request: TopicRequest, failure: Failure) -> None:
     """The client is gone, or a fault of ours."""
     if not failure.check(CancelledError):
         request.processingFailed(failure)
 
 
-def _bearer(request: Request) -> str | None:
+def _bearer(request: TopicRequest) -> str | None:
     """The bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
     values = request.requestHeaders.getRawHeaders(b"authorization", [])
     match = _BEARER.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None

@@ -30,12 +30,12 @@ class TopicTree(Resource):
     isLeaf = True
 
     def __init__(self, unit: Unit, upgrade: IResource, send: IResource | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._upgrade = upgrade
         self._send = send
 
-    def render(self, request: Request) -> bytes | int:
+    def render(self, request: Request) -> Any:
         """See `twisted.web.resource.IResource`."""
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
@@ -45,6 +45,8 @@ class TopicTree(Resource):
 class TopicRequest(Request):
     """A request whose body is bounded while it arrives, and whose answer has no banner."""
 
+    channel: TopicChannel
+    content: BytesIO
     _received = 0
 
     def gotLength(self, length: int | None) -> None:
@@ -56,11 +58,11 @@ class TopicRequest(Request):
         if self._received > self.channel.site.max_body:
             self.channel.refuse_body()
         else:
-            super().handleContentChunk(data)
+            super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
     def render(self, resrc: IResource) -> None:
         self.responseHeaders.removeHeader(b"server")
-        super().render(resrc)
+        super().render(resrc)  # type: ignore[no-untyped-call]
 
     def processingFailed(self, reason: Any) -> Any:
         """A fault of ours: log it, and tell the client no more than that."""
@@ -79,6 +81,7 @@ class TopicChannel(HTTPChannel):
     """An HTTP/1.1 connection that can become a WebSocket."""
 
     site: TopicSite
+    transport: Any
     refused = False
 
     def hand_over(self, protocol: Protocol, head: bytes) -> None:
@@ -121,11 +124,11 @@ class TopicChannel(HTTPChannel):
         if self.length is not None and self.length > self.site.max_body:
             self.refuse_body()
         else:
-            super().allHeadersReceived()
+            super().allHeadersReceived()  # type: ignore[no-untyped-call]
 
     def allContentReceived(self) -> None:
         if not self.refused:
-            super().allContentReceived()
+            super().allContentReceived()  # type: ignore[no-untyped-call]
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self.refused:
@@ -133,7 +136,7 @@ class TopicChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         if not self.refused:
-            super().dataReceived(data)
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
 
 
 class TopicSite(Site):
@@ -145,11 +148,11 @@ class TopicSite(Site):
         max_body: most bytes of a request's body.
     """
 
-    protocol = TopicChannel
+    protocol = TopicChannel  # type: ignore[assignment]
     requestFactory = TopicRequest
 
     def __init__(self, resource: IResource, clock: IReactorTime, max_body: int) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             resource,
             TopicRequest,
             parsePOSTFormSubmission=False,
@@ -158,7 +161,7 @@ class TopicSite(Site):
         )
         self.max_body = max_body
 
-    def log(self, request: Request) -> None:
+    def log(self, request: Any) -> None:
         """No access log: it would hold the query, and clients put tokens there."""
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import HostRefused, PathRefused
 from topicsvc.web import answers
 from topicsvc.web.answers import answer, url_of
+from topicsvc.web.site import TopicRequest
 from topicsvc.websocket import TopicProtocol
 
 __all__ = ["UpgradeResource"]
@@ -31,11 +32,11 @@ class UpgradeResource(Resource):
     isLeaf = True
 
     def __init__(self, unit: Unit, build: Callable[[TopicAddress], TopicProtocol]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._build = build
 
-    def render(self, request: Request) -> bytes | int:
+    def render(self, request: TopicRequest) -> bytes | int:
         """See `twisted.web.resource.IResource`."""
         hosts = request.requestHeaders.getRawHeaders(b"host")
         try:
@@ -59,23 +60,23 @@ class UpgradeResource(Resource):
         fault = _fault(request)
         if fault is not None:
             return answer(request, answers.NOT_A_HANDSHAKE, fault)
-        [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key")
+        [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
         request.channel.hand_over(self._build(topic), _head(key))
         return NOT_DONE_YET
 
 
-def _asks_for(request: Request, header: bytes, token: bytes) -> bool:
+def _asks_for(request: TopicRequest, header: bytes, token: bytes) -> bool:
     """Whether a header's comma-separated list holds `token` (RFC 6455, section 4.2.1)."""
     values = request.requestHeaders.getRawHeaders(header, [])
     return any(token == item.strip().lower() for value in values for item in value.split(b","))
 
 
-def _version(request: Request) -> bytes | None:
+def _version(request: TopicRequest) -> bytes | None:
     versions = request.requestHeaders.getRawHeaders(b"sec-websocket-version", [])
     return versions[0] if len(versions) == 1 else None
 
 
-def _fault(request: Request) -> str | None:
+def _fault(request: TopicRequest) -> str | None:
     """What keeps a request from being a handshake; None: nothing."""
     if request.clientproto != b"HTTP/1.1":
         return "HTTP/1.1 is needed"

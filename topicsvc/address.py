@@ -42,8 +42,10 @@ MAX_NAME = 249
 _CELL = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 _BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}|__")
 _MAX_PART = 128
+_LETTERS_AND_DIGITS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
 _WEBSOCKET_MARK = "__topic"
-_PORT = re.compile(r"[0-9]{1,5}")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?|\[[0-9a-f:.]+\]")
+_AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:]*)(:(?P<port>[0-9]{1,5}))?")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _UNPRINTED = re.compile(rb"[^!-~]")
 
@@ -54,9 +56,6 @@ def _is_part(name: str) -> bool:
     return 1 <= len(name) <= _MAX_PART and all(
         char in "_-" or unicodedata.category(char) in _LETTERS_AND_DIGITS for char in name
     )
-
-
-_LETTERS_AND_DIGITS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,22 +268,16 @@ class Unit:
             host = hosts[0].decode("ascii").lower()
         except UnicodeDecodeError:
             raise HostRefused("not a host name") from None
-        name, colon, port = host.rpartition(":")
-        if colon and not name.endswith("]") and ":" in name:
-            raise HostRefused("an IPv6 address needs brackets")
-        if not colon or host.endswith("]"):
-            name = host
-        elif not _PORT.fullmatch(port) or int(port) > 65535:
-            raise HostRefused("not a port number")
+        match = _AUTHORITY.fullmatch(host)
+        if match is None or int(match["port"] or 0) > 65535:
+            raise HostRefused("not a host name and a port")
+        name = match["name"]
         if name in self._hosts:
             return None
         label, _, unit = name.partition(".")
         if unit in self._hosts and _CELL.fullmatch(label):
             return label
         raise HostRefused("this host is not served here")
-
-
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?|\[[0-9a-f:.]+\]")
 
 
 def _segments(path: bytes) -> list[str]:

@@ -121,10 +121,12 @@ class Hub:
 
     def _let_go(self, channel: _Channel) -> None:
         """End the subscription of a topic that nobody listens to."""
-        if channel.members or channel.waiting or channel.subscription is None:
+        subscription = channel.subscription
+        if channel.members or channel.waiting or subscription is None:
             return
+        channel.subscription = None
         del self._channels[channel.topic]
-        stopping = maybeDeferred(channel.subscription.stop)
+        stopping = maybeDeferred(subscription.stop)
         stopping.addErrback(
             lambda failure: self._log.failure("ending a subscription failed", failure)
         )

@@ -64,10 +64,12 @@ def read_key(path: Path) -> bytes:
 
 
 def sign_token(
-    key: bytes, subject: str, topics: Sequence[str], may: Sequence[str], expires_at: int
+    key: bytes, subject: str | None, topics: Sequence[str], may: Sequence[str], expires_at: int
 ) -> str:
-    """Make a token. `topics` are patterns, `may` some of `RIGHTS`, the time in seconds."""
-    claims = {"sub": subject, "exp": expires_at, "topics": list(topics), "may": list(may)}
+    """Make a token. `topics` are patterns, `may` some of `RIGHTS`, the time is in seconds."""
+    claims: dict[str, object] = {"exp": expires_at, "topics": list(topics), "may": list(may)}
+    if subject is not None:
+        claims["sub"] = subject
     return jwt.encode(claims, key, algorithm=_ALGORITHM)
 
 

@@ -1,0 +1,222 @@
+"""From one subscription a topic to all its members."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fakes import FakeBroker
+from topicsvc.address import TopicAddress
+from topicsvc.errors import BrokerUnavailable
+from topicsvc.hub import MAX_JOINED, SHARE, SLICE, Hub
+from topicsvc.ports import Message
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+OTHER = TopicAddress("cell1", "box1", ("col",), "other")
+
+
+class Listener:
+    """A member that remembers."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.taken: list[tuple[bytes, int]] = []
+        self.fails = fails
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        self.taken.append((frames, count))
+        if self.fails:
+            raise RuntimeError("said the test")
+
+    @property
+    def frames(self) -> bytes:
+        return b"".join(frames for frames, _ in self.taken)
+
+
+class HubTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.broker = FakeBroker()
+        self.encoded: list[Message] = []
+        self.hub = Hub(self.broker, self.clock, self.encode)
+
+    def encode(self, message: Message) -> bytes:
+        self.encoded.append(message)
+        return b"<%s>" % message.body
+
+    def join(self, topic: TopicAddress = TOPIC, fails: bool = False) -> Listener:
+        listener = Listener(fails)
+        joining = self.hub.join(topic, listener)
+        if not joining.called:
+            self.broker.confirm()
+        self.successResultOf(joining)
+        return listener
+
+    def bring(self, body: bytes, topic: TopicAddress = TOPIC) -> None:
+        self.broker.bring(Message(topic, None, body))
+
+    def turn(self) -> None:
+        """Run what is due now, as a reactor does: not what that makes due."""
+        for call in self.clock.getDelayedCalls():
+            self.clock.calls.remove(call)
+            call.called = True
+            call.func(*call.args, **call.kw)
+
+
+class MembershipTests(HubTests):
+    def test_the_first_member_waits_for_the_confirmation_the_next_do_not(self) -> None:
+        first = self.hub.join(TOPIC, Listener())
+        second = self.hub.join(TOPIC, Listener())
+        self.assertNoResult(first)
+        self.assertNoResult(second)
+        self.broker.confirm()
+        self.successResultOf(first)
+        self.successResultOf(second)
+        self.successResultOf(self.hub.join(TOPIC, Listener()))
+        self.assertEqual(len(self.broker.subscriptions), 1)
+
+    def test_a_denied_subscription_is_told_to_all_who_wait(self) -> None:
+        joinings = [self.hub.join(TOPIC, Listener()) for _ in range(3)]
+        self.broker.deny()
+        for joining in joinings:
+            self.failureResultOf(joining, BrokerUnavailable)
+        self.assertEqual(self.hub.topics, 0)
+        self.join()
+
+    def test_a_broker_that_raises_is_a_failure_of_the_join(self) -> None:
+        self.patch(self.broker, "subscribe", lambda topic, deliver: 1 // 0)
+        self.failureResultOf(self.hub.join(TOPIC, Listener()), ZeroDivisionError)
+
+    def test_the_last_to_leave_ends_the_subscription(self) -> None:
+        one, two = self.join(), self.join()
+        self.hub.leave(TOPIC, one)
+        self.assertEqual(len(self.broker.live), 1)
+        self.hub.leave(TOPIC, two)
+        self.hub.leave(TOPIC, two)
+        self.assertEqual((self.broker.live, self.hub.topics), ([], 0))
+        self.assertEqual(self.broker.subscriptions[0].stops, 1)
+
+    def test_a_topic_can_be_joined_again(self) -> None:
+        self.hub.leave(TOPIC, self.join())
+        again = self.join()
+        self.bring(b"1")
+        self.turn()
+        self.assertEqual(again.frames, b"<1>")
+
+    def test_a_wish_withdrawn_before_the_confirmation_leaves_nothing(self) -> None:
+        joining = self.hub.join(TOPIC, Listener())
+        joining.cancel()
+        self.failureResultOf(joining, CancelledError)
+        self.broker.confirm()
+        self.assertEqual((self.broker.live, self.hub.topics), ([], 0))
+
+    def test_one_who_withdraws_does_not_take_the_others_along(self) -> None:
+        withdrawn, kept = self.hub.join(TOPIC, Listener()), self.hub.join(TOPIC, Listener())
+        withdrawn.cancel()
+        self.failureResultOf(withdrawn, CancelledError)
+        self.broker.confirm()
+        self.successResultOf(kept)
+
+    def test_one_may_leave_in_the_turn_of_its_confirmation(self) -> None:
+        listener = Listener()
+        joining = self.hub.join(TOPIC, listener)
+        joining.addCallback(lambda _: self.hub.leave(TOPIC, listener))
+        self.broker.confirm()
+        self.assertEqual((self.broker.live, self.hub.topics), ([], 0))
+
+    def test_a_subscription_that_cannot_be_ended_is_logged(self) -> None:
+        listener = self.join()
+        broken: Deferred[None] = Deferred()
+        self.patch(self.broker.subscriptions[0], "stop", lambda: broken)
+        self.hub.leave(TOPIC, listener)
+        broken.errback(RuntimeError("said the test"))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+
+class DeliveryTests(HubTests):
+    def test_all_messages_of_one_turn_are_encoded_once_and_joined_once(self) -> None:
+        listeners = [self.join() for _ in range(3)]
+        for body in (b"1", b"2", b"3"):
+            self.bring(body)
+        self.assertEqual([listener.taken for listener in listeners], [[]] * 3)
+        self.turn()
+        self.assertEqual([listener.taken for listener in listeners], [[(b"<1><2><3>", 3)]] * 3)
+        self.assertIs(listeners[0].taken[0][0], listeners[1].taken[0][0])
+        self.assertEqual(len(self.encoded), 3)
+
+    def test_a_message_for_nobody_costs_nothing(self) -> None:
+        listener = self.join()
+        self.hub.leave(TOPIC, listener)
+        self.broker.subscriptions[0].deliver(Message(TOPIC, None, b"1"))
+        self.assertEqual((self.encoded, self.clock.getDelayedCalls()), ([], []))
+
+    def test_one_bad_member_never_stops_the_walk(self) -> None:
+        good, bad, also_good = self.join(), self.join(fails=True), self.join()
+        self.bring(b"1")
+        self.turn()
+        self.assertEqual([each.frames for each in (good, bad, also_good)], [b"<1>"] * 3)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_a_message_that_cannot_be_encoded_is_dropped_alone(self) -> None:
+        listener = self.join()
+        self.hub._encode = lambda message: b"<%d>" % (1 // int(message.body))
+        for body in (b"1", b"0", b"1"):
+            self.bring(body)
+        self.turn()
+        self.assertEqual(listener.frames, b"<1><1>")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_long_walk_is_cut_into_slices(self) -> None:
+        listeners = [self.join() for _ in range(2 * SLICE + 10)]
+        self.bring(b"1")
+        reached = []
+        for _ in range(4):
+            self.turn()
+            reached.append(sum(bool(listener.taken) for listener in listeners))
+        self.assertEqual(reached, [SLICE, 2 * SLICE, 2 * SLICE + 10, 2 * SLICE + 10])
+
+    def test_messages_that_come_during_a_walk_follow_in_order(self) -> None:
+        listeners = [self.join() for _ in range(SLICE + 10)]
+        self.bring(b"1")
+        self.turn()
+        self.bring(b"2")
+        self.bring(b"3")
+        for _ in range(3):
+            self.turn()
+        self.assertEqual({listener.frames for listener in listeners}, {b"<1><2><3>"})
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_those_who_join_during_a_walk_get_what_comes_after(self) -> None:
+        for _ in range(SLICE + 10):
+            self.join()
+        self.bring(b"1")
+        self.turn()
+        late = self.join()
+        self.bring(b"2")
+        for _ in range(3):
+            self.turn()
+        self.assertEqual(late.frames, b"<2>")
+
+    def test_a_big_topic_does_not_hold_up_a_small_one(self) -> None:
+        big = [self.join() for _ in range(3 * SLICE)]
+        small = self.join(OTHER)
+        self.bring(b"1")
+        self.bring(b"2", OTHER)
+        self.turn()
+        self.assertEqual(small.frames, b"<2>")
+        self.assertEqual(sum(bool(listener.taken) for listener in big), SLICE - 1)
+        self.assertLess(SHARE, SLICE)
+
+    def test_a_flood_is_not_joined_without_bound(self) -> None:
+        listener = self.join()
+        for _ in range(3):
+            self.bring(b"x" * (MAX_JOINED // 2))
+        while self.clock.getDelayedCalls():
+            self.turn()
+        self.assertEqual([count for _, count in listener.taken], [1, 1, 1])
+
+    def test_a_message_longer_than_that_is_still_delivered(self) -> None:
+        listener = self.join()
+        self.bring(b"x" * (2 * MAX_JOINED))
+        self.turn()
+        self.assertEqual(len(listener.frames), 2 * MAX_JOINED + 2)

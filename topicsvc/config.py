@@ -111,7 +111,8 @@ def load(text: str, listen: Iterable[str] = (), admin: str | None = None) -> Con
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([f"not TOML: {error}"]) from error
     table = Table(members)
-    endpoints = tuple(listen) or table.texts("listen")
+    written = table.texts("listen")
+    endpoints = tuple(listen) or written
     if not endpoints:
         table.problem("listen", "nothing to listen on", 'an endpoint, ["tcp:8080"]')
     config = _config(table, endpoints, admin)
@@ -121,12 +122,13 @@ def load(text: str, listen: Iterable[str] = (), admin: str | None = None) -> Con
 
 def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     default = SessionSettings()
+    written_admin = table.text("admin", "", 'an endpoint, "tcp:9090:interface=127.0.0.1"')
     session = table.table("session")
     send = table.table("send")
     stop = table.table("stop")
     return Config(
         listen=listen,
-        admin=table.text("admin", "", "an endpoint") if admin is None else admin,
+        admin=admin or written_admin,
         unit=_unit(table),
         topics=tuple(_topics(table)),
         session=SessionSettings(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -37,6 +38,9 @@ from topicsvc.websocket import Connections
 from topicsvc.wire import data_frame
 
 __all__ = ["Options", "TopicService", "makeService"]
+
+
+_TLS_DIRECTORY = re.compile(r"tls:((?:\\.|[^:\\])+)")
 
 
 class Options(usage.Options):
@@ -164,8 +168,9 @@ class TopicService(Service):
         for listener in self._listeners:
             try:
                 listener.service.privilegedStartService()
-            except CannotListenError as error:
-                _give_up([f"{listener.setting}: {listener.text}: {error.socketError}"])
+            except Exception as error:  # whatever an endpoint raises
+                reason = error.socketError if isinstance(error, CannotListenError) else error
+                _give_up([f"{listener.setting}: {listener.text}: {reason}"])
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -203,6 +208,7 @@ class _Listener:
         self.text = text
         self.port: IListeningPort | None = None
         try:
+            _look_for_certificates(text)
             self.service: StreamServerEndpointService = strports.service(text, factory, reactor)
         except Exception as error:  # whatever a parser of endpoints raises
             raise ConfigError(
@@ -225,6 +231,19 @@ class _Noting:
             return port
 
         return self._endpoint.listen(factory).addCallback(note)
+
+
+def _look_for_certificates(endpoint: str) -> None:
+    """Complain of a ``tls:`` directory without certificates: Twisted would serve none.
+
+    Raises:
+        ValueError: there are none.
+    """
+    match = _TLS_DIRECTORY.match(endpoint)
+    if match is not None:
+        directory = Path(match[1].replace("\\:", ":"))
+        if not any(directory.glob("**/*.pem")):
+            raise ValueError(f"no .pem file in {directory}")
 
 
 class _AdminSite(Site):

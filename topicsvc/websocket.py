@@ -369,7 +369,8 @@ class Connections(Service):
     def stopService(self) -> Deferred[None] | None:
         """Close every connection, spread over the drain time; fires when all are gone."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self._heart.stop()
+        if self._heart.running:
+            self._heart.stop()
         if not self._wheel:
             return None
         all_gone: Deferred[None] = Deferred()

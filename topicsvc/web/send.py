@@ -101,9 +101,7 @@ class SendResource(Resource):
         deciding = self._decide(request, topic, token)
         request.notifyFinish().addErrback(lambda _: deciding.cancel())
         deciding.addErrback(self._give_answer, request, topic)
-        deciding.addCallbacks(
-            lambda body: _finish(request, body), lambda failure: _fault(request, failure)
-        )
+        deciding.addCallbacks(request.finish_with, lambda failure: _fault(request, failure))
         return NOT_DONE_YET
 
     @inlineCallbacks
@@ -158,12 +156,6 @@ class SendResource(Resource):
     def _refuse(self, request: TopicRequest, topic: TopicAddress, error: ApiError) -> bytes:
         realm = self._unit.cell_url(topic.cell).encode("ascii")
         return answer(request, error, headers={b"www-authenticate": b'Bearer realm="%s"' % realm})
-
-
-def _finish(request: TopicRequest, body: bytes) -> None:
-    request.setHeader(b"content-length", b"%d" % len(body))
-    request.write(body)
-    request.finish()
 
 
 def _fault(request: TopicRequest, failure: Failure) -> None:

@@ -70,11 +70,14 @@ class TopicRequest(Request):
         if self.startedWriting:
             self.loseConnection()
         else:
-            self.setResponseCode(answers.INTERNAL_ERROR.status)
-            self.setHeader(b"content-type", b"application/json")
-            self.write(answers.INTERNAL_ERROR.body())
-            self.finish()
+            self.finish_with(answers.answer(self, answers.INTERNAL_ERROR))
         return reason
+
+    def finish_with(self, body: bytes) -> None:
+        """Write the whole body of an answer that was not given at once."""
+        self.setHeader(b"content-length", b"%d" % len(body))
+        self.write(body)
+        self.finish()
 
 
 class TopicChannel(HTTPChannel):

@@ -1,0 +1,58 @@
+"""An independent WebSocket client, for tests that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Coroutine
+from typing import Any
+
+from websockets.asyncio.client import connect
+
+TIMEOUT = 10.0
+
+
+class Client:
+    """A connection of the ``websockets`` library to a loopback port, under any host name.
+
+    It runs in a loop of its own, one call at a time: that library's client in threads
+    reads and writes one TLS object from two of them, and under load loses data.
+    """
+
+    def __init__(
+        self, port: int, host: str, path: str, context: ssl.SSLContext | None = None
+    ) -> None:
+        self._runner = asyncio.Runner()
+        options = {"server_hostname": host} if context else {}
+        try:
+            self._connection = self._run(
+                connect(
+                    f"{'wss' if context else 'ws'}://{host}{path}",
+                    host="127.0.0.1",
+                    port=port,
+                    ssl=context,
+                    compression="deflate",
+                    open_timeout=TIMEOUT,
+                    close_timeout=TIMEOUT,
+                    **options,
+                ).__aenter__()
+            )
+        except BaseException:
+            self._runner.close()
+            raise
+
+    def send(self, message: str | bytes) -> None:
+        self._run(self._connection.send(message))
+
+    def recv(self) -> Any:
+        """The next message; fails when none comes in time."""
+        return self._run(asyncio.wait_for(self._connection.recv(), TIMEOUT))
+
+    def close(self) -> None:
+        try:
+            self._run(self._connection.close())
+        finally:
+            self._runner.close()
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner.run(work)

@@ -1,0 +1,113 @@
+"""Real processes: a topicsvc under twistd, and the commands of its users."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 20.0
+
+TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+TOPICSVC = [
+    sys.executable,
+    "-c",
+    "import sys; from topicsvc.cli.main import main; sys.exit(main())",
+]
+
+_PORT = re.compile(r"(?:TopicSite|_AdminSite)(?: \(TLS\))? starting on (\d+)")
+
+
+def environment() -> dict[str, str]:
+    """What a child sees: the modules of this process, in this order, and nothing buffered."""
+    path = os.pathsep.join(each or os.getcwd() for each in sys.path)
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+class Process:
+    """A child whose output is read line by line while it runs."""
+
+    def __init__(self, arguments: Iterable[str], **options: Any) -> None:
+        self.output: list[str] = []
+        self._news = threading.Condition()
+        self.child = subprocess.Popen(
+            list(arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(),
+            **options,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.output)
+
+    def wait_for(self, pattern: str, timeout: float = TIMEOUT) -> re.Match[str]:
+        """Wait until the output matches `pattern`."""
+        match = None
+
+        def look() -> bool:
+            nonlocal match
+            match = re.search(pattern, self.text)
+            return match is not None or not self._reader.is_alive()
+
+        with self._news:
+            self._news.wait_for(look, timeout)
+        if match is None:
+            raise AssertionError(f"{pattern!r} is not in the output:\n{self.text}")
+        return match
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """Wait for the end; return the exit code."""
+        self.child.wait(timeout)
+        self._reader.join(timeout)
+        return self.child.returncode
+
+    def stop(self, timeout: float = TIMEOUT) -> int:
+        """End it as an operator would; for good if it will not."""
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+        try:
+            return self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.wait(timeout)
+            raise AssertionError(f"did not stop:\n{self.text}") from None
+
+    def _read(self) -> None:
+        assert self.child.stdout is not None
+        with self.child.stdout:
+            for line in self.child.stdout:
+                with self._news:
+                    self.output.append(line)
+                    self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+
+class Service(Process):
+    """``twistd topicsvc``, listening.
+
+    Attributes:
+        ports: the port numbers, in the order of the settings.
+    """
+
+    def __init__(self, *arguments: str, directory: Path, **options: Any) -> None:
+        twistd = [*TWISTD, "--nodaemon", "--pidfile=", "--rundir", str(directory)]
+        super().__init__([*twistd, "topicsvc", *arguments], **options)
+        self.wait_for(r"topicsvc \S+ serves \d+ ports?\n")
+        self.ports = [int(port) for port in _PORT.findall(self.text)]
+
+    def demo_text(self) -> str:
+        """All that ``--demo`` prints."""
+        self.wait_for(r"curl .*\n\n")
+        return self.text

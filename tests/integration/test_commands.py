@@ -1,0 +1,114 @@
+"""``topicsvc subscribe`` and ``send`` against a running service, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.process import TOPICSVC, TWISTD, Process, Service, environment
+
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+
+class CommandTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        self.service = Service("--demo", "--listen", LOOPBACK, directory=directory)
+        self.addCleanup(self.service.stop)
+        text = self.service.demo_text()
+        self.token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        self.subscribe_url = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
+        self.send_url = re.search(r"topicsvc send (\S+) ", text)[1]
+
+    def command(self, *arguments: str, given: bytes = b"") -> tuple[int, str, str]:
+        done = subprocess.run(
+            [*TOPICSVC, *arguments],
+            check=False,
+            input=given,
+            capture_output=True,
+            env={**environment(), "TOPICSVC_TOKEN": self.token},
+            timeout=30,
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def test_many_lines_arrive_in_order_one_a_line(self) -> None:
+        subscriber = Process(
+            [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "50", "--token", self.token]
+        )
+        self.addCleanup(subscriber.stop)
+        subscriber.wait_for("subscribed for")
+        lines = [b'{"number":\t%d}' % number for number in range(50)]
+        self.assertEqual(
+            self.command("send", self.send_url, "-", given=b"\n".join([*lines, b"", b""])),
+            (0, "", ""),
+        )
+        self.assertEqual(subscriber.wait(), 0)
+        received = [json.loads(line) for line in subscriber.output if line.startswith("{")]
+        self.assertEqual([each["Body"]["number"] for each in received], list(range(50)))
+
+    def test_a_body_with_line_breaks_is_one_line(self) -> None:
+        subscriber = Process(
+            [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "1", "--token", self.token]
+        )
+        self.addCleanup(subscriber.stop)
+        subscriber.wait_for("subscribed for")
+        self.assertEqual(self.command("send", self.send_url, '{\n"a":\r\n1}')[0], 0)
+        subscriber.wait()
+        self.assertEqual(json.loads(subscriber.output[-1])["Body"], {"a": 1})
+
+    def test_a_subscriber_is_told_why_it_was_refused(self) -> None:
+        code, out, err = self.command("subscribe", self.subscribe_url, "--token", "nonsense")
+        self.assertEqual((code, out), (1, ""))
+        self.assertEqual(err, "topicsvc subscribe: closed: Token inactive (1008)\n")
+        code, _, err = self.command("subscribe", self.subscribe_url + "/x")
+        self.assertEqual((code, err.count("\n")), (1, 1), err)
+
+    def test_a_sender_is_told_why_it_was_refused(self) -> None:
+        for arguments, words in (
+            (("1", "--token", "nonsense"), "message 1: 401 Token parse error."),
+            (("nonsense",), "message 1: not one JSON value"),
+        ):
+            code, out, err = self.command("send", self.send_url, *arguments)
+            self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
+            self.assertIn(words, err)
+        code, _, err = self.command("send", self.send_url, given=b"1\n2\nnonsense\n4\n")
+        self.assertEqual(code, 1)
+        self.assertIn("message 3: not one JSON value", err)
+
+    def test_nobody_there(self) -> None:
+        self.service.stop()
+        for command, url in (("send", self.send_url), ("subscribe", self.subscribe_url)):
+            code, out, err = self.command(command, url, given=b"1")
+            self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
+            self.assertIn("refused", err)
+
+
+class StartTests(SynchronousTestCase):
+    def test_a_wrong_start_is_one_line_and_exit_code_1(self) -> None:
+        for arguments, words in (
+            ([], "nothing to run"),
+            (["--nonsense"], "option --nonsense not recognized"),
+            (["--config", "nowhere.toml"], "nowhere.toml: No such file"),
+            (["--demo", "--listen", "nonsense:1"], "listen: 'nonsense:1'"),
+        ):
+            with self.subTest(arguments=arguments):
+                process = Process([*TWISTD, "--nodaemon", "--pidfile=", "topicsvc", *arguments])
+                self.assertEqual(process.wait(), 1)
+                self.assertEqual(process.text.count("\n"), 1, process.text)
+                self.assertIn(words, process.text)
+
+    def test_a_taken_port_is_a_clear_message_and_exit_code_1(self) -> None:
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        first = Service("--demo", "--listen", LOOPBACK, directory=directory)
+        self.addCleanup(first.stop)
+        endpoint = f"tcp:{first.ports[0]}:interface=127.0.0.1"
+        second = Process([*TWISTD, "-n", "--pidfile=", "topicsvc", "--demo", "--listen", endpoint])
+        self.assertEqual(second.wait(), 1)
+        self.assertRegex(second.output[-1], f" topicsvc: listen: {endpoint}: .* in use\n")
+        self.assertNotIn("Traceback", second.text)

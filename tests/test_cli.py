@@ -1,0 +1,153 @@
+"""The ``topicsvc`` command: what it prints, and what a wrong use of it gets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+import topicsvc
+from topicsvc.address import TopicAddress
+from topicsvc.cli import terminal, token
+from topicsvc.cli.main import main
+from topicsvc.errors import TokenInactive
+from topicsvc.validators.local import LocalValidator, read_key
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+
+
+class CommandTestCase(SynchronousTestCase):
+    def run_command(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(arguments)
+            except SystemExit as ended:
+                code = ended.code
+        return code, out.getvalue(), err.getvalue()
+
+    def assert_refused(self, words: str, *arguments: str) -> None:
+        """One line on standard error, nothing on standard output, exit code 1."""
+        code, out, err = self.run_command(*arguments)
+        self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
+        self.assertTrue(err.startswith("topicsvc"), err)
+        self.assertIn(words, err)
+
+
+class MainTests(CommandTestCase):
+    def test_the_version(self) -> None:
+        self.assertEqual(
+            self.run_command("--version")[:2], (0, f"topicsvc {topicsvc.__version__}\n")
+        )
+
+    def test_help_names_every_command(self) -> None:
+        code, out, _ = self.run_command("--help")
+        self.assertEqual(code, 0)
+        for command in ("token", "subscribe", "send", "check"):
+            self.assertIn(command, out)
+
+    def test_wrong_uses(self) -> None:
+        self.assert_refused("COMMAND")
+        self.assert_refused("nonsense", "nonsense")
+        self.assert_refused("--foo", "check", "--config", "x", "--foo")
+        self.assert_refused("WS_URL", "subscribe")
+        self.assert_refused("0", "subscribe", "ws://x/", "--count", "0")
+
+
+class TokenTests(CommandTestCase):
+    def setUp(self) -> None:
+        self.key_file = self.mktemp()
+
+    def make(self, *more: str) -> tuple[int, str, str]:
+        return self.run_command("token", "--key-file", self.key_file, *more)
+
+    def test_it_prints_the_token_and_nothing_else(self) -> None:
+        self.assertEqual(self.make("--new-key"), (0, "", ""))
+        clock = Clock()
+        self.patch(token.time, "time", lambda: 1000.5)
+        code, out, err = self.make(
+            "--topic", TOPIC.path, "--topic", "/cell2/*", "--may", "receive,send",
+            "--subject", "https://cell1.unit1.example/", "--expires-in", "60",
+        )  # fmt: skip
+        self.assertEqual((code, err, out.count("\n"), len(out.split())), (0, "", 1, 1))
+        clock.rightNow = 1000.0
+        validator = LocalValidator(read_key(Path(self.key_file)), clock)
+        grant = self.successResultOf(validator.validate(out.strip(), TOPIC))
+        self.assertEqual(grant.subject, "https://cell1.unit1.example/")
+        self.assertEqual((grant.expires_at, grant.may_receive, grant.may_send), (1060, True, True))
+        other = TopicAddress("cell2", "b", ("c",), "t")
+        self.successResultOf(validator.validate(out.strip(), other))
+
+    def test_unless_told_otherwise_it_may_only_receive(self) -> None:
+        _, out, _ = self.make("--new-key", "--topic", TOPIC.path)
+        clock = Clock()
+        validator = LocalValidator(read_key(Path(self.key_file)), clock)
+        grant = self.successResultOf(validator.validate(out.strip(), TOPIC))
+        self.assertEqual((grant.may_receive, grant.may_send), (True, False))
+        other = validator.validate(out.strip(), TopicAddress("cell2", "b", ("c",), "t"))
+        self.failureResultOf(other, TokenInactive)
+
+    def test_wrong_uses(self) -> None:
+        begin = ("token", "--key-file", self.key_file)
+        self.assert_refused("--new-key makes one", *begin, "--topic", TOPIC.path)
+        self.assert_refused("--topic is missing", *begin)
+        self.assert_refused("not /{cell}", *begin, "--topic", "cell1")
+        self.assert_refused("receive; send", *begin, "--topic", TOPIC.path, "--may", "read")
+        self.assert_refused("'-5'", *begin, "--topic", TOPIC.path, "--expires-in=-5")
+        self.make("--new-key")
+        self.assert_refused("exists", *begin, "--new-key")
+        Path(self.key_file).write_text("short")
+        self.assert_refused("not a key", *begin, "--topic", TOPIC.path)
+        self.assert_refused("nowhere", "token", "--key-file", "nowhere/key", "--new-key")
+
+
+class ClientTests(CommandTestCase):
+    def test_without_a_token(self) -> None:
+        self.patch(terminal.os, "environ", {})
+        for command in ("subscribe", "send"):
+            self.assert_refused("no token: give --token", command, "http://127.0.0.1:1/")
+        self.assert_refused("nowhere: No such", "send", "http://x/", "--token-file", "nowhere")
+        self.assert_refused("not allowed", "send", "x", "--token", "x", "--token-file", "x")
+
+    def test_urls_that_are_none(self) -> None:
+        self.assert_refused("nonsense", "subscribe", "nonsense", "--token", "x")
+        self.assert_refused("http", "send", "ws://127.0.0.1/", "--token", "x")
+
+    def test_the_token_file_is_stripped(self) -> None:
+        file = Path(self.mktemp())
+        file.write_text(" a-token\n")
+        options = type("Options", (), {"token": None, "token_file": file})
+        self.assertEqual(terminal.find_token(options), "a-token")
+
+
+class CheckTests(CommandTestCase):
+    def test_a_good_file(self) -> None:
+        key_file, file = self.mktemp(), Path(self.mktemp())
+        self.run_command("token", "--key-file", key_file, "--new-key")
+        file.write_text(
+            f"""
+            listen = ["tcp:8080:interface=127.0.0.1"]
+            unit_url = "https://unit1.example/"
+            [validator]
+            kind = "local"
+            key_file = "{key_file}"
+            """
+        )
+        self.assertEqual(
+            self.run_command("check", "--config", str(file)), (0, f"{file}: good\n", "")
+        )
+        file.write_text(file.read_text().replace("tcp:8080", "ssl:8080:privateKey=nowhere"))
+        self.assert_refused("listen: ", "check", "--config", str(file))
+
+    def test_all_that_is_wrong_with_a_bad_one(self) -> None:
+        file = Path(self.mktemp())
+        file.write_text("nonsense = 1")
+        code, out, err = self.run_command("check", "--config", str(file))
+        self.assertEqual((code, out, err.count("\n")), (1, "", 5))
+        for line in err.splitlines():
+            self.assertTrue(line.startswith("topicsvc check: "), line)
+        self.assert_refused("nowhere.toml: No such file", "check", "--config", "nowhere.toml")

@@ -1,0 +1,152 @@
+"""What is documented is true."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import topicsvc
+from topicsvc import config, service
+from topicsvc.cli.main import main
+from topicsvc.errors import ConfigError
+from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER
+from topicsvc.validators.local import make_key, write_key
+from topicsvc.web import answers
+
+ROOT = Path(__file__).parent.parent
+KINDS = [("local", "memory")]
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def settings() -> dict[str, object]:
+    """Every setting of every kind, with its default."""
+    found: dict[str, object] = {}
+
+    def collect(table: config.Table) -> None:
+        names = {each._name.rpartition(".")[2] for each in table._tables}
+        for key, default in table.keys.items():
+            if key not in names:
+                found[table._full(key)] = default
+        for each in table._tables:
+            collect(each)
+
+    for validator, broker in KINDS:
+        table = config.Table(
+            {"listen": [], "validator": {"kind": validator}, "broker": {"kind": broker}}
+        )
+        table.texts("listen")
+        config._config(table, (), None)
+        collect(table)
+    return found
+
+
+class ConfigurationTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rows = dict(
+            re.findall(r"^\| `([\w.]+)` \|([^|]*)\|", page("docs/configuration.md"), re.MULTILINE)
+        )
+        for claim in ("exp", "nbf", "sub", "may"):
+            del self.rows[claim]
+
+    def test_every_setting_is_there_and_no_other(self) -> None:
+        self.assertEqual(set(self.rows), set(settings()))
+
+    def test_every_default_is_the_true_one(self) -> None:
+        for key, default in settings().items():
+            told = self.rows[key].strip()
+            if key in ("admin", "hosts", "topics"):
+                self.assertIn(default, ("", []), key)
+            elif default in (None, []):
+                self.assertEqual(told, "", key)
+            else:
+                self.assertEqual(tomllib.loads(f"x = {told}")["x"], default, key)
+
+    def test_every_option_is_there_and_no_other(self) -> None:
+        options = service.Options()
+        known = {name for name in options.longOpt if name not in ("help", "reactor")}
+        told = re.findall(r"^\| `--(\w+)", page("docs/configuration.md"), re.MULTILINE)
+        self.assertEqual(set(told), {name.rstrip("=") for name in known})
+
+    def test_every_example_is_good(self) -> None:
+        examples = 0
+        for name in ("README.md", "docs/configuration.md"):
+            for example in re.findall(r"```toml\n(.*?)```", page(name), re.DOTALL):
+                key_file = Path(self.mktemp())
+                write_key(key_file, make_key())
+                text = re.sub(r'key_file = ".*"', f'key_file = "{key_file}"', example)
+                try:
+                    config.load(text)
+                except ConfigError as error:
+                    self.fail(f"{name}: {error}")
+                examples += 1
+        self.assertGreaterEqual(examples, 2)
+
+
+class CommandTests(SynchronousTestCase):
+    def test_every_command_of_the_docs_is_understood(self) -> None:
+        """Those that need a service are run in tests.integration.test_commands."""
+        seen = set()
+        for name in ("README.md", "docs/configuration.md"):
+            for line in re.findall(r"^ {4}topicsvc (.*)$", page(name), re.MULTILINE):
+                words = re.sub(r"\[[^]]*\]", "", line).replace("'", "").split()
+                seen.add(words[0])
+                for option in (word for word in words if word.startswith("--")):
+                    self.assertIn(option, self.help(words[0]), line)
+        self.assertEqual(seen, {"token", "subscribe", "send", "check"})
+
+    def help(self, command: str) -> str:
+        import contextlib
+        import io
+
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            main([command, "--help"])
+        return out.getvalue()
+
+    def test_the_readme_begins_with_the_two_commands(self) -> None:
+        text = page("README.md")
+        self.assertIn("\n    pip install . && twistd -n topicsvc --demo\n", text)
+        self.assertIn("\n    pip install '.[test]' && python -m twisted.trial tests\n", text)
+
+    def test_ci_runs_the_readme_s_test_command(self) -> None:
+        self.assertIn("python -m twisted.trial", page(".ci/run"))
+
+
+class ProtocolTests(SynchronousTestCase):
+    def test_every_error_of_the_http_side_is_there_and_no_other(self) -> None:
+        known = {each.code for each in vars(answers).values() if isinstance(each, answers.ApiError)}
+        self.assertEqual(set(re.findall(r"PR\d{3}-\w\w-\d{4}", page("docs/protocol.md"))), known)
+
+    def test_every_close_code_is_there(self) -> None:
+        told = re.findall(r"^\| (1\d{3}(?:, 1\d{3})*) \|", page("docs/protocol.md"), re.MULTILINE)
+        self.assertLessEqual(
+            {str(code) for code in (GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER)},
+            set(", ".join(told).split(", ")),
+        )
+
+    def test_every_sample_reply_is_in_the_form_of_the_wire(self) -> None:
+        from topicsvc import wire
+
+        text = page("docs/protocol.md")
+        for reply in (
+            wire.success_reply(3599, 1518612600, "seconds"),
+            wire.error_reply("Token inactive", 1518612600, "seconds"),
+            wire.error_reply("Invalid message", 1518612600, "seconds"),
+        ):
+            self.assertIn("    " + reply[2:].decode() + "\n", text)
+
+
+class LinkTests(SynchronousTestCase):
+    def test_every_link_within_the_project_leads_somewhere(self) -> None:
+        for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+            for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text("utf-8")):
+                self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
+
+    def test_the_changelog_knows_this_version(self) -> None:
+        self.assertIn(f"\n## {topicsvc.__version__}", page("CHANGELOG.md"))

@@ -104,7 +104,11 @@ class Service(Process):
     def __init__(self, *arguments: str, directory: Path, **options: Any) -> None:
         twistd = [*TWISTD, "--nodaemon", "--pidfile=", "--rundir", str(directory)]
         super().__init__([*twistd, "topicsvc", *arguments], **options)
-        self.wait_for(r"topicsvc \S+ serves \d+ ports?\n")
+        try:
+            self.wait_for(r"topicsvc \S+ serves \d+ ports?\n")
+        except AssertionError:
+            self.stop()
+            raise
         self.ports = [int(port) for port in _PORT.findall(self.text)]
 
     def demo_text(self) -> str:

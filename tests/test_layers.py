@@ -13,13 +13,13 @@ ROOT = Path(topicsvc.__file__).parent
 
 PURE = {"address", "wire", "session", "heartbeat", "errors", "ports"}
 APPLICATION = {"hub", "outbound", "deadlines"}
-ADAPTERS = {"websocket", "web", "brokers", "validators"}
+ADAPTERS = {"websocket", "pipes", "web", "brokers", "validators"}
 COMPOSITION = {"service", "config", "demo", "cli"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 
-MAY_KNOW = {("web", "websocket")}
-"""Adapters that may import another: one port serves both sides."""
+MAY_KNOW = {("web", "websocket"), ("websocket", "pipes")}
+"""Adapters that may import another: one port serves both sides; one connection has one way out."""
 
 
 def room(module: str) -> str:

@@ -4,76 +4,101 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-
-from twisted.internet.interfaces import IPushProducer, ITransport
-from zope.interface import implementer
+from typing import Protocol
 
 from topicsvc.deadlines import Deadlines
 
-__all__ = ["Outbound"]
+__all__ = ["CHUNK", "Outbound", "Pipe"]
+
+CHUNK = 65536
+"""Bytes that are handed to a pipe at once when it has run empty, or one write if that is more."""
 
 
-@implementer(IPushProducer)
+class Pipe(Protocol):
+    """What leads from an `Outbound` to its peer; see `topicsvc.pipes`.
+
+    It tells its `Outbound` when it cannot send all at once (``blocked``) and when it
+    has run empty (``ran_empty``).
+    """
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that the pipe holds, as far as it can tell."""
+        ...
+
+    def take(self, data: bytes) -> bool:
+        """Send `data`, or hold what cannot be sent at once. False: full, nothing was taken."""
+        ...
+
+    def finish(self, last: bytes) -> None:
+        """Hold `last`, however full; nothing comes after it, so the transport may then close."""
+        ...
+
+
 class Outbound:
     """The way out to one peer, in order.
 
-    The transport says when it has enough and when it has run empty (it holds about 64 KiB);
-    between the two, bytes wait here.
-
     Args:
-        transport: where the bytes go; this becomes its producer.
-        limit: most bytes that may wait here.
-        stalls: waits for a transport that takes nothing for too long.
+        open_pipe: makes the pipe.
+        limit: most bytes that may wait, here and in the pipe.
+        stalls: waits for a pipe from which nothing leaves for too long.
         overflow: what happens when the peer is too slow; called once.
     """
 
-    __slots__ = ("_limit", "_overflow", "_paused", "_queue", "_stalls", "_transport", "_waiting")
+    __slots__ = ("_held", "_limit", "_overflow", "_pipe", "_queue", "_queued", "_stalls", "_take")
 
     def __init__(
         self,
-        transport: ITransport,
+        open_pipe: Callable[[Outbound], Pipe],
         limit: int,
         stalls: Deadlines[Outbound],
         overflow: Callable[[], None],
     ) -> None:
-        self._transport = transport
         self._limit = limit
         self._stalls = stalls
         self._overflow: Callable[[], None] | None = overflow
         self._queue: deque[bytes] | None = None
-        self._waiting = 0
-        self._paused = False
-        transport.registerProducer(self, True)  # type: ignore[attr-defined]
+        self._queued = 0
+        self._held = 0
+        self._pipe = open_pipe(self)
+        self._take = self._pipe.take
 
     @property
     def waiting(self) -> int:
-        """Bytes that wait here."""
-        return self._waiting
+        """Bytes that wait, here and in the pipe."""
+        return self._queued + self._pipe.waiting
 
     def write(self, data: bytes) -> None:
         """Send `data` after all that was written before it.
 
-        Where nothing waits any length is taken, so that a message longer than the limit
-        can be delivered to a peer that keeps up.
+        Where nothing waits here any length is taken, so that a message longer than the
+        limit can be delivered to a peer that keeps up.
         """
-        if not self._paused:
-            self._transport.write(data)
-            return
-        if self._waiting and self._waiting + len(data) > self._limit:
+        queue = self._queue
+        if not queue:
+            if self._take(data):
+                return
+            if queue is None:
+                queue = self._queue = deque()
+            self.blocked()
+        elif self.waiting + len(data) > self._limit:
             self.give_up()
             return
-        if self._queue is None:
-            self._queue = deque()
-        self._queue.append(data)
-        self._waiting += len(data)
+        queue.append(data)
+        self._queued += len(data)
 
     def discard(self) -> None:
-        """Forget what waits here; what is written next goes straight to the transport."""
+        """Forget what waits here."""
         self._queue = None
-        self._waiting = 0
-        self._paused = False
+        self._queued = 0
         self._overflow = None
         self._stalls.cancel(self)
+
+    def finish(self) -> None:
+        """Nothing more will be written: what waits leaves through the transport alone."""
+        last = b"".join(self._queue or ())
+        self.discard()
+        self._pipe.finish(last)
 
     def give_up(self) -> None:
         """The peer is too slow: nothing more waits for it."""
@@ -82,21 +107,35 @@ class Outbound:
             self.discard()
             overflow()
 
-    def pauseProducing(self) -> None:
-        """The transport has enough."""
+    def stalled(self) -> None:
+        """Nothing has run empty for a while: if nothing has left at all, give up."""
+        if self._pipe.waiting < self._held:
+            self.blocked()
+        else:
+            self.give_up()
+
+    def blocked(self) -> None:
+        """Something waits."""
         if self._overflow is not None:
-            self._paused = True
+            self._held = self._pipe.waiting
             self._stalls.start(self)
 
-    def resumeProducing(self) -> None:
-        """The transport has run empty."""
-        self._paused = False
+    def ran_empty(self) -> None:
+        """Nothing waits in the pipe."""
         self._stalls.cancel(self)
-        while self._queue and not self._paused:
-            data = self._queue.popleft()
-            self._waiting -= len(data)
-            self._transport.write(data)
+        while self._queue:
+            chunk = self._next_chunk(self._queue)
+            if not self._take(chunk):
+                self._queue.appendleft(chunk)
+                self._queued += len(chunk)
+                self.blocked()
+                return
 
-    def stopProducing(self) -> None:
-        """The transport is gone."""
-        self.discard()
+    def _next_chunk(self, queue: deque[bytes]) -> bytes:
+        taken = [queue.popleft()]
+        size = len(taken[0])
+        while queue and size + len(queue[0]) <= CHUNK:
+            taken.append(queue.popleft())
+            size += len(taken[-1])
+        self._queued -= size
+        return b"".join(taken)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
 from topicsvc.outbound import Outbound
+from topicsvc.pipes import open_pipe
 from topicsvc.ports import Grant, TokenValidator
 from topicsvc.session import (
     GOING_AWAY,
@@ -141,7 +143,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         self._outbound = Outbound(
-            self.transport, self._house.settings.send_queue, self._house.stalls, self.slow
+            partial(open_pipe, self.transport),
+            self._house.settings.send_queue,
+            self._house.stalls,
+            self.slow,
         )
         self._house.opened(self)
         self._log.info("{peer} connected to {topic}", peer=self.peer, topic=self.topic.path)
@@ -196,6 +201,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._end(reason)
         self._discard()
         self._send_close(code, reason)
+        self._finish()
         # Half a close lets the peer read the code: closing with bytes of its own unread
         # would reset the connection and with it the close frame.
         if ISSLTransport.providedBy(self.transport):
@@ -283,11 +289,16 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def dropConnection(self, abort: bool = False) -> None:
         if self.state != self.STATE_CLOSED:
             self._house.closing.start(self)
+            self._finish()
         super().dropConnection(abort)
 
     def _discard(self) -> None:
         if self._outbound is not None:
             self._outbound.discard()
+
+    def _finish(self) -> None:
+        if self._outbound is not None:
+            self._outbound.finish()
 
     def _write(self, data: bytes) -> None:
         if self._outbound is None:
@@ -337,7 +348,7 @@ class Connections(Service):
             clock, settings.token_timeout, TopicProtocol.token_timeout
         )
         self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
-        self.stalls = Deadlines[Outbound](clock, STALL_TIMEOUT, Outbound.give_up)
+        self.stalls = Deadlines[Outbound](clock, STALL_TIMEOUT, Outbound.stalled)
         self._factory = _websocket_factory(settings)
 
     def __len__(self) -> int:

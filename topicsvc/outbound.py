@@ -35,6 +35,21 @@ class Pipe(Protocol):
         ...
 
 
+class _NoPipe:
+    """Leads nowhere."""
+
+    waiting = 0
+
+    def take(self, data: bytes) -> bool:
+        return True
+
+    def finish(self, last: bytes) -> None:
+        pass
+
+
+_NO_PIPE = _NoPipe()
+
+
 class Outbound:
     """The way out to one peer, in order.
 
@@ -60,7 +75,7 @@ class Outbound:
         self._queue: deque[bytes] | None = None
         self._queued = 0
         self._held = 0
-        self._pipe = open_pipe(self)
+        self._pipe: Pipe = open_pipe(self)
         self._take = self._pipe.take
 
     @property
@@ -99,6 +114,12 @@ class Outbound:
         last = b"".join(self._queue or ())
         self.discard()
         self._pipe.finish(last)
+
+    def lost(self) -> None:
+        """The peer is gone: whatever is written goes nowhere."""
+        self.discard()
+        self._pipe = _NO_PIPE
+        self._take = _NO_PIPE.take
 
     def give_up(self) -> None:
         """The peer is too slow: nothing more waits for it."""

@@ -114,7 +114,7 @@ class TransportPipe:
         self._outbound.ran_empty()
 
     def stopProducing(self) -> None:
-        self._outbound.discard()
+        self._outbound.lost()
 
 
 @implementer(IPullProducer)
@@ -158,7 +158,7 @@ class SocketPipe:
         self._outbound.ran_empty()
 
     def stopProducing(self) -> None:
-        self._outbound.discard()
+        self._outbound.lost()
 
 
 @implementer(IPullProducer)
@@ -233,4 +233,4 @@ class TlsPipe:
         self._outbound.ran_empty()
 
     def stopProducing(self) -> None:
-        self._outbound.discard()
+        self._outbound.lost()

@@ -1,0 +1,180 @@
+"""Bytes to one connection: order, bounds, and when a peer is too slow."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.deadlines import Deadlines
+from topicsvc.outbound import CHUNK, Outbound
+
+
+class FakePipe:
+    """A pipe whose peer reads when the test says so.
+
+    Attributes:
+        capacity: bytes that can be sent before the pipe is blocked.
+    """
+
+    def __init__(self, outbound: Outbound) -> None:
+        self.outbound = outbound
+        self.capacity = 10**9
+        self.sent = b""
+        self.held = b""
+        self.last: bytes | None = None
+        self.takes = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self.held)
+
+    def take(self, data: bytes) -> bool:
+        if self.held:
+            return False
+        self.takes += 1
+        self.sent += data[: self.capacity]
+        self.held = data[self.capacity :]
+        self.capacity -= min(self.capacity, len(data))
+        if self.held:
+            self.outbound.blocked()
+        return True
+
+    def read(self, size: int) -> None:
+        """The peer reads `size` bytes."""
+        self.sent += self.held[:size]
+        self.capacity = max(0, size - len(self.held))
+        self.held = self.held[size:]
+        if not self.held:
+            self.outbound.ran_empty()
+
+    def finish(self, last: bytes) -> None:
+        self.last = last
+
+
+class OutboundTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.build()
+
+    def build(self) -> None:
+        self.clock = Clock()
+        self.overflows = 0
+        stalls = Deadlines[Outbound](self.clock, 10, Outbound.stalled)
+        self.outbound = Outbound(FakePipe, 1000, stalls, self.overflow)
+        self.pipe: FakePipe = self.outbound._pipe
+
+    def overflow(self) -> None:
+        self.overflows += 1
+
+
+class OrderTests(OutboundTestCase):
+    @given(
+        st.lists(
+            st.tuples(st.just("write"), st.integers(1, 30))
+            | st.tuples(st.just("read"), st.integers(1, 60)),
+            max_size=60,
+        ),
+        st.integers(0, 50),
+    )
+    def test_whatever_the_peer_reads_all_arrives_in_order(
+        self, steps: list[tuple[str, int]], capacity: int
+    ) -> None:
+        self.build()
+        self.pipe.capacity = capacity
+        written = b""
+        for step, size in steps:
+            if step == "write" and self.outbound.waiting + size <= 1000:
+                data = bytes((len(written) + at) % 251 for at in range(size))
+                written += data
+                self.outbound.write(data)
+            elif step == "read" and self.pipe.held:
+                self.pipe.read(size)
+            self.assertEqual(len(self.pipe.sent) + self.outbound.waiting, len(written))
+        while self.outbound.waiting:
+            self.pipe.read(self.outbound.waiting)
+        self.assertEqual(self.pipe.sent, written)
+        self.assertEqual((self.overflows, self.clock.getDelayedCalls()), (0, []))
+
+    def test_what_waits_is_joined(self) -> None:
+        self.pipe.capacity = 0
+        for _ in range(100):
+            self.outbound.write(b"xyz")
+        self.pipe.read(10**6)
+        self.assertEqual((self.pipe.sent, self.pipe.takes), (b"xyz" * 100, 2))
+
+    def test_but_not_without_bound(self) -> None:
+        self.outbound._limit = 10**9
+        self.pipe.capacity = 0
+        self.outbound.write(b"x")
+        for _ in range(4):
+            self.outbound.write(b"x" * (CHUNK // 2))
+        self.pipe.read(10**9)
+        self.assertEqual(self.pipe.takes, 3)
+
+
+class SlowPeerTests(OutboundTestCase):
+    def test_past_the_limit_the_peer_is_too_slow(self) -> None:
+        self.pipe.capacity = 0
+        self.outbound.write(b"x" * 500)
+        self.outbound.write(b"x" * 500)
+        self.assertEqual((self.outbound.waiting, self.overflows), (1000, 0))
+        self.outbound.write(b"x")
+        self.assertEqual((self.outbound.waiting, self.overflows), (500, 1))
+        self.outbound.write(b"x" * 2000)
+        self.outbound.write(b"x" * 2000)
+        self.assertEqual(self.overflows, 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_one_message_longer_than_the_limit_is_no_fault_of_the_peer(self) -> None:
+        self.pipe.capacity = 100
+        self.outbound.write(b"x" * 5000)
+        self.assertEqual((self.overflows, self.outbound.waiting), (0, 4900))
+        self.pipe.read(5000)
+        self.outbound.write(b"y")
+        self.assertEqual((self.overflows, len(self.pipe.sent)), (0, 5001))
+
+    def test_a_peer_that_takes_nothing_for_ten_seconds_has_stalled(self) -> None:
+        self.pipe.capacity = 0
+        self.outbound.write(b"x")
+        self.clock.advance(9.9)
+        self.assertEqual(self.overflows, 0)
+        self.clock.advance(0.1)
+        self.assertEqual(self.overflows, 1)
+
+    def test_a_peer_that_takes_little_has_not(self) -> None:
+        self.pipe.capacity = 0
+        self.outbound.write(b"x" * 100)
+        for _ in range(5):
+            self.clock.advance(9)
+            self.pipe.read(1)
+            self.clock.advance(1)
+        self.assertEqual(self.overflows, 0)
+        self.clock.advance(10)
+        self.assertEqual(self.overflows, 1)
+
+    def test_one_that_has_taken_all_is_not_watched(self) -> None:
+        self.pipe.capacity = 0
+        self.outbound.write(b"x")
+        self.pipe.read(1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class EndTests(OutboundTestCase):
+    def test_finishing_hands_what_waits_to_the_pipe(self) -> None:
+        self.pipe.capacity = 0
+        self.outbound.write(b"a")
+        self.outbound.write(b"b")
+        self.outbound.write(b"c")
+        self.outbound.finish()
+        self.assertEqual((self.pipe.held, self.pipe.last), (b"a", b"bc"))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_what_was_discarded_is_not_sent(self) -> None:
+        self.pipe.capacity = 0
+        self.outbound.write(b"a")
+        self.outbound.write(b"b")
+        self.outbound.discard()
+        self.outbound.write(b"close")
+        self.pipe.read(100)
+        self.assertEqual(self.pipe.sent, b"aclose")

@@ -1,0 +1,252 @@
+"""The ways out, on real sockets: plain TCP and TLS, each the short way and the plain way."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor, ssl
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    connectProtocol,
+    wrapClientTLS,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.harness import MemoryTransport, ServiceTestCase
+from tests.integration.certificates import Authority
+from topicsvc import pipes
+from topicsvc.deadlines import Deadlines
+from topicsvc.outbound import Outbound
+from topicsvc.pipes import SocketPipe, TlsPipe, TransportPipe, open_pipe
+
+HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+LIMIT = 64 * 1024 * 1024
+
+
+class Sender(Protocol):
+    """Our side: writes something the transport's own way first, as the handshake does."""
+
+    def __init__(self, test: PipeTests) -> None:
+        self.test = test
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        self.transport.write(HANDSHAKE_ANSWER)
+        self.outbound = Outbound(
+            lambda outbound: self.test.open(self.transport, outbound),
+            LIMIT,
+            self.test.stalls,
+            lambda: None,
+        )
+        self.test.ready.callback(self)
+
+    def connectionLost(self, reason: object) -> None:
+        self.lost.callback(None)
+
+
+class Receiver(Protocol):
+    """The peer, which reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.lost: Deferred[None] = Deferred()
+        self._wanted: tuple[int, Deferred[None]] | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        if self._wanted is not None and len(self.received) >= self._wanted[0]:
+            wanted, self._wanted = self._wanted, None
+            wanted[1].callback(None)
+
+    def has(self, size: int) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        self._wanted = (size, done)
+        self.dataReceived(b"")
+        return done
+
+    def connectionLost(self, reason: object) -> None:
+        self.lost.callback(None)
+
+
+class PipeTests:
+    """Mix into a TestCase that says how to listen, connect and open the pipe."""
+
+    kind: type
+    open: Any
+
+    def listen(self, factory: Factory) -> Any:
+        return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+
+    def client(self, port: int) -> Any:
+        return TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        self.stalls = Deadlines[Outbound](reactor, 60, Outbound.stalled)
+        self.ready: Deferred[Sender] = Deferred()
+        factory = Factory.forProtocol(lambda: Sender(self))
+        port = yield self.listen(factory)
+        self.addCleanup(port.stopListening)
+        self.receiver = Receiver()
+        yield connectProtocol(self.client(port.getHost().port), self.receiver)
+        self.sender: Sender = yield self.ready
+        self.outbound = self.sender.outbound
+        self.assertIsInstance(self.outbound._pipe, self.kind)
+
+    @inlineCallbacks
+    def tearDown(self) -> Any:
+        if not self.receiver.lost.called:
+            self.receiver.transport.abortConnection()
+        yield self.sender.lost
+        yield self.receiver.lost
+
+    @inlineCallbacks
+    def assert_received(self, data: bytes) -> Any:
+        expected = HANDSHAKE_ANSWER + data
+        yield self.receiver.has(len(expected))
+        self.assertEqual(len(self.receiver.received), len(expected))
+        self.assertTrue(self.receiver.received == expected, "the bytes differ")
+        self.assertEqual(self.outbound._queued, 0)
+
+    @inlineCallbacks
+    def test_what_is_written_at_once_follows_what_was_written_before(self) -> Any:
+        self.outbound.write(b"first")
+        self.outbound.write(b"second")
+        yield self.assert_received(b"firstsecond")
+        self.outbound.write(b"third")
+        yield self.assert_received(b"firstsecondthird")
+        self.assertEqual(self.outbound.waiting, 0)
+        self.assertEqual(len(self.stalls), 0)
+
+    @inlineCallbacks
+    def test_a_peer_that_does_not_read_for_a_while_gets_all_in_order(self) -> Any:
+        yield self.assert_received(b"")
+        self.receiver.transport.pauseProducing()
+        written = bytearray()
+        generator = random.Random(1)
+        while len(written) < 16 * 1024 * 1024:
+            data = generator.randbytes(generator.choice([1, 140, 9000, 70000, 300000]))
+            self.outbound.write(data)
+            written += data
+            if generator.random() < 0.1:
+                yield deferLater(reactor, 0)
+        self.assertGreater(self.outbound.waiting, 1024 * 1024)
+        self.assertEqual(len(self.stalls), 1)
+        self.receiver.transport.resumeProducing()
+        yield self.assert_received(bytes(written))
+        yield deferLater(reactor, 0)
+        self.assertEqual((self.outbound.waiting, len(self.stalls)), (0, 0))
+
+    @inlineCallbacks
+    def test_order_is_kept_when_both_ways_alternate(self) -> Any:
+        generator = random.Random(2)
+        written = bytearray()
+        for _ in range(300):
+            data = generator.randbytes(generator.choice([1, 500, 40000]))
+            if generator.random() < 0.5:
+                self.outbound.write(data)
+                written += data
+            elif not self.outbound._queued:
+                # What TLS or Twisted might say on their own goes the transport's way.
+                self.sender.transport.write(data)
+                written += data
+            if generator.random() < 0.3:
+                yield deferLater(reactor, 0)
+        yield self.assert_received(bytes(written))
+
+    @inlineCallbacks
+    def test_a_peer_that_is_gone_is_noticed_and_nothing_is_raised(self) -> Any:
+        self.receiver.transport.abortConnection()
+        for _ in range(50):
+            self.outbound.write(b"x" * 100_000)
+            yield deferLater(reactor, 0.001)
+        self.assertTrue(self.sender.lost.called)
+        self.outbound.write(b"x" * LIMIT)
+        self.outbound.write(b"x")
+        self.assertEqual(self.outbound.waiting, 0)
+
+    @inlineCallbacks
+    def test_a_close_frame_behind_data_is_the_last_to_arrive(self) -> Any:
+        yield self.assert_received(b"")
+        self.receiver.transport.pauseProducing()
+        big = b"x" * (8 * 1024 * 1024)
+        self.outbound.write(big)
+        self.outbound.write(b"data")
+        self.outbound.write(b"close")
+        self.outbound.finish()
+        self.sender.transport.loseConnection()
+        self.receiver.transport.resumeProducing()
+        while not self.receiver.lost.called:
+            yield deferLater(reactor, 0.01)
+        self.assertEqual(bytes(self.receiver.received[-9:]), b"dataclose")
+        self.assertEqual(len(self.receiver.received), len(HANDSHAKE_ANSWER + big) + 9)
+
+    @inlineCallbacks
+    def test_what_waits_is_counted_across_both_queues(self) -> Any:
+        yield self.assert_received(b"")
+        self.receiver.transport.pauseProducing()
+        while not self.outbound._queued:
+            self.outbound.write(b"x" * 50_000)
+        before = self.outbound.waiting
+        self.assertGreater(before, self.outbound._queued)
+        self.outbound.write(b"x" * 1000)
+        self.assertEqual(self.outbound.waiting, before + 1000)
+
+
+class TlsMixin:
+    def listen(self, factory: Factory) -> Any:
+        directory = Path(self.mktemp())
+        directory.mkdir(parents=True)
+        authority = Authority(directory)
+        key, cert = authority.issue("localhost")
+        self.trusted = ssl.Certificate.loadPEM(authority.ca_file.read_bytes())
+        options = ssl.PrivateCertificate.loadPEM(cert.read_bytes() + key.read_bytes()).options()
+        return SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1").listen(factory)
+
+    def client(self, port: int) -> Any:
+        options = ssl.optionsForClientTLS("localhost", trustRoot=self.trusted)
+        return wrapClientTLS(options, super().client(port))
+
+
+class SocketPipeTests(PipeTests, TestCase):
+    kind = SocketPipe
+    open = staticmethod(open_pipe)
+
+
+class PlainTransportPipeTests(PipeTests, TestCase):
+    kind = TransportPipe
+    open = staticmethod(TransportPipe)
+
+
+class TlsPipeTests(TlsMixin, PipeTests, TestCase):
+    kind = TlsPipe
+    open = staticmethod(open_pipe)
+
+
+class TlsTransportPipeTests(TlsMixin, PipeTests, TestCase):
+    kind = TransportPipe
+    open = staticmethod(TransportPipe)
+
+
+class ChoiceTests(ServiceTestCase):
+    """That the short way is in use where it should be is asserted by each setUp above."""
+
+    def test_a_transport_of_another_kind_takes_the_plain_way(self) -> None:
+        client = self.connect()
+        self.assertIsInstance(client.transport.protocol._outbound._pipe, TransportPipe)
+
+
+class InsideTests(SynchronousTestCase):
+    def test_an_inside_that_is_not_as_expected_is_not_trusted(self) -> None:
+        class Odd(MemoryTransport):
+            pass
+
+        self.assertFalse(pipes._is_transparent(Odd(None, 1)))
+        self.assertFalse(pipes._is_transparent_tls(object()))

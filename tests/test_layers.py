@@ -13,12 +13,12 @@ ROOT = Path(topicsvc.__file__).parent
 
 PURE = {"address", "wire", "session", "heartbeat", "errors", "ports"}
 APPLICATION = {"hub", "outbound", "deadlines"}
-ADAPTERS = {"websocket", "pipes", "web", "brokers", "validators"}
+ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
 COMPOSITION = {"service", "config", "demo", "cli"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 
-MAY_KNOW = {("web", "websocket"), ("websocket", "pipes")}
+MAY_KNOW = {("web", "websocket"), ("websocket", "transmit")}
 """Adapters that may import another: one port serves both sides; one connection has one way out."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -11,45 +13,44 @@ from topicsvc.deadlines import Deadlines
 from topicsvc.outbound import CHUNK, Outbound
 
 
-class FakePipe:
-    """A pipe whose peer reads when the test says so.
+class FakeOutbound(Outbound):
+    """A way out whose peer reads when the test says so.
 
     Attributes:
-        capacity: bytes that can be sent before the pipe is blocked.
+        capacity: bytes that can be sent before something is held.
     """
 
-    def __init__(self, outbound: Outbound) -> None:
-        self.outbound = outbound
+    def __init__(self, *rest: Any) -> None:
+        super().__init__(*rest)
         self.capacity = 10**9
         self.sent = b""
-        self.held = b""
+        self.kept = b""
         self.last: bytes | None = None
-        self.takes = 0
+        self.sends = 0
 
-    @property
-    def waiting(self) -> int:
-        return len(self.held)
+    def held(self) -> int:
+        return len(self.kept)
 
-    def take(self, data: bytes) -> bool:
-        if self.held:
+    def send(self, data: bytes) -> bool:
+        if self.kept:
             return False
-        self.takes += 1
+        self.sends += 1
         self.sent += data[: self.capacity]
-        self.held = data[self.capacity :]
+        self.kept = data[self.capacity :]
         self.capacity -= min(self.capacity, len(data))
-        if self.held:
-            self.outbound.blocked()
+        if self.kept:
+            self.blocked()
         return True
 
     def read(self, size: int) -> None:
         """The peer reads `size` bytes."""
-        self.sent += self.held[:size]
-        self.capacity = max(0, size - len(self.held))
-        self.held = self.held[size:]
-        if not self.held:
-            self.outbound.ran_empty()
+        self.sent += self.kept[:size]
+        self.capacity = max(0, size - len(self.kept))
+        self.kept = self.kept[size:]
+        if not self.kept:
+            self.drained()
 
-    def finish(self, last: bytes) -> None:
+    def end(self, last: bytes) -> None:
         self.last = last
 
 
@@ -61,8 +62,7 @@ class OutboundTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.overflows = 0
         stalls = Deadlines[Outbound](self.clock, 10, Outbound.stalled)
-        self.outbound = Outbound(FakePipe, 1000, stalls, self.overflow)
-        self.pipe: FakePipe = self.outbound._pipe
+        self.outbound = FakeOutbound(1000, stalls, self.overflow)
 
     def overflow(self) -> None:
         self.overflows += 1
@@ -81,41 +81,41 @@ class OrderTests(OutboundTestCase):
         self, steps: list[tuple[str, int]], capacity: int
     ) -> None:
         self.build()
-        self.pipe.capacity = capacity
+        self.outbound.capacity = capacity
         written = b""
         for step, size in steps:
             if step == "write" and self.outbound.waiting + size <= 1000:
                 data = bytes((len(written) + at) % 251 for at in range(size))
                 written += data
                 self.outbound.write(data)
-            elif step == "read" and self.pipe.held:
-                self.pipe.read(size)
-            self.assertEqual(len(self.pipe.sent) + self.outbound.waiting, len(written))
+            elif step == "read" and self.outbound.kept:
+                self.outbound.read(size)
+            self.assertEqual(len(self.outbound.sent) + self.outbound.waiting, len(written))
         while self.outbound.waiting:
-            self.pipe.read(self.outbound.waiting)
-        self.assertEqual(self.pipe.sent, written)
+            self.outbound.read(self.outbound.waiting)
+        self.assertEqual(self.outbound.sent, written)
         self.assertEqual((self.overflows, self.clock.getDelayedCalls()), (0, []))
 
     def test_what_waits_is_joined(self) -> None:
-        self.pipe.capacity = 0
+        self.outbound.capacity = 0
         for _ in range(100):
             self.outbound.write(b"xyz")
-        self.pipe.read(10**6)
-        self.assertEqual((self.pipe.sent, self.pipe.takes), (b"xyz" * 100, 2))
+        self.outbound.read(10**6)
+        self.assertEqual((self.outbound.sent, self.outbound.sends), (b"xyz" * 100, 2))
 
     def test_but_not_without_bound(self) -> None:
         self.outbound._limit = 10**9
-        self.pipe.capacity = 0
+        self.outbound.capacity = 0
         self.outbound.write(b"x")
         for _ in range(4):
             self.outbound.write(b"x" * (CHUNK // 2))
-        self.pipe.read(10**9)
-        self.assertEqual(self.pipe.takes, 3)
+        self.outbound.read(10**9)
+        self.assertEqual(self.outbound.sends, 3)
 
 
 class SlowPeerTests(OutboundTestCase):
     def test_past_the_limit_the_peer_is_too_slow(self) -> None:
-        self.pipe.capacity = 0
+        self.outbound.capacity = 0
         self.outbound.write(b"x" * 500)
         self.outbound.write(b"x" * 500)
         self.assertEqual((self.outbound.waiting, self.overflows), (1000, 0))
@@ -127,15 +127,15 @@ class SlowPeerTests(OutboundTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_one_message_longer_than_the_limit_is_no_fault_of_the_peer(self) -> None:
-        self.pipe.capacity = 100
+        self.outbound.capacity = 100
         self.outbound.write(b"x" * 5000)
         self.assertEqual((self.overflows, self.outbound.waiting), (0, 4900))
-        self.pipe.read(5000)
+        self.outbound.read(5000)
         self.outbound.write(b"y")
-        self.assertEqual((self.overflows, len(self.pipe.sent)), (0, 5001))
+        self.assertEqual((self.overflows, len(self.outbound.sent)), (0, 5001))
 
     def test_a_peer_that_takes_nothing_for_ten_seconds_has_stalled(self) -> None:
-        self.pipe.capacity = 0
+        self.outbound.capacity = 0
         self.outbound.write(b"x")
         self.clock.advance(9.9)
         self.assertEqual(self.overflows, 0)
@@ -143,38 +143,47 @@ class SlowPeerTests(OutboundTestCase):
         self.assertEqual(self.overflows, 1)
 
     def test_a_peer_that_takes_little_has_not(self) -> None:
-        self.pipe.capacity = 0
+        self.outbound.capacity = 0
         self.outbound.write(b"x" * 100)
         for _ in range(5):
             self.clock.advance(9)
-            self.pipe.read(1)
+            self.outbound.read(1)
             self.clock.advance(1)
         self.assertEqual(self.overflows, 0)
         self.clock.advance(10)
         self.assertEqual(self.overflows, 1)
 
     def test_one_that_has_taken_all_is_not_watched(self) -> None:
-        self.pipe.capacity = 0
+        self.outbound.capacity = 0
         self.outbound.write(b"x")
-        self.pipe.read(1)
+        self.outbound.read(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class EndTests(OutboundTestCase):
-    def test_finishing_hands_what_waits_to_the_pipe(self) -> None:
-        self.pipe.capacity = 0
+    def test_finishing_hands_over_what_waits(self) -> None:
+        self.outbound.capacity = 0
         self.outbound.write(b"a")
         self.outbound.write(b"b")
         self.outbound.write(b"c")
         self.outbound.finish()
-        self.assertEqual((self.pipe.held, self.pipe.last), (b"a", b"bc"))
+        self.assertEqual((self.outbound.kept, self.outbound.last), (b"a", b"bc"))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_data_is_delivered_until_the_time_is_up(self) -> None:
+        self.outbound.deliver(b"before", 1, 5.0)
+        self.outbound.deliver_until = 10.0
+        self.outbound.deliver(b"in time", 1, 9.999)
+        self.outbound.deliver(b"too late", 1, 10.0)
+        self.outbound.discard()
+        self.outbound.deliver(b"after the end", 1, 9.0)
+        self.assertEqual(self.outbound.sent, b"in time")
+
     def test_what_was_discarded_is_not_sent(self) -> None:
-        self.pipe.capacity = 0
+        self.outbound.capacity = 0
         self.outbound.write(b"a")
         self.outbound.write(b"b")
         self.outbound.discard()
         self.outbound.write(b"close")
-        self.pipe.read(100)
-        self.assertEqual(self.pipe.sent, b"aclose")
+        self.outbound.read(100)
+        self.assertEqual(self.outbound.sent, b"aclose")

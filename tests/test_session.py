@@ -95,7 +95,7 @@ class PromiseTests(SynchronousTestCase):
             )  # fmt: skip
             self.assertLessEqual(replies, requests)
             if session.state is not State.ACTIVE:
-                self.assertFalse(session.may_deliver(now))
+                self.assertEqual(session.deliver_until, 0)
             if session.state is State.CLOSED:
                 asked = None
 

@@ -26,6 +26,9 @@ SLICE = 1000
 SHARE = 250
 """Most deliveries for one topic before the next has its turn."""
 
+GLANCE = 16
+"""Deliveries between two looks at the clock: a fraction of a millisecond."""
+
 MAX_JOINED = 262144
 """Bytes after which no further message is joined to a walk.
 
@@ -170,10 +173,14 @@ class Hub:
         if walk is None:
             walk = channel.walk = _Walk(channel)
         delivered = 0
+        now = 0.0
+        frames, count, seconds = walk.frames, walk.count, self._clock.seconds
         for member in walk.members:
+            if not delivered % GLANCE:
+                now = seconds()
             delivered += 1
             try:
-                member.deliver(walk.frames, walk.count, self._clock.seconds())
+                member.deliver(frames, count, now)
             except Exception:
                 self._log.failure("a member failed to take a message")
             if delivered == share:

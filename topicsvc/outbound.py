@@ -2,99 +2,87 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from topicsvc.deadlines import Deadlines
 
-__all__ = ["CHUNK", "Outbound", "Pipe"]
+__all__ = ["CHUNK", "Outbound"]
 
 CHUNK = 65536
-"""Bytes that are handed to a pipe at once when it has run empty, or one write if that is more."""
+"""Bytes that are sent at once when nothing is held any more, or one write if that is more."""
 
 
-class Pipe(Protocol):
-    """What leads from an `Outbound` to its peer; see `topicsvc.pipes`.
-
-    It tells its `Outbound` when it cannot send all at once (``blocked``) and when it
-    has run empty (``ran_empty``).
-    """
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that the pipe holds, as far as it can tell."""
-        ...
-
-    def take(self, data: bytes) -> bool:
-        """Send `data`, or hold what cannot be sent at once. False: full, nothing was taken."""
-        ...
-
-    def finish(self, last: bytes) -> None:
-        """Hold `last`, however full; nothing comes after it, so the transport may then close."""
-        ...
-
-
-class _NoPipe:
-    """Leads nowhere."""
-
-    waiting = 0
-
-    def take(self, data: bytes) -> bool:
-        return True
-
-    def finish(self, last: bytes) -> None:
-        pass
-
-
-_NO_PIPE = _NoPipe()
-
-
-class Outbound:
+class Outbound(ABC):
     """The way out to one peer, in order.
 
+    What cannot be sent at once is held below (in a transport, by a subclass); while anything
+    is held, what follows waits here. `topicsvc.transmit` has the subclasses.
+
     Args:
-        open_pipe: makes the pipe.
-        limit: most bytes that may wait, here and in the pipe.
-        stalls: waits for a pipe from which nothing leaves for too long.
+        limit: most bytes that may wait, here and below.
+        stalls: waits for a peer that takes nothing for too long.
         overflow: what happens when the peer is too slow; called once.
+
+    Attributes:
+        deliver_until: data is written before this time (seconds since the epoch), and from
+            it on no more.
     """
 
-    __slots__ = ("_held", "_limit", "_overflow", "_pipe", "_queue", "_queued", "_stalls", "_take")
+    __slots__ = ("_held", "_limit", "_overflow", "_queue", "_queued", "_stalls", "deliver_until")
 
     def __init__(
-        self,
-        open_pipe: Callable[[Outbound], Pipe],
-        limit: int,
-        stalls: Deadlines[Outbound],
-        overflow: Callable[[], None],
+        self, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[], None]
     ) -> None:
+        self.deliver_until = 0.0
         self._limit = limit
         self._stalls = stalls
         self._overflow: Callable[[], None] | None = overflow
         self._queue: deque[bytes] | None = None
         self._queued = 0
         self._held = 0
-        self._pipe: Pipe = open_pipe(self)
-        self._take = self._pipe.take
+
+    @abstractmethod
+    def held(self) -> int:
+        """Bytes that are held below, as far as it can be told."""
+
+    @abstractmethod
+    def send(self, data: bytes) -> bool:
+        """Send `data`, or hold what cannot be sent at once. False: full, nothing was taken.
+
+        Calls `blocked` where anything is held, and `drained` when nothing is any more.
+        """
+
+    @abstractmethod
+    def end(self, last: bytes) -> None:
+        """Hold `last`, however full; nothing follows, so the transport may close after it."""
 
     @property
     def waiting(self) -> int:
-        """Bytes that wait, here and in the pipe."""
-        return self._queued + self._pipe.waiting
+        """Bytes that wait, here and below."""
+        return self._queued + self.held()
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        """See `topicsvc.ports.Member`."""
+        if now < self.deliver_until:
+            self.write(frames)
 
     def write(self, data: bytes) -> None:
-        """Send `data` after all that was written before it.
+        """Send `data` after all that was written before it."""
+        if self._queue or not self.send(data):
+            self.wait(data)
 
-        Where nothing waits here any length is taken, so that a message longer than the
-        limit can be delivered to a peer that keeps up.
+    def wait(self, data: bytes) -> None:
+        """Let `data` wait.
+
+        Where nothing waits here any length may, so that a message longer than the limit
+        can be delivered to a peer that keeps up.
         """
         queue = self._queue
+        if queue is None:
+            queue = self._queue = deque()
         if not queue:
-            if self._take(data):
-                return
-            if queue is None:
-                queue = self._queue = deque()
             self.blocked()
         elif self.waiting + len(data) > self._limit:
             self.give_up()
@@ -104,22 +92,17 @@ class Outbound:
 
     def discard(self) -> None:
         """Forget what waits here."""
+        self.deliver_until = 0.0
         self._queue = None
         self._queued = 0
         self._overflow = None
         self._stalls.cancel(self)
 
     def finish(self) -> None:
-        """Nothing more will be written: what waits leaves through the transport alone."""
+        """Nothing more will be written: what waits leaves, and then the transport may close."""
         last = b"".join(self._queue or ())
         self.discard()
-        self._pipe.finish(last)
-
-    def lost(self) -> None:
-        """The peer is gone: whatever is written goes nowhere."""
-        self.discard()
-        self._pipe = _NO_PIPE
-        self._take = _NO_PIPE.take
+        self.end(last)
 
     def give_up(self) -> None:
         """The peer is too slow: nothing more waits for it."""
@@ -128,25 +111,25 @@ class Outbound:
             self.discard()
             overflow()
 
+    def blocked(self) -> None:
+        """Something is held."""
+        if self._overflow is not None:
+            self._held = self.held()
+            self._stalls.start(self)
+
     def stalled(self) -> None:
-        """Nothing has run empty for a while: if nothing has left at all, give up."""
-        if self._pipe.waiting < self._held:
+        """Something has been held for a while: if nothing of it has left, give up."""
+        if self.held() < self._held:
             self.blocked()
         else:
             self.give_up()
 
-    def blocked(self) -> None:
-        """Something waits."""
-        if self._overflow is not None:
-            self._held = self._pipe.waiting
-            self._stalls.start(self)
-
-    def ran_empty(self) -> None:
-        """Nothing waits in the pipe."""
+    def drained(self) -> None:
+        """Nothing is held any more."""
         self._stalls.cancel(self)
         while self._queue:
             chunk = self._next_chunk(self._queue)
-            if not self._take(chunk):
+            if not self.send(chunk):
                 self._queue.appendleft(chunk)
                 self._queued += len(chunk)
                 self.blocked()

@@ -95,14 +95,25 @@ class Session:
 
     Args:
         timestamps: the unit of the replies' ``Timestamp``.
+
+    Attributes:
+        deliver_until: data may be written before this time, and from it on no more.
     """
 
-    __slots__ = ("_expires_at", "_rechecking", "_state", "_timestamps", "_waiting")
+    __slots__ = (
+        "_expires_at",
+        "_rechecking",
+        "_state",
+        "_timestamps",
+        "_waiting",
+        "deliver_until",
+    )
 
     def __init__(self, timestamps: wire.Timestamps = "seconds") -> None:
         self._timestamps = timestamps
         self._state = State.AWAITING
         self._expires_at = 0.0
+        self.deliver_until = 0.0
         self._rechecking = False
         self._waiting: deque[tuple[bytes, bool]] | None = None
 
@@ -110,10 +121,6 @@ class Session:
     def state(self) -> State:
         """Where the session stands."""
         return self._state
-
-    def may_deliver(self, now: float) -> bool:
-        """Whether data may be written now."""
-        return self._state is State.ACTIVE and now < self._expires_at
 
     def received(self, payload: bytes, is_binary: bool, now: float) -> list[Effect]:
         """A whole message came from the client."""
@@ -184,6 +191,7 @@ class Session:
         """The connection is gone, or the peer is closing it."""
         self._state = State.CLOSED
         self._waiting = None
+        self.deliver_until = 0.0
 
     @property
     def _busy(self) -> bool:
@@ -206,6 +214,7 @@ class Session:
         return [Validate(token)]
 
     def _welcome(self, now: float) -> list[Effect]:
+        self.deliver_until = self._expires_at
         expires_in = max(1, floor(self._expires_at - now))
         reply = Reply(wire.success_reply(expires_in, now, self._timestamps))
         return [reply, *self._next(now)]

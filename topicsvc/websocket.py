@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any, ClassVar
 
@@ -27,7 +26,6 @@ from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
 from topicsvc.outbound import Outbound
-from topicsvc.pipes import open_pipe
 from topicsvc.ports import Grant, TokenValidator
 from topicsvc.session import (
     GOING_AWAY,
@@ -40,6 +38,7 @@ from topicsvc.session import (
     Session,
     Validate,
 )
+from topicsvc.transmit import way_out
 from topicsvc.wire import Timestamps
 
 __all__ = ["CLOSE_TIMEOUT", "STALL_TIMEOUT", "Connections", "SessionSettings", "TopicProtocol"]
@@ -98,17 +97,12 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._house = connections
         self._session = Session(connections.settings.timestamps)
         self._pulse = Pulse(connections.settings.ping_limit)
-        self._outbound: Outbound | None = None
+        self._outbound: Any = None  # an Outbound, once the handshake is done
         self._under_way: Deferred[Any] | None = None
-        self._joined = False
+        self._is_member = False
         self._closed_because = ""
 
     # What the house asks.
-
-    def deliver(self, frames: bytes, count: int, now: float) -> None:
-        """See `topicsvc.ports.Member`."""
-        if self._session.may_deliver(now):
-            self._write(frames)
 
     def beat(self, now: float) -> None:
         """Ping the client, or close a session that has run out or a peer that is gone."""
@@ -142,11 +136,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onOpen(self) -> None:
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
-        self._outbound = Outbound(
-            partial(open_pipe, self.transport),
-            self._house.settings.send_queue,
-            self._house.stalls,
-            self.slow,
+        self._outbound = way_out(
+            self.transport, self._house.settings.send_queue, self._house.stalls, self.slow
         )
         self._house.opened(self)
         self._log.info("{peer} connected to {topic}", peer=self.peer, topic=self.topic.path)
@@ -236,7 +227,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                     self._own(maybeDeferred(validate, token, self.topic), self._judged)
                 case Join():
                     join = self._house.hub.join
-                    self._own(maybeDeferred(join, self.topic, self), self._member)
+                    self._own(maybeDeferred(join, self.topic, self._outbound), self._joined)
+        if effects and self._outbound is not None:
+            self._outbound.deliver_until = self._session.deliver_until
 
     def _own(self, asked: Deferred[Any], answered: Callable[[Any], None]) -> None:
         """Wait for an answer, one at a time; it is cancelled when the session ends."""
@@ -249,9 +242,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._house.tokens.cancel(self)
         self._perform(self._session.granted(grant, self._now()))
 
-    def _member(self, _: None) -> None:
+    def _joined(self, _: None) -> None:
         self._under_way = None
-        self._joined = True
+        self._is_member = True
         self._perform(self._session.joined(self._now()))
 
     def _unanswered(self, failure: Failure) -> None:
@@ -277,9 +270,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.cancel()
-        if self._joined:
-            self._joined = False
-            self._house.hub.leave(self.topic, self)
+        if self._is_member:
+            self._is_member = False
+            self._house.hub.leave(self.topic, self._outbound)
 
     def _send_close(self, code: int, reason: str) -> None:
         reason_utf8 = reason.encode("utf-8")[:_MAX_CLOSE_REASON]

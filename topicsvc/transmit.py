@@ -6,45 +6,49 @@ buffer, bytes can go to the socket at once; over TLS they are encrypted at once,
 would start a timer for each connection.
 
 What waits in a transport is known only by looking into it. Where a transport is of
-another kind, or its inside is not as expected, the plain way is taken: see `open_pipe`.
+another kind, or its inside is not as expected, the plain way is taken: see `way_out`.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet import tcp
-from twisted.internet.interfaces import IPullProducer, IPushProducer, ITransport
+from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from topicsvc.outbound import Outbound, Pipe
+from topicsvc.deadlines import Deadlines
+from topicsvc.outbound import Outbound
 
-__all__ = ["SocketPipe", "TlsPipe", "TransportPipe", "open_pipe"]
+__all__ = ["SocketOutbound", "TlsOutbound", "TransportOutbound", "way_out"]
 
 _RECORD = 16384
 """Most bytes of one TLS record (RFC 8446, section 5.1)."""
 
-_READ = 2 * _RECORD
-"""More bytes than one record and what TLS may say beside it."""
+_RECORD_OVERHEAD = 512
+"""More than a record adds to its content, and what TLS may say beside it."""
 
 _TRANSPORT_BUFFER = 65536
 """What Twisted's transports hold before they say that they are full."""
 
 
-def open_pipe(transport: ITransport, outbound: Outbound) -> Pipe:
-    """The shortest way out through `transport`."""
-    layer: Any = _unwrap(transport)
+def way_out(
+    transport: Any, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[], None]
+) -> Outbound:
+    """The shortest way out through `transport`; for the rest see `Outbound`."""
+    layer = _unwrap(transport)
     if isinstance(layer, TLSMemoryBIOProtocol):
         lower = _unwrap(layer.transport)
         if _is_transparent(lower) and _is_transparent_tls(layer):
-            return TlsPipe(layer, lower, outbound)
+            return TlsOutbound(layer, lower, limit, stalls, overflow)
     elif _is_transparent(layer):
-        return SocketPipe(layer, outbound)
-    return TransportPipe(transport, outbound)
+        return SocketOutbound(layer, limit, stalls, overflow)
+    return TransportOutbound(transport, limit, stalls, overflow)
 
 
 def _unwrap(transport: Any) -> Any:
@@ -76,161 +80,138 @@ def _is_transparent_tls(tls: Any) -> bool:
     )
 
 
+def _held(lower: Any) -> int:
+    """Bytes that wait in a transparent TCP transport."""
+    return len(lower.dataBuffer) - lower.offset + lower._tempDataLen  # type: ignore[no-any-return]
+
+
 @implementer(IPushProducer)
-class TransportPipe:
+class TransportOutbound(Outbound):
     """The plain way: everything through the transport, which says when it has enough."""
 
-    __slots__ = ("_is_full", "_outbound", "_transport")
+    __slots__ = ("_is_full", "_transport")
 
-    def __init__(self, transport: Any, outbound: Outbound) -> None:
+    def __init__(self, transport: Any, *rest: Any) -> None:
+        super().__init__(*rest)
         self._transport = transport
-        self._outbound = outbound
         self._is_full = False
         self._transport.registerProducer(self, True)
 
-    @property
-    def waiting(self) -> int:
+    def held(self) -> int:
         """Nothing or, when the transport has enough, what it then holds."""
         return _TRANSPORT_BUFFER if self._is_full else 0
 
-    def take(self, data: bytes) -> bool:
-        """See `topicsvc.outbound.Pipe`."""
+    def send(self, data: bytes) -> bool:
         if self._is_full:
             return False
         self._transport.write(data)
         return True
 
-    def finish(self, last: bytes) -> None:
-        """See `topicsvc.outbound.Pipe`."""
+    def end(self, last: bytes) -> None:
         self._transport.write(last)
         self._transport.unregisterProducer()
 
     def pauseProducing(self) -> None:
         self._is_full = True
-        self._outbound.blocked()
+        self.blocked()
 
     def resumeProducing(self) -> None:
         self._is_full = False
-        self._outbound.ran_empty()
+        self.drained()
 
     def stopProducing(self) -> None:
-        self._outbound.lost()
+        """The peer is gone."""
+        self.discard()
 
 
 @implementer(IPullProducer)
-class SocketPipe:
+class SocketOutbound(Outbound):
     """Plain TCP: to the socket at once, the rest through the transport."""
 
-    __slots__ = ("_lower", "_outbound", "_send")
+    __slots__ = ("_lower", "_to_socket")
 
-    def __init__(self, lower: Any, outbound: Outbound) -> None:
+    def __init__(self, lower: Any, *rest: Any) -> None:
+        super().__init__(*rest)
         self._lower = lower
-        self._outbound = outbound
-        self._send = lower.getHandle().send
+        self._to_socket = lower.getHandle().send
         lower.registerProducer(self, False)
 
-    @property
-    def waiting(self) -> int:
-        """What the transport holds."""
-        lower = self._lower
-        return len(lower.dataBuffer) - lower.offset + lower._tempDataLen  # type: ignore[no-any-return]
+    def held(self) -> int:
+        return _held(self._lower)
 
-    def take(self, data: bytes) -> bool:
-        """See `topicsvc.outbound.Pipe`."""
+    def send(self, data: bytes) -> bool:
         lower = self._lower
         if lower._tempDataLen or len(lower.dataBuffer) != lower.offset:
             return False
         try:
-            sent = self._send(data)
+            sent = self._to_socket(data)
         except OSError:  # full, or broken: then the transport finds out and says so
             sent = 0
         if sent != len(data):
             lower.write(data[sent:])
-            self._outbound.blocked()
+            self.blocked()
         return True
 
-    def finish(self, last: bytes) -> None:
-        """See `topicsvc.outbound.Pipe`."""
+    def end(self, last: bytes) -> None:
         self._lower.write(last)
         self._lower.unregisterProducer()
 
     def resumeProducing(self) -> None:
-        self._outbound.ran_empty()
+        self.drained()
 
     def stopProducing(self) -> None:
-        self._outbound.lost()
+        """The peer is gone."""
+        self.discard()
 
 
 @implementer(IPullProducer)
-class TlsPipe:
+class TlsOutbound(SocketOutbound):
     """TLS over TCP: encrypted and to the socket at once, the rest through the transport."""
 
-    __slots__ = ("_encrypt", "_lower", "_outbound", "_read", "_send", "_tls")
+    __slots__ = ("_encrypt", "_read", "_tls")
 
-    def __init__(self, tls: Any, lower: Any, outbound: Outbound) -> None:
+    def __init__(self, tls: Any, lower: Any, *rest: Any) -> None:
         self._tls = tls
-        self._lower = lower
-        self._outbound = outbound
         connection = tls.getHandle()
         self._encrypt = connection.send
         self._read = connection.bio_read
-        self._send = lower.getHandle().send
-        lower.registerProducer(self, False)
+        super().__init__(lower, *rest)
 
-    @property
-    def waiting(self) -> int:
+    def held(self) -> int:
         """What the transports hold, encrypted or not."""
-        lower, tls = self._lower, self._tls
-        unencrypted = sum(map(len, tls._appSendBuffer)) + sum(map(len, tls._aggregator._buffer))
-        return (  # type: ignore[no-any-return]
-            len(lower.dataBuffer) - lower.offset + lower._tempDataLen + unencrypted
-        )
+        tls = self._tls
+        unencrypted = sum(map(len, tls._appSendBuffer))
+        unencrypted += sum(map(len, getattr(tls._aggregator, "_buffer", ())))
+        return super().held() + unencrypted
 
-    def take(self, data: bytes) -> bool:
-        """See `topicsvc.outbound.Pipe`."""
-        lower, tls = self._lower, self._tls
-        if (
-            lower._tempDataLen
-            or len(lower.dataBuffer) != lower.offset
-            or tls._appSendBuffer
-            or tls._aggregator._buffer
-        ):
+    def send(self, data: bytes) -> bool:
+        tls = self._tls
+        # Once the connection is lost there is another aggregator, which keeps nothing.
+        aggregated = getattr(tls._aggregator, "_buffer", True)
+        if aggregated or tls._appSendBuffer or _held(self._lower):
             return False
-        records, unsent = self._encrypted(data)
-        if records:
-            try:
-                sent = self._send(records)
-            except OSError:  # full, or broken: then the transport finds out and says so
-                sent = 0
-            if sent != len(records):
-                lower.write(records[sent:])
-                self._outbound.blocked()
-        if unsent:
-            tls.write(unsent)
-            self._outbound.blocked()
+        records, unencrypted = self._encrypted(data)
+        super().send(records)
+        if unencrypted:
+            tls.write(unencrypted)
+            self.blocked()
         return True
+
+    def end(self, last: bytes) -> None:
+        self._tls.write(last)
+        self._lower.unregisterProducer()
 
     def _encrypted(self, data: bytes) -> tuple[bytes, bytes]:
         """The records that hold `data`, and what of it TLS cannot encrypt now."""
         at, size = 0, len(data)
         records: list[bytes] = []
+        room = min(size, _RECORD) + _RECORD_OVERHEAD
         try:
             while at < size:
                 at += self._encrypt(data[at : at + _RECORD] if size > _RECORD else data)
-                records.append(self._read(_READ))
-                while len(records[-1]) == _READ:
-                    records.append(self._read(_READ))
+                records.append(self._read(room))
+                while len(records[-1]) == room:
+                    records.append(self._read(room))
         except SSL.Error:  # the peer's turn, or the end: the transport knows which
             return b"".join(records), data[at:]
         return records[0] if len(records) == 1 else b"".join(records), b""
-
-    def finish(self, last: bytes) -> None:
-        """See `topicsvc.outbound.Pipe`."""
-        self._tls.write(last)
-        self._lower.unregisterProducer()
-
-    def resumeProducing(self) -> None:
-        self._outbound.ran_empty()
-
-    def stopProducing(self) -> None:
-        self._outbound.lost()

@@ -21,10 +21,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.harness import MemoryTransport, ServiceTestCase
 from tests.integration.certificates import Authority
-from topicsvc import pipes
+from topicsvc import transmit
 from topicsvc.deadlines import Deadlines
 from topicsvc.outbound import Outbound
-from topicsvc.pipes import SocketPipe, TlsPipe, TransportPipe, open_pipe
+from topicsvc.transmit import SocketOutbound, TlsOutbound, TransportOutbound, way_out
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 LIMIT = 64 * 1024 * 1024
@@ -33,18 +33,13 @@ LIMIT = 64 * 1024 * 1024
 class Sender(Protocol):
     """Our side: writes something the transport's own way first, as the handshake does."""
 
-    def __init__(self, test: PipeTests) -> None:
+    def __init__(self, test: WayOutTests) -> None:
         self.test = test
         self.lost: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
         self.transport.write(HANDSHAKE_ANSWER)
-        self.outbound = Outbound(
-            lambda outbound: self.test.open(self.transport, outbound),
-            LIMIT,
-            self.test.stalls,
-            lambda: None,
-        )
+        self.outbound = self.test.open(self.transport, LIMIT, self.test.stalls, lambda: None)
         self.test.ready.callback(self)
 
     def connectionLost(self, reason: object) -> None:
@@ -75,8 +70,8 @@ class Receiver(Protocol):
         self.lost.callback(None)
 
 
-class PipeTests:
-    """Mix into a TestCase that says how to listen, connect and open the pipe."""
+class WayOutTests:
+    """Mix into a TestCase that says how to listen, connect and make the way out."""
 
     kind: type
     open: Any
@@ -98,7 +93,7 @@ class PipeTests:
         yield connectProtocol(self.client(port.getHost().port), self.receiver)
         self.sender: Sender = yield self.ready
         self.outbound = self.sender.outbound
-        self.assertIsInstance(self.outbound._pipe, self.kind)
+        self.assertIsInstance(self.outbound, self.kind)
 
     @inlineCallbacks
     def tearDown(self) -> Any:
@@ -168,9 +163,8 @@ class PipeTests:
             self.outbound.write(b"x" * 100_000)
             yield deferLater(reactor, 0.001)
         self.assertTrue(self.sender.lost.called)
-        self.outbound.write(b"x" * LIMIT)
         self.outbound.write(b"x")
-        self.assertEqual(self.outbound.waiting, 0)
+        self.outbound.finish()
 
     @inlineCallbacks
     def test_a_close_frame_behind_data_is_the_last_to_arrive(self) -> Any:
@@ -215,24 +209,24 @@ class TlsMixin:
         return wrapClientTLS(options, super().client(port))
 
 
-class SocketPipeTests(PipeTests, TestCase):
-    kind = SocketPipe
-    open = staticmethod(open_pipe)
+class SocketTests(WayOutTests, TestCase):
+    kind = SocketOutbound
+    open = staticmethod(way_out)
 
 
-class PlainTransportPipeTests(PipeTests, TestCase):
-    kind = TransportPipe
-    open = staticmethod(TransportPipe)
+class PlainTransportTests(WayOutTests, TestCase):
+    kind = TransportOutbound
+    open = staticmethod(TransportOutbound)
 
 
-class TlsPipeTests(TlsMixin, PipeTests, TestCase):
-    kind = TlsPipe
-    open = staticmethod(open_pipe)
+class TlsTests(TlsMixin, WayOutTests, TestCase):
+    kind = TlsOutbound
+    open = staticmethod(way_out)
 
 
-class TlsTransportPipeTests(TlsMixin, PipeTests, TestCase):
-    kind = TransportPipe
-    open = staticmethod(TransportPipe)
+class TlsTransportTests(TlsMixin, WayOutTests, TestCase):
+    kind = TransportOutbound
+    open = staticmethod(TransportOutbound)
 
 
 class ChoiceTests(ServiceTestCase):
@@ -240,7 +234,7 @@ class ChoiceTests(ServiceTestCase):
 
     def test_a_transport_of_another_kind_takes_the_plain_way(self) -> None:
         client = self.connect()
-        self.assertIsInstance(client.transport.protocol._outbound._pipe, TransportPipe)
+        self.assertIsInstance(client.transport.protocol._outbound, TransportOutbound)
 
 
 class InsideTests(SynchronousTestCase):
@@ -248,5 +242,5 @@ class InsideTests(SynchronousTestCase):
         class Odd(MemoryTransport):
             pass
 
-        self.assertFalse(pipes._is_transparent(Odd(None, 1)))
-        self.assertFalse(pipes._is_transparent_tls(object()))
+        self.assertFalse(transmit._is_transparent(Odd(None, 1)))
+        self.assertFalse(transmit._is_transparent_tls(object()))

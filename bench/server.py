@@ -1,0 +1,61 @@
+"""topicsvc as it is, plus a way to make one message in each of many topics.
+
+Usage: ``server.py CONFIG TOPICS``; it prints its ports on one line, the control port last.
+A line sent to the control port brings one message into each of the first so many topics, past
+HTTP, because it is the fan-out that is measured there.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.internet.protocol import Factory
+from twisted.protocols.basic import LineOnlyReceiver
+
+from bench.load import pin
+from topicsvc import config
+from topicsvc.address import TopicAddress
+from topicsvc.ports import Message
+from topicsvc.service import TopicService
+
+
+def topic(number: int) -> TopicAddress:
+    return TopicAddress("cell1", "box1", ("col",), f"t{number}")
+
+
+class Control(LineOnlyReceiver):
+    """One word a line: ``burst N``, ``memory``."""
+
+    delimiter = b"\n"
+
+    def lineReceived(self, line: bytes) -> None:
+        if line == b"memory":
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.sendLine(b"%d" % (pages * os.sysconf("SC_PAGE_SIZE")))
+            return
+        for number in range(int(line.split()[1])):
+            body = b'"%060d"' % number
+            self.factory.broker.publish(
+                Message(topic(number), "https://cell2.unit1.example/", body)
+            )
+
+
+def main() -> None:
+    pin(0)
+    service = TopicService(config.read(Path(sys.argv[1])), reactor)
+    service.privilegedStartService()
+    service.startService()
+    control = Factory.forProtocol(Control)
+    control.broker = service.broker
+    ports = [port.getHost().port for port in service.ports]
+    ports.append(reactor.listenTCP(0, control, interface="127.0.0.1").getHost().port)
+    print(*ports, flush=True)
+    reactor.run()
+
+
+main()

@@ -1,0 +1,208 @@
+"""The servers under load: started on free loopback ports, on one core, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.load import Target, masked
+from tests.integration.certificates import Authority
+from topicsvc.validators.local import make_key, sign_token, write_key
+
+ROOT = Path(__file__).parent.parent
+HOST = "unit1.example"
+SENDER = "https://cell2.unit1.example/"
+TOPIC = "/cell1/box1/col/topic/t0"
+BODY = 62
+"""Bytes of a body: a JSON string of 60 digits."""
+
+NCHAN_MODULE = "/usr/lib/nginx/modules/ngx_nchan_module.so"
+
+
+class Topicsvc:
+    """topicsvc, plain and TLS, with local tokens and the memory broker."""
+
+    def __init__(self, directory: Path, authority: Authority) -> None:
+        key = make_key()
+        write_key(directory / "token.key", key)
+        tls_key, cert = authority.issue(HOST, name="topicsvc")
+        (directory / "topicsvc.toml").write_text(
+            f"""
+            listen = [
+                "tcp:0:interface=127.0.0.1:backlog=1024",
+                "ssl:0:privateKey={tls_key}:certKey={cert}:interface=127.0.0.1:backlog=1024",
+            ]
+            unit_url = "https://{HOST}/"
+            [validator]
+            kind = "local"
+            key_file = "{directory}/token.key"
+            """
+        )
+        self.process = _start("bench.server", str(directory / "topicsvc.toml"))
+        self.plain_port, self.tls_port, control = _ports(self.process)
+        self._control = socket.create_connection(("127.0.0.1", control))
+        self._token = sign_token(key, SENDER, ["/cell1/*"], ["receive", "send"], 2**31)
+        self._context = authority.client_context()
+
+    def target(self, tls: bool = False) -> Target:
+        return Target(
+            port=self.tls_port if tls else self.plain_port,
+            path="/cell1/__topic/box1/col.topic.t%d",
+            token=self._token,
+            send=self._send,
+            frame=_frame(len(f'{{"From":"{SENDER}","Body":}}') + BODY),
+            context=self._context if tls else None,
+            host=HOST,
+        )
+
+    def burst(self, topics: int) -> None:
+        self._control.sendall(b"burst %d\n" % topics)
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        self._control.sendall(b"memory\n")
+        return int(self._control.makefile("rb").readline())
+
+    def _send(self, digits: bytes) -> bytes:
+        head = (
+            f"POST {TOPIC} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {self._token}\r\n"
+            f"Content-Length: {BODY}\r\n\r\n"
+        )
+        return head.encode() + b'"%s"' % digits
+
+
+class Nchan:
+    """nginx's push module, in one worker."""
+
+    def __init__(self, directory: Path, authority: Authority) -> None:
+        if shutil.which("nginx") is None or not Path(NCHAN_MODULE).exists():
+            raise SystemExit("bench: needs nginx and libnginx-mod-nchan (apt-get install both)")
+        key, cert = authority.issue(HOST, name="nchan")
+        self.plain_port, self.tls_port = _free_port(), _free_port()
+        (directory / "nginx.conf").write_text(
+            f"""
+            load_module {NCHAN_MODULE};
+            daemon off;
+            worker_processes 1;
+            worker_rlimit_nofile 20000;
+            pid {directory}/nginx.pid;
+            error_log {directory}/nginx.log warn;
+            events {{ worker_connections 18000; }}
+            http {{
+                access_log off;
+                nchan_max_reserved_memory 256M;
+                keepalive_requests 10000000;
+                server {{
+                    listen 127.0.0.1:{self.plain_port} backlog=1024;
+                    listen 127.0.0.1:{self.tls_port} ssl backlog=1024;
+                    ssl_certificate {cert};
+                    ssl_certificate_key {key};
+                    location = /pub {{
+                        nchan_publisher;
+                        nchan_channel_id a;
+                        nchan_message_buffer_length 1000;
+                    }}
+                    location = /sub {{
+                        nchan_subscriber websocket;
+                        nchan_channel_id a;
+                        nchan_subscriber_first_message newest;
+                    }}
+                }}
+            }}
+            """
+        )
+        core = str(sorted(os.sched_getaffinity(0))[0])
+        self.process = subprocess.Popen(
+            ["taskset", "-c", core, "nginx", "-p", str(directory), "-c", f"{directory}/nginx.conf"],
+            stderr=subprocess.DEVNULL,
+        )
+        _wait_for(self.plain_port)
+        self._context = authority.client_context()
+
+    def target(self, tls: bool = False) -> Target:
+        size = _payload_size()
+        return Target(
+            port=self.tls_port if tls else self.plain_port,
+            path="/sub",
+            send=lambda digits: (
+                f"POST /pub HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {size}\r\n\r\n".encode()
+                + digits.ljust(size, b"x")
+            ),
+            frame=_frame(size),
+            context=self._context if tls else None,
+            host=HOST,
+        )
+
+
+class Library:
+    """A server of a few lines on a library's own broadcast."""
+
+    def __init__(self, module: str) -> None:
+        self.process = _start(f"bench.peers.{module}")
+        [self.port] = _ports(self.process)
+
+    def target(self) -> Target:
+        size = _payload_size()
+        return Target(
+            port=self.port,
+            path="/",
+            send=lambda digits: masked(1, digits.ljust(size, b"x")),
+            by_websocket=True,
+            frame=_frame(size),
+        )
+
+
+@contextlib.contextmanager
+def running(make: Callable[[], Topicsvc | Nchan | Library]) -> Iterator[Topicsvc | Nchan | Library]:
+    """A server for the time of a block."""
+    server = make()
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(20)
+
+
+def _payload_size() -> int:
+    """What a message of topicsvc measures: every peer sends as much."""
+    return len(f'{{"From":"{SENDER}","Body":}}') + BODY
+
+
+def _frame(payload: int) -> int:
+    return payload + (2 if payload < 126 else 4)
+
+
+def _start(module: str, *arguments: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def _ports(process: subprocess.Popen[str]) -> list[int]:
+    assert process.stdout is not None
+    return [int(word) for word in process.stdout.readline().split()]
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+    raise SystemExit("bench: a server did not start")

@@ -15,7 +15,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ["Burst", "FanOut", "Figures", "Target", "open_sessions", "start_sessions"]
 
@@ -266,7 +266,8 @@ class FanOut:
 
     def _sender(self) -> socket.socket:
         target = self.target
-        sock = open_session(target) if target.by_websocket else target.connect()
+        by_websocket = replace(target, path="/send")
+        sock = open_session(by_websocket) if target.by_websocket else target.connect()
         sock.settimeout(WAIT)
         return sock
 

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory
+from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.protocols.basic import LineOnlyReceiver
 
 from bench.load import pin
 from topicsvc import config
 from topicsvc.address import TopicAddress
 from topicsvc.ports import Message
-from topicsvc.service import TopicService
+from topicsvc.service import TopicService, spare_the_garbage_collector
 
 
 def topic(number: int) -> TopicAddress:
@@ -47,9 +48,12 @@ class Control(LineOnlyReceiver):
 
 def main() -> None:
     pin(0)
+    log = open(sys.argv[1] + ".log", "w")  # noqa: SIM115 - open for the life of the process
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(log)], redirectStandardIO=False)
     service = TopicService(config.read(Path(sys.argv[1])), reactor)
     service.privilegedStartService()
     service.startService()
+    spare_the_garbage_collector()
     control = Factory.forProtocol(Control)
     control.broker = service.broker
     ports = [port.getHost().port for port in service.ports]

@@ -31,6 +31,7 @@ class Topicsvc:
 
     def __init__(self, directory: Path, authority: Authority) -> None:
         key = make_key()
+        (directory / "token.key").unlink(missing_ok=True)
         write_key(directory / "token.key", key)
         tls_key, cert = authority.issue(HOST, name="topicsvc")
         (directory / "topicsvc.toml").write_text(

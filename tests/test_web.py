@@ -244,7 +244,7 @@ class BodyLimitTests(HttpTestCase):
         self.assertTrue(client.transport.has_ended)
         client.send_raw(b"x" * 100_000)
         self.assertEqual(bytes(client.transport.written), b"")
-        self.advance(site.LINGER)
+        self.advance(site.CLOSE_TIMEOUT)
         self.turn()
         self.assertIsNotNone(client.transport.lost)
         self.assertEqual(self.validator.questions, [])
@@ -449,12 +449,65 @@ class UpgradeTests(HttpTestCase):
             self.assertNotIn("server", client.headers)
 
 
-class SilentHttpTests(HttpTestCase):
-    def test_a_connection_that_says_nothing_is_dropped(self) -> None:
-        client = self.client()
-        self.advance(site.IDLE_TIMEOUT)
+class DeadlineTests(HttpTestCase):
+    def assert_dropped(self, client: Client, drip: bytes, after: float) -> None:
+        """Dropped so many seconds from now, whatever drips in meanwhile."""
+        for _ in range(int(after) - 1):
+            self.clock.advance(1)
+            if drip:
+                client.send_raw(drip)
+        self.assertIsNone(client.transport.lost)
+        self.clock.advance(1)
         self.turn()
         self.assertIsNotNone(client.transport.lost)
+        self.assertEqual(self.clock.getDelayedCalls()[1:], [])  # but the heart
+
+    def test_a_connection_that_says_nothing(self) -> None:
+        self.assert_dropped(self.client(), b"", site.HEAD_TIMEOUT)
+
+    def test_a_head_that_drips(self) -> None:
+        client = self.client()
+        client.send_raw(b"GET / HTTP/1.1\r\nX: ")
+        self.assert_dropped(client, b"x", site.HEAD_TIMEOUT)
+
+    def test_a_body_that_drips(self) -> None:
+        client = self.client()
+        head = f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 500\r\n\r\n"
+        client.send_raw(head.encode())
+        self.assert_dropped(client, b"x", site.BODY_TIMEOUT)
+
+    def test_chunks_that_drip(self) -> None:
+        client = self.client()
+        head = f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.send_raw(head.encode())
+        self.assert_dropped(client, b"1\r\nx\r\n", site.BODY_TIMEOUT)
+
+    def test_silence_between_requests(self) -> None:
+        client = self.client()
+        client.request("OPTIONS", SEND_PATH)
+        self.assert_dropped(client, b"", site.IDLE_TIMEOUT)
+
+    def test_a_head_that_drips_after_another_request(self) -> None:
+        client = self.client()
+        client.request("OPTIONS", SEND_PATH)
+        self.advance(site.IDLE_TIMEOUT - 1)
+        client.send_raw(b"GET / HTTP/1.1\r\nX: ")
+        self.assert_dropped(client, b"x", site.HEAD_TIMEOUT)
+
+    def test_a_request_that_is_being_decided_has_none(self) -> None:
+        client = self.begin()
+        self.advance(300)
+        self.validator.last.grant(self.now + 60)
+        client.read_answer()
+        self.assertEqual(client.status, 200)
+
+    def test_a_peer_that_does_not_take_its_answer_is_aborted(self) -> None:
+        client = self.client()
+        client.transport.is_congested = True
+        client.request("OPTIONS", SEND_PATH)
+        self.advance(site.IDLE_TIMEOUT + site.CLOSE_TIMEOUT)
+        self.turn()
+        self.assertEqual(client.transport.lost.type.__name__, "ConnectionAborted")
 
     def test_a_websocket_is_not(self) -> None:
         client = self.subscribe()

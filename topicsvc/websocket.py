@@ -89,6 +89,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     _log: ClassVar[Logger] = Logger()
 
     failedByMe: bool
+    message_data: list[bytes] | None
     CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
 
     def __init__(self, topic: TopicAddress, connections: Connections) -> None:
@@ -97,7 +98,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._house = connections
         self._session = Session(connections.settings.timestamps)
         self._pulse = Pulse(connections.settings.ping_limit)
-        self._outbound: Any = None  # an Outbound, once the handshake is done
+        self._outbound: Outbound
         self._under_way: Deferred[Any] | None = None
         self._is_member = False
         self._closed_because = ""
@@ -131,19 +132,50 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """The close handshake took too long."""
         self.transport.abortConnection()
 
-    # What Autobahn calls.
+    def accept(self, key: str) -> None:
+        """Answer an opening handshake that the HTTP side has found to be good.
 
-    def onOpen(self) -> None:
+        Args:
+            key: the client's ``Sec-WebSocket-Key``.
+        """
+        self.websocket_version = 13
+        self.websocket_protocols: list[str] = []
+        self.websocket_extensions: list[str] = []
+        self._wskey = key
+        self.succeedHandshake(None)
+
+    # What Twisted and Autobahn call.
+
+    def connectionMade(self) -> None:
+        """The HTTP side has handed the transport over."""
+        address = self.transport.getPeer()
+        self.peer = f"{getattr(address, 'host', address)}:{getattr(address, 'port', 0)}"
+        self._connectionMade()
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         self._outbound = way_out(
             self.transport, self._house.settings.send_queue, self._house.stalls, self.slow
         )
+
+    def dataReceived(self, data: bytes) -> None:
+        # Not by way of Autobahn's, which describes each piece for a debug line.
+        self._dataReceived(data)
+
+    def _onOpen(self) -> None:
+        # Not by way of Autobahn's, which looks at the certificate of each client.
+        self.onOpen()
+
+    def onOpen(self) -> None:
         self._house.opened(self)
-        self._log.info("{peer} connected to {topic}", peer=self.peer, topic=self.topic.path)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self._perform(self._session.received(payload, isBinary, self._now()))
+
+    def onMessageEnd(self) -> None:
+        # Not by way of Autobahn's, which notifies observers that there are none of.
+        if not self.failedByMe:
+            self.onMessage(b"".join(self.message_data or ()), self.message_is_binary)
+        self.message_data = None
 
     def onPong(self, payload: bytes) -> None:
         self._pulse.pong(payload)
@@ -161,14 +193,14 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state == self.STATE_OPEN:
             self._end("the client closed")
             # It reads no more: what waits for it would only hold up the answer.
-            self._discard()
+            self._outbound.discard()
             self.sendCloseFrame(code=code, isReply=True)
         self.dropConnection(abort=False)
         return True
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self._end("the connection was lost")
-        self._discard()
+        self._outbound.discard()
         self._house.gone(self)
         self._log.info(
             "{peer} left {topic}: {reason}",
@@ -179,7 +211,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Every frame, Autobahn's own too, goes out behind those written before."""
-        self._write(data)
+        self._outbound.write(data)
 
     def _fail_connection(self, code: int = POLICY_VIOLATION, reason: str = "") -> None:
         """Fail the connection as RFC 6455, section 7.1.7, has it: say why, read no more."""
@@ -190,9 +222,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self.dropConnection(abort=False)
             return
         self._end(reason)
-        self._discard()
+        self._outbound.discard()
         self._send_close(code, reason)
-        self._finish()
+        self._outbound.finish()
         # Half a close lets the peer read the code: closing with bytes of its own unread
         # would reset the connection and with it the close frame.
         if ISSLTransport.providedBy(self.transport):
@@ -218,7 +250,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         for effect in effects:
             match effect:
                 case Reply(frame):
-                    self._write(frame)
+                    self._outbound.write(frame)
                 case Close(code, reason):
                     self._end(reason)
                     self._send_close(code, reason)
@@ -228,7 +260,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                 case Join():
                     join = self._house.hub.join
                     self._own(maybeDeferred(join, self.topic, self._outbound), self._joined)
-        if effects and self._outbound is not None:
+        if effects:
             self._outbound.deliver_until = self._session.deliver_until
 
     def _own(self, asked: Deferred[Any], answered: Callable[[Any], None]) -> None:
@@ -282,22 +314,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def dropConnection(self, abort: bool = False) -> None:
         if self.state != self.STATE_CLOSED:
             self._house.closing.start(self)
-            self._finish()
-        super().dropConnection(abort)
-
-    def _discard(self) -> None:
-        if self._outbound is not None:
-            self._outbound.discard()
-
-    def _finish(self) -> None:
-        if self._outbound is not None:
             self._outbound.finish()
-
-    def _write(self, data: bytes) -> None:
-        if self._outbound is None:
-            self.transport.write(data)  # the opening handshake
-        else:
-            self._outbound.write(data)
+        super().dropConnection(abort)
 
     def _now(self) -> float:
         return self._house.clock.seconds()

@@ -82,7 +82,8 @@ class LocalValidator:
     """
 
     def __init__(self, key: bytes, clock: IReactorTime) -> None:
-        self._key = key
+        # A key of PyJWT's own kind is looked at once, not for each token.
+        self._key = jwt.PyJWK({"kty": "oct", "alg": _ALGORITHM, "k": _base64url(key)})
         self._clock = clock
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
@@ -118,6 +119,10 @@ class LocalValidator:
         if not isinstance(may, list) or not _speaks_of(claims.get("topics"), topic):
             raise TokenInactive("not for this topic")
         return Grant(claims.get("sub"), claims["exp"], "receive" in may, "send" in may)
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
 def _is_time(claim: Any) -> bool:

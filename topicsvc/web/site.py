@@ -6,22 +6,30 @@ from io import BytesIO
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from topicsvc.address import Unit
+from topicsvc.deadlines import Deadlines
 from topicsvc.web import answers
 
 __all__ = ["TopicRequest", "TopicSite", "TopicTree"]
 
-IDLE_TIMEOUT = 60
-"""Seconds that a connection may be silent while it is HTTP."""
+HEAD_TIMEOUT = 10.0
+"""Seconds for a whole request head, from the connection or the end of the silence before it."""
 
-LINGER = 5
-"""Seconds to read and forget what is still sent after a body was refused."""
+BODY_TIMEOUT = 30.0
+"""Seconds for a whole body."""
+
+IDLE_TIMEOUT = 60.0
+"""Seconds that a connection may be silent between two requests."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds for a peer to take an answer and close, before the socket is aborted."""
 
 
 class TopicTree(Resource):
@@ -81,17 +89,22 @@ class TopicRequest(Request):
 
 
 class TopicChannel(HTTPChannel):
-    """An HTTP/1.1 connection that can become a WebSocket."""
+    """An HTTP/1.1 connection that can become a WebSocket.
+
+    What it waits for has an absolute deadline, which no dripping of bytes prolongs.
+    """
 
     site: TopicSite
     transport: Any
     refused = False
+    _deadline: Deadlines[TopicChannel] | None = None
 
-    def hand_over(self, protocol: Protocol, head: bytes) -> None:
-        """Give the transport to `protocol`, with `head` as the first it reads.
+    def connectionMade(self) -> None:
+        super().connectionMade()  # type: ignore[no-untyped-call]
+        self._wait(self.site.heads)
 
-        What the client sent behind its request follows.
-        """
+    def hand_over(self, protocol: Protocol) -> None:
+        """Give the transport to `protocol`, and what the client sends behind its request."""
         transport, self.transport = self.transport, None
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
@@ -101,7 +114,6 @@ class TopicChannel(HTTPChannel):
         self.rawDataReceived = protocol.dataReceived  # type: ignore[method-assign]
         protocol.makeConnection(transport)
         self._networkProducer.resumeProducing()
-        protocol.dataReceived(head)
 
     def refuse_body(self) -> None:
         """Answer 413 before the body has arrived, and read no more of it."""
@@ -114,32 +126,61 @@ class TopicChannel(HTTPChannel):
             b"Content-Type: application/json\r\nAccess-Control-Allow-Origin: *\r\n"
             b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         )
-        # Closing with bytes unread would reset the connection and the answer with it: what
-        # still comes is read and forgotten for a while.
+        # Closing at once with bytes unread would reset the connection and the answer with it:
+        # what still comes is read and forgotten for a while.
         if ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
-        self.setTimeout(None)
-        self._abortingCall = self.callLater(LINGER, self.forceAbortClient)
+        self._wait(self.site.closes)
+
+    def too_late(self) -> None:
+        """A deadline is over: close, and do not wait for the peer for long."""
+        if self._deadline is self.site.closes:
+            self.transport.abortConnection()
+        else:
+            self._wait(self.site.closes)
+            self.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.refused:
+            return
+        if self._deadline is self.site.idles:
+            self._wait(self.site.heads)
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def allHeadersReceived(self) -> None:
         if self.length is not None and self.length > self.site.max_body:
             self.refuse_body()
-        else:
-            super().allHeadersReceived()  # type: ignore[no-untyped-call]
-
-    def allContentReceived(self) -> None:
-        if not self.refused:
-            super().allContentReceived()  # type: ignore[no-untyped-call]
+            return
+        super().allHeadersReceived()  # type: ignore[no-untyped-call]
+        if self.length != 0:
+            self._wait(self.site.bodies)
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self.refused:
             super().rawDataReceived(data)
 
-    def dataReceived(self, data: bytes) -> None:
+    def allContentReceived(self) -> None:
         if not self.refused:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
+            self._wait(None)
+            super().allContentReceived()  # type: ignore[no-untyped-call]
+
+    def requestDone(self, request: Request) -> None:
+        self._wait(self.site.idles)
+        super().requestDone(request)  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._wait(None)
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    def _wait(self, deadline: Deadlines[TopicChannel] | None) -> None:
+        """Wait for what `deadline` bounds, and for nothing else."""
+        if self._deadline is not None:
+            self._deadline.cancel(self)
+        self._deadline = deadline
+        if deadline is not None:
+            deadline.start(self)
 
 
 class TopicSite(Site):
@@ -159,10 +200,14 @@ class TopicSite(Site):
             resource,
             TopicRequest,
             parsePOSTFormSubmission=False,
-            timeout=IDLE_TIMEOUT,
+            timeout=None,  # the deadlines below are absolute
             reactor=clock,
         )
         self.max_body = max_body
+        self.heads = Deadlines(clock, HEAD_TIMEOUT, TopicChannel.too_late)
+        self.bodies = Deadlines(clock, BODY_TIMEOUT, TopicChannel.too_late)
+        self.idles = Deadlines(clock, IDLE_TIMEOUT, TopicChannel.too_late)
+        self.closes = Deadlines(clock, CLOSE_TIMEOUT, TopicChannel.too_late)
 
     def log(self, request: Any) -> None:
         """No access log: it would hold the query, and clients put tokens there."""

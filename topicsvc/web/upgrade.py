@@ -61,7 +61,9 @@ class UpgradeResource(Resource):
         if fault is not None:
             return answer(request, answers.NOT_A_HANDSHAKE, fault)
         [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
-        request.channel.hand_over(self._build(topic), _head(key))
+        protocol = self._build(topic)
+        request.channel.hand_over(protocol)
+        protocol.accept(key.decode("ascii"))
         return NOT_DONE_YET
 
 
@@ -88,15 +90,3 @@ def _fault(request: TopicRequest) -> str | None:
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
         return "exactly one Sec-WebSocket-Key of 16 bytes is needed"
     return None
-
-
-def _head(key: bytes) -> bytes:
-    """The request that Autobahn gets to see.
-
-    All that was checked here is said anew in one form; offers of extensions and
-    subprotocols are left out, so none is ever negotiated.
-    """
-    return (
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n" % key
-    )

@@ -41,6 +41,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_CELL_URLS: tuple[CellUrlStyle, ...] = ("host", "path")
 _DAY = 86400
 _MEBIBYTE = 1048576
 
@@ -192,14 +193,10 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     send = table.table("send")
     stop = table.table("stop")
     validator = table.table("validator")
-    kind = validator.choice("kind", tuple(_VALIDATORS), required=True)
-    cell_urls: CellUrlStyle = "host"
-    if kind == "personium":
-        cell_urls = validator.choice("cell_urls", ("host", "path"))
     return Config(
         listen=listen,
         admin=admin or written_admin,
-        unit=_unit(table, cell_urls),
+        unit=_unit(table, validator),
         topics=tuple(_topics(table)),
         session=SessionSettings(
             token_timeout=session.number("token_timeout", default.token_timeout, 1, _DAY),
@@ -214,16 +211,19 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
             max_body=send.whole("max_body", _MEBIBYTE, 1, 2**30),
             trust_via=send.flag("trust_via", False),
         ),
-        validator=_VALIDATORS[kind](validator, table),
+        validator=_validator(validator, table),
         checks=_checks(validator),
         broker=_broker(table.table("broker")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
     )
 
 
-def _unit(table: Table, cell_urls: CellUrlStyle) -> Unit:
+def _unit(table: Table, validator: Table) -> Unit:
     url = table.text("unit_url", None, 'a URL, "https://unit1.example/"')
     hosts = table.texts("hosts")
+    cell_urls: CellUrlStyle = "host"
+    if _kind(validator) == "personium":
+        cell_urls = validator.choice("cell_urls", _CELL_URLS)
     try:
         return Unit(url or "https://invalid/", hosts, cell_urls)
     except ValueError as error:
@@ -241,16 +241,29 @@ def _topics(table: Table) -> Iterable[TopicPattern]:
             )
 
 
+def _kind(table: Table) -> str | None:
+    """Which validator is wanted; None: nobody knows, and it has been said."""
+    kind: str = table.choice("kind", tuple(_VALIDATORS), required=True)
+    return kind if table.given("kind") == kind else None
+
+
+def _validator(table: Table, whole: Table) -> ValidatorSettings:
+    kind = _kind(table)
+    if kind is None:
+        table.pass_over()
+        return LocalSettings(b"")
+    return _VALIDATORS[kind](table, whole)
+
+
 def _personium(table: Table, whole: Table) -> PersoniumSettings:
     allowed = 'a URL, "https://unit1.example/"'
-    key = "url" if "url" in table else "unit_url"
     url = table.text("url", "", allowed) or whole.text("unit_url", "", allowed)
-    cell_urls: CellUrlStyle = table.choice("cell_urls", ("host", "path"))
+    cell_urls = table.choice("cell_urls", _CELL_URLS)
     unit = Unit("https://invalid/")
     try:
         unit = Unit(url or unit.url, cell_urls=cell_urls)
     except ValueError as error:
-        if key == "url":  # of unit_url it has been said before
+        if table.given("url"):  # of unit_url it has been said before
             table.problem(key, str(error), allowed)
     if cell_urls == "host" and _is_address(urlsplit(unit.url).hostname or ""):
         table.problem(
@@ -374,8 +387,13 @@ class Table:
         self._tables: list[Table] = []
         self.keys: dict[str, Any] = {}
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._members
+    def given(self, key: str) -> Any:
+        """The value in the file, whatever it is; None: there is none."""
+        return self._members.get(key)
+
+    def pass_over(self) -> None:
+        """Say nothing of the settings that nobody asks for: what they mean is not known."""
+        self.keys.update(self._members)
 
     def problem(self, key: str, wrong: str, allowed: str) -> None:
         """Note that the value of `key` cannot be used."""

@@ -264,7 +264,7 @@ def _personium(table: Table, whole: Table) -> PersoniumSettings:
         unit = Unit(url or unit.url, cell_urls=cell_urls)
     except ValueError as error:
         if table.given("url"):  # of unit_url it has been said before
-            table.problem(key, str(error), allowed)
+            table.problem("url", str(error), allowed)
     if cell_urls == "host" and _is_address(urlsplit(unit.url).hostname or ""):
         table.problem(
             "cell_urls", "a cell's host cannot stand before an IP address", '"path", or a host name'

@@ -83,7 +83,9 @@ class Rechecks(Generic[T]):
     def _turn(self, turns: int) -> None:
         """Turn the wheel; after a pause, or a jump of the clock, at most once around."""
         for _ in range(min(turns, SLOTS)):
-            self._due.update(dict.fromkeys(self._wheel.turn()))
+            for member in self._wheel.turn():
+                if member not in self._under_way:
+                    self._due[member] = None
         self._fill()
 
     def _fill(self) -> None:

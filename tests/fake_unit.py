@@ -50,6 +50,7 @@ class Token:
     subject: str = "https://cell2.unit1.example/#me"
     may: str = "OPTIONS, POST, PUT, GET"
     reads_properties: bool = True
+    scope: str = ""
 
 
 @dataclass
@@ -193,6 +194,8 @@ class FakeUnit(Resource):
                 "iss": "https://cell1.unit1.example/",
                 "p_roles": [],
             }
+            if facts.scope:  # a unit never tells one, other servers do
+                claims["scope"] = facts.scope
         return Reply(200, json.dumps(claims).encode(), {"Content-Type": "application/json"})
 
 

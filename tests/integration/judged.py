@@ -74,6 +74,7 @@ class JudgedTestCase(TestCase):
     """A fake unit on a port, a trap on another, and a service that asks the unit."""
 
     scheme = "http"
+    timeout = TIMEOUT
     unit_host: str | None = None
 
     @inlineCallbacks
@@ -101,20 +102,27 @@ class JudgedTestCase(TestCase):
     def endpoint(self) -> str:
         return "tcp:0:interface=127.0.0.1:backlog=1024"
 
+    @property
+    def unit_url(self) -> str:
+        return f"{self.scheme}://localhost:{self.unit_port.getHost().port}/"
+
+    def secret_file(self, name: str = "password", secret: str = PASSWORD) -> Path:
+        file = self.directory / name
+        file.write_text(secret + "\n", "utf-8")
+        return file
+
     def settings(self, more: str = "") -> config.Config:
         """The settings, from a file as an operator writes it."""
-        password_file = self.directory / "password"
-        password_file.write_text(PASSWORD + "\n", "utf-8")
         return config.load(f"""
             listen = ["tcp:0"]
             unit_url = "https://unit1.example/"
             [validator]
             kind = "personium"
-            url = "{self.scheme}://localhost:{self.unit_port.getHost().port}/"
+            url = "{self.unit_url}"
             cell_urls = "path"
             username = "{USERNAME}"
-            password_file = "{password_file}"
-            timeout = {TIMEOUT}
+            password_file = "{self.secret_file()}"
+            timeout = {self.timeout}
             {more}
         """)
 
@@ -133,11 +141,9 @@ class JudgedTestCase(TestCase):
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], Any, None]:
-        stopping = self.connections.stopService()
         for member in list(self.connections._wheel):
             member.transport.lose(ConnectionError("the test is over"))
-        if stopping is not None:
-            yield stopping
+        self.connections.stopService()
         yield self.service._judge.stop()
         yield self.service.broker.stopService()
         yield sleep(0.01)

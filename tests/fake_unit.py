@@ -292,6 +292,15 @@ def closes_kept_connections(request: Any, reply: Reply) -> Any:
     return answers_at_once(request, reply)
 
 
+def parrots(request: Any, _: Reply) -> Any:
+    """No HTTP, but all that came in, twice: where a status belongs and after it."""
+    said = b" ".join(value for value in request.requestHeaders.getRawHeaders(b"authorization", []))
+    said += b" ".join(value for values in request.args.values() for value in values)
+    request.channel.transport.write(b"HTTP/1.1 %s %s\r\n%s: %s\r\n\r\n" % ((said,) * 4))
+    request.channel.transport.loseConnection()
+    return NOT_DONE_YET
+
+
 def drops_every_connection(request: Any, _: Reply) -> Any:
     """Takes the question and hangs up."""
     request.channel.transport.abortConnection()

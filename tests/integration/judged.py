@@ -74,7 +74,7 @@ class JudgedTestCase(TestCase):
     """A fake unit on a port, a trap on another, and a service that asks the unit."""
 
     scheme = "http"
-    timeout = TIMEOUT
+    check_timeout = TIMEOUT
     unit_host: str | None = None
 
     @inlineCallbacks
@@ -122,7 +122,7 @@ class JudgedTestCase(TestCase):
             cell_urls = "path"
             username = "{USERNAME}"
             password_file = "{self.secret_file()}"
-            timeout = {self.timeout}
+            timeout = {self.check_timeout}
             {more}
         """)
 
@@ -152,8 +152,11 @@ class JudgedTestCase(TestCase):
         self._port += 1
         return self._port
 
+    def connect_http(self) -> Client:
+        return Client(self)  # type: ignore[arg-type]
+
     def connect(self) -> Client:
-        client = Client(self)  # type: ignore[arg-type]
+        client = self.connect_http()
         self.assertEqual(client.upgrade(host=HOST), 101)
         return client
 

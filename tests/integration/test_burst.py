@@ -22,7 +22,7 @@ Test = Generator[Deferred[Any], Any, None]
 
 
 class BurstTestCase(JudgedTestCase):
-    timeout = 10
+    check_timeout = 10
 
     @inlineCallbacks
     def setUp(self) -> Test:

@@ -29,7 +29,7 @@ from topicsvc.ports import Message
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
-from topicsvc.websocket import Connections, SessionSettings
+from topicsvc.websocket import Connections, Revocation, SessionSettings
 from topicsvc.wire import data_frame
 
 EPOCH = 1518612600.0
@@ -277,6 +277,8 @@ class ServiceTestCase(SynchronousTestCase):
     unit = Unit("https://unit1.example/")
     trust_via = False
     drain = 0.0
+    recheck = 0.0
+    rechecks_at_once = 2
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -284,8 +286,15 @@ class ServiceTestCase(SynchronousTestCase):
         self.validator = FakeValidator()
         self.broker = FakeBroker()
         self.hub = Hub(self.broker, self.clock, data_frame)
+        self.rechecker = FakeValidator()
+        revocation = Revocation(self.rechecker, self.recheck, self.rechecks_at_once)
         self.connections = Connections(
-            self.validator, self.hub, self.clock, self.settings, self.drain
+            self.validator,
+            self.hub,
+            self.clock,
+            self.settings,
+            self.drain,
+            revocation=revocation if self.recheck else None,
         )
         self.connections.startService()
         send = SendResource(self.unit, self.validator, self.broker, self.clock, self.trust_via)

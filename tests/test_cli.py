@@ -147,7 +147,7 @@ class CheckTests(CommandTestCase):
         file = Path(self.mktemp())
         file.write_text("nonsense = 1")
         code, out, err = self.run_command("check", "--config", str(file))
-        self.assertEqual((code, out, err.count("\n")), (1, "", 5))
+        self.assertEqual((code, out, err.count("\n")), (1, "", 4))
         for line in err.splitlines():
             self.assertTrue(line.startswith("topicsvc check: "), line)
         self.assert_refused("nowhere.toml: No such file", "check", "--config", "nowhere.toml")

@@ -70,7 +70,7 @@ class OptionTests(SynchronousTestCase):
         lines = self.assertRaises(SystemExit, makeService, options).code.splitlines()
         self.assertEqual(
             [line.split(":")[1].strip() for line in lines],
-            ["listen", "unit_url", "validator.kind", "validator.key_file", "nonsense"],
+            ["listen", "unit_url", "validator.kind", "nonsense"],
         )
 
     def test_endpoints_that_cannot_be(self) -> None:

@@ -7,30 +7,41 @@ with its value, what is allowed.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from topicsvc.address import TopicPattern, Unit
+from topicsvc.address import CellUrlStyle, TopicPattern, Unit
 from topicsvc.errors import ConfigError, PathRefused
-from topicsvc.validators.local import read_key
+from topicsvc.validators.agent import read_authorities
+from topicsvc.validators.introspection import Rule
+from topicsvc.validators.local import RIGHTS, read_key
 from topicsvc.websocket import SessionSettings
 
 __all__ = [
+    "CheckSettings",
     "Config",
+    "IntrospectionSettings",
     "LocalSettings",
     "MemorySettings",
+    "PersoniumSettings",
     "SendSettings",
     "StopSettings",
     "Table",
+    "ValidatorSettings",
     "load",
     "read",
+    "read_secret",
 ]
 
 T = TypeVar("T")
 
+_CELL_URLS: tuple[CellUrlStyle, ...] = ("host", "path")
 _DAY = 86400
 _MEBIBYTE = 1048576
 
@@ -49,6 +60,60 @@ class LocalSettings:
     """Tokens are judged here, with this key."""
 
     key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PersoniumSettings:
+    """Tokens are judged by a Personium unit.
+
+    Attributes:
+        unit: its HTTP API.
+        authorities: who vouches for its certificate; None: whom the system trusts.
+    """
+
+    unit: Unit
+    username: str
+    password: str = field(repr=False)
+    authorities: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class IntrospectionSettings:
+    """Tokens are judged by an OAuth 2.0 server with introspection.
+
+    Attributes:
+        authorities: who vouches for its certificate; None: whom the system trusts.
+        issuer: who must have made a token; None: not looked at.
+        audience: for whom it must have been made; None: not looked at.
+    """
+
+    url: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    rules: tuple[Rule, ...]
+    authorities: Any = None
+    issuer: str | None = None
+    audience: str | None = None
+
+
+ValidatorSettings = PersoniumSettings | IntrospectionSettings | LocalSettings
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSettings:
+    """How tokens are checked, whoever judges them; times in seconds.
+
+    Attributes:
+        timeout: for one whole check.
+        concurrency: checks under way at once.
+        cache: how long a grant may be reused; 0: it is not.
+        recheck: between two checks of a live session; 0: there is one, at its start.
+    """
+
+    timeout: float = 10
+    concurrency: int = 32
+    cache: float = 0
+    recheck: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +141,10 @@ class Config:
 
     listen: tuple[str, ...]
     unit: Unit
-    validator: LocalSettings
+    validator: ValidatorSettings
     admin: str | None = None
     topics: tuple[TopicPattern, ...] = ()
+    checks: CheckSettings = field(default_factory=CheckSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     send: SendSettings = field(default_factory=SendSettings)
     broker: MemorySettings = field(default_factory=MemorySettings)
@@ -126,10 +192,11 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     session = table.table("session")
     send = table.table("send")
     stop = table.table("stop")
+    validator = table.table("validator")
     return Config(
         listen=listen,
         admin=admin or written_admin,
-        unit=_unit(table),
+        unit=_unit(table, validator),
         topics=tuple(_topics(table)),
         session=SessionSettings(
             token_timeout=session.number("token_timeout", default.token_timeout, 1, _DAY),
@@ -144,17 +211,21 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
             max_body=send.whole("max_body", _MEBIBYTE, 1, 2**30),
             trust_via=send.flag("trust_via", False),
         ),
-        validator=_validator(table.table("validator")),
+        validator=_validator(validator, table),
+        checks=_checks(validator),
         broker=_broker(table.table("broker")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
     )
 
 
-def _unit(table: Table) -> Unit:
+def _unit(table: Table, validator: Table) -> Unit:
     url = table.text("unit_url", None, 'a URL, "https://unit1.example/"')
     hosts = table.texts("hosts")
+    cell_urls: CellUrlStyle = "host"
+    if _kind(validator) == "personium":
+        cell_urls = validator.choice("cell_urls", _CELL_URLS)
     try:
-        return Unit(url or "https://invalid/", hosts)
+        return Unit(url or "https://invalid/", hosts, cell_urls)
     except ValueError as error:
         table.problem("unit_url or hosts", str(error), 'a URL, "https://unit1.example/", and names')
         return Unit("https://invalid/")
@@ -170,9 +241,128 @@ def _topics(table: Table) -> Iterable[TopicPattern]:
             )
 
 
-def _validator(table: Table) -> LocalSettings:
-    table.choice("kind", ("local",), required=True)
+def _kind(table: Table) -> str | None:
+    """Which validator is wanted; None: nobody knows, and it has been said."""
+    kind: str = table.choice("kind", tuple(_VALIDATORS), required=True)
+    return kind if table.given("kind") == kind else None
+
+
+def _validator(table: Table, whole: Table) -> ValidatorSettings:
+    kind = _kind(table)
+    if kind is None:
+        table.pass_over()
+        return LocalSettings(b"")
+    return _VALIDATORS[kind](table, whole)
+
+
+def _personium(table: Table, whole: Table) -> PersoniumSettings:
+    allowed = 'a URL, "https://unit1.example/"'
+    url = table.text("url", "", allowed) or whole.text("unit_url", "", allowed)
+    cell_urls = table.choice("cell_urls", _CELL_URLS)
+    unit = Unit("https://invalid/")
+    try:
+        unit = Unit(url or unit.url, cell_urls=cell_urls)
+    except ValueError as error:
+        if table.given("url"):  # of unit_url it has been said before
+            table.problem("url", str(error), allowed)
+    if cell_urls == "host" and _is_address(urlsplit(unit.url).hostname or ""):
+        table.problem(
+            "cell_urls", "a cell's host cannot stand before an IP address", '"path", or a host name'
+        )
+    return PersoniumSettings(
+        unit=unit,
+        username=table.text("username", None, "a text") or "",
+        password=table.file("password_file", read_secret, ""),
+        authorities=table.file("ca_file", read_authorities, None, required=False),
+    )
+
+
+def _introspection(table: Table, _: Table) -> IntrospectionSettings:
+    url = table.text("url", None, _INTROSPECTION_URL)
+    if url is not None and not _is_plain_url(url):
+        table.problem("url", "no URL that can be asked", _INTROSPECTION_URL)
+    return IntrospectionSettings(
+        url=url or "",
+        client_id=table.text("client_id", None, "a text") or "",
+        client_secret=table.file("client_secret_file", read_secret, ""),
+        authorities=table.file("ca_file", read_authorities, None, required=False),
+        issuer=table.text("issuer", "", "a text"),
+        audience=table.text("audience", "", "a text"),
+        rules=tuple(map(_rule, table.tables("rules"))),
+    )
+
+
+def _rule(table: Table) -> Rule:
+    may = table.texts("may")
+    if not may or not set(may) <= set(RIGHTS):
+        table.problem("may", f"{list(may)!r} is not", '["receive"], ["send"] or both')
+    topics = tuple(_topics(table))
+    if not table.texts("topics"):
+        table.problem("topics", "none", 'a list, ["/cell1/box1/*"]')
+    scope = table.text("scope", None, "one scope") or ""
+    if len(scope.split()) > 1:
+        table.problem("scope", f"{scope!r} is more than one", "one scope")
+    return Rule(scope, topics, frozenset(may))
+
+
+def _local(table: Table, _: Table) -> LocalSettings:
     return LocalSettings(key=table.file("key_file", read_key, b""))
+
+
+_VALIDATORS: dict[str, Callable[[Table, Table], ValidatorSettings]] = {
+    "personium": _personium,
+    "introspection": _introspection,
+    "local": _local,
+}
+
+_INTROSPECTION_URL = 'a URL, "https://as.example/token/introspect"'
+
+
+def _checks(table: Table) -> CheckSettings:
+    default = CheckSettings()
+    return CheckSettings(
+        timeout=table.number("timeout", default.timeout, 0.1, 300),
+        concurrency=table.whole("concurrency", default.concurrency, 1, 1000),
+        cache=table.number("cache", default.cache, 0, _DAY),
+        recheck=table.number("recheck", default.recheck, 0, _DAY),
+    )
+
+
+def _is_address(host: str) -> bool:
+    """Whether `host` is an IP address and not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_plain_url(url: str) -> bool:
+    """Whether `url` is an http or https URL without credentials and without a fragment."""
+    if not re.fullmatch(r"https?://[!-~]+", url) or "#" in url:
+        return False
+    try:
+        split = urlsplit(url)
+        return bool(split.hostname and split.port != 0) and "@" not in split.netloc
+    except ValueError:
+        return False
+
+
+def read_secret(path: Path) -> str:
+    """Read a secret: the text of a file, without the newline that closes it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: there is no secret in it.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    secret = text.removesuffix("\n").removesuffix("\r")
+    if not secret:
+        raise ValueError("it is empty")
+    return secret
 
 
 def _broker(table: Table) -> MemorySettings:
@@ -197,9 +387,19 @@ class Table:
         self._tables: list[Table] = []
         self.keys: dict[str, Any] = {}
 
+    def given(self, key: str) -> Any:
+        """The value in the file, whatever it is; None: there is none."""
+        return self._members.get(key)
+
+    def pass_over(self) -> None:
+        """Say nothing of the settings that nobody asks for: what they mean is not known."""
+        self.keys.update(self._members)
+
     def problem(self, key: str, wrong: str, allowed: str) -> None:
         """Note that the value of `key` cannot be used."""
-        self._problems.append(f"{self._full(key)}: {wrong}; allowed: {allowed}")
+        line = f"{self._full(key)}: {wrong}; allowed: {allowed}"
+        if line not in self._problems:
+            self._problems.append(line)
 
     def finish(self) -> None:
         """Look for settings that nobody asked for; raise if anything is wrong.
@@ -220,6 +420,19 @@ class Table:
         table = Table(members, self._full(key), self._problems)
         self._tables.append(table)
         return table
+
+    def tables(self, key: str) -> list[Table]:
+        """A list of tables within this one; empty where it is absent."""
+        value = self._take(key, [])
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            self.problem(key, "not a list of tables", f"[[{self._full(key)}]]")
+            value = []
+        tables = [
+            Table(members, f"{self._full(key)}[{place}]", self._problems)
+            for place, members in enumerate(value)
+        ]
+        self._tables += tables
+        return tables
 
     def text(self, key: str, default: str | None, allowed: str) -> str | None:
         """A text that is not empty. With no default it is required, with an empty one optional."""
@@ -264,9 +477,9 @@ class Table:
             return allowed[0]
         return value  # type: ignore[no-any-return]
 
-    def file(self, key: str, reader: Callable[[Path], T], default: T) -> T:
+    def file(self, key: str, reader: Callable[[Path], T], default: T, required: bool = True) -> T:
         """What `reader` makes of the file that `key` names."""
-        name = self.text(key, None, "the path of a file")
+        name = self.text(key, None if required else "", "the path of a file")
         if name is None:
             return default
         try:

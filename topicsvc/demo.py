@@ -55,6 +55,7 @@ def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:
     authority = f"{host}:{address.port}"
     websocket_url = f"{'wss' if is_tls else 'ws'}://{authority}{TOPIC.websocket_path}"
     send_url = f"{'https' if is_tls else 'http'}://{authority}{TOPIC.send_path}"
+    assert isinstance(config.validator, LocalSettings)  # noqa: S101 - `settings` has made it
     token = sign_token(
         config.validator.key,
         config.unit.cell_url(TOPIC.cell),

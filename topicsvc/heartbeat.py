@@ -70,10 +70,14 @@ class Wheel(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter(tuple(self._slot_of))
 
-    def add(self, member: T) -> None:
-        """Put `member` under the needle: its turn comes after `SLOTS` turns."""
-        self._slots[self._needle][member] = None
-        self._slot_of[member] = self._needle
+    def add(self, member: T, ahead: int = 0) -> None:
+        """Put `member` under the needle: its turn comes after `SLOTS` turns.
+
+        With `ahead` it comes after that many turns, and then every `SLOTS`.
+        """
+        slot = (self._needle + ahead) % SLOTS
+        self._slots[slot][member] = None
+        self._slot_of[member] = slot
 
     def discard(self, member: T) -> None:
         """Take `member` out, if it is in."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn
 from twisted.application import strports
 from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
@@ -25,17 +25,26 @@ from zope.interface import implementer
 
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.memory import MemoryBroker
-from topicsvc.config import Config
+from topicsvc.config import Config, IntrospectionSettings, PersoniumSettings
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
 from topicsvc.ports import TokenValidator
+from topicsvc.validators.agent import JudgeAgent
+from topicsvc.validators.asking import Asker
+from topicsvc.validators.cached import Cached
 from topicsvc.validators.existing import ExistingTopics
+from topicsvc.validators.in_time import InTime
+from topicsvc.validators.introspection import IntrospectionValidator
+from topicsvc.validators.limited import Limited
 from topicsvc.validators.local import LocalValidator
+from topicsvc.validators.outages import Outages
+from topicsvc.validators.personium import PersoniumValidator
+from topicsvc.validators.shared import Shared
 from topicsvc.web.admin import admin_tree
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
-from topicsvc.websocket import Connections
+from topicsvc.websocket import Connections, Revocation
 from topicsvc.wire import data_frame
 
 __all__ = ["Options", "TopicService", "makeService"]
@@ -152,12 +161,16 @@ class TopicService(Service):
         self.on_start: Any = None
         self._stopping = False
         self.broker = MemoryBroker()
-        validator: TokenValidator = LocalValidator(settings.validator.key, reactor)
-        if settings.topics:
-            validator = ExistingTopics(validator, settings.topics)
+        self._judge = _Judge(settings, reactor)
+        validator = self._judge.validator
         hub = Hub(self.broker, reactor, data_frame)
         self.connections = Connections(
-            validator, hub, reactor, settings.session, settings.stop.drain
+            validator,
+            hub,
+            reactor,
+            settings.session,
+            settings.stop.drain,
+            revocation=self._judge.revocation,
         )
         send = None
         if settings.send.enabled:
@@ -207,6 +220,7 @@ class TopicService(Service):
         for listener in self._listeners:
             yield maybeDeferred(listener.service.stopService)
         yield maybeDeferred(self.connections.stopService)
+        yield self._judge.stop()
         yield maybeDeferred(self.broker.stopService)
 
     def _parts(self) -> dict[str, bool]:
@@ -214,6 +228,74 @@ class TopicService(Service):
             "listening": len(self.ports) == len(self._listeners),
             "staying": not self._stopping,
         }
+
+
+class _Judge:
+    """Who judges tokens, with all that stands around.
+
+    From the outside in: which topics exist, what was granted a moment ago, what is under
+    way, the log of outages, how many at once, how long at most; then the judge itself.
+
+    Attributes:
+        validator: for tokens that are shown.
+        revocation: for those of live sessions; None: they are not looked at again.
+    """
+
+    _PERSONIUM_QUESTIONS = 3
+    _RECHECKS_SHARE = 4
+
+    def __init__(self, settings: Config, reactor: Any) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._agent: JudgeAgent | None = None
+        checks = settings.checks
+        fresh = self._fresh()
+        validator = fresh
+        if checks.cache:
+            cached = Cached(fresh, reactor, checks.cache)
+            validator, fresh = cached, cached.fresh
+        if settings.topics and not isinstance(settings.validator, PersoniumSettings):
+            validator = ExistingTopics(validator, settings.topics)
+        self.validator = validator
+        self.revocation: Revocation | None = None
+        if checks.recheck:
+            # Clients that wait for an answer come first.
+            at_once = max(1, checks.concurrency // self._RECHECKS_SHARE)
+            self.revocation = Revocation(fresh, checks.recheck, at_once)
+
+    def stop(self) -> Deferred[None]:
+        """Close the connections to the judge."""
+        return succeed(None) if self._agent is None else self._agent.close()
+
+    def _fresh(self) -> TokenValidator:
+        judge: TokenValidator
+        settings, checks, clock = self._settings.validator, self._settings.checks, self._reactor
+        match settings:
+            case PersoniumSettings():
+                asker = self._asker(settings.authorities, self._PERSONIUM_QUESTIONS)
+                judge = PersoniumValidator(
+                    asker, settings.unit, settings.username, settings.password, clock
+                )
+            case IntrospectionSettings():
+                judge = IntrospectionValidator(
+                    self._asker(settings.authorities, 1),
+                    settings.url,
+                    settings.client_id,
+                    settings.client_secret,
+                    settings.rules,
+                    clock,
+                    settings.issuer,
+                    settings.audience,
+                )
+            case _:
+                return LocalValidator(settings.key, clock)
+        limited = Limited(InTime(judge, clock, checks.timeout), clock, checks.concurrency)
+        return Shared(Outages(limited, clock))
+
+    def _asker(self, authorities: Any, questions: int) -> Asker:
+        connections = questions * self._settings.checks.concurrency
+        self._agent = JudgeAgent(self._reactor, authorities, connections)
+        return Asker(self._agent)
 
 
 class _Listener:

@@ -9,7 +9,9 @@ in their order. The states and every row between them are in docs/protocol.md::
                                       v
                                     CLOSED
 
-A session past its expiry is no state of its own: it follows from the time.
+A session past its expiry is no state of its own: it follows from the time. An active session
+may also be checked unasked, to see whether its token was revoked; its client hears of that
+only if it was.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ __all__ = [
     "Close",
     "Effect",
     "Join",
+    "Recheck",
     "Reply",
     "Session",
     "State",
@@ -58,6 +61,13 @@ class Validate:
 
 
 @dataclass(frozen=True, slots=True)
+class Recheck:
+    """Ask anew about `token`, which was granted before; answer as to `Validate`."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """Subscribe to the topic; answer with ``joined``, ``undecided`` or ``failed``."""
 
@@ -77,7 +87,17 @@ class Close:
     reason: str
 
 
-Effect = Validate | Join | Reply | Close
+Effect = Validate | Recheck | Join | Reply | Close
+
+
+class _Check(Enum):
+    """What an active session is being checked for."""
+
+    NONE = auto()
+    ASKED = auto()
+    """Its client has shown another token."""
+    UNASKED = auto()
+    """Its token may have been revoked."""
 
 
 class State(Enum):
@@ -95,26 +115,33 @@ class Session:
 
     Args:
         timestamps: the unit of the replies' ``Timestamp``.
+        keeps_token: whether the token is remembered, so that it can be checked unasked.
 
     Attributes:
         deliver_until: data may be written before this time, and from it on no more.
     """
 
     __slots__ = (
+        "_check",
         "_expires_at",
-        "_rechecking",
+        "_keeps_token",
+        "_shown",
         "_state",
         "_timestamps",
+        "_token",
         "_waiting",
         "deliver_until",
     )
 
-    def __init__(self, timestamps: wire.Timestamps = "seconds") -> None:
+    def __init__(self, timestamps: wire.Timestamps = "seconds", keeps_token: bool = False) -> None:
         self._timestamps = timestamps
+        self._keeps_token = keeps_token
         self._state = State.AWAITING
         self._expires_at = 0.0
         self.deliver_until = 0.0
-        self._rechecking = False
+        self._check = _Check.NONE
+        self._shown: str | None = None
+        self._token: str | None = None
         self._waiting: deque[tuple[bytes, bool]] | None = None
 
     @property
@@ -142,6 +169,11 @@ class Session:
         if not grant.may_receive or grant.expires_at <= now:
             return self.refused(now)
         self._expires_at = grant.expires_at
+        if self._state is State.ACTIVE:
+            self.deliver_until = grant.expires_at
+        if self._check is _Check.UNASKED:
+            return self._next(now)
+        self._token, self._shown = self._shown, None
         if self._state is State.CHECKING:
             self._state = State.JOINING
             return [Join()]
@@ -154,6 +186,7 @@ class Session:
         if self._expires_at <= now:
             return self.refused(now)
         self._state = State.ACTIVE
+        self.deliver_until = self._expires_at
         return self._welcome(now)
 
     def refused(self, now: float) -> list[Effect]:
@@ -168,14 +201,28 @@ class Session:
         """A fault of ours kept the request from being decided."""
         return self._unserved(INTERNAL_ERROR, "Internal error", now)
 
+    def recheck(self, now: float) -> list[Effect]:
+        """It is time to see whether the token still holds.
+
+        Nothing is asked while a check is under way: its verdict will do.
+        """
+        if self._state is not State.ACTIVE or now >= self._expires_at or self._busy:
+            return []
+        if self._token is None:
+            return []
+        self._check = _Check.UNASKED
+        return [Recheck(self._token)]
+
     def beat(self, now: float) -> list[Effect]:
         """The heart beats: a session that has run out is closed.
 
         One whose new token is being checked waits for the verdict.
         """
-        if self._state is State.ACTIVE and now >= self._expires_at and not self._rechecking:
-            return self._close(POLICY_VIOLATION, wire.SESSION_EXPIRED)
-        return []
+        if self._state is not State.ACTIVE or now < self._expires_at:
+            return []
+        if self._check is _Check.ASKED or self._waiting:
+            return []
+        return self._close(POLICY_VIOLATION, wire.SESSION_EXPIRED)
 
     def token_timeout(self) -> list[Effect]:
         """The time to present a live token is over."""
@@ -192,10 +239,11 @@ class Session:
         self._state = State.CLOSED
         self._waiting = None
         self.deliver_until = 0.0
+        self._token = self._shown = None
 
     @property
     def _busy(self) -> bool:
-        return self._rechecking or self._state in (State.CHECKING, State.JOINING)
+        return self._check is not _Check.NONE or self._state in (State.CHECKING, State.JOINING)
 
     def _request(self, payload: bytes, is_binary: bool, now: float) -> list[Effect]:
         """Take up one message while no other is being decided."""
@@ -207,14 +255,15 @@ class Session:
             token = wire.parse_token(payload)
         except InvalidMessage:
             return self._refuse(wire.INVALID_MESSAGE, now)
+        if self._keeps_token:
+            self._shown = token
         if self._state is State.ACTIVE:
-            self._rechecking = True
+            self._check = _Check.ASKED
         else:
             self._state = State.CHECKING
         return [Validate(token)]
 
     def _welcome(self, now: float) -> list[Effect]:
-        self.deliver_until = self._expires_at
         expires_in = max(1, floor(self._expires_at - now))
         reply = Reply(wire.success_reply(expires_in, now, self._timestamps))
         return [reply, *self._next(now)]
@@ -222,14 +271,17 @@ class Session:
     def _unserved(self, code: int, reason: str, now: float) -> list[Effect]:
         if self._state is State.CLOSED:
             return []
+        if self._check is _Check.UNASKED:
+            return self._next(now)
         reply = Reply(wire.error_reply(wire.SERVICE_UNAVAILABLE, now, self._timestamps))
-        if self._rechecking:
+        if self._check is _Check.ASKED:
+            self._shown = None
             return [reply, *self._next(now)]
         return [reply, *self._close(code, reason)]
 
     def _next(self, now: float) -> list[Effect]:
         """One request is decided: take up the next that waits."""
-        self._rechecking = False
+        self._check = _Check.NONE
         if not self._waiting:
             return []
         return self._request(*self._waiting.popleft(), now)

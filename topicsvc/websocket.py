@@ -27,6 +27,7 @@ from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
 from topicsvc.outbound import Outbound
 from topicsvc.ports import Grant, TokenValidator
+from topicsvc.rechecks import Rechecks
 from topicsvc.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
@@ -34,6 +35,7 @@ from topicsvc.session import (
     Close,
     Effect,
     Join,
+    Recheck,
     Reply,
     Session,
     Validate,
@@ -41,7 +43,14 @@ from topicsvc.session import (
 from topicsvc.transmit import way_out
 from topicsvc.wire import Timestamps
 
-__all__ = ["CLOSE_TIMEOUT", "STALL_TIMEOUT", "Connections", "SessionSettings", "TopicProtocol"]
+__all__ = [
+    "CLOSE_TIMEOUT",
+    "STALL_TIMEOUT",
+    "Connections",
+    "Revocation",
+    "SessionSettings",
+    "TopicProtocol",
+]
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
@@ -76,6 +85,21 @@ class SessionSettings:
     timestamps: Timestamps = "seconds"
 
 
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """How it is noticed that the token of a live session was revoked.
+
+    Attributes:
+        validator: says what holds now.
+        interval: seconds between two checks of a session.
+        at_once: sessions that are checked at the same time.
+    """
+
+    validator: TokenValidator
+    interval: float
+    at_once: int
+
+
 class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     """One connection: a WebSocket, its session, and its way out.
 
@@ -96,7 +120,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         super().__init__()
         self.topic = topic
         self._house = connections
-        self._session = Session(connections.settings.timestamps)
+        self._session = Session(
+            connections.settings.timestamps, keeps_token=connections.revocation is not None
+        )
         self._pulse = Pulse(connections.settings.ping_limit)
         self._outbound: Outbound
         self._under_way: Deferred[Any] | None = None
@@ -114,6 +140,12 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                 self._perform(self._session.close(POLICY_VIOLATION, "No pong"))
             else:
                 self.sendPing(ping)
+
+    def recheck(self) -> bool:
+        """See whether the token still holds; whether that takes a while."""
+        effects = self._session.recheck(self._now())
+        self._perform(effects)
+        return bool(effects) and self._under_way is not None
 
     def token_timeout(self) -> None:
         """The time to present a live token is over."""
@@ -257,11 +289,13 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                 case Validate(token):
                     validate = self._house.validator.validate
                     self._own(maybeDeferred(validate, token, self.topic), self._judged)
+                case Recheck(token):
+                    again = self._house.validate_again
+                    self._own(maybeDeferred(again, token, self.topic), self._judged)
                 case Join():
                     join = self._house.hub.join
                     self._own(maybeDeferred(join, self.topic, self._outbound), self._joined)
-        if effects:
-            self._outbound.deliver_until = self._session.deliver_until
+        self._outbound.deliver_until = self._session.deliver_until
 
     def _own(self, asked: Deferred[Any], answered: Callable[[Any], None]) -> None:
         """Wait for an answer, one at a time; it is cancelled when the session ends."""
@@ -269,24 +303,30 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         asked.addCallbacks(answered, self._unanswered)
         asked.addErrback(self._fault)
 
-    def _judged(self, grant: Grant) -> None:
+    def _answered(self) -> None:
         self._under_way = None
+        self._house.rechecked(self)
+
+    def _judged(self, grant: Grant) -> None:
+        self._answered()
         self._house.tokens.cancel(self)
         self._perform(self._session.granted(grant, self._now()))
 
     def _joined(self, _: None) -> None:
-        self._under_way = None
+        self._answered()
         self._is_member = True
+        self._house.joined(self)
         self._perform(self._session.joined(self._now()))
 
     def _unanswered(self, failure: Failure) -> None:
-        self._under_way = None
+        self._answered()
         now = self._now()
         if failure.check(TokenInactive):
             self._perform(self._session.refused(now))
-        elif failure.check(Unavailable):
+        elif failure.check(Unavailable, CancelledError):
+            # Cancelled by us, the session is closed and listens no more.
             self._perform(self._session.undecided(now))
-        elif not failure.check(CancelledError):
+        else:
             self._log.failure("a token of {peer} could not be judged", failure, peer=self.peer)
             self._perform(self._session.failed(now))
 
@@ -304,6 +344,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             under_way.cancel()
         if self._is_member:
             self._is_member = False
+            self._house.left(self)
             self._house.hub.leave(self.topic, self._outbound)
 
     def _send_close(self, code: int, reason: str) -> None:
@@ -331,6 +372,7 @@ class Connections(Service):
         settings: what an operator may set.
         drain: seconds over which the close frames are spread when the service stops.
         random: spreads them.
+        revocation: how revoked tokens are noticed; None: they are not, before they expire.
     """
 
     name = "connections"
@@ -344,6 +386,7 @@ class Connections(Service):
         settings: SessionSettings,
         drain: float = 0,
         random: Random | None = None,
+        revocation: Revocation | None = None,
     ) -> None:
         self.validator = validator
         self.hub = hub
@@ -355,6 +398,16 @@ class Connections(Service):
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
         self._all_gone: Deferred[None] | None = None
+        self.revocation = revocation
+        self._rechecks: Rechecks[TopicProtocol] | None = None
+        if revocation is not None:
+            self._rechecks = Rechecks(
+                clock,
+                revocation.interval,
+                revocation.at_once,
+                TopicProtocol.recheck,
+                self._random,
+            )
         self.tokens = Deadlines[TopicProtocol](
             clock, settings.token_timeout, TopicProtocol.token_timeout
         )
@@ -384,8 +437,30 @@ class Connections(Service):
             self._all_gone.callback(None)
             self._all_gone = None
 
+    def joined(self, protocol: TopicProtocol) -> None:
+        """Its session is live: from now on its token is looked at again."""
+        if self._rechecks is not None:
+            self._rechecks.add(protocol)
+
+    def left(self, protocol: TopicProtocol) -> None:
+        """Its session is over."""
+        if self._rechecks is not None:
+            self._rechecks.discard(protocol)
+
+    def validate_again(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """What holds now about a token that was granted before."""
+        validator = self.validator if self.revocation is None else self.revocation.validator
+        return validator.validate(token, topic)
+
+    def rechecked(self, protocol: TopicProtocol) -> None:
+        """A question about its token, asked or unasked, is answered."""
+        if self._rechecks is not None:
+            self._rechecks.done(protocol)
+
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        if self._rechecks is not None:
+            self._rechecks.start()
         self._heart.start(self.settings.ping_interval / SLOTS, now=False)
 
     def stopService(self) -> Deferred[None] | None:
@@ -393,6 +468,8 @@ class Connections(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         if self._heart.running:
             self._heart.stop()
+        if self._rechecks is not None:
+            self._rechecks.stop()
         if not self._wheel:
             return None
         all_gone: Deferred[None] = Deferred()

@@ -1,0 +1,92 @@
+"""A thousand clients at once, and a judge that takes 20 ms: counted, not timed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+
+from tests.fake_unit import USERNAME, Token, answers_after
+from tests.integration.judged import JudgedTestCase
+from topicsvc import config
+
+CLIENTS = 1000
+CONCURRENCY = 32
+"""The default of `concurrency`."""
+
+Test = Generator[Deferred[Any], Any, None]
+
+
+class BurstTestCase(JudgedTestCase):
+    check_timeout = 10
+
+    @inlineCallbacks
+    def setUp(self) -> Test:
+        yield super().setUp()
+        self.unit.has(answers_after(reactor, 0.020))
+        self.start(self.settings())
+
+    @inlineCallbacks
+    def burst(self, tokens: list[str]) -> Test:
+        """All clients show their tokens in one turn of the reactor; all must be answered."""
+        for token in tokens:
+            self.unit.tokens[token] = Token(int(reactor.seconds()) + 3600, scope="all")
+        clients = [self.connect() for _ in tokens]
+        begun = reactor.seconds()
+        for client, token in zip(clients, tokens, strict=True):
+            client.present(token)
+        replies: Counter[str] = Counter()
+        for client in clients:
+            text, code = yield self.reply(client)
+            replies["Success" if '"Result":"Success"' in text and code is None else text] += 1
+        if os.environ.get("TOPICSVC_FIGURES"):
+            print(
+                f"\n    {self.id().partition('.test_burst.')[2]}: {len(clients)} clients, "
+                f"{dict(replies)}, {reactor.seconds() - begun:.2f} s, "
+                f"{len(self.unit.requests)} requests, at most {self.unit.most_tokens} tokens "
+                f"and {self.unit.most_requests} requests in flight"
+            )
+        self.assertEqual(replies, {"Success": CLIENTS})
+        self.assertEqual(len(self.unit.tokens) - 1, len(set(tokens)))
+
+
+class UnitBurstTests(BurstTestCase):
+    QUESTIONS = 3
+
+    @inlineCallbacks
+    def test_different_tokens(self) -> Test:
+        yield self.burst([f"token-{number}" for number in range(CLIENTS)])
+        self.assertEqual(len(self.unit.requests), self.QUESTIONS * CLIENTS)
+        self.assertLessEqual(self.unit.most_tokens, CONCURRENCY)
+        self.assertLessEqual(self.unit.most_requests, self.QUESTIONS * CONCURRENCY)
+
+    @inlineCallbacks
+    def test_one_token(self) -> Test:
+        yield self.burst(["token"] * CLIENTS)
+        self.assertLessEqual(len(self.unit.requests), self.QUESTIONS * CLIENTS // 100)
+        self.assertEqual(self.unit.most_tokens, 1)
+
+
+class ServerBurstTests(UnitBurstTests):
+    """The same against an introspection endpoint: one question for each check."""
+
+    QUESTIONS = 1
+
+    def settings(self, more: str = "") -> config.Config:
+        return config.load(f"""
+            listen = ["tcp:0"]
+            unit_url = "https://unit1.example/"
+            [validator]
+            kind = "introspection"
+            url = "{self.unit_url}cell1/__introspect"
+            client_id = "{USERNAME}"
+            client_secret_file = "{self.secret_file()}"
+            [[validator.rules]]
+            scope = "all"
+            topics = ["/*"]
+            may = ["receive", "send"]
+        """)

@@ -1,0 +1,288 @@
+"""A unit at fault, over real sockets, plain and TLS: which reply each fault leads to.
+
+After every one: no token went into the trap, this process (the faulty unit included) has
+not grown by 5 MB, and no check has outlasted its deadline by half a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution
+from zope.interface import implementer
+
+from tests import fake_unit
+from tests.fake_unit import (
+    ENTITY_BOMB,
+    EXTERNAL_ENTITY,
+    Fault,
+    answers,
+    answers_after,
+    claims,
+    drips,
+    floods,
+    multistatus,
+    redirects_to,
+    says_of_collection,
+)
+from tests.integration.certificates import Authority
+from tests.integration.judged import (
+    SERVICE_UNAVAILABLE,
+    SUCCESS,
+    TIMEOUT,
+    TOKEN_INACTIVE,
+    JudgedTestCase,
+    Outcome,
+    sleep,
+)
+from topicsvc.address import Unit
+from topicsvc.config import Config
+
+METHODS = ("PROPFIND", "OPTIONS", "POST", "*")
+
+Test = Generator[Deferred[Any], Any, None]
+
+
+class FaultTests(JudgedTestCase):
+    @inlineCallbacks
+    def setUp(self) -> Test:
+        yield super().setUp()
+        self.start(self.settings())
+        # What a first check leaves in memory for good is no growth.
+        outcome = yield self.present()
+        self.assert_outcome("no fault", outcome, SUCCESS)
+
+    @inlineCallbacks
+    def assert_reply(
+        self, reply: tuple[str, int | None], fault: Fault, *methods: str
+    ) -> Generator[Deferred[Any], Any, Outcome]:
+        """With `fault` in the answers to each of `methods` in turn, this is the reply."""
+        for method in methods or METHODS:
+            self.unit.recovers()
+            self.unit.has(fault, method)
+            outcome = yield self.present()
+            self.assert_outcome(f"{self.id().rpartition('.')[2]} ({method})", outcome, reply)
+            yield sleep(0.05)
+            self.assertEqual(self.unit.in_flight, 0, "a question was left behind")
+        return outcome
+
+    @inlineCallbacks
+    def test_refuses_the_connection(self) -> Test:
+        yield self.unit_port.stopListening()
+        yield self.service._judge.stop()
+        outcome = yield self.present()
+        self.assert_outcome("refuses the connection", outcome, SERVICE_UNAVAILABLE)
+
+    @inlineCallbacks
+    def test_answers_in_time(self) -> Test:
+        yield self.assert_reply(SUCCESS, answers_after(reactor, TIMEOUT / 2), "*")
+
+    @inlineCallbacks
+    def test_answers_too_late(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, answers_after(reactor, TIMEOUT * 2))
+
+    @inlineCallbacks
+    def test_never_answers(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.never_answers)
+
+    @inlineCallbacks
+    def test_drips_a_byte_a_second(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, drips(reactor, 1))
+
+    @inlineCallbacks
+    def test_drips_faster(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, drips(reactor, 0.01))
+
+    @inlineCallbacks
+    def test_closes_kept_connections(self) -> Test:
+        self.unit.has(fake_unit.closes_kept_connections)
+        for _ in range(3):
+            outcome = yield self.present()
+            self.assert_outcome("closes kept connections", outcome, SUCCESS)
+
+    @inlineCallbacks
+    def test_drops_every_connection(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.drops_every_connection)
+
+    @inlineCallbacks
+    def test_5xx_and_429(self) -> Test:
+        for status in (429, 500, 502, 503, 504):
+            yield self.assert_reply(SERVICE_UNAVAILABLE, answers(status))
+
+    @inlineCallbacks
+    def test_401_403_404(self) -> Test:
+        for status in (401, 403, 404):
+            yield self.assert_reply(TOKEN_INACTIVE, answers(status), "PROPFIND", "OPTIONS", "*")
+        yield self.assert_reply(TOKEN_INACTIVE, answers(404), "POST")
+        for status in (401, 403):  # our own credentials, see PersoniumValidator
+            yield self.assert_reply(SERVICE_UNAVAILABLE, answers(status), "POST")
+
+    @inlineCallbacks
+    def test_207_with_a_403_inside(self) -> Test:
+        body = multistatus(["name"]).replace(b"200 OK", b"403 Forbidden")
+        yield self.assert_reply(TOKEN_INACTIVE, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_wrong_namespace(self) -> Test:
+        body = multistatus(["name"]).replace(b"urn:x-personium:xmlns", b"urn:x-other:xmlns")
+        yield self.assert_reply(TOKEN_INACTIVE, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_prefixed_namespaces(self) -> Test:
+        body = multistatus(["name"]).replace(b"<multistatus xmlns=", b"<D:multistatus xmlns:D=")
+        for name in (b"multistatus", b"response", b"propstat", b"prop", b"resourcetype",
+                     b"status", b"href", b"creationdate", b"collection"):  # fmt: skip
+            body = body.replace(b"<%s>" % name, b"<D:%s>" % name)
+            body = body.replace(b"</%s>" % name, b"</D:%s>" % name)
+            body = body.replace(b"<%s/>" % name, b"<D:%s/>" % name)
+        self.assertNotIn(b"<response", body)
+        yield self.assert_reply(SUCCESS, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_document_types_and_entity_bombs(self) -> Test:
+        for body in (ENTITY_BOMB, EXTERNAL_ENTITY, b"<!DOCTYPE x>" + multistatus(["name"])[39:]):
+            yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_a_body_of_a_gibibyte(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, floods())
+        yield self.assert_reply(SERVICE_UNAVAILABLE, floods(chunked=True))
+
+    @inlineCallbacks
+    def test_headers_without_end(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.floods_with_headers)
+
+    @inlineCallbacks
+    def test_a_gzip_bomb(self) -> Test:
+        yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.sends_gzip_bomb)
+
+    @inlineCallbacks
+    def test_a_redirect_to_a_trap(self) -> Test:
+        url = f"{self.scheme}://localhost:{self.trap_port.getHost().port}/"
+        for status in (301, 302, 303, 307, 308):
+            yield self.assert_reply(SERVICE_UNAVAILABLE, redirects_to(url, status))
+
+    @inlineCallbacks
+    def test_active_is_no_boolean(self) -> Test:
+        now = int(reactor.seconds())
+        fault = claims(active="true", exp=now + 60)
+        yield self.assert_reply(SERVICE_UNAVAILABLE, fault, "POST")
+
+    @inlineCallbacks
+    def test_expiry_missing_huge_or_a_string(self) -> Test:
+        now = int(reactor.seconds())
+        for members in ({}, {"exp": 10**400}, {"exp": now * 1000}, {"exp": str(now + 60)}):
+            fault = claims(active=True, **members)
+            yield self.assert_reply(SERVICE_UNAVAILABLE, fault, "POST")
+
+    @inlineCallbacks
+    def test_expiry_past(self) -> Test:
+        fault = claims(active=True, exp=int(reactor.seconds()) - 1)
+        yield self.assert_reply(TOKEN_INACTIVE, fault, "POST")
+
+    @inlineCallbacks
+    def test_a_no_ends_what_would_take_for_ever(self) -> Test:
+        self.unit.has(fake_unit.never_answers)
+        self.unit.has(answers(401), "PROPFIND")
+        outcome = yield self.present()
+        self.assert_outcome("the first no ends the rest", outcome, TOKEN_INACTIVE)
+        self.assertLess(outcome.seconds, TIMEOUT / 2)
+
+
+class OverTLS(JudgedTestCase):
+    """The unit has a certificate of an authority that we know."""
+
+    scheme = "https"
+    certified_for = "localhost"
+
+    def endpoint(self) -> str:
+        if not hasattr(self, "authority"):
+            self.authority = Authority(self.directory)
+            self.key, self.certificate = self.authority.issue(self.certified_for)
+        return f"ssl:0:interface=127.0.0.1:privateKey={self.key}:certKey={self.certificate}"
+
+    def settings(self, more: str = "") -> Config:
+        return super().settings(f'{more}\nca_file = "{self.authority.ca_file}"')
+
+
+class FaultsOverTLSTests(OverTLS, FaultTests):
+    """The same over TLS."""
+
+
+class StrangerTestCase(OverTLS):
+    """A unit that is not who it should be is told nothing."""
+
+    @inlineCallbacks
+    def assert_told_nothing(self, settings: Config) -> Test:
+        self.start(settings)
+        outcome = yield self.present()
+        self.assert_outcome("a stranger", outcome, SERVICE_UNAVAILABLE)
+        self.assertEqual(self.unit.requests, [])
+
+
+class OtherAuthorityTests(StrangerTestCase):
+    def test_an_authority_that_we_do_not_trust(self) -> Deferred[None]:
+        return self.assert_told_nothing(JudgedTestCase.settings(self))
+
+
+class OtherNameTests(StrangerTestCase):
+    certified_for = "other.example"
+
+    def test_a_certificate_for_another_name(self) -> Deferred[None]:
+        return self.assert_told_nothing(self.settings())
+
+
+@implementer(IHostnameResolver)
+class LoopbackResolver:
+    """Finds every host on this machine, and remembers which were looked for."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def resolveHostName(
+        self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, *_: Any, **__: Any
+    ) -> Any:
+        self.names.add(hostName)
+        resolution = _Resolution(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+        resolutionReceiver.addressResolved(IPv4Address("TCP", "127.0.0.1", portNumber))
+        resolutionReceiver.resolutionComplete()
+        return resolution
+
+
+@implementer(IHostResolution)
+class _Resolution:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def cancel(self) -> None: ...
+
+
+class CellByHostTests(OverTLS):
+    """Cells that have hosts of their own, under one certificate."""
+
+    unit_host = "unit1.example"
+    certified_for = "*.unit1.example"
+
+    def settings(self, more: str = "") -> Config:
+        settings = super().settings(more)
+        port = self.unit_port.getHost().port
+        unit = Unit(f"https://unit1.example:{port}/", cell_urls="host")
+        return replace(settings, validator=replace(settings.validator, unit=unit))
+
+    @inlineCallbacks
+    def test_the_cell_s_own_host_is_asked(self) -> Test:
+        resolver = LoopbackResolver()
+        before = reactor.installNameResolver(resolver)
+        self.addCleanup(reactor.installNameResolver, before)
+        self.start(self.settings())
+        outcome = yield self.present()
+        self.assert_outcome("a cell by host", outcome, SUCCESS)
+        self.assertEqual(resolver.names, {"cell1.unit1.example"})
+        outcome = yield self.present("unknown")
+        self.assert_outcome("a cell by host", outcome, TOKEN_INACTIVE)

@@ -1,0 +1,157 @@
+"""Beside a certified OAuth 2.0 server that nobody here wrote: ``oidc-provider`` from npm."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from base64 import b64encode
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+from urllib.parse import quote_plus
+
+from treq.client import HTTPClient
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.web.client import Agent
+
+from tests.integration.judged import JudgedTestCase, sleep
+from tests.integration.process import Process
+from tests.integration.requirements import need
+from topicsvc import config
+
+HERE = Path(__file__).parent / "oidc"
+
+# What a form and a header must both survive (RFC 6749, section 2.3.1).
+CLIENT = ("client one", "secret:+%/ =&")
+ASKER = ("topic:svc", "another secret: 100%+")
+
+Test = Generator[Deferred[Any], Any, None]
+
+
+class OidcTests(JudgedTestCase):
+    check_timeout = 10
+
+    @inlineCallbacks
+    def setUp(self) -> Test:
+        need(shutil.which("node"), "Node.js (node)")
+        need((HERE / "node_modules").is_dir(), "oidc-provider (tests/integration/install.sh)")
+        yield super().setUp()
+        clients = {
+            "client": dict(zip(("id", "secret"), CLIENT, strict=True)),
+            "asker": dict(zip(("id", "secret"), ASKER, strict=True)),
+        }
+        with mock.patch.dict(os.environ, OIDC_CLIENTS=json.dumps(clients)):
+            server = Process(["node", str(HERE / "server.js")])
+        self.addCleanup(server.stop)
+        self.url = f"http://127.0.0.1:{server.wait_for('(?m)^([0-9]+)$')[1]}"
+        self.client = HTTPClient(Agent(reactor))
+        self.start(self.settings("recheck = 1"))
+
+    def settings(self, more: str = "", secret: str = ASKER[1]) -> config.Config:
+        return config.load(f"""
+            listen = ["tcp:0"]
+            unit_url = "https://unit1.example/"
+            topics = ["/cell1/box1/*"]
+            [validator]
+            kind = "introspection"
+            url = "{self.url}/token/introspection"
+            client_id = "{ASKER[0]}"
+            client_secret_file = "{self.secret_file(secret=secret)}"
+            issuer = "{self.url}"
+            {more}
+            [[validator.rules]]
+            scope = "news"
+            topics = ["/cell1/*"]
+            may = ["receive"]
+            [[validator.rules]]
+            scope = "editor"
+            topics = ["/cell1/box1/*"]
+            may = ["send"]
+        """)
+
+    @inlineCallbacks
+    def post(self, path: str, **form: str) -> Generator[Deferred[Any], Any, Any]:
+        """What a client of the server does there in its own name."""
+        credentials = b64encode(":".join(map(quote_plus, CLIENT)).encode())
+        response = yield self.client.post(
+            self.url + path, data=form, headers={"Authorization": b"Basic " + credentials}
+        )
+        body = yield response.text()
+        self.assertEqual(response.code, 200, body)
+        return json.loads(body) if body else None
+
+    @inlineCallbacks
+    def token(self, scope: str) -> Generator[Deferred[Any], Any, str]:
+        answer = yield self.post("/token", grant_type="client_credentials", scope=scope)
+        return str(answer["access_token"])
+
+    @inlineCallbacks
+    def send(self, token: str, path: str = "/box1/col/topic/name") -> Any:
+        client = self.connect_http()
+        client.request("POST", path, {"Authorization": f"Bearer {token}"}, b"1")
+        while not client.status:
+            yield sleep(0.01)
+            client.read_answer()
+        client.vanish()
+        return client.status
+
+    @inlineCallbacks
+    def test_its_tokens_are_accepted(self) -> Test:
+        token = yield self.token("news")
+        outcome = yield self.present(token)
+        self.assertIn('"Result":"Success"', outcome.text)
+        self.assertIn(json.loads(outcome.text)["ExpiresIn"], range(590, 601))
+
+    @inlineCallbacks
+    def test_what_a_token_may_do_is_a_matter_of_its_scopes(self) -> Test:
+        reader, writer = (yield self.token("news")), (yield self.token("editor"))
+        outcome = yield self.present(writer)
+        self.assertIn("Token inactive", outcome.text)
+        self.assertEqual((yield self.send(writer)), 200)
+        self.assertEqual((yield self.send(reader)), 403)
+        self.assertEqual((yield self.send(writer, "/box2/col/topic/name")), 404)
+        both = yield self.token("news editor")
+        outcome = yield self.present(both)
+        self.assertIn('"Result":"Success"', outcome.text)
+        self.assertEqual((yield self.send(both)), 200)
+
+    @inlineCallbacks
+    def test_revoked_ones_are_not(self) -> Test:
+        token = yield self.token("news")
+        yield self.post("/token/revocation", token=token)
+        outcome = yield self.present(token)
+        self.assertIn('"Reason":"Token inactive"', outcome.text)
+        self.assertEqual(outcome.code, 1008)
+        self.assertEqual((yield self.send(token)), 401)
+
+    @inlineCallbacks
+    def test_one_that_is_revoked_while_its_session_lives_ends_it(self) -> Test:
+        token = yield self.token("news")
+        client = self.connect()
+        client.present(token)
+        text, code = yield self.reply(client)
+        self.assertIn('"Result":"Success"', text)
+        yield sleep(1.5)  # at least one check that finds nothing wrong
+        client.assert_nothing()
+        yield self.post("/token/revocation", token=token)
+        text, code = yield self.reply(client)
+        self.assertIn('"Reason":"Token inactive"', text)
+        self.assertEqual(code, 1008)
+
+    @inlineCallbacks
+    def test_made_up_ones_are_not(self) -> Test:
+        outcome = yield self.present("made-up")
+        self.assertIn('"Reason":"Token inactive"', outcome.text)
+        self.assertEqual(outcome.code, 1008)
+
+    @inlineCallbacks
+    def test_a_wrong_secret_of_ours_is_no_fault_of_the_token(self) -> Test:
+        token = yield self.token("news")
+        yield self.stop()
+        self.start(self.settings(secret="wrong"))
+        outcome = yield self.present(token)
+        self.assertIn('"Reason":"Service unavailable"', outcome.text)
+        self.assertEqual(outcome.code, 1013)

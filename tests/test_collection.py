@@ -1,0 +1,129 @@
+"""What a unit's PROPFIND answer says, and what is not believed."""
+
+from __future__ import annotations
+
+import contextlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fake_unit import ENTITY_BOMB, EXTERNAL_ENTITY, multistatus
+from topicsvc.errors import ValidatorUnavailable
+from topicsvc.validators.collection import MAX_DEPTH, has_topic
+
+XML = "application/xml"
+
+GOOD = multistatus(["name", "other"]).decode()
+
+PREFIXED = """<D:multistatus xmlns:D="DAV:" xmlns:q="urn:x-personium:xmlns"><D:response>
+<D:propstat><D:prop><D:resourcetype><q:stream/></D:resourcetype><q:topics><q:topic>name</q:topic>
+</q:topics></D:prop><D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>
+</D:multistatus>"""
+
+
+class YesTests(SynchronousTestCase):
+    def assert_yes(self, body: bytes, content_type: str = XML, topic: str = "name") -> None:
+        self.assertTrue(has_topic(body, content_type, topic))
+
+    def test_a_unit_s_own_answer(self) -> None:
+        self.assert_yes(GOOD.encode())
+        self.assert_yes(GOOD.encode(), topic="other")
+
+    def test_any_prefixes(self) -> None:
+        self.assert_yes(PREFIXED.encode())
+
+    def test_a_charset_in_the_content_type(self) -> None:
+        for charset in ("utf-8", '"UTF-8"', "iso-8859-1"):
+            self.assert_yes(GOOD.encode(), f"application/xml; charset={charset}")
+
+    def test_the_charset_of_the_content_type_goes_before_that_of_the_xml(self) -> None:
+        body = multistatus(["n\xe9"]).decode().encode("iso-8859-1")
+        self.assert_yes(body, "text/xml;charset=ISO-8859-1", "n\xe9")
+
+    def test_names_beyond_ascii(self) -> None:
+        name = "\N{HIRAGANA LETTER A}\N{CJK UNIFIED IDEOGRAPH-6F22}"
+        self.assert_yes(multistatus([name]), topic=name)
+
+    def test_a_propstat_that_failed_beside_one_that_did_not(self) -> None:
+        failed = "<propstat><prop><x/></prop><status>HTTP/1.1 403 Forbidden</status></propstat>"
+        self.assert_yes(GOOD.replace("</response>", failed + "</response>").encode())
+
+
+class NoTests(SynchronousTestCase):
+    def assert_no(self, body: str, topic: str = "name") -> None:
+        self.assertFalse(has_topic(body.encode(), XML, topic))
+
+    def test_another_topic(self) -> None:
+        for topic in ("nam", "Name", "name ", "", "nameother"):
+            self.assert_no(GOOD, topic)
+
+    def test_no_stream_collection(self) -> None:
+        self.assert_no(multistatus(["name"], stream="").decode())
+
+    def test_the_wrong_namespace(self) -> None:
+        self.assert_no(GOOD.replace('xmlns:p="urn:x-personium:xmlns"/>', 'xmlns:p="urn:x-dc"/>'))
+        self.assert_no(GOOD.replace("urn:x-personium:xmlns", "urn:x-dc1:xmlns"))
+        self.assert_no(GOOD.replace('xmlns="DAV:"', 'xmlns="dav:"'))
+        self.assert_no(GOOD.replace('xmlns="DAV:"', ""))
+
+    def test_a_207_with_a_403_inside(self) -> None:
+        self.assert_no(GOOD.replace("HTTP/1.1 200 OK", "HTTP/1.1 403 Forbidden"))
+        self.assert_no(GOOD.replace("<status>HTTP/1.1 200 OK</status>", ""))
+        self.assert_no(GOOD.replace("HTTP/1.1 200 OK", "HTTP/1.1 403 200"))
+
+    def test_properties_outside_of_their_place(self) -> None:
+        self.assert_no(GOOD.replace("<prop>", "<prop><prop>").replace("</prop>", "</prop></prop>"))
+        self.assert_no(GOOD.replace("<response>", "").replace("</response>", ""))
+        self.assert_no(GOOD.replace("p:topics", "p:topiks"))
+
+    def test_a_name_in_pieces(self) -> None:
+        self.assert_no(GOOD.replace("name", "na<b/>me"))
+
+
+class UnreadableTests(SynchronousTestCase):
+    def assert_unreadable(self, body: bytes, content_type: str = XML) -> None:
+        self.assertRaises(ValidatorUnavailable, has_topic, body, content_type, "name")
+
+    def test_no_xml(self) -> None:
+        for body in (b"", b"{}", b"<multistatus", b"\xff\xfe\x00", GOOD.encode()[:-5], b"\0"):
+            self.assert_unreadable(body)
+        self.assert_unreadable(GOOD.encode() + b"<more/>")
+
+    def test_a_document_type(self) -> None:
+        self.assert_unreadable(
+            GOOD.replace("?>", '?><!DOCTYPE multistatus SYSTEM "x.dtd">', 1).encode()
+        )
+
+    def test_entity_bombs_and_external_entities(self) -> None:
+        self.assert_unreadable(ENTITY_BOMB)
+        self.assert_unreadable(EXTERNAL_ENTITY)
+
+    def test_an_entity_that_nobody_declared(self) -> None:
+        self.assert_unreadable(GOOD.replace(">name<", ">&name;<").encode())
+
+    def test_nested_too_deep(self) -> None:
+        deep = b"<a>" * (MAX_DEPTH + 1) + b"</a>" * (MAX_DEPTH + 1)
+        self.assert_unreadable(deep)
+        self.assertFalse(has_topic(b"<a>" * MAX_DEPTH + b"</a>" * MAX_DEPTH, XML, "name"))
+
+    def test_more_than_one_resource(self) -> None:
+        response = GOOD[GOOD.index("<response>") : GOOD.index("</multistatus>")]
+        self.assert_unreadable(GOOD.replace("</multistatus>", response + "</multistatus>").encode())
+
+    def test_a_charset_that_nobody_knows(self) -> None:
+        self.assert_unreadable(GOOD.encode(), "application/xml; charset=klingon")
+        self.assert_unreadable(GOOD.replace("UTF-8", "klingon").encode())
+
+    @given(st.binary(max_size=200))
+    def test_whatever_comes_is_no_yes_and_no_other_exception(self, body: bytes) -> None:
+        with contextlib.suppress(ValidatorUnavailable):
+            self.assertFalse(has_topic(body, XML, "name"))
+
+    @given(st.integers(0, len(GOOD) - 1), st.binary(max_size=3), st.text(max_size=20))
+    def test_a_damaged_answer_raises_nothing_else(
+        self, place: int, damage: bytes, content_type: str
+    ) -> None:
+        body = GOOD.encode()
+        with contextlib.suppress(ValidatorUnavailable):
+            has_topic(body[:place] + damage + body[place + 1 :], content_type, "name")

@@ -1,0 +1,109 @@
+"""Adapter: around a validator, a memory for what was granted a moment ago."""
+
+from __future__ import annotations
+
+import secrets
+from hashlib import blake2b
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from topicsvc.address import TopicAddress
+from topicsvc.errors import TokenInactive
+from topicsvc.ports import Grant, TokenValidator
+
+__all__ = ["MAX_KEPT", "Cached"]
+
+MAX_KEPT = 20000
+"""Grants that are kept: some 10 MB; past it the oldest goes first."""
+
+
+class Cached:
+    """Answers from memory what was granted less than some seconds ago.
+
+    Only grants are kept, never past their expiry, and under a keyed hash of token and
+    topic: the key is made anew in each process and the token itself is not kept.
+
+    Args:
+        validator: asked.
+        clock: tells the time.
+        seconds: how long a grant may be reused.
+        most: grants that are kept.
+    """
+
+    def __init__(
+        self,
+        validator: TokenValidator,
+        clock: IReactorTime,
+        seconds: float,
+        most: int = MAX_KEPT,
+    ) -> None:
+        self._validator = validator
+        self._clock = clock
+        self._seconds = seconds
+        self._most = most
+        self._key = secrets.token_bytes(32)
+        self._kept: dict[bytes, _Kept] = {}
+        self.fresh: TokenValidator = _Fresh(self)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """See `topicsvc.ports.TokenValidator`."""
+        kept = self._kept.get(self._name(token, topic))
+        # A grant of the future is one from before the clock was set back.
+        if kept is not None and kept.since <= self._clock.seconds() < kept.until:
+            return succeed(kept.grant)
+        return self.ask(token, topic)
+
+    def ask(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """Ask in any case, and remember the answer."""
+        name = self._name(token, topic)
+        asked = self._validator.validate(token, topic)
+        return asked.addCallbacks(
+            self._keep,
+            self._forget,
+            callbackArgs=(name, self._clock.seconds()),
+            errbackArgs=(name,),
+        )
+
+    def _name(self, token: str, topic: TopicAddress) -> bytes:
+        # No token holds a NUL.
+        text = f"{token}\0{topic.path}".encode()
+        return blake2b(text, digest_size=32, key=self._key).digest()
+
+    def _keep(self, grant: Grant, name: bytes, now: float) -> Grant:
+        """Keep `grant`; its time runs from the moment of the question."""
+        self._kept.pop(name, None)
+        self._kept[name] = _Kept(grant, now, min(now + self._seconds, grant.expires_at))
+        while self._kept:
+            oldest, kept = next(iter(self._kept.items()))
+            if len(self._kept) <= self._most and now < kept.until:
+                break
+            del self._kept[oldest]
+        return grant
+
+    def _forget(self, failure: Failure, name: bytes) -> Failure:
+        if failure.check(TokenInactive):
+            self._kept.pop(name, None)
+        return failure
+
+
+class _Kept:
+    """A grant and when it may be reused, in seconds since the epoch."""
+
+    __slots__ = ("grant", "since", "until")
+
+    def __init__(self, grant: Grant, since: float, until: float) -> None:
+        self.grant = grant
+        self.since = since
+        self.until = until
+
+
+class _Fresh:
+    """The same validator, for those who must know what holds now."""
+
+    def __init__(self, cached: Cached) -> None:
+        self.validate = cached.ask

@@ -1,0 +1,109 @@
+"""Pure: what a unit's PROPFIND answer says about a stream collection (RFC 4918, section 14)."""
+
+from __future__ import annotations
+
+import re
+from xml.parsers.expat import ExpatError, ParserCreate, XMLParserType
+
+from topicsvc.errors import ValidatorUnavailable
+
+__all__ = ["MAX_DEPTH", "has_topic"]
+
+MAX_DEPTH = 32
+"""Levels of elements; the answer that is looked for has seven."""
+
+_DAV = "DAV:"
+_PERSONIUM = "urn:x-personium:xmlns"
+
+_RESPONSE = (f"{_DAV} multistatus", f"{_DAV} response")
+_PROPSTAT = (*_RESPONSE, f"{_DAV} propstat")
+_STATUS = (*_PROPSTAT, f"{_DAV} status")
+_STREAM = (*_PROPSTAT, f"{_DAV} prop", f"{_DAV} resourcetype", f"{_PERSONIUM} stream")
+_TOPIC = (*_PROPSTAT, f"{_DAV} prop", f"{_PERSONIUM} topics", f"{_PERSONIUM} topic")
+
+_CHARSET = re.compile(r'charset\s*=\s*"?([A-Za-z0-9._-]+)', re.IGNORECASE)
+
+
+def has_topic(body: bytes, content_type: str, topic: str) -> bool:
+    """Whether `body` tells of a stream collection in which `topic` is registered.
+
+    Only properties under status 200 count. Namespaces count, prefixes do not.
+
+    Args:
+        body: a 207 answer to a PROPFIND of depth 0.
+        content_type: its header; a charset in it goes before what the XML says of itself.
+        topic: the name to look for, letter by letter.
+
+    Raises:
+        ValidatorUnavailable: not XML, or XML with what no unit sends: a document type,
+            which is where entities come from; more than one resource; too deep.
+    """
+    return _Reader(content_type).read(body, topic)
+
+
+class _Refused(Exception):
+    """XML of a kind that is not read."""
+
+
+class _Reader:
+    """Follows the parser through the elements."""
+
+    def __init__(self, content_type: str) -> None:
+        charset = _CHARSET.search(content_type)
+        encoding = None if charset is None else charset[1]
+        self._parser: XMLParserType = ParserCreate(encoding, namespace_separator=" ")
+        self._parser.buffer_text = True
+        self._parser.StartDoctypeDeclHandler = self._refuse_doctype
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._take_text
+        self._path: tuple[str, ...] = ()
+        self._text = ""
+        self._responses = 0
+        self._begin_propstat()
+        self._is_stream = False
+        self._topics: set[str] = set()
+
+    def read(self, body: bytes, topic: str) -> bool:
+        try:
+            self._parser.Parse(body, True)
+        except _Refused as error:
+            raise ValidatorUnavailable(f"PROPFIND: {error}") from None
+        except (ExpatError, LookupError, ValueError):
+            raise ValidatorUnavailable("PROPFIND: not XML") from None
+        return self._is_stream and topic in self._topics
+
+    def _begin_propstat(self) -> None:
+        self._status = ""
+        self._found_stream = False
+        self._found_topics: set[str] = set()
+
+    def _start(self, name: str, _: object) -> None:
+        self._path += (name,)
+        self._text = ""
+        if len(self._path) > MAX_DEPTH:
+            raise _Refused("nested too deep")
+        if self._path == _PROPSTAT:
+            self._begin_propstat()
+        elif self._path == _STREAM:
+            self._found_stream = True
+        elif self._path == _RESPONSE:
+            self._responses += 1
+            if self._responses > 1:
+                raise _Refused("more than one resource")
+
+    def _end(self, _: str) -> None:
+        if self._path == _TOPIC:
+            self._found_topics.add(self._text)
+        elif self._path == _STATUS:
+            self._status = self._text
+        elif self._path == _PROPSTAT and self._status.split()[1:2] == ["200"]:
+            self._is_stream |= self._found_stream
+            self._topics |= self._found_topics
+        self._path = self._path[:-1]
+
+    def _take_text(self, text: str) -> None:
+        self._text += text
+
+    def _refuse_doctype(self, *_: object) -> None:
+        raise _Refused("a document type")

@@ -1,0 +1,113 @@
+"""Adapter: tokens that any OAuth 2.0 server judges (RFC 7662), with rules of our own.
+
+Such a server knows scopes, not topics. Rules say which scope may do what on which topics;
+without a rule there is no right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.interfaces import IReactorTime
+
+from topicsvc.address import TopicAddress, TopicPattern
+from topicsvc.errors import TokenInactive, ValidatorUnavailable
+from topicsvc.ports import Grant
+from topicsvc.validators.asking import Answer, Asker, basic, bearer
+from topicsvc.validators.claims import Claims, read_claims
+
+__all__ = ["IntrospectionValidator", "Rule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a scope is good for.
+
+    Attributes:
+        scope: one scope of a token.
+        topics: where.
+        may: ``receive``, ``send`` or both.
+    """
+
+    scope: str
+    topics: tuple[TopicPattern, ...]
+    may: frozenset[str]
+
+    def rights(self, scopes: frozenset[str], topic: TopicAddress) -> frozenset[str]:
+        """What this rule lets a token with `scopes` do on `topic`."""
+        if self.scope in scopes and any(pattern.matches(topic) for pattern in self.topics):
+            return self.may
+        return frozenset()
+
+
+class IntrospectionValidator:
+    """Asks the server.
+
+    Args:
+        asker: carries questions.
+        url: the server's introspection endpoint.
+        client_id: who we are there.
+        client_secret: what proves it.
+        rules: which scope may do what.
+        clock: what expiry is measured by.
+        issuer: who must have made a token; None: whoever the server believes.
+        audience: for whom it must have been made; None: anybody.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        url: str,
+        client_id: str,
+        client_secret: str,
+        rules: Iterable[Rule],
+        clock: IReactorTime,
+        issuer: str | None = None,
+        audience: str | None = None,
+    ) -> None:
+        self._asker = asker
+        self._url = url
+        self._headers = {
+            "Authorization": basic(client_id, client_secret),
+            "Accept": "application/json",
+        }
+        self._rules = tuple(rules)
+        self._clock = clock
+        self._issuer = issuer
+        self._audience = audience
+
+    @inlineCallbacks
+    def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
+        """See `topicsvc.ports.TokenValidator`.
+
+        Any status but 200 is the server's trouble or ours: RFC 7662, section 2.3, answers
+        401 to credentials of ours that it does not know, and 200 to a token that it does not.
+        """
+        bearer(token)
+        answer: Answer = yield self._asker.ask(
+            "POST",
+            self._url,
+            self._headers,
+            {"token": token, "token_type_hint": "access_token"},
+        )
+        if answer.status in (401, 403):
+            raise ValidatorUnavailable(
+                f"introspection: status {answer.status}; are client_id and its secret good?"
+            )
+        if answer.status != 200:
+            raise ValidatorUnavailable(f"introspection: status {answer.status}")
+        claims = read_claims(answer.body, self._clock.seconds())
+        self._check(claims)
+        rights = frozenset[str]().union(
+            *(rule.rights(claims.scopes, topic) for rule in self._rules)
+        )
+        return Grant(claims.subject, claims.expires_at, "receive" in rights, "send" in rights)
+
+    def _check(self, claims: Claims) -> None:
+        if self._issuer is not None and claims.issuer != self._issuer:
+            raise TokenInactive("another issuer")
+        if self._audience is not None and self._audience not in claims.audience:
+            raise TokenInactive("another audience")

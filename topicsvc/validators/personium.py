@@ -1,0 +1,125 @@
+"""Adapter: tokens that a Personium unit judges.
+
+Three questions decide, asked together: is this a stream collection with this topic, and
+may the token read its properties (PROPFIND); what may the token do there (OPTIONS); does
+the token live, and until when (introspection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+
+from topicsvc.address import TopicAddress, Unit
+from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
+from topicsvc.ports import Grant
+from topicsvc.validators.asking import Answer, Asker, basic, bearer
+from topicsvc.validators.claims import Claims, read_claims
+from topicsvc.validators.collection import has_topic
+from topicsvc.validators.together import together
+
+__all__ = ["PersoniumValidator", "methods"]
+
+_NO = (401, 403)
+
+
+class PersoniumValidator:
+    """Asks the unit.
+
+    Args:
+        asker: carries questions.
+        unit: the unit's HTTP API and how it writes its cells' URLs.
+        username: ``io.personium.core.introspect.username`` of the unit.
+        password: ``io.personium.core.introspect.password`` of the unit.
+        clock: what expiry is measured by.
+    """
+
+    def __init__(
+        self, asker: Asker, unit: Unit, username: str, password: str, clock: IReactorTime
+    ) -> None:
+        self._asker = asker
+        self._unit = unit
+        self._credentials = basic(username, password)
+        self._clock = clock
+
+    @inlineCallbacks
+    def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
+        """See `topicsvc.ports.TokenValidator`."""
+        authorization = bearer(token)
+        questions: list[Deferred[Any]] = [
+            maybeDeferred(self._find, authorization, topic),
+            maybeDeferred(self._rights, authorization, topic),
+            maybeDeferred(self._life, token, topic),
+        ]
+        _, rights, claims = yield together(questions)
+        if rights is None:
+            raise TopicNotFound(topic.path)
+        return Grant(claims.subject, claims.expires_at, "GET" in rights, "POST" in rights)
+
+    @inlineCallbacks
+    def _find(self, authorization: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, None]:
+        """Whether the topic exists, for somebody who may know."""
+        answer: Answer = yield self._asker.ask(
+            "PROPFIND",
+            self._unit.collection_url(topic),
+            {"Authorization": authorization, "Depth": "0", "Accept": "application/xml"},
+        )
+        if answer.status in _NO:
+            raise TokenInactive(f"PROPFIND: {answer.status}")
+        if answer.status == 404:
+            raise TopicNotFound(topic.path)
+        if answer.status != 207:
+            raise ValidatorUnavailable(f"PROPFIND: status {answer.status}")
+        if not has_topic(answer.body, answer.header("content-type"), topic.topic):
+            raise TopicNotFound(topic.path)
+
+    @inlineCallbacks
+    def _rights(
+        self, authorization: str, topic: TopicAddress
+    ) -> Generator[Deferred[Any], Any, frozenset[str] | None]:
+        """The methods that the token may use on the topic; None: there is no such topic.
+
+        A unit says to anybody that a topic is not there, so it is no answer to give away
+        before the token is known to live.
+        """
+        answer: Answer = yield self._asker.ask(
+            "OPTIONS", self._unit.topic_url(topic), {"Authorization": authorization}
+        )
+        if answer.status in _NO:
+            raise TokenInactive(f"OPTIONS: {answer.status}")
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise ValidatorUnavailable(f"OPTIONS: status {answer.status}")
+        return methods(answer.header("allow"))
+
+    @inlineCallbacks
+    def _life(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Claims]:
+        """Whose token it is and until when.
+
+        A unit answers 401 and 403 here to credentials of ours that it does not know, and
+        never because of the token.
+        """
+        answer: Answer = yield self._asker.ask(
+            "POST",
+            self._unit.cell_url(topic.cell) + "__introspect",
+            {"Authorization": self._credentials, "Accept": "application/json"},
+            {"token": token},
+        )
+        if answer.status in _NO:
+            raise ValidatorUnavailable(
+                f"introspection: status {answer.status}; are username and password the unit's?"
+            )
+        if answer.status == 404:
+            raise TokenInactive("introspection: no such cell")
+        if answer.status != 200:
+            raise ValidatorUnavailable(f"introspection: status {answer.status}")
+        return read_claims(answer.body, self._clock.seconds())
+
+
+def methods(allow: str) -> frozenset[str]:
+    """The methods in an ``Allow`` header (RFC 9110, section 10.2.1)."""
+    return frozenset(method.strip() for method in allow.split(",")) - {""}

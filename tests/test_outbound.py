@@ -64,8 +64,9 @@ class OutboundTestCase(SynchronousTestCase):
         stalls = Deadlines[Outbound](self.clock, 10, Outbound.stalled)
         self.outbound = FakeOutbound(1000, stalls, self.overflow)
 
-    def overflow(self) -> None:
+    def overflow(self, waiting: int) -> None:
         self.overflows += 1
+        self.waited = waiting
 
 
 class OrderTests(OutboundTestCase):

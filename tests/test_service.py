@@ -74,7 +74,8 @@ class OptionTests(SynchronousTestCase):
         )
 
     def test_endpoints_that_cannot_be(self) -> None:
-        for endpoint in ("nonsense:1", "tcp:port", "tcp", "", "ssl:443:privateKey=nowhere",
+        for endpoint in ("nonsense:1", "tcp:port", "tcp:99999", "unix:/tmp/x",
+                         "tcp", "", "ssl:443:privateKey=nowhere",
                          "tls:nowhere:port=443", "tcp:1:2:3:4:5"):  # fmt: skip
             options = Options()
             options.parseOptions(["--demo", "--listen", endpoint])
@@ -147,6 +148,13 @@ class DemoTests(SynchronousTestCase):
         grant = self.successResultOf(self.validator.validate(token, demo.TOPIC))
         self.assertTrue(grant.may_receive and grant.may_send)
         self.assertTrue(-5 < grant.expires_at - (reactor.seconds() + 3600) < 5)
+
+    def test_it_serves_and_announces_the_interface_it_listens_on(self) -> None:
+        text = self.text("tcp:81:interface=127.0.0.2", address=IPv4Address("TCP", "127.0.0.2", 81))
+        self.assertIn("ws://127.0.0.2:81/cell1/", text)
+        unit = demo.settings(["tcp:81:interface=127.0.0.2"], None).unit
+        path = demo.TOPIC.websocket_path.encode()
+        self.assertEqual(unit.websocket_topic([b"127.0.0.2:81"], path), demo.TOPIC)
 
     def test_tls_and_ipv6(self) -> None:
         text = self.text("ssl:443:privateKey=k", address=IPv6Address("TCP", "::1", 443))

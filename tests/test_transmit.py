@@ -39,7 +39,7 @@ class Sender(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.write(HANDSHAKE_ANSWER)
-        self.outbound = self.test.open(self.transport, LIMIT, self.test.stalls, lambda: None)
+        self.outbound = self.test.open(self.transport, LIMIT, self.test.stalls, print)
         self.test.ready.callback(self)
 
     def connectionLost(self, reason: object) -> None:

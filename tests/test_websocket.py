@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twisted.logger import globalLogPublisher
+
 from tests.harness import SENDER, TOPIC, ServiceTestCase
 from topicsvc.ports import Message
 from topicsvc.websocket import SessionSettings
@@ -220,6 +222,34 @@ class RequestTests(ServiceTestCase):
         client.assert_refused("Unknown", "Invalid message", 1008)
         self.assertTrue(self.validator.last.was_cancelled)
 
+    def test_what_came_in_time_is_answered_in_its_turn_though_time_runs_out(self) -> None:
+        client = self.subscribe(life=10)
+        client.present("second-token")
+        client.present("third-token")
+        self.clock.advance(11)
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.assertEqual(self.validator.last.token, "third-token")
+        self.validator.last.grant(self.now + 60)
+        client.assert_success(60)
+
+    def test_what_came_too_late_is_not(self) -> None:
+        client = self.subscribe(life=10)
+        client.present("second-token")
+        self.clock.advance(11)
+        client.present("third-token")
+        self.validator.last.be_unavailable()
+        (_, unavailable), (_, expired), close = client.frames()
+        self.assert_error_text(unavailable, "AccessToken", "Service unavailable")
+        self.assert_error_text(expired, "Unknown", "Session expired")
+        self.assert_close(close, 1008, "Session expired")
+
+    def test_a_check_that_is_cancelled_by_somebody_else_is_undecided(self) -> None:
+        client = self.connect()
+        client.present("a-token")
+        self.validator.last.answer.cancel()
+        client.assert_refused("AccessToken", "Service unavailable", 1013)
+
     def test_an_invalid_message_waits_its_turn_too(self) -> None:
         client = self.connect()
         client.present("a-token")
@@ -290,9 +320,11 @@ class OrderTests(ServiceTestCase):
         self.broker.confirm()
         self.broker.bring(self.data(b"2"))
         self.turn()
-        success, *bodies = client.texts()
+        success, *data = client.texts()
         self.assert_success_text(success, 60)
-        self.assertEqual(bodies[-1], b'{"From":"%s","Body":2}' % SENDER.encode())
+        self.assertEqual(
+            data, [b'{"From":"%s","Body":%d}' % (SENDER.encode(), body) for body in (1, 2)]
+        )
 
     def test_data_between_the_confirmation_and_success_is_delivered_after_it(self) -> None:
         published = []
@@ -519,6 +551,9 @@ class SlowReaderTests(ServiceTestCase):
 
     def test_a_slow_reader_loses_its_session_and_nobody_else_notices(self) -> None:
         slow, quick = self.subscribe(), self.subscribe()
+        events: list[dict[str, object]] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
         slow.transport.is_congested = True
         for _ in range(12):
             self.bring(b'"%s"' % (b"x" * 20000))
@@ -531,6 +566,9 @@ class SlowReaderTests(ServiceTestCase):
         self.bring()
         slow.assert_nothing()
         self.assertEqual(len(quick.texts()), 1)
+        [event] = [event for event in events if "waiting" in event]
+        self.assertEqual((event["topic"], event["peer"]), (TOPIC.path, "192.0.2.7:50001"))
+        self.assertGreater(event["waiting"], 80_000)
 
     def test_a_slow_reader_that_never_reads_again_is_aborted(self) -> None:
         slow = self.subscribe()
@@ -609,6 +647,20 @@ class StopTests(ServiceTestCase):
     def test_those_who_do_not_answer_are_not_waited_for(self) -> None:
         self.subscribe()
         stopping = self.connections.stopService()
+        self.advance(10)
+        self.turn()
+        self.successResultOf(stopping)
+
+    def test_nobody_comes_in_while_it_stops(self) -> None:
+        early = self.client()
+        for is_alone in (True, False):
+            if not is_alone:
+                self.connections._is_stopping = False
+                self.subscribe()
+            stopping = self.connections.stopService()
+            self.assertEqual(early.upgrade(), 503)
+            self.assertEqual(early.headers["retry-after"], ["1"])
+            self.assertEqual(stopping is None, is_alone)
         self.advance(10)
         self.turn()
         self.successResultOf(stopping)

@@ -232,6 +232,8 @@ def _unit(table: Table, validator: Table) -> Unit:
 
 
 def _topics(table: Table) -> Iterable[TopicPattern]:
+    if table.given("topics") == []:
+        table.problem("topics", "empty", '["/cell1/box1/*"], or nothing at all')
     for text in table.texts("topics"):
         try:
             yield TopicPattern.parse(text)

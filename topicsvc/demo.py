@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IListeningPort
 
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.config import Config, LocalSettings
+from topicsvc.errors import ConfigError
 from topicsvc.validators.local import RIGHTS, make_key, sign_token
 
 __all__ = ["ENDPOINT", "TOPIC", "announce", "settings"]
@@ -21,17 +22,30 @@ TOPIC = TopicAddress("cell1", "box1", ("stream-collection1",), "name")
 TOKEN_LIFE = 3600
 
 _HOST = "127.0.0.1"
-_TLS = re.compile(r"(haproxy:)?(ssl|tls):")
+_KIND = re.compile(r"(tcp|ssl|tls):")
+_INTERFACE = re.compile(r":interface=([0-9.]+)(?::|$)")
+_ANY = "0.0.0.0"  # noqa: S104 - compared with, not listened on
 
 
 def settings(listen: Sequence[str], admin: str | None) -> Config:
-    """The settings of a demo: memory broker, local tokens, authentication on."""
+    """The settings of a demo: memory broker, local tokens, authentication on.
+
+    Raises:
+        ConfigError: clients could not be told where to connect.
+    """
     endpoints = tuple(listen) or (ENDPOINT,)
-    scheme = "https" if _TLS.match(endpoints[0]) else "http"
+    kind = _KIND.match(endpoints[0])
+    if kind is None:
+        raise ConfigError(
+            [f"listen: {endpoints[0]!r}: not for a demo; allowed: tcp:..., ssl:... or tls:..."]
+        )
+    scheme = "http" if kind[1] == "tcp" else "https"
+    interface = _INTERFACE.search(endpoints[0])
+    hosts = ["localhost", _HOST, *(interface.groups() if interface else ())]
     return Config(
         listen=endpoints,
         admin=admin,
-        unit=Unit(f"{scheme}://localhost/", ["localhost", _HOST]),
+        unit=Unit(f"{scheme}://localhost/", hosts),
         validator=LocalSettings(make_key()),
     )
 
@@ -49,9 +63,11 @@ def announce(config: Config, ports: Sequence[IListeningPort], now: float) -> Non
 
 def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:
     """What a demo prints once it listens."""
-    is_tls = _TLS.match(config.listen[0]) is not None
+    is_tls = not config.listen[0].startswith("tcp:")
     address: Any = ports[0].getHost()
-    host = "localhost" if isinstance(address, IPv6Address) else _HOST
+    host = _HOST if address.host == _ANY else address.host
+    if isinstance(address, IPv6Address):
+        host = "localhost"
     authority = f"{host}:{address.port}"
     websocket_url = f"{'wss' if is_tls else 'ws'}://{authority}{TOPIC.websocket_path}"
     send_url = f"{'https' if is_tls else 'http'}://{authority}{TOPIC.send_path}"

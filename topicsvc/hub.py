@@ -81,7 +81,7 @@ class Hub:
         waiting = channel.waiting
 
         def withdraw(_: Deferred[None]) -> None:
-            del waiting[member]
+            waiting.pop(member, None)
 
         joining: Deferred[None] = Deferred(withdraw)
         waiting[member] = joining

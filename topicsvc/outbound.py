@@ -23,7 +23,7 @@ class Outbound(ABC):
     Args:
         limit: most bytes that may wait, here and below.
         stalls: waits for a peer that takes nothing for too long.
-        overflow: what happens when the peer is too slow; called once.
+        overflow: what happens when the peer is too slow; called once, with the bytes that wait.
 
     Attributes:
         deliver_until: data is written before this time (seconds since the epoch), and from
@@ -33,12 +33,12 @@ class Outbound(ABC):
     __slots__ = ("_held", "_limit", "_overflow", "_queue", "_queued", "_stalls", "deliver_until")
 
     def __init__(
-        self, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[], None]
+        self, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[int], None]
     ) -> None:
         self.deliver_until = 0.0
         self._limit = limit
         self._stalls = stalls
-        self._overflow: Callable[[], None] | None = overflow
+        self._overflow: Callable[[int], None] | None = overflow
         self._queue: deque[bytes] | None = None
         self._queued = 0
         self._held = 0
@@ -108,8 +108,9 @@ class Outbound(ABC):
         """The peer is too slow: nothing more waits for it."""
         overflow = self._overflow
         if overflow is not None:
+            waiting = self.waiting
             self.discard()
-            overflow()
+            overflow(waiting)
 
     def blocked(self) -> None:
         """Something is held."""

@@ -53,6 +53,8 @@ __all__ = ["Options", "TopicService", "makeService"]
 GC_THRESHOLDS = (50_000, 20, 50)
 """Net allocations before a pass over the youngest objects, and passes before one over older."""
 
+_PORT = re.compile(r"(?:^(?:haproxy:)?(?:tcp6?|ssl):|:port=)(\d+)")
+
 _TLS_DIRECTORY = re.compile(r"tls:((?:\\.|[^:\\])+)")
 
 
@@ -198,7 +200,9 @@ class TopicService(Service):
             try:
                 listener.service.privilegedStartService()
             except Exception as error:  # whatever an endpoint raises
-                reason = error.socketError if isinstance(error, CannotListenError) else error
+                reason: object = error
+                if isinstance(error, CannotListenError):
+                    reason = getattr(error.socketError, "strerror", None) or error.socketError
                 _give_up([f"{listener.setting}: {listener.text}: {reason}"])
 
     def startService(self) -> None:
@@ -306,6 +310,7 @@ class _Listener:
         self.text = text
         self.port: IListeningPort | None = None
         try:
+            _look_at_port(text)
             _look_for_certificates(text)
             self.service: StreamServerEndpointService = strports.service(text, factory, reactor)
         except Exception as error:  # whatever a parser of endpoints raises
@@ -331,6 +336,17 @@ class _Noting:
         return self._endpoint.listen(factory).addCallback(note)
 
 
+def _look_at_port(endpoint: str) -> None:
+    """Complain of a port number that is none: Twisted would when it listens.
+
+    Raises:
+        ValueError: there is no such port.
+    """
+    for found in _PORT.finditer(endpoint):
+        if int(found[1]) > 65535:
+            raise ValueError(f"{found[1]} is no port, 0 to 65535")
+
+
 def _look_for_certificates(endpoint: str) -> None:
     """Complain of a ``tls:`` directory without certificates: Twisted would serve none.
 
@@ -351,6 +367,16 @@ class _AdminSite(Site):
         pass
 
 
+class CannotStart(SystemExit, Exception):
+    """Ends the process with exit code 1 and its text on standard error.
+
+    It is an ordinary exception as well, because only such does a twistd that has become a
+    daemon tell the process that waits for it.
+    """
+
+    __module__ = "builtins"  # of what a daemon tells, the first 100 bytes arrive
+
+
 def _give_up(problems: Any) -> NoReturn:
     """End the process: each problem on one line of standard error."""
-    sys.exit("\n".join(f"topicsvc: {problem}" for problem in problems))
+    raise CannotStart("\n".join(f"topicsvc: {problem}" for problem in problems))

@@ -142,7 +142,7 @@ class Session:
         self._check = _Check.NONE
         self._shown: str | None = None
         self._token: str | None = None
-        self._waiting: deque[tuple[bytes, bool]] | None = None
+        self._waiting: deque[tuple[bytes, bool, float]] | None = None
 
     @property
     def state(self) -> State:
@@ -154,12 +154,12 @@ class Session:
         if self._state is State.CLOSED:
             return []
         if not self._busy:
-            return self._request(payload, is_binary, now)
+            return self._request(payload, is_binary, now, now)
         if self._waiting is None:
             self._waiting = deque()
         if len(self._waiting) == MAX_WAITING_REQUESTS:
             return self._refuse(wire.INVALID_MESSAGE, now)
-        self._waiting.append((payload, is_binary))
+        self._waiting.append((payload, is_binary, now))
         return []
 
     def granted(self, grant: Grant, now: float) -> list[Effect]:
@@ -245,9 +245,9 @@ class Session:
     def _busy(self) -> bool:
         return self._check is not _Check.NONE or self._state in (State.CHECKING, State.JOINING)
 
-    def _request(self, payload: bytes, is_binary: bool, now: float) -> list[Effect]:
-        """Take up one message while no other is being decided."""
-        if self._state is State.ACTIVE and now >= self._expires_at:
+    def _request(self, payload: bytes, is_binary: bool, arrived: float, now: float) -> list[Effect]:
+        """Take up one message while no other is being decided; in time is what came in time."""
+        if self._state is State.ACTIVE and arrived >= self._expires_at:
             return self._refuse(wire.SESSION_EXPIRED, now)
         if is_binary:
             return self._refuse(wire.INVALID_MESSAGE, now, UNSUPPORTED_DATA)

@@ -38,7 +38,7 @@ _TRANSPORT_BUFFER = 65536
 
 
 def way_out(
-    transport: Any, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[], None]
+    transport: Any, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[int], None]
 ) -> Outbound:
     """The shortest way out through `transport`; for the rest see `Outbound`."""
     layer = _unwrap(transport)

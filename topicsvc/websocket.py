@@ -155,9 +155,14 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """The service is stopping."""
         self._perform(self._session.close(GOING_AWAY, "Going away"))
 
-    def slow(self) -> None:
-        """Too much waits for this peer, or it has waited too long."""
-        self._log.info("{peer} reads too slowly: closing its session", peer=self.peer)
+    def slow(self, waiting: int) -> None:
+        """So many bytes wait for this peer: too many, or for too long."""
+        self._log.info(
+            "{peer} reads {topic} too slowly, {waiting} bytes wait: closing its session",
+            peer=self.peer,
+            topic=self.topic.path,
+            waiting=waiting,
+        )
         self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER))
 
     def abort(self) -> None:
@@ -280,6 +285,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
+            if self._closed_because:  # what was written before has shown that the peer is slow
+                return
             match effect:
                 case Reply(frame):
                     self._outbound.write(frame)
@@ -397,6 +404,7 @@ class Connections(Service):
         self._wheel: Wheel[TopicProtocol] = Wheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
+        self._is_stopping = False
         self._all_gone: Deferred[None] | None = None
         self.revocation = revocation
         self._rechecks: Rechecks[TopicProtocol] | None = None
@@ -418,8 +426,13 @@ class Connections(Service):
     def __len__(self) -> int:
         return len(self._wheel)
 
-    def protocol(self, topic: TopicAddress) -> TopicProtocol:
-        """A new connection to `topic`, for the HTTP side to hand a transport to."""
+    def protocol(self, topic: TopicAddress) -> TopicProtocol | None:
+        """A new connection to `topic`, for the HTTP side to hand a transport to.
+
+        None: the service is stopping.
+        """
+        if self._is_stopping:
+            return None
         protocol = self._factory.protocol(topic, self)
         protocol.factory = self._factory
         return protocol  # type: ignore[no-any-return]
@@ -464,7 +477,11 @@ class Connections(Service):
         self._heart.start(self.settings.ping_interval / SLOTS, now=False)
 
     def stopService(self) -> Deferred[None] | None:
-        """Close every connection, spread over the drain time; fires when all are gone."""
+        """Close every connection, spread over the drain time; fires when all are gone.
+
+        That is bounded: nobody new comes in, and a close that is not answered is aborted.
+        """
+        self._is_stopping = True
         super().stopService()  # type: ignore[no-untyped-call]
         if self._heart.running:
             self._heart.stop()

@@ -27,7 +27,9 @@ _PORT = re.compile(r"(?:TopicSite|_AdminSite)(?: \(TLS\))? starting on (\d+)")
 def environment() -> dict[str, str]:
     """What a child sees: the modules of this process, in this order, and nothing buffered."""
     path = os.pathsep.join(each or os.getcwd() for each in sys.path)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    # What libraries warn of in a service is no fault of ours.
+    inherited = {name: each for name, each in os.environ.items() if name != "PYTHONWARNINGS"}
+    return {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 class Process:

@@ -21,7 +21,7 @@ from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
 from tests import fake_unit
 from tests.fake_unit import PASSWORD, USERNAME, Fault, Token, answers, answers_at_once
-from tests.harness import Client
+from tests.harness import Client as MemoryClient
 from tests.integration.client import Client
 from tests.integration.judged import HOST, JudgedTestCase, sleep
 from tests.integration.process import Service
@@ -126,7 +126,7 @@ class LogTests(CanaryTestCase):
             self.assert_clean("an event's fields", repr(event))
 
     @inlineCallbacks
-    def live_session(self) -> Generator[Deferred[Any], Any, Client]:
+    def live_session(self) -> Generator[Deferred[Any], Any, MemoryClient]:
         """A client whose token was granted.
 
         A check that the last fault spoiled may still be under way, and be shared.

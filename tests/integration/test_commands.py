@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import socket
 import subprocess
 from pathlib import Path
 
@@ -61,6 +63,43 @@ class CommandTests(SynchronousTestCase):
         subscriber.wait()
         self.assertEqual(json.loads(subscriber.output[-1])["Body"], {"a": 1})
 
+    def test_a_body_may_be_anything_and_no_more_are_printed_than_were_wanted(self) -> None:
+        subscriber = Process(
+            [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "1", "--token", self.token]
+        )
+        self.addCleanup(subscriber.stop)
+        subscriber.wait_for("subscribed for")
+        body = b"[" + b"9" * 5000 + b"]"
+        host, port = re.search(r"//([^/:]+):(\d+)", self.send_url).groups()
+        path = self.send_url.partition(port)[2]
+        request = (
+            f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {self.token}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            raw.sendall(request * 5)
+            self.assertEqual(subscriber.wait(), 0)
+        lines = [line for line in subscriber.output if line.startswith("{")]
+        self.assertEqual(len(lines), 1, subscriber.text[:200])
+        self.assertIn(body.decode(), lines[0])
+
+    def test_nobody_reads_what_a_subscriber_prints(self) -> None:
+        reader = Process(
+            [
+                "sh",
+                "-c",
+                f"{shlex.join([*TOPICSVC, 'subscribe', self.subscribe_url])} "
+                f"--token {self.token} | head -1",
+            ]
+        )
+        self.addCleanup(reader.stop)
+        reader.wait_for("subscribed for")
+        for _ in range(3):
+            self.command("send", self.send_url, "1")
+        reader.wait()
+        self.assertNotIn("Traceback", reader.text)
+        self.assertEqual(reader.text.count('"Body":1'), 1)
+
     def test_a_subscriber_is_told_why_it_was_refused(self) -> None:
         code, out, err = self.command("subscribe", self.subscribe_url, "--token", "nonsense")
         self.assertEqual((code, out), (1, ""))
@@ -101,6 +140,21 @@ class StartTests(SynchronousTestCase):
                 self.assertEqual(process.wait(), 1)
                 self.assertEqual(process.text.count("\n"), 1, process.text)
                 self.assertIn(words, process.text)
+
+    def test_a_taken_port_is_told_by_a_daemon_too(self) -> None:
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        first = Service("--demo", "--listen", LOOPBACK, directory=directory)
+        self.addCleanup(first.stop)
+        endpoint = f"tcp:{first.ports[0]}:interface=127.0.0.1"
+        pid_file = directory / "daemon.pid"
+        second = Process(
+            [*TWISTD, "--pidfile", str(pid_file), "--logfile", str(directory / "daemon.log"),
+             "topicsvc", "--demo", "--listen", endpoint]
+        )  # fmt: skip
+        self.assertEqual(second.wait(), 1)
+        self.assertRegex(second.text, f"topicsvc: listen: {endpoint}: .* in use")
+        self.assertFalse(pid_file.exists())
 
     def test_a_taken_port_is_a_clear_message_and_exit_code_1(self) -> None:
         directory = Path(self.mktemp()).absolute()

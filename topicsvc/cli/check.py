@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from topicsvc import config
-from topicsvc.cli.terminal import Failed
+from topicsvc.cli.terminal import Failed, say
 from topicsvc.errors import ConfigError
 from topicsvc.service import TopicService
 
@@ -24,4 +24,4 @@ def run(options: Namespace) -> None:
         TopicService(config.read(options.config), reactor)
     except ConfigError as error:
         raise Failed(*error.problems) from error
-    print(f"{options.config}: good")
+    say(f"{options.config}: good")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 
-__all__ = ["Failed", "find_token", "run_reactor"]
+__all__ = ["Failed", "find_token", "run_reactor", "say"]
 
 
 class Failed(Exception):
@@ -24,6 +25,17 @@ class Failed(Exception):
     def __init__(self, *lines: str) -> None:
         super().__init__(*lines)
         self.lines = lines
+
+
+def say(line: str) -> bool:
+    """Print `line` at once. False: nobody reads what is printed any more."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # What Python still holds would be complained of again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def find_token(options: Namespace) -> str:

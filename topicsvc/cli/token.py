@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from topicsvc.address import TopicPattern
-from topicsvc.cli.terminal import Failed
+from topicsvc.cli.terminal import Failed, say
 from topicsvc.errors import PathRefused
 from topicsvc.validators.local import make_key, read_key, sign_token, write_key
 
@@ -32,7 +32,7 @@ def run(options: Namespace) -> None:
     key = _new_key(options.key_file) if options.new_key else _read_key(options.key_file)
     if options.topic:
         expires_at = int(time.time()) + options.expires_in
-        print(sign_token(key, options.subject, options.topic, options.may, expires_at))
+        say(sign_token(key, options.subject, options.topic, options.may, expires_at))
 
 
 def _new_key(path: Path) -> bytes:

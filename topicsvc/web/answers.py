@@ -10,7 +10,6 @@ from twisted.web.http import RESPONSES, Request
 
 __all__ = [
     "BAD_HOST",
-    "BROKER_OR_VALIDATOR_DOWN",
     "INTERNAL_ERROR",
     "METHOD_NOT_ALLOWED",
     "NOT_A_HANDSHAKE",
@@ -21,6 +20,7 @@ __all__ = [
     "TOKEN_INACTIVE",
     "TOO_BIG",
     "TOO_MANY_REQUESTS",
+    "UNAVAILABLE",
     "UPGRADE_REQUIRED",
     "ApiError",
     "answer",
@@ -63,14 +63,14 @@ TOO_BIG = ApiError(413, "PR413-SV-0001", "The body is larger than {0} bytes.")
 UPGRADE_REQUIRED = ApiError(426, "PR426-WS-0001", "Connect with WebSocket version 13.")
 INTERNAL_ERROR = ApiError(500, "PR500-SV-0001", "Internal error.")
 TOO_MANY_REQUESTS = ApiError(503, "PR503-SV-0001", "Too many concurrent requests.")
-BROKER_OR_VALIDATOR_DOWN = ApiError(503, "PR503-SV-0002", "Server connection error.")
+UNAVAILABLE = ApiError(503, "PR503-SV-0002", "Server connection error.")
 
 
 def answer(
     request: Request, error: ApiError, about: str = "", headers: dict[bytes, bytes] | None = None
 ) -> bytes:
     """Set the status and headers of `error`; return the body to write."""
-    request.setResponseCode(error.status, RESPONSES.get(error.status))
+    request.setResponseCode(error.status, RESPONSES.get(error.status, b"Upgrade Required"))
     request.setHeader(b"content-type", b"application/json")
     if error.status == 503:
         request.setHeader(b"retry-after", RETRY_AFTER)
@@ -83,4 +83,5 @@ def url_of(request: Any) -> str:
     """The URL that a request asked for, without its query: a token may stand there."""
     host = request.requestHeaders.getRawHeaders(b"host", [b""])[0]
     scheme = "https" if request.isSecure() else "http"
-    return f"{scheme}://{host.decode('latin-1')}{request.path.decode('latin-1')}"
+    path = request.path.decode("latin-1")
+    return f"{scheme}://{host.decode('latin-1')}{path}" if path.startswith("/") else path

@@ -142,7 +142,7 @@ class SendResource(Resource):
         if kind is InvalidBody:
             return answer(request, answers.NOT_JSON)
         if kind is Unavailable:
-            return answer(request, answers.BROKER_OR_VALIDATOR_DOWN)
+            return answer(request, answers.UNAVAILABLE)
         if failure.check(TopicNotFound):
             return answer(request, answers.NOT_FOUND, url_of(request))
         return self._token_inactive(request, topic)

@@ -26,12 +26,12 @@ class UpgradeResource(Resource):
 
     Args:
         unit: reads addresses.
-        build: makes the protocol of a connection to a topic.
+        build: makes the protocol of a connection to a topic; None: the service is stopping.
     """
 
     isLeaf = True
 
-    def __init__(self, unit: Unit, build: Callable[[TopicAddress], TopicProtocol]) -> None:
+    def __init__(self, unit: Unit, build: Callable[[TopicAddress], TopicProtocol | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._build = build
@@ -62,6 +62,8 @@ class UpgradeResource(Resource):
             return answer(request, answers.NOT_A_HANDSHAKE, fault)
         [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
         protocol = self._build(topic)
+        if protocol is None:
+            return answer(request, answers.UNAVAILABLE)
         request.channel.hand_over(protocol)
         protocol.accept(key.decode("ascii"))
         return NOT_DONE_YET

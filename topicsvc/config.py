@@ -7,6 +7,7 @@ with its value, what is allowed.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from topicsvc.address import TopicPattern, Unit
+from topicsvc.brokers.link import Login
 from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.validators.local import read_key
 from topicsvc.websocket import SessionSettings
 
 __all__ = [
+    "ActiveMQSettings",
+    "BrokerSettings",
     "Config",
     "LocalSettings",
     "MemorySettings",
@@ -57,6 +61,24 @@ class MemorySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ActiveMQSettings:
+    """Messages go through ActiveMQ.
+
+    Attributes:
+        endpoint: endpoint string of its STOMP transport, ``tcp:`` or ``tls:``.
+        login: who we are to it; None: nobody in particular.
+        closes_on_loss: whether sessions are closed when the broker is lost.
+    """
+
+    endpoint: str
+    login: Login | None = None
+    closes_on_loss: bool = False
+
+
+BrokerSettings = MemorySettings | ActiveMQSettings
+
+
+@dataclass(frozen=True, slots=True)
 class StopSettings:
     """How the service ends; times in seconds."""
 
@@ -81,7 +103,7 @@ class Config:
     topics: tuple[TopicPattern, ...] = ()
     session: SessionSettings = field(default_factory=SessionSettings)
     send: SendSettings = field(default_factory=SendSettings)
-    broker: MemorySettings = field(default_factory=MemorySettings)
+    broker: BrokerSettings = field(default_factory=MemorySettings)
     stop: StopSettings = field(default_factory=StopSettings)
 
 
@@ -173,9 +195,50 @@ def _validator(table: Table) -> LocalSettings:
     return LocalSettings(key=table.file("key_file", read_key, b""))
 
 
-def _broker(table: Table) -> MemorySettings:
-    table.choice("kind", ("memory",))
-    return MemorySettings()
+def _broker(table: Table) -> BrokerSettings:
+    # A setting of every kind, though the memory broker is never lost.
+    closes_on_loss = table.choice("on_loss", ("keep", "close")) == "close"
+    match table.choice("kind", ("memory", "activemq")):
+        case "activemq":
+            return _activemq(table, closes_on_loss)
+        case _:
+            return MemorySettings()
+
+
+def _activemq(table: Table, closes_on_loss: bool) -> ActiveMQSettings:
+    allowed = '"tcp:localhost:61613" or "tls:broker.example:61614"'
+    endpoint = table.text("endpoint", None, allowed) or ""
+    if endpoint and not _BROKER_ENDPOINT.match(endpoint):
+        table.problem("endpoint", f"{endpoint!r} is neither", allowed)
+    return ActiveMQSettings(endpoint, _login(table), closes_on_loss)
+
+
+_BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
+
+
+def _login(table: Table) -> Login | None:
+    """User name and password; both or neither."""
+    username = table.text("username", "", "a text") or ""
+    if not username.isprintable():
+        table.problem("username", "holds a control character", "a text on one line")
+    if not username and not table.text("password_file", "", "the path of a file"):
+        return None
+    if not username:
+        table.problem("username", "missing", "a text, beside password_file")
+    return Login(username, table.file("password_file", _read_secret, ""))
+
+
+def _read_secret(path: Path) -> str:
+    """The one line of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no line, or more than one, or it is not UTF-8.
+    """
+    secret = path.read_text("utf-8").removesuffix("\n")
+    if not secret or not secret.isprintable():
+        raise ValueError("not one line of printable text")
+    return secret
 
 
 class Table:

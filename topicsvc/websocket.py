@@ -31,6 +31,7 @@ from topicsvc.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
     POLICY_VIOLATION,
+    TRY_AGAIN_LATER,
     Close,
     Effect,
     Join,
@@ -38,7 +39,7 @@ from topicsvc.session import (
     Session,
     Validate,
 )
-from topicsvc.wire import Timestamps
+from topicsvc.wire import SERVICE_UNAVAILABLE, Timestamps
 
 __all__ = ["CLOSE_TIMEOUT", "STALL_TIMEOUT", "Connections", "SessionSettings", "TopicProtocol"]
 
@@ -107,6 +108,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """See `topicsvc.ports.Member`."""
         if self._session.may_deliver(now):
             self._write(frames)
+
+    def broker_lost(self) -> None:
+        """See `topicsvc.ports.Member`."""
+        self._perform(self._session.close(TRY_AGAIN_LATER, SERVICE_UNAVAILABLE))
 
     def beat(self, now: float) -> None:
         """Ping the client, or close a session that has run out or a peer that is gone."""

@@ -158,13 +158,16 @@ class JmsPeer(ProcessProtocol):
         return self._ask("subscribed", "subscribe", topic)
 
     def send(self, topic: str, cell: str, text: str) -> Deferred[list[str]]:
-        return self._ask("sent", "send", topic, cell, _encode(text))
+        return self._ask("sent", "send", topic, _encode(cell), _encode(text))
+
+    def send_odd(self, topic: str, cell: str, text: str) -> Deferred[list[str]]:
+        return self._ask("sent", "odd", topic, _encode(cell), _encode(text))
 
     def send_bytes(self, topic: str, text: str) -> Deferred[list[str]]:
         return self._ask("sent", "bytes", topic, _encode(text))
 
     def send_many(self, topic: str, cell: str, count: int) -> Deferred[list[str]]:
-        return self._ask("sent", "many", topic, cell, str(count))
+        return self._ask("sent", "many", topic, _encode(cell), str(count))
 
     def topics(self) -> Deferred[list[str]]:
         return self._ask("topics", "topics")
@@ -186,7 +189,7 @@ class JmsPeer(ProcessProtocol):
             if word == "message":
                 topic, cell, message_id, mode, life, text = rest
                 self.messages.append(
-                    JmsMessage(topic, cell, message_id, mode, int(life), _decode(text))
+                    JmsMessage(topic, _decode(cell), message_id, mode, int(life), _decode(text))
                 )
             elif self._answers and word == self._answers[0][0]:
                 self._answers.pop(0)[1].callback(rest)

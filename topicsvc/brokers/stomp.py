@@ -3,7 +3,7 @@
 Nothing is read or written here: bytes are fed in as they come, whole frames are taken out.
 Where the specification leaves room (https://stomp.github.io/stomp-specification-1.2.html),
 this is strict about what it cannot understand and mild about what it can: a NUL within a
-header is taken, because ActiveMQ passes one on when a JMS property holds it.
+header is taken, because ActiveMQ passes one on when a JMS correlation id or type holds it.
 """
 
 from __future__ import annotations

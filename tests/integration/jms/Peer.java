@@ -22,12 +22,13 @@ import org.apache.activemq.command.ActiveMQTopic;
  * A Personium unit's side of ActiveMQ: sends and receives as personium-core does.
  *
  * <p>Driven by lines on standard input, answers on standard output, fields parted by blanks; a
- * text is base64 of UTF-16BE, so that every Java string survives, half characters included.
+ * TEXT or CELL is base64 of UTF-16BE, so that every Java string survives, half characters included.
  *
  * <pre>
  *   subscribe TOPIC              subscribed TOPIC, then message ... for each
  *   send TOPIC CELL TEXT         sent
  *   bytes TOPIC TEXT             sent (a BytesMessage of the text in UTF-8)
+ *   odd TOPIC CELL TEXT          sent (with a correlation id that holds a NUL)
  *   many TOPIC CELL COUNT        sent (texts {"number":0} ... as fast as it goes)
  *   topics                       topics NAME... (all that the broker has, advisories aside)
  * </pre>
@@ -68,7 +69,11 @@ public final class Peer {
                 out.println("subscribed " + words[1]);
                 break;
             case "send":
-                send(words[1], words[2], decode(words.length > 3 ? words[3] : ""));
+                send(words[1], decode(words[2]), decode(words.length > 3 ? words[3] : ""), null);
+                out.println("sent");
+                break;
+            case "odd":
+                send(words[1], decode(words[2]), decode(words[3]), "a\0b\n:");
                 out.println("sent");
                 break;
             case "bytes":
@@ -79,7 +84,7 @@ public final class Peer {
                 break;
             case "many":
                 for (int number = 0; number < Integer.parseInt(words[3]); number++) {
-                    send(words[1], words[2], "{\"number\":" + number + "}");
+                    send(words[1], decode(words[2]), "{\"number\":" + number + "}", null);
                 }
                 out.println("sent");
                 break;
@@ -95,8 +100,10 @@ public final class Peer {
         }
     }
 
-    private void send(String topic, String cell, String text) throws JMSException {
+    private void send(String topic, String cell, String text, String correlation)
+            throws JMSException {
         TextMessage message = sending.createTextMessage(text);
+        message.setJMSCorrelationID(correlation);
         message.setStringProperty("__PERSONIUM_CELL", cell);
         message.setStringProperty("__PERSONIUM_MESSAGE_ID", UUID.randomUUID().toString());
         producer.send(new ActiveMQTopic(topic), message);
@@ -121,7 +128,7 @@ public final class Peer {
         }
         String mode = message.getJMSDeliveryMode() == DeliveryMode.NON_PERSISTENT ? "memory" : "disk";
         out.println(String.join(" ", "message", topic,
-                message.getStringProperty("__PERSONIUM_CELL"),
+                encode(message.getStringProperty("__PERSONIUM_CELL")),
                 message.getStringProperty("__PERSONIUM_MESSAGE_ID"),
                 mode,
                 Long.toString(message.getJMSExpiration() - message.getJMSTimestamp()),

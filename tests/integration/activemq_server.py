@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import shutil
 import subprocess
@@ -70,6 +71,7 @@ class ActiveMQ:
     ) -> None:
         need_activemq()
         self._directory = Path(tempfile.mkdtemp(prefix="topicsvc-activemq-"))
+        atexit.register(self.remove)
         self.stomp, self.openwire = free_port(), free_port()
         (self._directory / "conf").mkdir()
         configuration = self._directory / "conf/activemq.xml"
@@ -209,6 +211,7 @@ class JmsPeer(ProcessProtocol):
         """Where the compiled peer is; it is compiled once a run."""
         if cls._classes is None:
             cls._classes = Path(tempfile.mkdtemp(prefix="topicsvc-jms-"))
+            atexit.register(shutil.rmtree, cls._classes, ignore_errors=True)
             source = Path(__file__).with_name("jms") / "Peer.java"
             jars = f"{JARS}/activemq-client.jar:{JARS}/geronimo-jms_1.1_spec.jar"
             command = ["javac", "-d", str(cls._classes), "-cp", jars, str(source)]

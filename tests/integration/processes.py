@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import random
 import signal
 import socket
 import subprocess
@@ -15,13 +16,21 @@ from twisted.internet.defer import inlineCallbacks
 from twisted.internet.task import deferLater
 
 POLL = 0.05
+PORTS = (20000, 32000)
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A loopback port that nobody listens on.
+
+    It is below those that the system gives to clients, so that none of them takes it before
+    the program that it is for does; and it is handed out once.
+    """
+    while True:
+        port = random.randrange(*PORTS)
+        if port not in _given and not listens(port):
+            _given.add(port)
+            return port
 
 
 def listens(port: int) -> bool:

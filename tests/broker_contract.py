@@ -96,12 +96,12 @@ class BrokerContract:
         for body in bodies:
             yield self.broker.publish(self.message(body, "body", "https://c.unit1.example/"))
         yield inbox.holds(len(bodies))
-        self.assertEqual([self.plain(each.body) for each in inbox.messages], bodies)
+        self.assertEqual(inbox.bodies, [self.carried(body) for body in bodies])
         self.assertEqual({each.sender for each in inbox.messages}, {"https://c.unit1.example/"})
         yield subscription.stop()
 
-    def plain(self, body: bytes) -> bytes:
-        """Undo what this broker may do to a body on its way; by default nothing."""
+    def carried(self, body: bytes) -> bytes:
+        """What this broker may make of a body on its way; by default nothing else."""
         return body
 
     @inlineCallbacks

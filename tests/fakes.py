@@ -78,6 +78,7 @@ class FakeSubscription:
     topic: TopicAddress
     deliver: Callable[[Message], None]
     answer: Deferred[FakeSubscription]
+    lost: Callable[[], None] | None = None
     stops: int = 0
 
     def stop(self) -> Deferred[None]:
@@ -99,12 +100,19 @@ class FakeBroker:
     subscriptions: list[FakeSubscription] = field(default_factory=list)
     published: list[Message] = field(default_factory=list)
 
+    @property
+    def is_up(self) -> bool:
+        return not self.is_down
+
     def subscribe(
-        self, topic: TopicAddress, deliver: Callable[[Message], None]
+        self,
+        topic: TopicAddress,
+        deliver: Callable[[Message], None],
+        lost: Callable[[], None] | None = None,
     ) -> Deferred[FakeSubscription]:
         if self.is_down:
             return fail(BrokerUnavailable("said the test"))
-        subscription = FakeSubscription(topic, deliver, Deferred())
+        subscription = FakeSubscription(topic, deliver, Deferred(), lost)
         self.subscriptions.append(subscription)
         if self.confirms_at_once:
             self.confirm()
@@ -125,6 +133,12 @@ class FakeBroker:
     def deny(self) -> None:
         """Say that the newest subscription cannot be confirmed."""
         self.subscriptions[-1].answer.errback(BrokerUnavailable("said the test"))
+
+    def break_promises(self) -> None:
+        """Say of every live subscription that messages may have been missed."""
+        for subscription in self.live:
+            assert subscription.lost is not None
+            subscription.lost()
 
     def bring(self, message: Message) -> None:
         """Deliver `message` to whoever is subscribed."""

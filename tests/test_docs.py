@@ -17,7 +17,12 @@ from topicsvc.validators.local import make_key, write_key
 from topicsvc.web import answers
 
 ROOT = Path(__file__).parent.parent
-KINDS = [("local", "memory"), ("personium", "memory"), ("introspection", "memory")]
+KINDS = [
+    ("local", "memory"),
+    ("personium", "memory"),
+    ("introspection", "memory"),
+    ("local", "activemq"),
+]
 
 
 def page(name: str) -> str:

@@ -106,7 +106,7 @@ class TopicServiceTests(TestCase):
         service.privilegedStartService()
         service.startService()
         self.assertEqual(len(service.ports), 2)
-        self.assertEqual(service._parts(), {"listening": True, "staying": True})
+        self.assertEqual(service._parts(), {"listening": True, "staying": True, "broker": True})
         yield service.stopService()
         self.assertEqual(service._parts()["staying"], False)
 

@@ -339,7 +339,7 @@ class OrderTests(ServiceTestCase):
         self.patch(
             self.broker,
             "subscribe",
-            lambda topic, deliver: original(topic, deliver).addCallback(publish_first),
+            lambda *arguments: original(*arguments).addCallback(publish_first),
         )
         client = self.connect()
         client.present("a-token")

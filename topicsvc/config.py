@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from topicsvc.address import CellUrlStyle, TopicPattern, Unit
+from topicsvc.brokers.link import Login
 from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.validators.agent import read_authorities
 from topicsvc.validators.introspection import Rule
@@ -24,6 +25,8 @@ from topicsvc.validators.local import RIGHTS, read_key
 from topicsvc.websocket import SessionSettings
 
 __all__ = [
+    "ActiveMQSettings",
+    "BrokerSettings",
     "CheckSettings",
     "Config",
     "IntrospectionSettings",
@@ -122,6 +125,24 @@ class MemorySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ActiveMQSettings:
+    """Messages go through ActiveMQ.
+
+    Attributes:
+        endpoint: endpoint string of its STOMP transport, ``tcp:`` or ``tls:``.
+        login: who we are to it; None: nobody in particular.
+        closes_on_loss: whether sessions are closed when the broker is lost.
+    """
+
+    endpoint: str
+    login: Login | None = None
+    closes_on_loss: bool = False
+
+
+BrokerSettings = MemorySettings | ActiveMQSettings
+
+
+@dataclass(frozen=True, slots=True)
 class StopSettings:
     """How the service ends; times in seconds."""
 
@@ -147,7 +168,7 @@ class Config:
     checks: CheckSettings = field(default_factory=CheckSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     send: SendSettings = field(default_factory=SendSettings)
-    broker: MemorySettings = field(default_factory=MemorySettings)
+    broker: BrokerSettings = field(default_factory=MemorySettings)
     stop: StopSettings = field(default_factory=StopSettings)
 
 
@@ -188,6 +209,8 @@ def load(text: str, listen: Iterable[str] = (), admin: str | None = None) -> Con
 
 def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     default = SessionSettings()
+    if table.given("topics") == []:
+        table.problem("topics", "empty", '["/cell1/box1/*"], or nothing at all')
     written_admin = table.text("admin", "", 'an endpoint, "tcp:9090:interface=127.0.0.1"')
     session = table.table("session")
     send = table.table("send")
@@ -232,8 +255,6 @@ def _unit(table: Table, validator: Table) -> Unit:
 
 
 def _topics(table: Table) -> Iterable[TopicPattern]:
-    if table.given("topics") == []:
-        table.problem("topics", "empty", '["/cell1/box1/*"], or nothing at all')
     for text in table.texts("topics"):
         try:
             yield TopicPattern.parse(text)
@@ -367,9 +388,45 @@ def read_secret(path: Path) -> str:
     return secret
 
 
-def _broker(table: Table) -> MemorySettings:
-    table.choice("kind", ("memory",))
-    return MemorySettings()
+def _broker(table: Table) -> BrokerSettings:
+    # A setting of every kind, though the memory broker is never lost.
+    closes_on_loss = table.choice("on_loss", ("keep", "close")) == "close"
+    match table.choice("kind", ("memory", "activemq")):
+        case "activemq":
+            return _activemq(table, closes_on_loss)
+        case _:
+            return MemorySettings()
+
+
+def _activemq(table: Table, closes_on_loss: bool) -> ActiveMQSettings:
+    allowed = '"tcp:localhost:61613" or "tls:broker.example:61614"'
+    endpoint = table.text("endpoint", None, allowed) or ""
+    if endpoint and not _BROKER_ENDPOINT.match(endpoint):
+        table.problem("endpoint", f"{endpoint!r} is neither", allowed)
+    return ActiveMQSettings(endpoint, _login(table), closes_on_loss)
+
+
+_BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
+
+
+def _login(table: Table) -> Login | None:
+    """User name and password; both or neither."""
+    username = table.text("username", "", "a text") or ""
+    if not username.isprintable():
+        table.problem("username", "holds a control character", "a text on one line")
+    if not username and not table.text("password_file", "", "the path of a file"):
+        return None
+    if not username:
+        table.problem("username", "missing", "a text, beside password_file")
+    return Login(username, table.file("password_file", _one_line, ""))
+
+
+def _one_line(path: Path) -> str:
+    """Read a secret that goes into a header: see `read_secret`; it is one line."""
+    secret = read_secret(path)
+    if not secret.isprintable():
+        raise ValueError("not one line of printable text")
+    return secret
 
 
 class Table:

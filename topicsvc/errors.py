@@ -13,6 +13,7 @@
     |-- Unavailable             nobody could be asked
     |   |-- ValidatorUnavailable
     |   `-- BrokerUnavailable
+    |-- StompError              bytes that are not STOMP 1.2
     `-- ConfigError             settings that cannot be used, each with its key
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "InvalidBody",
     "InvalidMessage",
     "PathRefused",
+    "StompError",
     "TokenInactive",
     "TopicNotFound",
     "TopicsvcError",
@@ -82,6 +84,10 @@ class ValidatorUnavailable(Unavailable):
 
 class BrokerUnavailable(Unavailable):
     """The broker cannot take a message or confirm a subscription now."""
+
+
+class StompError(TopicsvcError):
+    """A broker's bytes, or a frame for it, are not STOMP 1.2."""
 
 
 class ConfigError(TopicsvcError):

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.address import TopicAddress
+from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Broker, Member, Message, Subscription
 
 __all__ = ["SLICE", "Hub"]
@@ -56,6 +57,7 @@ class Hub:
         self._channels: dict[TopicAddress, _Channel] = {}
         self._ready: deque[_Channel] = deque()
         self._turn: IDelayedCall | None = None
+        self._unserved: deque[Member] = deque()
 
     @property
     def topics(self) -> int:
@@ -73,6 +75,8 @@ class Hub:
         """
         channel = self._channels.get(topic)
         if channel is not None and channel.subscription is not None:
+            if not self._broker.is_up:
+                return fail(BrokerUnavailable("nobody can tell whether messages arrive"))
             channel.members[member] = None
             return succeed(None)
         is_new = channel is None
@@ -98,7 +102,10 @@ class Hub:
 
     def _subscribe(self, channel: _Channel) -> None:
         asked = maybeDeferred(
-            self._broker.subscribe, channel.topic, lambda message: self._take(channel, message)
+            self._broker.subscribe,
+            channel.topic,
+            lambda message: self._take(channel, message),
+            lambda: self._lost(channel),
         )
         asked.addCallbacks(
             lambda subscription: self._confirmed(channel, subscription),
@@ -127,12 +134,33 @@ class Hub:
         subscription = channel.subscription
         if channel.members or channel.waiting or subscription is None:
             return
+        self._end(channel, subscription)
+
+    def _end(self, channel: _Channel, subscription: Subscription) -> None:
         channel.subscription = None
         del self._channels[channel.topic]
         stopping = maybeDeferred(subscription.stop)
         stopping.addErrback(
             lambda failure: self._log.failure("ending a subscription failed", failure)
         )
+
+    def _lost(self, channel: _Channel) -> None:
+        """The broker has broken its promise: all members hear of it, a slice at a time."""
+        if self._channels.get(channel.topic) is channel and channel.subscription is not None:
+            self._end(channel, channel.subscription)
+            if not self._unserved:
+                self._clock.callLater(0, self._tell)
+            self._unserved.extend(channel.members)
+
+    def _tell(self) -> None:
+        for _ in range(min(SHARE, len(self._unserved))):
+            member = self._unserved.popleft()
+            try:
+                member.broker_lost()
+            except Exception:
+                self._log.failure("a member failed to hear that the broker is lost")
+        if self._unserved:
+            self._clock.callLater(0, self._tell)
 
     def _take(self, channel: _Channel, message: Message) -> None:
         """The broker brings a message."""

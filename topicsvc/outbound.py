@@ -14,6 +14,10 @@ CHUNK = 65536
 """Bytes that are sent at once when nothing is held any more, or one write if that is more."""
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Outbound(ABC):
     """The way out to one peer, in order.
 
@@ -28,14 +32,25 @@ class Outbound(ABC):
     Attributes:
         deliver_until: data is written before this time (seconds since the epoch), and from
             it on no more.
+        broker_lost: see `topicsvc.ports.Member`; whoever owns this says what happens.
     """
 
-    __slots__ = ("_held", "_limit", "_overflow", "_queue", "_queued", "_stalls", "deliver_until")
+    __slots__ = (
+        "_held",
+        "_limit",
+        "_overflow",
+        "_queue",
+        "_queued",
+        "_stalls",
+        "broker_lost",
+        "deliver_until",
+    )
 
     def __init__(
         self, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[int], None]
     ) -> None:
         self.deliver_until = 0.0
+        self.broker_lost: Callable[[], None] = _nothing
         self._limit = limit
         self._stalls = stalls
         self._overflow: Callable[[int], None] | None = overflow

@@ -69,12 +69,26 @@ class Subscription(Protocol):
 class Broker(Protocol):
     """Carries messages: at most once, in its own order for each topic."""
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it can confirm and accept now, and all that is subscribed is live."""
+        ...
+
     def subscribe(
-        self, topic: TopicAddress, deliver: Callable[[Message], None]
+        self,
+        topic: TopicAddress,
+        deliver: Callable[[Message], None],
+        lost: Callable[[], None] | None = None,
     ) -> Deferred[Subscription]:
         """Ask for the messages of `topic`.
 
         Fires when the broker has confirmed: from then on nothing that it accepts is missed.
+
+        Args:
+            topic: whose messages.
+            deliver: takes each message.
+            lost: called if that promise is broken after it was given and whoever listens
+                is to be told; the subscription is then of no more use.
 
         Fails with:
             BrokerUnavailable: it cannot confirm now.
@@ -95,4 +109,8 @@ class Member(Protocol):
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         """Take `count` messages, already framed and joined. Must not raise."""
+        ...
+
+    def broker_lost(self) -> None:
+        """Messages may have been missed, and nothing more will come: tell the client."""
         ...

@@ -10,12 +10,13 @@ import re
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from twisted.application import strports
 from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred, succeed
+from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
@@ -25,10 +26,17 @@ from zope.interface import implementer
 
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.memory import MemoryBroker
-from topicsvc.config import Config, IntrospectionSettings, PersoniumSettings
+from topicsvc.config import (
+    ActiveMQSettings,
+    BrokerSettings,
+    Config,
+    IntrospectionSettings,
+    MemorySettings,
+    PersoniumSettings,
+)
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
-from topicsvc.ports import TokenValidator
+from topicsvc.ports import Broker, TokenValidator
 from topicsvc.validators.agent import JudgeAgent
 from topicsvc.validators.asking import Asker
 from topicsvc.validators.cached import Cached
@@ -162,7 +170,7 @@ class TopicService(Service):
     def __init__(self, settings: Config, reactor: Any) -> None:
         self.on_start: Any = None
         self._stopping = False
-        self.broker = MemoryBroker()
+        self.broker = _broker(settings.broker, reactor)
         self._judge = _Judge(settings, reactor)
         validator = self._judge.validator
         hub = Hub(self.broker, reactor, data_frame)
@@ -231,6 +239,7 @@ class TopicService(Service):
         return {
             "listening": len(self.ports) == len(self._listeners),
             "staying": not self._stopping,
+            "broker": self.broker.is_up,
         }
 
 
@@ -300,6 +309,37 @@ class _Judge:
         connections = questions * self._settings.checks.concurrency
         self._agent = JudgeAgent(self._reactor, authorities, connections)
         return Asker(self._agent)
+
+
+class _BrokerService(Broker, Protocol):
+    """A broker that is also a service."""
+
+    def startService(self) -> None: ...
+    def stopService(self) -> Any: ...
+
+
+def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
+    """The broker that the settings ask for.
+
+    Raises:
+        ConfigError: its endpoint cannot be made.
+    """
+    match settings:
+        case MemorySettings():
+            return MemoryBroker()
+        case ActiveMQSettings(endpoint, login, closes_on_loss):
+            from topicsvc.brokers.activemq import ActiveMQBroker
+
+            try:
+                client = clientFromString(reactor, endpoint)
+            except Exception as error:  # whatever a parser of endpoints raises
+                raise ConfigError(
+                    [
+                        f"broker.endpoint: {endpoint!r}: {error}; "
+                        'allowed: "tcp:localhost:61613" or "tls:broker.example:61614"'
+                    ]
+                ) from error
+            return ActiveMQBroker(client, reactor, login, closes_on_loss)
 
 
 class _Listener:

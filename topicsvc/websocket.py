@@ -32,6 +32,7 @@ from topicsvc.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
     POLICY_VIOLATION,
+    TRY_AGAIN_LATER,
     Close,
     Effect,
     Join,
@@ -41,7 +42,7 @@ from topicsvc.session import (
     Validate,
 )
 from topicsvc.transmit import way_out
-from topicsvc.wire import Timestamps
+from topicsvc.wire import SERVICE_UNAVAILABLE, Timestamps
 
 __all__ = [
     "CLOSE_TIMEOUT",
@@ -131,6 +132,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     # What the house asks.
 
+    def broker_lost(self) -> None:
+        """See `topicsvc.ports.Member`."""
+        self._perform(self._session.close(TRY_AGAIN_LATER, SERVICE_UNAVAILABLE))
+
     def beat(self, now: float) -> None:
         """Ping the client, or close a session that has run out or a peer that is gone."""
         self._perform(self._session.beat(now))
@@ -193,6 +198,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._outbound = way_out(
             self.transport, self._house.settings.send_queue, self._house.stalls, self.slow
         )
+        self._outbound.broker_lost = self.broker_lost
 
     def dataReceived(self, data: bytes) -> None:
         # Not by way of Autobahn's, which describes each piece for a debug line.

@@ -1,7 +1,15 @@
 #!/bin/sh
-# What the integration tests need beside the Python packages of the extra "test".
+# What the integration tests need beside the Python packages of the extra "test"; on Debian, as root.
 set -eu
 cd "$(dirname "$0")"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
 
-# A certified OAuth 2.0 server, for test_oidc; Node.js 20 or later and npm must be there.
+# A certified OAuth 2.0 server, for test_oidc.
+command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends nodejs npm
 npm ci --prefix oidc --no-audit --no-fund
+
+# ActiveMQ, and a JDK for its JMS peer (tests/integration/jms). Nothing is started as a service:
+# the tests run a broker of their own.
+apt-get install -y -qq --no-install-recommends activemq
+command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends default-jdk-headless

@@ -1,7 +1,7 @@
 """Adapter: a broker inside this process, for one process alone.
 
-What is sent to one process is not seen by another: several of them behind a balancer need
-a broker of their own.
+What is sent to one process is not seen by another: behind a balancer, several of them would
+lose messages without a word. They need a broker outside: ActiveMQ or Kafka.
 """
 
 from __future__ import annotations
@@ -30,8 +30,19 @@ class MemoryBroker(Service):
     def __init__(self) -> None:
         self._subscriptions: dict[TopicAddress, dict[_Subscription, None]] = {}
 
-    def subscribe(self, topic: TopicAddress, deliver: _Deliver) -> Deferred[Subscription]:
-        """Confirmed at once."""
+    @property
+    def is_up(self) -> bool:
+        """Always: it is where we are."""
+        return True
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        _log.info("the memory broker is for one process: no other sees what is sent to this one")
+
+    def subscribe(
+        self, topic: TopicAddress, deliver: _Deliver, lost: Callable[[], None] | None = None
+    ) -> Deferred[Subscription]:
+        """Confirmed at once, and never lost."""
         subscription = _Subscription(self._subscriptions, topic, deliver)
         self._subscriptions.setdefault(topic, {})[subscription] = None
         return succeed(subscription)

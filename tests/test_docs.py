@@ -80,17 +80,19 @@ class ConfigurationTests(SynchronousTestCase):
 
     def test_every_example_is_good(self) -> None:
         examples = 0
-        for name in ("README.md", "docs/configuration.md"):
+        for name in ("README.md", "docs/configuration.md", "docs/validators.md"):
             for example in re.findall(r"```toml\n(.*?)```", page(name), re.DOTALL):
+                if "listen" not in example:
+                    continue  # a piece of one
                 key_file = Path(self.mktemp())
                 write_key(key_file, make_key())
-                text = re.sub(r'key_file = ".*"', f'key_file = "{key_file}"', example)
+                text = re.sub(r'_file = ".*"', f'_file = "{key_file}"', example)
                 try:
                     config.load(text)
                 except ConfigError as error:
                     self.fail(f"{name}: {error}")
                 examples += 1
-        self.assertGreaterEqual(examples, 2)
+        self.assertGreaterEqual(examples, 4)
 
 
 class CommandTests(SynchronousTestCase):

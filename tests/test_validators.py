@@ -270,6 +270,13 @@ class CachedTests(WrapperTestCase):
         self.assertNoResult(self.ask())
         self.assertEqual(len(self.validator), 0)
 
+    def test_a_grant_of_no_right_is_not_kept(self) -> None:
+        self.grant("a")
+        check = self.validator.fresh.validate("a", TOPIC)
+        self.judge.last.grant(9000, may_receive=False, may_send=False)
+        self.successResultOf(check)
+        self.assertEqual(len(self.validator), 0)
+
     def test_what_is_kept_is_bounded_and_the_oldest_goes_first(self) -> None:
         for token in "abcd":
             self.grant(token)

@@ -14,6 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IHostnameResolver, IHostResolution
+from twisted.trial import util
 from zope.interface import implementer
 
 from tests import fake_unit
@@ -199,6 +200,8 @@ class OverTLS(JudgedTestCase):
 
     scheme = "https"
     certified_for = "localhost"
+    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    suppress = (util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),)
 
     def endpoint(self) -> str:
         if not hasattr(self, "authority"):

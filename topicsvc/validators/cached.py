@@ -77,6 +77,8 @@ class Cached:
     def _keep(self, grant: Grant, name: bytes, now: float) -> Grant:
         """Keep `grant`; its time runs from the moment of the question."""
         self._kept.pop(name, None)
+        if not grant.may_receive and not grant.may_send:
+            return grant  # as good as a no, which is not kept either
         self._kept[name] = _Kept(grant, now, min(now + self._seconds, grant.expires_at))
         while self._kept:
             oldest, kept = next(iter(self._kept.items()))

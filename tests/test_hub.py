@@ -84,7 +84,7 @@ class MembershipTests(HubTests):
         self.join()
 
     def test_a_broker_that_raises_is_a_failure_of_the_join(self) -> None:
-        self.patch(self.broker, "subscribe", lambda topic, deliver: 1 // 0)
+        self.patch(self.broker, "subscribe", lambda *_: 1 // 0)
         self.failureResultOf(self.hub.join(TOPIC, Listener()), ZeroDivisionError)
 
     def test_the_last_to_leave_ends_the_subscription(self) -> None:

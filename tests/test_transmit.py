@@ -13,10 +13,12 @@ from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     connectProtocol,
+    serverFromString,
     wrapClientTLS,
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
+from twisted.trial import util
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.harness import MemoryTransport, ServiceTestCase
@@ -75,6 +77,7 @@ class WayOutTests:
 
     kind: type
     open: Any
+    greeting = b""
 
     def listen(self, factory: Factory) -> Any:
         return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
@@ -91,6 +94,7 @@ class WayOutTests:
         self.addCleanup(port.stopListening)
         self.receiver = Receiver()
         yield connectProtocol(self.client(port.getHost().port), self.receiver)
+        self.receiver.transport.write(self.greeting)
         self.sender: Sender = yield self.ready
         self.outbound = self.sender.outbound
         self.assertIsInstance(self.outbound, self.kind)
@@ -195,6 +199,12 @@ class WayOutTests:
 
 
 class TlsMixin:
+    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    suppress = (
+        util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),
+        util.suppress(message="X509.* is deprecated", category=DeprecationWarning),
+    )
+
     def listen(self, factory: Factory) -> Any:
         directory = Path(self.mktemp())
         directory.mkdir(parents=True)
@@ -214,6 +224,17 @@ class SocketTests(WayOutTests, TestCase):
     open = staticmethod(way_out)
 
 
+class ProxiedTests(WayOutTests, TestCase):
+    """Behind a proxy that speaks the PROXY protocol."""
+
+    kind = SocketOutbound
+    open = staticmethod(way_out)
+    greeting = b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n"
+
+    def listen(self, factory: Factory) -> Any:
+        return serverFromString(reactor, "haproxy:tcp:0:interface=127.0.0.1").listen(factory)
+
+
 class PlainTransportTests(WayOutTests, TestCase):
     kind = TransportOutbound
     open = staticmethod(TransportOutbound)
@@ -222,6 +243,24 @@ class PlainTransportTests(WayOutTests, TestCase):
 class TlsTests(TlsMixin, WayOutTests, TestCase):
     kind = TlsOutbound
     open = staticmethod(way_out)
+
+
+class TlsDirectoryTests(TlsMixin, WayOutTests, TestCase):
+    """Certificates chosen by name: ``tls:DIRECTORY``."""
+
+    kind = TlsOutbound
+    open = staticmethod(way_out)
+
+    def listen(self, factory: Factory) -> Any:
+        directory = Path(self.mktemp()).absolute()
+        chosen = directory / "chosen"
+        chosen.mkdir(parents=True)
+        authority = Authority(directory)
+        key, cert = authority.issue("localhost")
+        (chosen / "localhost.pem").write_bytes(cert.read_bytes() + key.read_bytes())
+        self.trusted = ssl.Certificate.loadPEM(authority.ca_file.read_bytes())
+        text = f"tls:{chosen}:port=0:interface=127.0.0.1"
+        return serverFromString(reactor, text).listen(factory)
 
 
 class TlsTransportTests(TlsMixin, WayOutTests, TestCase):

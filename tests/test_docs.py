@@ -116,6 +116,11 @@ class CommandTests(SynchronousTestCase):
             main([command, "--help"])
         return out.getvalue()
 
+    def test_the_bench_has_the_options_that_its_page_names(self) -> None:
+        source = page("bench/__main__.py")
+        for option in re.findall(r"python -m bench (--\w+)", page("docs/performance.md")):
+            self.assertIn(f'"{option}"', source)
+
     def test_the_readme_begins_with_the_two_commands(self) -> None:
         text = page("README.md")
         self.assertIn("\n    pip install . && twistd -n topicsvc --demo\n", text)

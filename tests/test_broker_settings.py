@@ -7,7 +7,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.brokers.activemq import ActiveMQBroker
-from topicsvc.brokers.link import Login
+from topicsvc.brokers.login import Login
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.config import ActiveMQSettings, BrokerSettings, Config, MemorySettings, load
 from topicsvc.errors import ConfigError

@@ -31,6 +31,7 @@ from topicsvc.config import (
     BrokerSettings,
     Config,
     IntrospectionSettings,
+    KafkaSettings,
     MemorySettings,
     PersoniumSettings,
 )
@@ -340,6 +341,12 @@ def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
                     ]
                 ) from error
             return ActiveMQBroker(client, reactor, login, closes_on_loss)
+        case KafkaSettings():
+            from topicsvc.brokers.kafka import KafkaBroker
+            from topicsvc.brokers.kafka_options import connection_options
+
+            options = connection_options(settings.bootstrap, settings.login, settings.authorities)
+            return KafkaBroker(options, reactor, settings.closes_on_loss)
 
 
 class _Listener:

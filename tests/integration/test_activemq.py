@@ -25,12 +25,12 @@ from twisted.logger import Logger
 from twisted.trial.unittest import TestCase
 
 from tests.broker_contract import BrokerContract, Inbox
-from tests.integration.activemq_server import ActiveMQ, JmsPeer, Shared, need_activemq
-from tests.integration.processes import until
+from tests.integration.activemq_server import ActiveMQ, JmsPeer, need_activemq
+from tests.integration.processes import Shared, until
 from tests.integration.topicsvc_process import Subscriber, Topicsvc, Unit
 from topicsvc.address import TopicAddress
 from topicsvc.brokers.activemq import ActiveMQBroker
-from topicsvc.brokers.link import Login
+from topicsvc.brokers.login import Login
 from topicsvc.brokers.textmessage import ascii_json
 from topicsvc.errors import BrokerUnavailable, PathRefused
 from topicsvc.ports import Message

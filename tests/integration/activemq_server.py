@@ -100,6 +100,10 @@ class ActiveMQ:
             self._directory / "log",
         )
 
+    @property
+    def settings(self) -> str:
+        return f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{self.stomp}"'
+
     @inlineCallbacks
     def start(self) -> Any:
         """Start it; fires when both ports answer, with how many seconds that took."""

@@ -52,7 +52,9 @@ class Kafka:
         self, settings: Mapping[str, str] | None = None, protocol: str = "PLAINTEXT"
     ) -> None:
         need_kafka()
-        self._directory = Path(tempfile.mkdtemp(prefix="topicsvc-kafka-"))
+        # Making a topic takes Kafka 30 ms on a disk, and a tenth of it in memory.
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        self._directory = Path(tempfile.mkdtemp(prefix="topicsvc-kafka-", dir=memory))
         atexit.register(self.remove)
         self.port = free_port()
         self._properties = self._directory / "server.properties"
@@ -70,6 +72,10 @@ class Kafka:
     @property
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def settings(self) -> str:
+        return f'kind = "kafka"\nbootstrap = "{self.bootstrap}"'
 
     @inlineCallbacks
     def start(self) -> Any:

@@ -37,7 +37,7 @@ __all__ = ["KafkaBroker"]
 CREATION = 0.1
 """Seconds after which a topic that the broker did not have is asked for again."""
 
-CREATION_TRIES = 20
+CREATION_TRIES = 50
 """Times that it is; then the broker does not make topics by itself."""
 
 AT_ONCE = 200
@@ -213,6 +213,7 @@ class _Reader:
         def failed(failure: Failure) -> None:
             if not failure.check(BrokerUnavailable):
                 self._log.failure("topics could not be asked for", failure)
+            self._life.doubt()
             why = BrokerUnavailable(failure.getErrorMessage())
             for id_, topic in topics.items():
                 if topic.id == id_:

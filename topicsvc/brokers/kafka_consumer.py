@@ -13,9 +13,10 @@ from threading import Thread
 from typing import Any, ClassVar, Protocol
 
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka_inflow import Inflow, Record
 from topicsvc.brokers.kafka_options import CONSUMER, Options
@@ -28,6 +29,12 @@ TURN = 0.02
 
 BATCH = 500
 """Most records that are taken from librdkafka at once."""
+
+FEW = 1
+"""Topics up to which each is asked for by itself, and not the list of all."""
+
+PATIENCE = 0.5
+"""Seconds that such a question may take."""
 
 _NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION)
 _REFUSED = (
@@ -101,6 +108,7 @@ class Consumer:
         self._inflow = Inflow(reactor, owner.record)
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._places: dict[tuple[str, int], _Place] = {}
+        self._strangers: set[str] = set()
         self._is_held = False
         self._is_stopping = False
         self._stopped: Deferred[None] = Deferred()
@@ -138,7 +146,7 @@ class Consumer:
             try:
                 self._turn()
             except Exception:
-                self._tell(self._log.failure, "a turn of the thread that reads failed")
+                self._tell(self._log.failure, "a turn of the thread that reads failed", Failure())
         self._client.close()
         self._tell(self._stopped.callback, None)
 
@@ -148,10 +156,26 @@ class Consumer:
                 self._orders.get_nowait()()
             except Empty:
                 break
+        self._meet()
         self._hold()
         first = self._client.poll(TURN)
         if first is not None:
             self._sort([first, *self._client.consume(BATCH - 1, 0)])
+
+    def _meet(self) -> None:
+        """Learn where new topics are.
+
+        librdkafka would find out by itself, but looks for what it does not know once a second.
+        """
+        strangers, self._strangers = self._strangers, set()
+        try:
+            if len(strangers) > FEW:
+                self._client.list_topics(timeout=PATIENCE)
+            else:
+                for name in strangers:
+                    self._client.list_topics(name, timeout=PATIENCE)
+        except KafkaException as error:
+            self._failed(error.args[0])
 
     def _read(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
         read = [TopicPartition(name, each) for each in offsets if (name, each) in self._places]
@@ -159,6 +183,7 @@ class Consumer:
             self._client.incremental_unassign(read)
         assigned = [TopicPartition(name, *each) for each in offsets.items()]
         self._client.incremental_assign(assigned)
+        self._strangers.add(name)
         for each in assigned:
             self._places[name, each.partition] = _Place(id_, each.offset)
         if self._is_held:

@@ -23,7 +23,7 @@ BEAT_WHEN_AWAY = 0.5
 """Seconds to the next question after one without an answer."""
 
 SILENT_BEATS = 2
-"""Questions in a row without an answer after which the broker is away. Each waits for 5 s."""
+"""Questions in a row without an answer after which the broker is away. Each waits for 4 s."""
 
 
 class Life:

@@ -1,12 +1,12 @@
 """Adapter: what is asked of Kafka besides its messages, each answered by a Deferred.
 
-librdkafka's questions block. They are asked on threads of their own and through a client that
+librdkafka's questions block. They are asked on a thread of their own and through a client that
 reads nothing, since on a connection that reads they would wait behind what it waits for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
@@ -20,8 +20,11 @@ from topicsvc.errors import BrokerUnavailable
 
 __all__ = ["Ends", "NoSuchTopic", "Questions"]
 
-TIMEOUT = 5.0
+TIMEOUT = 4.0
 """Seconds that one question may take."""
+
+SHORT_TIMEOUT = 1.0
+"""Seconds that a question may take where there is a reason to think that nobody answers."""
 
 MANY = 10
 """Topics from which on the broker is asked for all that it has, in one question."""
@@ -32,6 +35,7 @@ Ends = dict[int, int]
 T = TypeVar("T")
 
 _NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
+_SILENCE = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 _NO_PARTITION = (KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)
 
 
@@ -60,8 +64,8 @@ class Questions:
     def start(self) -> None:
         """Begin; the threads of librdkafka are made here, and live in this process alone."""
         self._client = self._make(self._options)
-        # One question of each kind at a time: the sign of life waits for no other.
-        self._pool = ThreadPool(0, 2, "topicsvc asks Kafka")
+        # One thread: a client of confluent-kafka does one thing at a time.
+        self._pool = ThreadPool(0, 1, "topicsvc asks Kafka")
         self._pool.start()
 
     def stop(self) -> Deferred[None]:
@@ -120,43 +124,63 @@ class Questions:
         asked: Deferred[T] = deferToThreadPool(self._reactor, self._pool, question, *arguments)
         return asked.addErrback(_unavailable)
 
-    # On a thread of the pool.
+    # On the thread.
 
     def _ends(self, names: Sequence[str]) -> dict[str, Ends | BrokerUnavailable]:
         found: dict[str, Ends | BrokerUnavailable] = {}
-        asked: list[TopicPartition] = []
+        good: dict[str, list[int]] = {}
         for name, topic in self._topics(names).items():
             why = _wrong_with(topic)
-            found[name] = {} if why is None else why
             if why is None:
-                asked += [TopicPartition(name, each, OFFSET_END) for each in topic.partitions]
-        for answer in self._client.offsets_for_times(asked, TIMEOUT) if asked else ():
-            ends = found[answer.topic]
-            if answer.error is not None:
-                found[answer.topic] = BrokerUnavailable(answer.error.str())
-            elif isinstance(ends, dict):
-                ends[answer.partition] = answer.offset
+                good[name] = list(topic.partitions)
+            else:
+                found[name] = why
+        try:
+            return found | self._offsets(good)
+        except KafkaException as error:
+            if error.args[0].code() in _SILENCE:
+                raise
+        # One of them is being made or moved; it takes no other with it.
+        for name, partitions in good.items():
+            try:
+                found |= self._offsets({name: partitions})
+            except KafkaException as error:
+                found[name] = NoSuchTopic(error.args[0].str())
         return found
+
+    def _offsets(self, topics: Mapping[str, Iterable[int]]) -> dict[str, Ends]:
+        asked = [
+            TopicPartition(name, each, OFFSET_END)
+            for name, partitions in topics.items()
+            for each in partitions
+        ]
+        ends: dict[str, Ends] = {name: {} for name in topics}
+        for answer in self._client.offsets_for_times(asked, timeout=TIMEOUT) if asked else ():
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+            ends[answer.topic][answer.partition] = answer.offset
+        return ends
 
     def _alive(self, partitions: Sequence[tuple[str, int]]) -> None:
         if not partitions:
-            self._client.list_topics(_NOBODYS, TIMEOUT)
+            self._client.list_topics(_EVERYBODYS, timeout=TIMEOUT)
             return
         asked = [TopicPartition(*each, OFFSET_END) for each in partitions]
         try:
-            for answer in self._client.offsets_for_times(asked, TIMEOUT):
+            for answer in self._client.offsets_for_times(asked, timeout=TIMEOUT):
                 if answer.error is not None and answer.error.code() not in _NO_PARTITION:
                     raise KafkaException(answer.error)
         except KafkaException as error:
             if error.args[0].code() not in _NO_PARTITION:
                 raise
             # A topic that was deleted takes no other with it.
-            there = self._client.list_topics(timeout=TIMEOUT).topics
+            there = self._client.list_topics(timeout=SHORT_TIMEOUT).topics
             if all(each.topic in there for each in asked):
                 raise
 
     def _bounds(self, name: str, partition: int) -> tuple[int, int]:
-        low, high = self._client.get_watermark_offsets(TopicPartition(name, partition), TIMEOUT)
+        place = TopicPartition(name, partition)
+        low, high = self._client.get_watermark_offsets(place, timeout=TIMEOUT)
         return low, high
 
     def _partitions(self, names: Sequence[str]) -> dict[str, list[int]]:
@@ -171,11 +195,11 @@ class Questions:
         return {name: known.get(name) or self._topic(name) for name in names}
 
     def _topic(self, name: str) -> Any:
-        return self._client.list_topics(name, TIMEOUT).topics[name]
+        return self._client.list_topics(name, timeout=TIMEOUT).topics[name]
 
 
-_NOBODYS = "topicsvc.probe"
-"""Asked for when there is nothing else to ask for. It has no cell's shape: it is nobody's topic."""
+_EVERYBODYS = "__consumer_offsets"
+"""Kafka's own topic, asked for when there is nothing else to ask for."""
 
 
 def _wrong_with(topic: Any) -> BrokerUnavailable | None:

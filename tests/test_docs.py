@@ -22,6 +22,7 @@ KINDS = [
     ("personium", "memory"),
     ("introspection", "memory"),
     ("local", "activemq"),
+    ("local", "kafka"),
 ]
 
 

@@ -247,6 +247,7 @@ class PublishTests(KafkaTests):
         refused = self.publish()
         self.producer.answers[0](BrokerUnavailable("too big"))
         self.failureResultOf(refused, BrokerUnavailable)
+        self.assertEqual(len(self.log_of("a message was not taken: too big")), 1)
 
     def test_how_many_are_under_way_is_bounded(self) -> None:
         self.patch(under_way, "MAX_UNDER_WAY", 2)
@@ -330,11 +331,16 @@ class LossTests(KafkaTests):
     def test_trouble_is_told_once_for_each_reason(self) -> None:
         for number in range(3):
             self.consumer.owner.complain(f"refused (after {number}ms in state CONNECT)")
+            self.consumer.owner.complain("another")
+        said = ["trouble with the broker: refused", "trouble with the broker: another"]
+        self.assertEqual(self.log_of("trouble"), said)
+        for number in range(100):
+            self.consumer.owner.complain(str(number))
+        self.assertEqual(len(self.log_of("trouble")), kafka.MOST_COMPLAINTS)
+        self.go()
+        self.come()
         self.consumer.owner.complain("another")
-        self.assertEqual(
-            self.log_of("trouble"),
-            ["trouble with the broker: refused", "trouble with the broker: another"],
-        )
+        self.assertEqual(len(self.log_of("trouble")), kafka.MOST_COMPLAINTS + 1)
 
     def test_listeners_of_a_topic_that_is_served_no_more_are_told(self) -> None:
         self.subscribed("good")

@@ -87,7 +87,7 @@ class BrokerTests(TestCase):
 
     @inlineCallbacks
     def test_reading_pauses_and_goes_on_without_loss(self) -> Any:
-        self.patch(kafka_inflow, "MOST_RECORDS", 20)
+        self.patch(kafka_inflow, "MOST_RECORDS", 100)
         self.patch(kafka_inflow, "TURN_RECORDS", 5)
         pauses, resumes = [], []
         client = self.broker._consumer._client
@@ -107,9 +107,8 @@ class BrokerTests(TestCase):
         self.broker._consumer._client = Watched()
         inbox = Inbox()
         yield self.broker.subscribe(topic("flood"), inbox)
-        bodies = [b"%d" % number for number in range(3000)]
-        for start in range(0, len(bodies), 1000):
-            yield self.publish_all("flood", bodies[start : start + 1000])
+        bodies = [b"%d" % number for number in range(1000)]
+        yield self.publish_all("flood", bodies)
         yield inbox.holds(len(bodies))
         self.assertEqual(sorted(inbox.bodies), sorted(bodies))
         self.assertGreater(len(pauses), 0)
@@ -322,7 +321,6 @@ class UntrustedBrokerTests(TestCase):
                 ("not_there", "1", 0, 5),
                 ("refused", "1", "said the test"),
                 ("refused", "1", "said the test"),
-                ("complain", "said the test"),
                 ("complain", "said the test"),
                 ("doubted",),
             ],

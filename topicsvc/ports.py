@@ -92,6 +92,7 @@ class Broker(Protocol):
 
         Fails with:
             BrokerUnavailable: it cannot confirm now.
+            TopicNotFound: it can have no topic of this name.
         """
         ...
 
@@ -100,6 +101,7 @@ class Broker(Protocol):
 
         Fails with:
             BrokerUnavailable: it has not, or nobody knows.
+            TopicNotFound: it can have no topic of this name.
         """
         ...
 

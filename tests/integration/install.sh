@@ -13,3 +13,7 @@ npm ci --prefix oidc --no-audit --no-fund
 # the tests run a broker of their own.
 apt-get install -y -qq --no-install-recommends activemq
 command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends default-jdk-headless
+
+# Kafka, one node of which the tests start: its artifacts come from Maven's repository.
+command -v mvn >/dev/null || apt-get install -y -qq --no-install-recommends maven
+mvn -q -B -f kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$PWD/kafka/jars"

@@ -46,6 +46,9 @@ AT_ONCE = 200
 GROWTH = 60.0
 """Seconds between two looks whether topics have new partitions."""
 
+MOST_COMPLAINTS = 20
+"""Different things that are said to be wrong in one outage."""
+
 STOP_TIMEOUT = 3.0
 """Seconds that the goodbye may take."""
 
@@ -98,7 +101,12 @@ class KafkaBroker(Service):
         name, sender, body = message.topic.broker_name, message.sender, message.body
 
         def hand_over(answered: Answered) -> None:
-            self._producer.send(name, sender, body, answered)
+            def told(outcome: BrokerUnavailable | None) -> None:
+                if outcome is not None:
+                    self._reader.complain(f"a message was not taken: {outcome}")
+                answered(outcome)
+
+            self._producer.send(name, sender, body, told)
 
         return self._under_way.send(len(body), hand_over)
 
@@ -151,7 +159,7 @@ class _Reader:
         self._life = Life(clock, self._ask_for_life, self._came, self._went, self.complain)
         self._down_since: float | None = None
         self._sampled = 0
-        self._complaint = ""
+        self._complaints: set[str] = set()
         self._wishes: dict[str, int] = {}  # ids, and how often each was asked for in vain
         self._is_asking = False
         self._due: set[IDelayedCall] = set()
@@ -290,7 +298,7 @@ class _Reader:
         return self._questions.alive(sample)
 
     def _came(self) -> None:
-        self._complaint = ""
+        self._complaints.clear()
         self._losses.note(True)
         if self._down_since is None:
             self._log.info("connected to Kafka")
@@ -313,7 +321,7 @@ class _Reader:
         )
         self._log.warn(
             "the broker is lost: {why}; {count} topics wait for its return",
-            why=self._complaint or why,
+            why=why,
             count=len(self),
         )
         if self._closes_on_loss:
@@ -325,10 +333,10 @@ class _Reader:
         self._life.doubt()
 
     def complain(self, why: str) -> None:
-        """Say what is wrong, once for each reason in a row."""
+        """Say what is wrong, each thing once until the broker is there again."""
         why = _DETAIL.sub("", why)
-        if why != self._complaint:
-            self._complaint = why
+        if why not in self._complaints and len(self._complaints) < MOST_COMPLAINTS:
+            self._complaints.add(why)
             self._log.warn("trouble with the broker: {why}", why=why)
 
     def record(self, record: Record) -> None:

@@ -238,7 +238,7 @@ class Consumer:
     def _failed(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._tell(self._owner.doubted)
-        else:
+        elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # we need no group
             self._tell(self._owner.complain, error.str())
 
     def _tell(self, hears: Callable[..., object], *arguments: object) -> None:

@@ -73,9 +73,7 @@ class Producer:
         try:
             self._client.produce(topic, body, headers=headers, on_delivery=delivered)
         except (KafkaException, BufferError) as error:
-            self._log.warn("a message for {topic} was refused: {why}", topic=topic, why=error)
-            why = BrokerUnavailable(str(error))
-            self._reactor.callLater(0, answered, why)
+            self._reactor.callLater(0, answered, BrokerUnavailable(str(error)))
 
     # On the thread.
 

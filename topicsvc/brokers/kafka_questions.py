@@ -215,4 +215,5 @@ def _wrong_with(topic: Any) -> BrokerUnavailable | None:
 
 def _unavailable(failure: Failure) -> NoReturn:
     failure.trap(KafkaException)
-    raise BrokerUnavailable(failure.getErrorMessage())
+    error: KafkaError = failure.value.args[0]  # type: ignore[union-attr]
+    raise BrokerUnavailable(error.str())

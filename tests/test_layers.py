@@ -13,8 +13,17 @@ ROOT = Path(topicsvc.__file__).parent
 
 PURE = {"address", "wire", "session", "heartbeat", "errors", "ports"}
 APPLICATION = {"hub", "outbound", "deadlines", "rechecks"}
-ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
-COMPOSITION = {"service", "config", "demo", "cli"}
+ADAPTERS = {
+    "websocket",
+    "transmit",
+    "web",
+    "brokers",
+    "validators",
+    "listening",
+    "notify",
+    "signals",
+}
+COMPOSITION = {"service", "config", "reload", "demo", "cli"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

@@ -41,6 +41,10 @@ class Deadlines(Generic[T]):
     def __contains__(self, member: object) -> bool:
         return member in self._due
 
+    def last(self, seconds: float) -> None:
+        """What begins from now on lasts so long, though it never ends before what began earlier."""
+        self._seconds = seconds
+
     def start(self, member: T) -> None:
         """Begin to wait for `member`; one that is already waited for keeps its time."""
         self._due.setdefault(member, self._clock.seconds() + self._seconds)

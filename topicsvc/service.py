@@ -144,7 +144,7 @@ class Options(usage.Options):
         """
         if self["demo"]:
             return demo.settings(self["listen"], self["admin"])
-        return config.read(Path(self["config"]), self["listen"], self["admin"])
+        return config.read(Path(self["config"]), self["listen"], self["admin"], endpoint_problems)
 
 
 def makeService(options: Options) -> IService:
@@ -163,8 +163,10 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def endpoint_problems(settings: Config, reactor: Any) -> list[str]:
+def endpoint_problems(settings: Config) -> list[str]:
     """What is wrong with the endpoints, a line for each."""
+    from twisted.internet import reactor
+
     texts = [("listen", text) for text in settings.listen]
     if settings.admin:
         texts.append(("admin", settings.admin))
@@ -214,7 +216,7 @@ class TopicService(Service):
         self._stopping: Deferred[None] | None = None
         self._signals = Signals(reactor)
         self._notifier = Notifier(os.environ, reactor, time.monotonic)
-        problems = endpoint_problems(settings, reactor)
+        problems = endpoint_problems(settings)
         if problems:
             raise ConfigError(problems)
         self.broker = _broker(settings.broker, reactor)

@@ -11,19 +11,14 @@ import topicsvc
 
 ROOT = Path(topicsvc.__file__).parent
 
-PURE = {"address", "wire", "session", "heartbeat", "errors", "ports"}
-APPLICATION = {"hub", "outbound", "deadlines", "rechecks"}
+PURE = {
+    "address", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session", "wire",
+}  # fmt: skip
+APPLICATION = {"deadlines", "hub", "limits", "outbound", "rechecks"}
 ADAPTERS = {
-    "websocket",
-    "transmit",
-    "web",
-    "brokers",
-    "validators",
-    "listening",
-    "notify",
-    "signals",
-}
-COMPOSITION = {"service", "config", "reload", "demo", "cli"}
+    "brokers", "listening", "notify", "signals", "transmit", "validators", "web", "websocket",
+}  # fmt: skip
+COMPOSITION = {"cli", "config", "demo", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

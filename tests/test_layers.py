@@ -11,8 +11,8 @@ import topicsvc
 
 ROOT = Path(topicsvc.__file__).parent
 
-PURE = {"address", "wire", "session", "heartbeat", "errors", "ports"}
-APPLICATION = {"hub", "outbound", "deadlines", "rechecks"}
+PURE = {"address", "wire", "session", "heartbeat", "errors", "endings", "tally", "ports"}
+APPLICATION = {"hub", "outbound", "deadlines", "rechecks", "journal", "lag"}
 ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
 COMPOSITION = {"service", "config", "demo", "cli"}
 

@@ -21,7 +21,6 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python import usage
-from twisted.web.server import Site
 from zope.interface import implementer
 
 from topicsvc import __version__, config, demo
@@ -36,10 +35,13 @@ from topicsvc.config import (
 )
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
+from topicsvc.lag import ReactorLag
 from topicsvc.ports import Broker, TokenValidator
+from topicsvc.tally import CacheTally, CheckTally
 from topicsvc.validators.agent import JudgeAgent
 from topicsvc.validators.asking import Asker
 from topicsvc.validators.cached import Cached
+from topicsvc.validators.counted import Counted
 from topicsvc.validators.existing import ExistingTopics
 from topicsvc.validators.in_time import InTime
 from topicsvc.validators.introspection import IntrospectionValidator
@@ -48,7 +50,8 @@ from topicsvc.validators.local import LocalValidator
 from topicsvc.validators.outages import Outages
 from topicsvc.validators.personium import PersoniumValidator
 from topicsvc.validators.shared import Shared
-from topicsvc.web.admin import admin_tree
+from topicsvc.web.admin import AdminSite, AdminTree
+from topicsvc.web.metrics import Metrics, Sources
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
@@ -76,7 +79,10 @@ class Options(usage.Options):
     )
     optParameters: ClassVar = [
         ["config", "c", None, "Read the settings from this TOML file."],
-        ["admin", "a", None, "Serve health on this endpoint, as in tcp:9090:interface=127.0.0.1."],
+        [
+            *("admin", "a", None),
+            "Serve health and metrics on this endpoint, as in tcp:9090:interface=127.0.0.1.",
+        ],
     ]
     optFlags: ClassVar = [
         ["demo", None, "Run alone, with a key and a token made on the spot."],
@@ -192,8 +198,21 @@ class TopicService(Service):
         )
         site = TopicSite(tree, reactor, settings.send.max_body)
         self._listeners = [_Listener("listen", text, site, reactor) for text in settings.listen]
+        self._lag = ReactorLag(reactor)
+        self.metrics = Metrics(
+            Sources(
+                connections=self.connections,
+                hub=hub,
+                broker=self.broker,
+                site=site,
+                checks=self._judge.checks,
+                cache=self._judge.cache,
+                lag=self._lag,
+                kinds={"validator": settings.validator.kind, "broker": settings.broker.kind},
+            )
+        )
         if settings.admin:
-            admin = _AdminSite(admin_tree(self._parts), reactor=reactor)
+            admin = AdminSite(AdminTree(self._parts, self.metrics), reactor)
             self._listeners.append(_Listener("admin", settings.admin, admin, reactor))
 
     @property
@@ -215,6 +234,7 @@ class TopicService(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        self._lag.startService()
         self.broker.startService()
         self.connections.startService()
         for listener in self._listeners:
@@ -234,6 +254,7 @@ class TopicService(Service):
         yield maybeDeferred(self.connections.stopService)
         yield self._judge.stop()
         yield maybeDeferred(self.broker.stopService)
+        self._lag.stopService()
 
     def _parts(self) -> dict[str, bool]:
         return {
@@ -252,6 +273,8 @@ class _Judge:
     Attributes:
         validator: for tokens that are shown.
         revocation: for those of live sessions; None: they are not looked at again.
+        checks: the numbers of its checks.
+        cache: the numbers of the memory for grants; None: there is no such memory.
     """
 
     _PERSONIUM_QUESTIONS = 3
@@ -261,12 +284,14 @@ class _Judge:
         self._settings = settings
         self._reactor = reactor
         self._agent: JudgeAgent | None = None
+        self.checks = CheckTally()
+        self.cache: CacheTally | None = None
         checks = settings.checks
         fresh = self._fresh()
         validator = fresh
         if checks.cache:
             cached = Cached(fresh, reactor, checks.cache)
-            validator, fresh = cached, cached.fresh
+            validator, fresh, self.cache = cached, cached.fresh, cached.tally
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
             validator = ExistingTopics(validator, settings.topics)
         self.validator = validator
@@ -301,9 +326,9 @@ class _Judge:
                     settings.audience,
                 )
             case _:
-                return LocalValidator(settings.key, clock)
+                return Counted(LocalValidator(settings.key, clock), clock, self.checks)
         limited = Limited(InTime(judge, clock, checks.timeout), clock, checks.concurrency)
-        return Shared(Outages(limited, clock))
+        return Shared(Counted(Outages(limited, clock), clock, self.checks))
 
     def _asker(self, authorities: Any, questions: int) -> Asker:
         connections = questions * self._settings.checks.concurrency
@@ -398,13 +423,6 @@ def _look_for_certificates(endpoint: str) -> None:
         directory = Path(match[1].replace("\\:", ":"))
         if not any(directory.glob("**/*.pem")):
             raise ValueError(f"no .pem file in {directory}")
-
-
-class _AdminSite(Site):
-    """The admin side; probes are not worth a line of log each."""
-
-    def log(self, request: Any) -> None:
-        pass
 
 
 class CannotStart(SystemExit, Exception):

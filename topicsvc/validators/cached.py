@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive
 from topicsvc.ports import Grant, TokenValidator
+from topicsvc.tally import CacheTally
 
 __all__ = ["MAX_KEPT", "Cached"]
 
@@ -30,6 +31,10 @@ class Cached:
         clock: tells the time.
         seconds: how long a grant may be reused.
         most: grants that are kept.
+
+    Attributes:
+        fresh: the same validator, for those who must know what holds now.
+        tally: how often memory could answer.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Cached:
         self._most = most
         self._key = secrets.token_bytes(32)
         self._kept: dict[bytes, _Kept] = {}
+        self.tally = CacheTally()
         self.fresh: TokenValidator = _Fresh(self)
 
     def __len__(self) -> int:
@@ -55,7 +61,9 @@ class Cached:
         kept = self._kept.get(self._name(token, topic))
         # A grant of the future is one from before the clock was set back.
         if kept is not None and kept.since <= self._clock.seconds() < kept.until:
+            self.tally.hits += 1
             return succeed(kept.grant)
+        self.tally.misses += 1
         return self.ask(token, topic)
 
     def ask(self, token: str, topic: TopicAddress) -> Deferred[Grant]:

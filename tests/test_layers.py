@@ -11,8 +11,11 @@ import topicsvc
 
 ROOT = Path(topicsvc.__file__).parent
 
-PURE = {"address", "wire", "session", "heartbeat", "errors", "endings", "tally", "ports"}
-APPLICATION = {"hub", "outbound", "deadlines", "rechecks", "journal", "lag"}
+PURE = {
+    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session",
+    "tally", "wire",
+}  # fmt: skip
+APPLICATION = {"deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks"}
 ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
 COMPOSITION = {"service", "config", "demo", "cli"}
 

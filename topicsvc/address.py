@@ -219,6 +219,12 @@ class Unit:
             return f"{self._scheme}://{cell}.{self._netloc}/"
         return f"{self.url}{cell}/"
 
+    def cell_host(self, cell: str) -> str | None:
+        """The host that is the cell's own; None: its URL stands below the unit's."""
+        if self._cell_urls == "path":
+            return None
+        return f"{cell}.{self._netloc.partition(':')[0]}"
+
     def collection_url(self, topic: TopicAddress) -> str:
         """The URL of the stream collection that holds `topic`."""
         return self.cell_url(topic.cell) + quote("/".join((topic.box, *topic.collection)))

@@ -12,7 +12,7 @@ from tests.harness import SEND_PATH, Client, ServiceTestCase
 from topicsvc import __version__, endings
 from topicsvc.lag import INTERVAL, ReactorLag
 from topicsvc.ports import Losses
-from topicsvc.tally import CacheTally, CheckTally
+from topicsvc.tally import CheckTally
 from topicsvc.validators.counted import Counted
 from topicsvc.web.admin import AdminSite, AdminTree
 from topicsvc.web.metrics import Metrics, Sources
@@ -26,7 +26,7 @@ class AdminTestCase(ServiceTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.checks, self.cache = CheckTally(), CacheTally()
+        self.checks = CheckTally()
         self.connections.validator = Counted(self.validator, self.clock, self.checks)
         self.lag = ReactorLag(self.clock)
         self.lag.startService()
@@ -37,9 +37,8 @@ class AdminTestCase(ServiceTestCase):
                 broker=self.broker,
                 site=self.site,
                 checks=self.checks,
-                cache=self.cache,
                 lag=self.lag,
-                kinds={"validator": "local", "broker": "memory"},
+                kinds=lambda: {"validator": "local", "broker": "memory"},
             )
         )
         self.parts = {"listening": True, "staying": True, "broker": True}
@@ -240,7 +239,7 @@ class FigureTests(AdminTestCase):
         self.assertEqual(samples['topicsvc_token_check_seconds_bucket{le="0.25"}'], 4)
 
     def test_the_cache(self) -> None:
-        self.cache.hits, self.cache.misses = 5, 2
+        self.checks.cache_hits, self.checks.cache_misses = 5, 2
         self.assert_figures({"token_cache_hits_total": 5, "token_cache_misses_total": 2})
 
     def test_the_broker(self) -> None:

@@ -16,8 +16,10 @@ PURE = {
     "tally", "wire",
 }  # fmt: skip
 APPLICATION = {"deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks"}
-ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
-COMPOSITION = {"service", "config", "demo", "cli"}
+ADAPTERS = {
+    "brokers", "listening", "notify", "signals", "transmit", "validators", "web", "websocket",
+}  # fmt: skip
+COMPOSITION = {"cli", "config", "demo", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

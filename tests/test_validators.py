@@ -224,7 +224,8 @@ class SharedTests(WrapperTestCase):
 class CachedTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.validator = Cached(self.judge, self.clock, 30, most=3)
+        self.tally = CheckTally()
+        self.validator = Cached(self.judge, self.clock, 30, self.tally, most=3)
 
     def ask(self, token: str = "a", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
         return self.validator.validate(token, topic)
@@ -247,7 +248,7 @@ class CachedTests(WrapperTestCase):
         self.ask()
         self.ask("b")
         self.validator.fresh.validate("a", TOPIC)
-        self.assertEqual((self.validator.tally.hits, self.validator.tally.misses), (1, 2))
+        self.assertEqual((self.tally.cache_hits, self.tally.cache_misses), (1, 2))
 
     def test_never_past_its_expiry(self) -> None:
         self.grant(expires_at=1010)

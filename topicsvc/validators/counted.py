@@ -13,10 +13,7 @@ from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.ports import Grant, TokenValidator
 from topicsvc.tally import CheckTally
 
-__all__ = ["OUTCOMES", "Counted"]
-
-OUTCOMES = ("granted", "refused", "unavailable", "cancelled", "failed")
-"""All that a check can come to; "failed" is a fault of ours."""
+__all__ = ["Counted"]
 
 
 class Counted:
@@ -32,8 +29,6 @@ class Counted:
         self._validator = validator
         self._clock = clock
         self._tally = tally
-        for outcome in OUTCOMES:
-            tally.outcomes[outcome] = 0  # a counter that is not there cannot grow
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.ports.TokenValidator`."""
@@ -52,6 +47,7 @@ class Counted:
 
 
 def _outcome(result: Grant | Failure) -> str:
+    """One of `topicsvc.tally.OUTCOMES`."""
     if not isinstance(result, Failure):
         return "granted"
     for kind, outcome in (

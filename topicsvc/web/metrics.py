@@ -6,7 +6,7 @@ Nothing here is on the way of a message. No label grows with users: no topic, ce
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -22,7 +22,7 @@ from topicsvc import __version__, endings
 from topicsvc.hub import Hub
 from topicsvc.lag import ReactorLag
 from topicsvc.ports import Broker
-from topicsvc.tally import CacheTally, CheckTally, Histogram
+from topicsvc.tally import CheckTally, Histogram
 from topicsvc.web.site import TopicSite
 from topicsvc.websocket import Connections
 
@@ -39,9 +39,8 @@ class Sources:
         broker: whether it is up, and what it lost.
         site: HTTP connections and sends.
         checks: of tokens.
-        cache: of grants; None: there is none.
         lag: how late the loop is.
-        kinds: which validator and which broker, by name.
+        kinds: tells which validator and which broker there are, by name.
     """
 
     connections: Connections
@@ -49,9 +48,8 @@ class Sources:
     broker: Broker
     site: TopicSite
     checks: CheckTally
-    cache: CacheTally | None
     lag: ReactorLag
-    kinds: Mapping[str, str]
+    kinds: Callable[[], Mapping[str, str]]
 
 
 class Metrics:
@@ -97,7 +95,7 @@ class _Service(Collector):
             "version": __version__,
             "python": platform.python_version(),
             "twisted": twisted_version,
-            **self._from.kinds,
+            **self._from.kinds(),
         }
         build = GaugeMetricFamily(
             "topicsvc_build_info", "What is running; always 1.", labels=list(about)
@@ -156,7 +154,7 @@ class _Service(Collector):
         yield GaugeMetricFamily("topicsvc_queued_bytes", "Bytes that wait for them.", sum(waiting))
 
     def _checks(self) -> Iterator[Metric]:
-        checks, cache = self._from.checks, self._from.cache or CacheTally()
+        checks = self._from.checks
         yield GaugeMetricFamily(
             "topicsvc_token_checks_in_progress",
             "Checks of tokens under way or waiting for their turn.",
@@ -173,10 +171,10 @@ class _Service(Collector):
             "topicsvc_token_check_seconds", "How long the validator took to answer.", checks.seconds
         )
         yield CounterMetricFamily(
-            "topicsvc_token_cache_hits", "Grants taken from memory.", cache.hits
+            "topicsvc_token_cache_hits", "Grants taken from memory.", checks.cache_hits
         )
         yield CounterMetricFamily(
-            "topicsvc_token_cache_misses", "Tokens that memory did not know.", cache.misses
+            "topicsvc_token_cache_misses", "Tokens that memory did not know.", checks.cache_misses
         )
 
     def _broker(self) -> Iterator[Metric]:

@@ -133,6 +133,11 @@ class QuestionTests(JudgeTestCase):
 class CellByHostTests(JudgeTestCase):
     host = "unit1.example"
 
+    def test_a_cell_that_can_have_no_host_is_not_asked_about(self) -> None:
+        for cell in ("xn--cell1", "c" * 64, "cell1-"):
+            self.assert_not_found(TopicAddress(cell, "box1", ("dir", "col"), "name"))
+        self.assertEqual(self.unit.requests, [])
+
     def test_the_cell_is_in_the_host(self) -> None:
         self.assert_granted()
         self.assertEqual(

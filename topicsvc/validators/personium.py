@@ -49,6 +49,9 @@ class PersoniumValidator:
     def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
         """See `topicsvc.ports.TokenValidator`."""
         authorization = bearer(token)
+        if not self._unit.may_have(topic.cell):
+            # The question could not even be put, and that is no fault of the unit's.
+            raise TopicNotFound(topic.path)
         questions: list[Deferred[Any]] = [
             maybeDeferred(self._find, authorization, topic),
             maybeDeferred(self._rights, authorization, topic),

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.strategies import parts, topics
-from topicsvc.address import MAX_NAME, MAX_PARTS, CellUrlStyle, TopicAddress, TopicPattern, Unit
+from topicsvc.address import MAX_NAME, MAX_PARTS, TopicAddress, TopicPattern, Unit
 from topicsvc.errors import AddressError, HostRefused, PathRefused
 
 UNIT = Unit("https://unit1.example/", ["unit1.example", "unit1.internal"])
-STYLES: tuple[CellUrlStyle, CellUrlStyle] = ("host", "path")
 SAMPLE = TopicAddress("cell1", "box1", ("stream-collection1",), "name")
 
 
@@ -202,23 +201,6 @@ class HostTests(SynchronousTestCase):
         unit = Unit("https://unit1.example/", ["127.0.0.1", "[::1]"])
         for host in (b"127.0.0.1:8080", b"[::1]:8080", b"[::1]"):
             self.assertEqual(unit.websocket_topic([host], self.PATH).cell, "cell1")
-
-    def test_a_cell_with_a_host_of_its_own_has_a_name_that_a_host_can_have(self) -> None:
-        by_host, by_path = (Unit("https://unit1.example/", cell_urls=each) for each in STYLES)
-        for cell, may_be in (
-            ("cell1", True),
-            ("c", True),
-            ("1-1", True),
-            ("a-b--c", True),
-            ("c" * 63, True),
-            ("c" * 64, False),
-            ("cell1-", False),
-            ("xn--cell1", False),
-            ("ab--c", False),
-        ):
-            with self.subTest(cell=cell):
-                self.assertIs(by_host.may_have(cell), may_be)
-                self.assertIs(by_path.may_have(cell), True)
 
     def test_units_that_cannot_be(self) -> None:
         for url, hosts in (

@@ -11,8 +11,10 @@ import topicsvc
 
 ROOT = Path(topicsvc.__file__).parent
 
-PURE = {"address", "wire", "session", "heartbeat", "errors", "ports"}
-APPLICATION = {"hub", "outbound", "deadlines", "rechecks"}
+PURE = {
+    "address", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session", "wire",
+}  # fmt: skip
+APPLICATION = {"deadlines", "hub", "limits", "outbound", "rechecks"}
 ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
 COMPOSITION = {"service", "config", "demo", "cli"}
 

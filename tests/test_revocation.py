@@ -132,6 +132,43 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "second-token")
 
+    def test_a_turn_that_is_missed_is_taken_when_the_client_s_check_has_no_verdict(self) -> None:
+        client = self.subscribe()
+        client.present("second-token")
+        client.present("third-token")
+        self.advance(INTERVAL + 1)
+        self.assertEqual(self.rechecker.questions, [])
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.assertEqual(self.rechecker.last.token, "first-token")
+        self.assertEqual(len(self.validator.questions), 2)
+        self.rechecker.last.refuse()
+        client.assert_refused("AccessToken", "Token inactive", 1008)
+
+    def test_what_waits_behind_a_turn_that_was_missed_is_taken_up(self) -> None:
+        client = self.subscribe()
+        client.present("second-token")
+        client.present("third-token")
+        self.advance(INTERVAL + 1)
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.rechecker.last.grant(self.now + 3600)
+        self.assertEqual(self.validator.last.token, "third-token")
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.assertEqual(len(self.rechecker.questions), 1)
+
+    def test_a_grant_makes_up_for_a_turn_that_was_missed(self) -> None:
+        client = self.subscribe()
+        client.present("second-token")
+        self.advance(INTERVAL + 1)
+        self.validator.last.grant(self.now + 3600)
+        client.assert_success(3600)
+        client.present("third-token")
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.assertEqual(self.rechecker.questions, [])
+
     def test_a_session_that_runs_out_meanwhile_is_closed_at_the_next_beat(self) -> None:
         client = self.subscribe(life=INTERVAL + 1)
         self.wait_for_recheck()

@@ -44,7 +44,6 @@ _BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}|__")
 _MAX_PART = 128
 _LETTERS_AND_DIGITS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
 _WEBSOCKET_MARK = "__topic"
-_CELL_HOST = re.compile(r"(?!..--)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?|\[[0-9a-f:.]+\]")
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:]*)(:(?P<port>[0-9]{1,5}))?")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -220,13 +219,11 @@ class Unit:
             return f"{self._scheme}://{cell}.{self._netloc}/"
         return f"{self.url}{cell}/"
 
-    def may_have(self, cell: str) -> bool:
-        """Whether there can be a cell of this name.
-
-        Where cells have hosts of their own, a name that no host can have (RFC 1123, section
-        2.1) or that stands for another in punycode (RFC 5891, section 4.2.3.1) is none.
-        """
-        return self._cell_urls == "path" or _CELL_HOST.fullmatch(cell) is not None
+    def cell_host(self, cell: str) -> str | None:
+        """The host that is the cell's own; None: its URL stands below the unit's."""
+        if self._cell_urls == "path":
+            return None
+        return f"{cell}.{self._netloc.partition(':')[0]}"
 
     def collection_url(self, topic: TopicAddress) -> str:
         """The URL of the stream collection that holds `topic`."""

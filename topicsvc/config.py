@@ -19,6 +19,9 @@ from urllib.parse import urlsplit
 from topicsvc.address import CellUrlStyle, TopicPattern, Unit
 from topicsvc.brokers.link import Login
 from topicsvc.errors import ConfigError, PathRefused
+from topicsvc.limits import LimitSettings
+from topicsvc.origin import parse_origin
+from topicsvc.peers import parse_network
 from topicsvc.validators.agent import read_authorities
 from topicsvc.validators.introspection import Rule
 from topicsvc.validators.local import RIGHTS, read_key
@@ -169,6 +172,7 @@ class Config:
     session: SessionSettings = field(default_factory=SessionSettings)
     send: SendSettings = field(default_factory=SendSettings)
     broker: BrokerSettings = field(default_factory=MemorySettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     stop: StopSettings = field(default_factory=StopSettings)
 
 
@@ -237,6 +241,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
         validator=_validator(validator, table),
         checks=_checks(validator),
         broker=_broker(table.table("broker")),
+        limits=_limits(table.table("limits")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
     )
 
@@ -427,6 +432,42 @@ def _one_line(path: Path) -> str:
     if not secret.isprintable():
         raise ValueError("not one line of printable text")
     return secret
+
+
+def _limits(table: Table) -> LimitSettings:
+    default = LimitSettings()
+
+    def bound(key: str, least: int = 0, most: int = 10**6) -> int:
+        return table.whole(key, getattr(default, key), least, most)
+
+    return LimitSettings(
+        connections=bound("connections"),
+        per_address=bound("per_address"),
+        waiting=bound("waiting"),
+        waiting_per_address=bound("waiting_per_address"),
+        accepts_per_second=bound("accepts_per_second"),
+        failed_tokens_per_minute=bound("failed_tokens_per_minute"),
+        messages_per_minute=bound("messages_per_minute"),
+        frames_per_message=bound("frames_per_message", least=1, most=_MEBIBYTE),
+        queued_bytes=bound("queued_bytes", least=_MEBIBYTE, most=2**40),
+        trusted_proxies=_each(table, "trusted_proxies", parse_network, _NETWORK),
+        allowed_origins=frozenset(_each(table, "allowed_origins", parse_origin, _ORIGIN)),
+    )
+
+
+def _each(table: Table, key: str, parse: Callable[[str], T], allowed: str) -> tuple[T, ...]:
+    """What `parse` makes of each text of a list."""
+    parsed = []
+    for text in table.texts(key):
+        try:
+            parsed.append(parse(text))
+        except ValueError as error:
+            table.problem(key, f"{text!r}: {error}", allowed)
+    return tuple(parsed)
+
+
+_NETWORK = '"192.0.2.1", "10.0.0.0/8" or "2001:db8::/32"'
+_ORIGIN = '"https://app.example", "https://app.example:8443" or "null"'
 
 
 class Table:

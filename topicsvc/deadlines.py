@@ -41,6 +41,10 @@ class Deadlines(Generic[T]):
     def __contains__(self, member: object) -> bool:
         return member in self._due
 
+    def left(self, member: T) -> float:
+        """Seconds that `member` still waits; 0: it does not."""
+        return max(0.0, self._due.get(member, 0.0) - self._clock.seconds())
+
     def start(self, member: T) -> None:
         """Begin to wait for `member`; one that is already waited for keeps its time."""
         self._due.setdefault(member, self._clock.seconds() + self._seconds)

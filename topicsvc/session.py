@@ -124,6 +124,7 @@ class Session:
     __slots__ = (
         "_check",
         "_expires_at",
+        "_is_due",
         "_keeps_token",
         "_shown",
         "_state",
@@ -140,6 +141,7 @@ class Session:
         self._expires_at = 0.0
         self.deliver_until = 0.0
         self._check = _Check.NONE
+        self._is_due = False
         self._shown: str | None = None
         self._token: str | None = None
         self._waiting: deque[tuple[bytes, bool, float]] | None = None
@@ -174,6 +176,7 @@ class Session:
         if self._check is _Check.UNASKED:
             return self._next(now)
         self._token, self._shown = self._shown, None
+        self._is_due = False
         if self._state is State.CHECKING:
             self._state = State.JOINING
             return [Join()]
@@ -204,12 +207,15 @@ class Session:
     def recheck(self, now: float) -> list[Effect]:
         """It is time to see whether the token still holds.
 
-        Nothing is asked while a check is under way: its verdict will do.
+        Nothing is asked while a check is under way: its verdict will do. If it has none, it is
+        asked then: whoever keeps showing tokens that cannot be decided is looked at all the same.
         """
-        if self._state is not State.ACTIVE or now >= self._expires_at or self._busy:
+        if self._state is not State.ACTIVE or now >= self._expires_at or self._token is None:
             return []
-        if self._token is None:
+        if self._busy:
+            self._is_due = self._check is _Check.ASKED
             return []
+        self._is_due = False
         self._check = _Check.UNASKED
         return [Recheck(self._token)]
 
@@ -276,7 +282,9 @@ class Session:
         reply = Reply(wire.error_reply(wire.SERVICE_UNAVAILABLE, now, self._timestamps))
         if self._check is _Check.ASKED:
             self._shown = None
-            return [reply, *self._next(now)]
+            self._check = _Check.NONE
+            overdue = self.recheck(now) if self._is_due else []
+            return [reply, *(overdue or self._next(now))]
         return [reply, *self._close(code, reason)]
 
     def _next(self, now: float) -> list[Effect]:

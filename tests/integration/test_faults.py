@@ -21,7 +21,10 @@ from tests import fake_unit
 from tests.fake_unit import (
     ENTITY_BOMB,
     EXTERNAL_ENTITY,
+    NAMESPACE_BOMB,
+    PREFIX_BOMB,
     Fault,
+    adds_header,
     answers,
     answers_after,
     claims,
@@ -148,6 +151,17 @@ class FaultTests(JudgedTestCase):
     def test_document_types_and_entity_bombs(self) -> Test:
         for body in (ENTITY_BOMB, EXTERNAL_ENTITY, b"<!DOCTYPE x>" + multistatus(["name"])[39:]):
             yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_namespace_bombs(self) -> Test:
+        for body in (NAMESPACE_BOMB, PREFIX_BOMB):
+            yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_headers_that_are_no_text(self) -> Test:
+        for header in ("Allow", "Content-Encoding"):
+            fault = adds_header(header, b"\xff\xfe\x80")
+            yield self.assert_reply(SERVICE_UNAVAILABLE, fault, "OPTIONS")
 
     @inlineCallbacks
     def test_a_body_of_a_gibibyte(self) -> Test:

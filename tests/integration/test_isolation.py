@@ -26,7 +26,7 @@ from topicsvc.ports import Message
 Test = Generator[Deferred[Any], Any, None]
 
 UNIT = "unit1.example"
-REFUSED = (400, 404, 405)
+REFUSED = (400, 401, 404, 405)
 
 
 def topic(path: str) -> TopicAddress:

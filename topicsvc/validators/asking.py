@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote_plus
 
+import idna
 from OpenSSL.SSL import Error as TLSError
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
@@ -28,7 +29,7 @@ from zope.interface import implementer
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 
-__all__ = ["MAX_BODY", "Answer", "Asker", "basic", "bearer"]
+__all__ = ["MAX_BODY", "Answer", "Asker", "basic", "bearer", "is_host_name"]
 
 MAX_BODY = 262144
 """Most bytes of an answer's body; the longest good one is a few KiB."""
@@ -51,8 +52,15 @@ class Answer:
     body: bytes
 
     def header(self, name: str) -> str:
-        """The values of a header, joined by commas (RFC 9110, section 5.3)."""
-        return ", ".join(self.headers.getRawHeaders(name, []))
+        """The values of a header, joined by commas (RFC 9110, section 5.3).
+
+        Bytes beyond ASCII are opaque (section 5.5): each becomes a character of its own.
+        """
+        return _values(self.headers, name).decode("latin-1")
+
+
+def _values(headers: Headers, name: str) -> bytes:
+    return b", ".join(headers.getRawHeaders(name.encode("ascii"), []))
 
 
 def bearer(token: str) -> str:
@@ -64,6 +72,15 @@ def bearer(token: str) -> str:
     if not _TOKEN.fullmatch(token):
         raise TokenInactive("not visible ASCII")
     return f"Bearer {token}"
+
+
+def is_host_name(name: str) -> bool:
+    """Whether a host can have this name (RFC 5891): a cell's grammar allows for more."""
+    try:
+        idna.encode(name)
+    except idna.IDNAError:
+        return False
+    return True
 
 
 def basic(name: str, password: str) -> str:
@@ -195,8 +212,8 @@ class _Plain:
         return asked.addCallback(self._take)
 
     def _take(self, response: IResponse) -> IResponse | Deferred[IResponse]:
-        encodings = ",".join(response.headers.getRawHeaders("content-encoding", []))
-        if encodings.strip().lower() in ("", "identity"):
+        encodings = _values(response.headers, "content-encoding")
+        if encodings.strip().lower() in (b"", b"identity"):
             return response
         # Its body is not read: the connection is of no more use.
         refused: Deferred[bytes] = _read(response)

@@ -7,10 +7,20 @@ from xml.parsers.expat import ExpatError, ParserCreate, XMLParserType
 
 from topicsvc.errors import ValidatorUnavailable
 
-__all__ = ["MAX_DEPTH", "has_topic"]
+__all__ = ["MAX_ATTRIBUTES", "MAX_ATTRIBUTE_LENGTH", "MAX_DEPTH", "has_topic"]
 
 MAX_DEPTH = 32
 """Levels of elements; the answer that is looked for has seven."""
+
+MAX_ATTRIBUTES = 64
+"""Attributes of one element, declarations of namespaces included; a unit's has three."""
+
+MAX_ATTRIBUTE_LENGTH = 1024
+"""Characters in the name or the value of an attribute.
+
+A namespace is written out in front of every name that has its prefix: a long one with many
+such names is seconds of work and a gigabyte of memory.
+"""
 
 _DAV = "DAV:"
 _PERSONIUM = "urn:x-personium:xmlns"
@@ -36,24 +46,64 @@ def has_topic(body: bytes, content_type: str, topic: str) -> bool:
 
     Raises:
         ValidatorUnavailable: not XML, or XML with what no unit sends: a document type,
-            which is where entities come from; more than one resource; too deep.
+            which is where entities come from; more than one resource; too deep; too many or
+            too long attributes.
     """
-    return _Reader(content_type).read(body, topic)
+    match = _CHARSET.search(content_type)
+    charset = None if match is None else match[1]
+    try:
+        _look_over(body, charset)
+        return _Reader(charset).read(body, topic)
+    except _Refused as error:
+        raise ValidatorUnavailable(f"PROPFIND: {error}") from None
+    except (ExpatError, LookupError, ValueError):
+        raise ValidatorUnavailable("PROPFIND: not XML") from None
 
 
 class _Refused(Exception):
     """XML of a kind that is not read."""
 
 
+def _look_over(body: bytes, charset: str | None) -> None:
+    """Refuse what no unit sends, before names are read with their namespaces.
+
+    Raises:
+        _Refused, ExpatError, LookupError, ValueError: it is not to be read.
+    """
+    depth = 0
+
+    def refuse_doctype(*_: object) -> None:
+        raise _Refused("a document type")
+
+    def start(_: str, attributes: list[str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _Refused("nested too deep")
+        if len(attributes) > 2 * MAX_ATTRIBUTES:
+            raise _Refused("too many attributes")
+        if any(len(text) > MAX_ATTRIBUTE_LENGTH for text in attributes):
+            raise _Refused("a long attribute")
+
+    def end(_: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser = ParserCreate(charset)
+    parser.ordered_attributes = True
+    parser.StartDoctypeDeclHandler = refuse_doctype
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.Parse(body, True)
+
+
 class _Reader:
     """Follows the parser through the elements."""
 
-    def __init__(self, content_type: str) -> None:
-        charset = _CHARSET.search(content_type)
-        encoding = None if charset is None else charset[1]
-        self._parser: XMLParserType = ParserCreate(encoding, namespace_separator=" ")
+    def __init__(self, charset: str | None) -> None:
+        # Nothing is interned: that would keep each name, with its namespace, to the end.
+        self._parser: XMLParserType = ParserCreate(charset, " ", None)
         self._parser.buffer_text = True
-        self._parser.StartDoctypeDeclHandler = self._refuse_doctype
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self._take_text
@@ -65,12 +115,7 @@ class _Reader:
         self._topics: set[str] = set()
 
     def read(self, body: bytes, topic: str) -> bool:
-        try:
-            self._parser.Parse(body, True)
-        except _Refused as error:
-            raise ValidatorUnavailable(f"PROPFIND: {error}") from None
-        except (ExpatError, LookupError, ValueError):
-            raise ValidatorUnavailable("PROPFIND: not XML") from None
+        self._parser.Parse(body, True)
         return self._is_stream and topic in self._topics
 
     def _begin_propstat(self) -> None:
@@ -81,8 +126,6 @@ class _Reader:
     def _start(self, name: str, _: object) -> None:
         self._path += (name,)
         self._text = ""
-        if len(self._path) > MAX_DEPTH:
-            raise _Refused("nested too deep")
         if self._path == _PROPSTAT:
             self._begin_propstat()
         elif self._path == _STREAM:
@@ -104,6 +147,3 @@ class _Reader:
 
     def _take_text(self, text: str) -> None:
         self._text += text
-
-    def _refuse_doctype(self, *_: object) -> None:
-        raise _Refused("a document type")

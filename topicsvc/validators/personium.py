@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.ports import Grant
-from topicsvc.validators.asking import Answer, Asker, basic, bearer
+from topicsvc.validators.asking import Answer, Asker, basic, bearer, is_host_name
 from topicsvc.validators.claims import Claims, read_claims
 from topicsvc.validators.collection import has_topic
 from topicsvc.validators.together import together
@@ -49,9 +49,9 @@ class PersoniumValidator:
     def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
         """See `topicsvc.ports.TokenValidator`."""
         authorization = bearer(token)
-        if not self._unit.may_have(topic.cell):
-            # The question could not even be put, and that is no fault of the unit's.
-            raise TopicNotFound(topic.path)
+        host = self._unit.cell_host(topic.cell)
+        if host is not None and not is_host_name(host):
+            raise TokenInactive("no such cell: no host has its name")
         questions: list[Deferred[Any]] = [
             maybeDeferred(self._find, authorization, topic),
             maybeDeferred(self._rights, authorization, topic),
@@ -97,7 +97,10 @@ class PersoniumValidator:
             return None
         if answer.status != 200:
             raise ValidatorUnavailable(f"OPTIONS: status {answer.status}")
-        return methods(answer.header("allow"))
+        allowed = methods(answer.header("allow"))
+        if "OPTIONS" not in allowed:  # it is allowed to everybody
+            raise ValidatorUnavailable("OPTIONS: not allowed, says the answer to it")
+        return allowed
 
     @inlineCallbacks
     def _life(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Claims]:

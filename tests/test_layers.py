@@ -15,8 +15,10 @@ PURE = {
     "address", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session", "wire",
 }  # fmt: skip
 APPLICATION = {"deadlines", "hub", "limits", "outbound", "rechecks"}
-ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
-COMPOSITION = {"service", "config", "demo", "cli"}
+ADAPTERS = {
+    "brokers", "listening", "notify", "signals", "transmit", "validators", "web", "websocket",
+}  # fmt: skip
+COMPOSITION = {"cli", "config", "demo", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

@@ -41,6 +41,10 @@ class Deadlines(Generic[T]):
     def __contains__(self, member: object) -> bool:
         return member in self._due
 
+    def last(self, seconds: float) -> None:
+        """What begins from now on lasts so long, though it never ends before what began earlier."""
+        self._seconds = seconds
+
     def left(self, member: T) -> float:
         """Seconds that `member` still waits; 0: it does not."""
         return max(0.0, self._due.get(member, 0.0) - self._clock.seconds())

@@ -64,6 +64,11 @@ class Hub:
         """Topics that somebody listens to or waits for."""
         return len(self._channels)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that has come is written to all members."""
+        return not self._ready
+
     def join(self, topic: TopicAddress, member: Member) -> Deferred[None]:
         """Make `member` a member of `topic`.
 

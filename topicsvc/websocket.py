@@ -6,6 +6,7 @@ heartbeat, the deadlines, stopping) is in `Connections`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -15,7 +16,7 @@ import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -127,7 +128,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._pulse = Pulse(connections.settings.ping_limit)
         self._outbound: Outbound
         self._under_way: Deferred[Any] | None = None
-        self._is_member = False
+        self.is_member = False
         self._closed_because = ""
 
     # What the house asks.
@@ -327,7 +328,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _joined(self, _: None) -> None:
         self._answered()
-        self._is_member = True
+        self.is_member = True
         self._house.joined(self)
         self._perform(self._session.joined(self._now()))
 
@@ -355,8 +356,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.cancel()
-        if self._is_member:
-            self._is_member = False
+        if self.is_member:
+            self.is_member = False
             self._house.left(self)
             self._house.hub.leave(self.topic, self._outbound)
 
@@ -401,33 +402,65 @@ class Connections(Service):
         random: Random | None = None,
         revocation: Revocation | None = None,
     ) -> None:
-        self.validator = validator
         self.hub = hub
         self.clock = clock
-        self.settings = settings
-        self._drain = drain
         self._random = random or Random()  # noqa: S311 - no secret, only spread
         self._wheel: Wheel[TopicProtocol] = Wheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
         self._is_stopping = False
+        self._leaving: deque[tuple[float, TopicProtocol]] = deque()
+        self._next_leaves: IDelayedCall | None = None
         self._all_gone: Deferred[None] | None = None
-        self.revocation = revocation
         self._rechecks: Rechecks[TopicProtocol] | None = None
-        if revocation is not None:
-            self._rechecks = Rechecks(
-                clock,
-                revocation.interval,
-                revocation.at_once,
-                TopicProtocol.recheck,
-                self._random,
-            )
         self.tokens = Deadlines[TopicProtocol](
             clock, settings.token_timeout, TopicProtocol.token_timeout
         )
         self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
         self.stalls = Deadlines[Outbound](clock, STALL_TIMEOUT, Outbound.stalled)
+        self.configure(validator, settings, drain, revocation)
+
+    def configure(
+        self,
+        validator: TokenValidator,
+        settings: SessionSettings,
+        drain: float,
+        revocation: Revocation | None,
+    ) -> None:
+        """Go over to these settings, for what begins from now on; live sessions stay.
+
+        A session that began while revocation was not looked for keeps no token that could
+        be looked at again, before its client shows one.
+        """
+        self.validator = validator
+        self.settings = settings
+        self._drain = drain
         self._factory = _websocket_factory(settings)
+        self.tokens.last(settings.token_timeout)
+        if self._heart.running:
+            self._heart.stop()
+            self._heart.start(settings.ping_interval / SLOTS, now=False)
+        self._look_again(revocation)
+
+    def _look_again(self, revocation: Revocation | None) -> None:
+        if self._rechecks is not None:
+            self._rechecks.stop()
+        self.revocation = revocation
+        self._rechecks = None
+        if revocation is None:
+            return
+        self._rechecks = Rechecks(
+            self.clock,
+            revocation.interval,
+            revocation.at_once,
+            TopicProtocol.recheck,
+            self._random,
+        )
+        for protocol in self._wheel:
+            if protocol.is_member:
+                self._rechecks.add(protocol)
+        if self.running:
+            self._rechecks.start()
 
     def __len__(self) -> int:
         return len(self._wheel)
@@ -453,6 +486,9 @@ class Connections(Service):
         self._wheel.discard(protocol)
         self.closing.cancel(protocol)
         if self._all_gone is not None and not self._wheel:
+            self._leaving.clear()
+            if self._next_leaves is not None:
+                self._next_leaves.cancel()
             self._all_gone.callback(None)
             self._all_gone = None
 
@@ -499,9 +535,29 @@ class Connections(Service):
         self._all_gone = all_gone
         members = list(self._wheel)
         self._random.shuffle(members)
-        for place, member in enumerate(members):
-            self.clock.callLater(self._drain * place / len(members), member.going_away)
+        share = self._drain / len(members)
+        now = self.clock.seconds()
+        # Each within its own share of the time, so that clients that come back at once come
+        # evenly, and at a moment of its own in it.
+        self._leaving = deque(
+            (now + share * (place + self._random.random()), member)
+            for place, member in enumerate(members)
+        )
+        self._send_away()
         return all_gone
+
+    def _send_away(self) -> None:
+        """Close those whose moment has come."""
+        now = self.clock.seconds()
+        while self._leaving and self._leaving[0][0] <= now:
+            _, member = self._leaving.popleft()
+            try:
+                member.going_away()
+            except Exception:
+                self._log.failure("{peer} could not be told that we stop", peer=member.peer)
+        self._next_leaves = None
+        if self._leaving:
+            self._next_leaves = self.clock.callLater(self._leaving[0][0] - now, self._send_away)
 
     def _beat(self, turns: int) -> None:
         """Turn the wheel; after a pause, or a jump of the clock, at most once around."""

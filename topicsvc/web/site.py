@@ -41,10 +41,23 @@ class TopicTree(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._upgrade = upgrade
+        self._is_draining = False
+        self.offer(send)
+
+    def offer(self, send: IResource | None) -> None:
+        """Take what is sent; None: take nothing."""
         self._send = send
 
-    def render(self, request: Request) -> Any:
+    def drain(self) -> None:
+        """From now on answer every request with 503, and close its connection."""
+        self._is_draining = True
+
+    def render(self, request: TopicRequest) -> Any:
         """See `twisted.web.resource.IResource`."""
+        if self._is_draining:
+            request.close_after()
+            request.setHeader(b"access-control-allow-origin", b"*")
+            return answers.answer(request, answers.UNAVAILABLE)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)
@@ -81,6 +94,11 @@ class TopicRequest(Request):
         else:
             self.finish_with(answers.answer(self, answers.INTERNAL_ERROR))
         return reason
+
+    def close_after(self) -> None:
+        """No other request is taken from this connection."""
+        self.channel.persistent = False
+        self.setHeader(b"connection", b"close")
 
     def finish_with(self, body: bytes) -> None:
         """Write the whole body of an answer that was not given at once."""

@@ -87,9 +87,10 @@ class TopicRequest(Request):
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
-    def render(self, resrc: IResource) -> None:
-        self.responseHeaders.removeHeader(b"server")
-        super().render(resrc)  # type: ignore[no-untyped-call]
+    def write(self, data: bytes) -> None:
+        if not self.startedWriting:
+            self.responseHeaders.removeHeader(b"server")
+        super().write(data)  # type: ignore[no-untyped-call]
 
     def processingFailed(self, reason: Any) -> Any:
         """A fault of ours: log it, and tell the client no more than that."""

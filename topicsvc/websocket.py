@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
@@ -192,7 +193,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """The HTTP side has handed the transport over."""
         address = self.transport.getPeer()
         self.peer = f"{getattr(address, 'host', address)}:{getattr(address, 'port', 0)}"
-        self._connectionMade()
+        # Not by way of the server's, which describes each connection for a debug line.
+        WebSocketProtocol._connectionMade(self)
+        self.factory.countConnections += 1
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         self._outbound = way_out(

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
@@ -68,9 +68,16 @@ class TopicRequest(Request):
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
-    def render(self, resrc: IResource) -> None:
-        self.responseHeaders.removeHeader(b"server")
-        super().render(resrc)  # type: ignore[no-untyped-call]
+    def process(self) -> None:
+        """Let the one resource answer: there is no tree to walk, and no banner to show."""
+        self.site = self.channel.site
+        self.prepath: list[bytes] = []
+        self.postpath: list[bytes] = []
+        self.setHeader(b"date", datetimeToString())
+        try:
+            self.render(self.site.resource)
+        except Exception:
+            self.processingFailed(Failure())
 
     def processingFailed(self, reason: Any) -> Any:
         """A fault of ours: log it, and tell the client no more than that."""

@@ -206,7 +206,9 @@ class BadTests(ConfigTestCase):
         )  # fmt: skip
 
     @given(
-        st.sampled_from("listen unit_url hosts topics session send validator limits".split()),
+        st.sampled_from(
+            ["listen", "unit_url", "hosts", "topics", "session", "send", "validator", "limits"]
+        ),
         st.sampled_from(
             ["1", "true", '""', '"x"', "[]", "[1]", "{}", "{kind = 1}", "nan", "1e999"]
         ),

@@ -64,6 +64,11 @@ class TopicTree(Resource):
             request.close_after()
             request.setHeader(b"access-control-allow-origin", b"*")
             return answers.answer(request, answers.UNAVAILABLE)
+        if request.path == b"*":  # the server as a whole (RFC 9110, section 9.3.7)
+            if request.method == b"OPTIONS":
+                return b""
+            headers = {b"allow": b"OPTIONS"}
+            return answers.answer(request, answers.METHOD_NOT_ALLOWED, headers=headers)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)

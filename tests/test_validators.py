@@ -255,6 +255,17 @@ class CachedTests(WrapperTestCase):
         self.advance(10)
         self.assertNoResult(self.ask())
 
+    def test_one_who_asks_later_and_shares_the_answer_makes_it_no_younger(self) -> None:
+        self.validator = Cached(Shared(self.judge), self.clock, 30)
+        checks = [self.ask()]
+        self.advance(20)
+        checks.append(self.ask())
+        self.judge.last.grant(9000)
+        for check in checks:
+            self.successResultOf(check)
+        self.advance(10)
+        self.assertNoResult(self.ask())
+
     def test_for_the_same_token_and_topic_only(self) -> None:
         self.grant()
         self.assertNoResult(self.ask("b"))

@@ -313,7 +313,8 @@ class CellByHostTests(OverTLS):
         self.patch(agent, "_MOST_OPENED", 5)
         settings = self.settings()
         authorities = CountedAuthorities(settings.validator.authorities)
-        self.start(replace(settings, validator=replace(settings.validator, authorities=authorities)))
+        judge = replace(settings.validator, authorities=authorities)
+        self.start(replace(settings, validator=judge))
         for number in range(20):
             client = self.connect_http()
             self.assertEqual(client.upgrade(host=f"made-up-{number}.unit1.example"), 101)

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.server import Site
 from zope.interface import implementer
 
 from tests.fakes import FakeBroker, FakeValidator
@@ -141,10 +142,10 @@ class MemoryTransport:
 class Client:
     """Somebody at the other end of a `MemoryTransport`."""
 
-    def __init__(self, test: ServiceTestCase) -> None:
+    def __init__(self, test: ServiceTestCase, site: Site | None = None) -> None:
         self.test = test
         self.transport = MemoryTransport(test.clock, test.next_port())
-        self.transport.protocol = test.site.buildProtocol(self.transport.getPeer())
+        self.transport.protocol = (site or test.site).buildProtocol(self.transport.getPeer())
         self.transport.protocol.makeConnection(self.transport)
         self.status = 0
         self.headers: dict[str, list[str]] = {}
@@ -301,6 +302,10 @@ class ServiceTestCase(SynchronousTestCase):
         upgrade = UpgradeResource(self.unit, self.connections.protocol)
         self.site = TopicSite(TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY)
         self._port = 50000
+
+    def tearDown(self) -> None:
+        # Every reason is one that an operator can look up: see topicsvc.endings.
+        self.assertEqual(self.connections.journal.ended["other"], 0)
 
     def next_port(self) -> int:
         self._port += 1

@@ -12,9 +12,10 @@ import topicsvc
 ROOT = Path(topicsvc.__file__).parent
 
 PURE = {
-    "address", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session", "wire",
+    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session",
+    "tally", "wire",
 }  # fmt: skip
-APPLICATION = {"deadlines", "hub", "limits", "outbound", "rechecks"}
+APPLICATION = {"deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks"}
 ADAPTERS = {
     "brokers", "listening", "notify", "signals", "transmit", "validators", "web", "websocket",
 }  # fmt: skip

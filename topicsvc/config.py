@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from topicsvc.address import CellUrlStyle, TopicPattern, Unit
@@ -65,6 +65,7 @@ class SendSettings:
 class LocalSettings:
     """Tokens are judged here, with this key."""
 
+    kind: ClassVar = "local"
     key: bytes = field(repr=False)
 
 
@@ -77,6 +78,7 @@ class PersoniumSettings:
         authorities: who vouches for its certificate; None: whom the system trusts.
     """
 
+    kind: ClassVar = "personium"
     unit: Unit
     username: str
     password: str = field(repr=False)
@@ -93,6 +95,7 @@ class IntrospectionSettings:
         audience: for whom it must have been made; None: not looked at.
     """
 
+    kind: ClassVar = "introspection"
     url: str
     client_id: str
     client_secret: str = field(repr=False)
@@ -126,6 +129,8 @@ class CheckSettings:
 class MemorySettings:
     """Messages stay in this process."""
 
+    kind: ClassVar = "memory"
+
 
 @dataclass(frozen=True, slots=True)
 class ActiveMQSettings:
@@ -137,6 +142,7 @@ class ActiveMQSettings:
         closes_on_loss: whether sessions are closed when the broker is lost.
     """
 
+    kind: ClassVar = "activemq"
     endpoint: str
     login: Login | None = None
     closes_on_loss: bool = False

@@ -28,7 +28,6 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python import usage
-from twisted.web.server import Site
 from zope.interface import implementer
 
 from topicsvc import __version__, config, demo
@@ -43,14 +42,17 @@ from topicsvc.config import (
 )
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
+from topicsvc.lag import ReactorLag
 from topicsvc.listening import Listener, endpoint_problem, reason_of
 from topicsvc.notify import Notifier
 from topicsvc.ports import Broker, TokenValidator
 from topicsvc.reload import compare
 from topicsvc.signals import Signals
+from topicsvc.tally import CheckTally
 from topicsvc.validators.agent import JudgeAgent
 from topicsvc.validators.asking import Asker
 from topicsvc.validators.cached import Cached
+from topicsvc.validators.counted import Counted
 from topicsvc.validators.existing import ExistingTopics
 from topicsvc.validators.in_time import InTime
 from topicsvc.validators.introspection import IntrospectionValidator
@@ -59,7 +61,8 @@ from topicsvc.validators.local import LocalValidator
 from topicsvc.validators.outages import Outages
 from topicsvc.validators.personium import PersoniumValidator
 from topicsvc.validators.shared import Shared
-from topicsvc.web.admin import admin_tree
+from topicsvc.web.admin import AdminSite, AdminTree
+from topicsvc.web.metrics import Metrics, Sources
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
@@ -94,7 +97,10 @@ class Options(usage.Options):
     )
     optParameters: ClassVar = [
         ["config", "c", None, "Read the settings from this TOML file."],
-        ["admin", "a", None, "Serve health on this endpoint, as in tcp:9090:interface=127.0.0.1."],
+        [
+            *("admin", "a", None),
+            "Serve health and metrics on this endpoint, as in tcp:9090:interface=127.0.0.1.",
+        ],
     ]
     optFlags: ClassVar = [
         ["demo", None, "Run alone, with a key and a token made on the spot."],
@@ -220,7 +226,8 @@ class TopicService(Service):
         if problems:
             raise ConfigError(problems)
         self.broker = _broker(settings.broker, reactor)
-        self._judge = _Judge(settings, reactor)
+        self._checks = CheckTally()
+        self._judge = _Judge(settings, reactor, self._checks)
         validator = self._judge.validator
         self._hub = Hub(self.broker, reactor, data_frame)
         self.connections = Connections(
@@ -244,8 +251,23 @@ class TopicService(Service):
             Listener("listen", text, self._site, reactor) for text in settings.listen
         ]
         self._admin: list[Listener] = []
+        self._lag = ReactorLag(reactor)
+        self.metrics = Metrics(
+            Sources(
+                connections=self.connections,
+                hub=self._hub,
+                broker=self.broker,
+                site=self._site,
+                checks=self._checks,
+                lag=self._lag,
+                kinds=lambda: {
+                    "validator": self._settings.validator.kind,
+                    "broker": self._settings.broker.kind,
+                },
+            )
+        )
         if settings.admin:
-            admin = _AdminSite(admin_tree(self._parts), reactor=reactor)
+            admin = AdminSite(AdminTree(self._parts, self.metrics), reactor)
             self._admin.append(Listener("admin", settings.admin, admin, reactor))
 
     @property
@@ -265,6 +287,7 @@ class TopicService(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        self._lag.startService()
         self.broker.startService()
         self.connections.startService()
         for listener in [*self._listeners, *self._admin]:
@@ -286,7 +309,9 @@ class TopicService(Service):
         try:
             changes = compare(self._settings, self.reread())
             replacements = self._read_certificates()
-            judge = _Judge(changes.settings, self._reactor) if changes.judge else None
+            judge = None
+            if changes.judge:
+                judge = _Judge(changes.settings, self._reactor, self._checks)
         except ConfigError as error:
             for problem in error.problems:
                 self._log.error("not reloaded, the old settings hold: {problem}", problem=problem)
@@ -355,6 +380,7 @@ class TopicService(Service):
             self._log.error("stopping has taken {seconds} s: the rest is cut", seconds=seconds)
 
         def ended(result: Any) -> Any:
+            self._lag.stopService()
             self._signals.restore()
             self._notifier.stopped()
             return result
@@ -414,15 +440,16 @@ class _Judge:
     _PERSONIUM_QUESTIONS = 3
     _RECHECKS_SHARE = 4
 
-    def __init__(self, settings: Config, reactor: Any) -> None:
+    def __init__(self, settings: Config, reactor: Any, tally: CheckTally) -> None:
         self._settings = settings
         self._reactor = reactor
         self._agent: JudgeAgent | None = None
+        self._tally = tally
         checks = settings.checks
         fresh = self._fresh()
         validator = fresh
         if checks.cache:
-            cached = Cached(fresh, reactor, checks.cache)
+            cached = Cached(fresh, reactor, checks.cache, tally)
             validator, fresh = cached, cached.fresh
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
             validator = ExistingTopics(validator, settings.topics)
@@ -458,9 +485,9 @@ class _Judge:
                     settings.audience,
                 )
             case _:
-                return LocalValidator(settings.key, clock)
+                return Counted(LocalValidator(settings.key, clock), clock, self._tally)
         limited = Limited(InTime(judge, clock, checks.timeout), clock, checks.concurrency)
-        return Shared(Outages(limited, clock))
+        return Shared(Counted(Outages(limited, clock), clock, self._tally))
 
     def _asker(self, authorities: Any, questions: int) -> Asker:
         connections = questions * self._settings.checks.concurrency
@@ -497,13 +524,6 @@ def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
                     ]
                 ) from error
             return ActiveMQBroker(client, reactor, login, closes_on_loss)
-
-
-class _AdminSite(Site):
-    """The admin side; probes are not worth a line of log each."""
-
-    def log(self, request: Any) -> None:
-        pass
 
 
 class CannotStart(SystemExit, Exception):

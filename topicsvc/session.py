@@ -32,6 +32,7 @@ __all__ = [
     "POLICY_VIOLATION",
     "TRY_AGAIN_LATER",
     "UNSUPPORTED_DATA",
+    "Begin",
     "Close",
     "Effect",
     "Join",
@@ -73,6 +74,11 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """The session begins: `Success` comes next, for the first time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """Write `frame`."""
 
@@ -87,7 +93,7 @@ class Close:
     reason: str
 
 
-Effect = Validate | Recheck | Join | Reply | Close
+Effect = Validate | Recheck | Join | Begin | Reply | Close
 
 
 class _Check(Enum):
@@ -190,7 +196,7 @@ class Session:
             return self.refused(now)
         self._state = State.ACTIVE
         self.deliver_until = self._expires_at
-        return self._welcome(now)
+        return [Begin(), *self._welcome(now)]
 
     def refused(self, now: float) -> list[Effect]:
         """The token was judged, and the answer is no."""

@@ -21,11 +21,13 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from topicsvc import endings
 from topicsvc.address import TopicAddress
 from topicsvc.deadlines import Deadlines
 from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
+from topicsvc.journal import Entry, Journal
 from topicsvc.outbound import Outbound
 from topicsvc.ports import Grant, TokenValidator
 from topicsvc.rechecks import Rechecks
@@ -34,6 +36,7 @@ from topicsvc.session import (
     INTERNAL_ERROR,
     POLICY_VIOLATION,
     TRY_AGAIN_LATER,
+    Begin,
     Close,
     Effect,
     Join,
@@ -59,6 +62,9 @@ CLOSE_TIMEOUT = 5.0
 
 STALL_TIMEOUT = 10.0
 """Seconds after which a peer that takes nothing is a slow consumer."""
+
+_FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
+"""What Autobahn ends a connection for (RFC 6455, section 7.4.1)."""
 
 _MAX_CLOSE_REASON = 123
 _SLOW_CONSUMER = "Slow consumer"
@@ -114,6 +120,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
     _log: ClassVar[Logger] = Logger()
 
+    _detail = ""
+
     failedByMe: bool
     message_data: list[bytes] | None
     CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
@@ -130,8 +138,14 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._under_way: Deferred[Any] | None = None
         self.is_member = False
         self._closed_because = ""
+        self._entry: Entry
 
     # What the house asks.
+
+    @property
+    def delivered(self) -> tuple[int, int]:
+        """Data messages that were handed to this connection, and their bytes."""
+        return self._outbound.messages, self._outbound.size
 
     def broker_lost(self) -> None:
         """See `topicsvc.ports.Member`."""
@@ -163,12 +177,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def slow(self, waiting: int) -> None:
         """So many bytes wait for this peer: too many, or for too long."""
-        self._log.info(
-            "{peer} reads {topic} too slowly, {waiting} bytes wait: closing its session",
-            peer=self.peer,
-            topic=self.topic.path,
-            waiting=waiting,
-        )
+        self._detail = f"{waiting} bytes waited"
         self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER))
 
     def abort(self) -> None:
@@ -193,6 +202,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """The HTTP side has handed the transport over."""
         address = self.transport.getPeer()
         self.peer = f"{getattr(address, 'host', address)}:{getattr(address, 'port', 0)}"
+        self._entry = self._house.journal.open(self.peer, self.topic.path)
         self._connectionMade()
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
@@ -235,7 +245,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.remoteCloseCode = code
         self.wasClean = True
         if self.state == self.STATE_OPEN:
-            self._end("the client closed")
+            self._end("Client closed")
             # It reads no more: what waits for it would only hold up the answer.
             self._outbound.discard()
             self.sendCloseFrame(code=code, isReply=True)
@@ -243,15 +253,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         return True
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self._end("the connection was lost")
+        self._end("Connection lost")
         self._outbound.discard()
+        self._house.journal.close(self._entry, *self.delivered)
         self._house.gone(self)
-        self._log.info(
-            "{peer} left {topic}: {reason}",
-            peer=self.peer,
-            topic=self.topic.path,
-            reason=self._closed_because,
-        )
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Every frame, Autobahn's own too, goes out behind those written before."""
@@ -265,7 +270,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state != self.STATE_OPEN:
             self.dropConnection(abort=False)
             return
-        self._end(reason)
+        self._detail = reason
+        self._end(_FAILURES.get(code, endings.OTHER))
         self._outbound.discard()
         self._send_close(code, reason)
         self._outbound.finish()
@@ -295,6 +301,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             if self._closed_because:  # what was written before has shown that the peer is slow
                 return
             match effect:
+                case Begin():
+                    self._house.journal.begin(self._entry)
                 case Reply(frame):
                     self._outbound.write(frame)
                 case Close(code, reason):
@@ -351,7 +359,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def _end(self, why: str) -> None:
         """The session is over, whatever becomes of the connection: leave nothing behind."""
         self._session.lost()
-        self._closed_because = self._closed_because or why
+        if not self._closed_because:
+            self._closed_because = why
+            self._house.journal.end(self._entry, why, self._detail, *self.delivered)
         self._house.tokens.cancel(self)
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
@@ -405,6 +415,7 @@ class Connections(Service):
         self.hub = hub
         self.clock = clock
         self._random = random or Random()  # noqa: S311 - no secret, only spread
+        self.journal = Journal(clock)
         self._wheel: Wheel[TopicProtocol] = Wheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
@@ -464,6 +475,16 @@ class Connections(Service):
 
     def __len__(self) -> int:
         return len(self._wheel)
+
+    @property
+    def delivered(self) -> tuple[int, int]:
+        """Data messages that were handed to all connections, those gone too; their bytes."""
+        messages, size = self.journal.messages, self.journal.size
+        for member in self._wheel:
+            delivered = member.delivered
+            messages += delivered[0]
+            size += delivered[1]
+        return messages, size
 
     def protocol(self, topic: TopicAddress) -> TopicProtocol | None:
         """A new connection to `topic`, for the HTTP side to hand a transport to.

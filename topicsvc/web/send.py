@@ -30,7 +30,7 @@ from topicsvc.errors import (
 from topicsvc.ports import Broker, Grant, Message, TokenValidator
 from topicsvc.web import answers
 from topicsvc.web.answers import ApiError, answer, url_of
-from topicsvc.web.site import TopicRequest
+from topicsvc.web.site import SEND_METHODS, TopicRequest
 from topicsvc.wire import json_text
 
 __all__ = ["MAX_UNDER_WAY", "SendResource"]
@@ -40,7 +40,6 @@ MAX_UNDER_WAY = 1000
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
 _TOKEN = re.compile(r"[!-~]{1,32768}")
-_SENDS = (b"POST", b"PUT")
 _ALLOWED = b"OPTIONS, POST, PUT"
 _ALL_METHODS = b"OPTIONS, POST, PUT, GET"
 _PREFLIGHT_AGE = b"600"
@@ -119,7 +118,7 @@ class SendResource(Resource):
             if token is None:
                 request.setHeader(b"allow", _ALL_METHODS)
                 return b""
-        elif request.method not in _SENDS:
+        elif request.method not in SEND_METHODS:
             return answer(request, answers.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
         if token is None:
             return self._refuse(request, topic, answers.NO_TOKEN)
@@ -212,7 +211,7 @@ def _bearer(request: TopicRequest) -> str | None:
 def _methods(grant: Grant) -> bytes:
     allowed = [b"OPTIONS"]
     if grant.may_send:
-        allowed += _SENDS
+        allowed += SEND_METHODS
     if grant.may_receive:
         allowed.append(b"GET")
     return b", ".join(allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from typing import Any
 
@@ -24,6 +25,11 @@ HEAD_TIMEOUT = 10.0
 
 BODY_TIMEOUT = 30.0
 """Seconds for a whole body."""
+
+SEND_METHODS = (b"POST", b"PUT")
+
+STATUSES = (200, 400, 401, 403, 404, 405, 413, 500, 503)
+"""What a send may be answered with. Each is counted from 0, or its first would not be seen."""
 
 IDLE_TIMEOUT = 60.0
 """Seconds that a connection may be silent between two requests."""
@@ -106,6 +112,12 @@ class TopicRequest(Request):
         self.write(body)
         self.finish()
 
+    def finish(self) -> None:
+        """The answer is complete: count it, if it answers a send."""
+        if self.method in SEND_METHODS:
+            self.channel.site.sends[self.code] += 1
+        super().finish()  # type: ignore[no-untyped-call]
+
 
 class TopicChannel(HTTPChannel):
     """An HTTP/1.1 connection that can become a WebSocket.
@@ -120,10 +132,12 @@ class TopicChannel(HTTPChannel):
 
     def connectionMade(self) -> None:
         super().connectionMade()  # type: ignore[no-untyped-call]
+        self.site.connections += 1
         self._wait(self.site.heads)
 
     def hand_over(self, protocol: Protocol) -> None:
         """Give the transport to `protocol`, and what the client sends behind its request."""
+        self.site.connections -= 1
         transport, self.transport = self.transport, None
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
@@ -139,6 +153,7 @@ class TopicChannel(HTTPChannel):
         if self.refused:
             return
         self.refused = True
+        self.site.sends[answers.TOO_BIG.status] += 1
         body = answers.TOO_BIG.body(str(self.site.max_body))
         self.transport.write(
             b"HTTP/1.1 413 Request Entity Too Large\r\n"
@@ -190,6 +205,7 @@ class TopicChannel(HTTPChannel):
         super().requestDone(request)  # type: ignore[no-untyped-call]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.site.connections -= 1
         self._wait(None)
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
@@ -209,6 +225,10 @@ class TopicSite(Site):
         resource: the root.
         clock: keeps the timeouts.
         max_body: most bytes of a request's body.
+
+    Attributes:
+        connections: HTTP connections that are open; one that became a WebSocket is not.
+        sends: sends that were answered, by HTTP status.
     """
 
     protocol = TopicChannel  # type: ignore[assignment]
@@ -223,6 +243,8 @@ class TopicSite(Site):
             reactor=clock,
         )
         self.max_body = max_body
+        self.connections = 0
+        self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
         self.heads = Deadlines(clock, HEAD_TIMEOUT, TopicChannel.too_late)
         self.bodies = Deadlines(clock, BODY_TIMEOUT, TopicChannel.too_late)
         self.idles = Deadlines(clock, IDLE_TIMEOUT, TopicChannel.too_late)

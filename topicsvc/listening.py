@@ -7,7 +7,6 @@ listens already can go on with.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,12 +50,15 @@ def is_systemd(text: str) -> bool:
     return _SYSTEMD.match(text) is not None
 
 
-def endpoint_problem(text: str, reactor: Any) -> str | None:
+def endpoint_problem(text: str, reactor: Any, is_start: bool) -> str | None:
     """What keeps an endpoint string from being listened on, as far as can be told beforehand.
 
-    A socket of systemd's is not there where nothing is started, and is not missed.
+    Args:
+        text: the endpoint string.
+        reactor: what it would be listened on with.
+        is_start: whether that will be done now; before, a socket of systemd's is not missed.
     """
-    if is_systemd(text) and "LISTEN_FDS" not in os.environ:
+    if is_systemd(text) and not is_start:
         return None
     try:
         _read(text, reactor)

@@ -169,8 +169,8 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def endpoint_problems(settings: Config) -> list[str]:
-    """What is wrong with the endpoints, a line for each."""
+def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
+    """What is wrong with the endpoints, a line for each; see `endpoint_problem`."""
     from twisted.internet import reactor
 
     texts = [("listen", text) for text in settings.listen]
@@ -178,7 +178,7 @@ def endpoint_problems(settings: Config) -> list[str]:
         texts.append(("admin", settings.admin))
     problems = []
     for setting, text in texts:
-        wrong = endpoint_problem(text, reactor)
+        wrong = endpoint_problem(text, reactor, is_start)
         if wrong is not None:
             problems.append(f"{setting}: {text!r}: {wrong}; allowed: a Twisted endpoint, tcp:8080")
     try:

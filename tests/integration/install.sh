@@ -16,3 +16,6 @@ command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends de
 
 # A scanner of TLS servers, for test_tls_scan, with the tools that it calls; and a browser.
 apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium
+
+# What stands in front of a topicsvc, with the files of examples/, and what reads systemd's units.
+apt-get install -y -qq --no-install-recommends nginx-light haproxy systemd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 
 from topicsvc import config
 from topicsvc.cli.terminal import Failed, say
@@ -19,7 +20,7 @@ def run(options: Namespace) -> None:
         Failed: a setting cannot be used; a line for each.
     """
     try:
-        config.read(options.config, look=endpoint_problems)
+        config.read(options.config, look=partial(endpoint_problems, is_start=False))
     except ConfigError as error:
         raise Failed(*error.problems) from error
     say(f"{options.config}: good")

@@ -145,6 +145,16 @@ class LimitedTests(WrapperTestCase):
         self.assertEqual(self.asked, ["a", "b"])
         self.assert_no_timers()
 
+    def test_one_who_has_waited_too_long_may_take_others_along(self) -> None:
+        checks = self.ask(*"abcde")
+        checks[2].addErrback(lambda _: (checks[3].cancel(), checks[0].cancel()))
+        self.advance(PATIENCE)
+        self.failureResultOf(checks[3], CancelledError)
+        self.failureResultOf(checks[0], CancelledError)
+        self.assertEqual(self.asked, ["a", "b", "e"])
+        self.assertNoResult(checks[4])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_verdicts_that_come_at_once_do_not_nest(self) -> None:
         validator = Limited(self.judge, self.clock, concurrency=1, most=5000)
         checks = [validator.validate(str(number), TOPIC) for number in range(5000)]
@@ -262,6 +272,17 @@ class CachedTests(WrapperTestCase):
         self.advance(20)
         self.judge.last.grant(9000)
         self.successResultOf(check)
+        self.advance(10)
+        self.assertNoResult(self.ask())
+
+    def test_one_who_asks_later_and_shares_the_answer_makes_it_no_younger(self) -> None:
+        self.validator = Cached(Shared(self.judge), self.clock, 30)
+        checks = [self.ask()]
+        self.advance(20)
+        checks.append(self.ask())
+        self.judge.last.grant(9000)
+        for check in checks:
+            self.successResultOf(check)
         self.advance(10)
         self.assertNoResult(self.ask())
 

@@ -176,6 +176,9 @@ class Session:
             return []
         if not grant.may_receive or grant.expires_at <= now:
             return self.refused(now)
+        if self._check is _Check.UNASKED and self._expires_at <= now:
+            # What came since was not delivered, and the client would not know.
+            return self._next(now)
         self._expires_at = grant.expires_at
         if self._state is State.ACTIVE:
             self.deliver_until = grant.expires_at

@@ -85,6 +85,9 @@ class Cached:
 
     def _keep(self, grant: Grant, name: bytes, now: float) -> Grant:
         """Keep `grant`; its time runs from the moment of the question."""
+        kept = self._kept.get(name)
+        if kept is not None and kept.grant is grant:
+            return grant  # this question was shared: whoever asked it first is the one to count
         self._kept.pop(name, None)
         if not grant.may_receive and not grant.may_send:
             return grant  # as good as a no, which is not kept either

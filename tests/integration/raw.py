@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 from dataclasses import dataclass, field
 
 TIMEOUT = 10.0
@@ -170,4 +171,9 @@ class RawClient:
         return data[0] & 15, data[at : at + size]
 
     def close(self) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Go without a word."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()

@@ -15,8 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
 from topicsvc import config, demo
-from topicsvc.errors import TokenInactive
-from topicsvc.errors import ConfigError
+from topicsvc.errors import ConfigError, TokenInactive
 from topicsvc.service import Options, TopicService, makeService
 from topicsvc.validators.local import LocalValidator, make_key, write_key
 

@@ -207,7 +207,7 @@ class BadTests(ConfigTestCase):
 
     @given(
         st.sampled_from(
-            "listen unit_url hosts topics session send validator limits".split()
+            ["listen", "unit_url", "hosts", "topics", "session", "send", "validator", "limits"]
         ),
         st.sampled_from(
             ["1", "true", '""', '"x"', "[]", "[1]", "{}", "{kind = 1}", "nan", "1e999"]

@@ -14,7 +14,7 @@ ROOT = Path(topicsvc.__file__).parent
 PURE = {
     "address", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session", "wire",
 }  # fmt: skip
-APPLICATION = {"deadlines", "hub", "limits", "outbound", "rechecks"}
+APPLICATION = {"backlog", "deadlines", "hub", "limits", "outbound", "rechecks"}
 ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
 COMPOSITION = {"service", "config", "demo", "cli"}
 

@@ -27,9 +27,7 @@ class LimitsTestCase(SynchronousTestCase):
         self.limits = Limits(self.clock, LimitSettings(**settings), files)
 
     def arrive(self, host: str | None = ANN) -> Visit:
-        visit = self.limits.arrive(host)
-        assert visit is not None
-        return visit
+        return self.limits.arrive(host)
 
     def enter(self, host: str | None = ANN) -> Visit:
         """Somebody for whom there is room."""
@@ -40,7 +38,7 @@ class LimitsTestCase(SynchronousTestCase):
     def assert_refused(self, name: str, host: str | None = ANN) -> Visit:
         before = self.limits.hits[name]
         visit = self.arrive(host)
-        self.assertEqual(visit.refused_by, name)
+        self.assertEqual((visit.refused_by, visit.is_dropped), (name, False))
         self.assertEqual(self.limits.hits[name], before + 1)
         return visit
 
@@ -179,21 +177,23 @@ class CourtesyTests(LimitsTestCase):
 
     def test_only_some_are_told_the_rest_is_dropped(self) -> None:
         told = [self.assert_refused("connections") for _ in range(COURTESY)]
-        self.assertIsNone(self.limits.arrive(ANN))
+        dropped = self.arrive()
+        self.assertEqual((dropped.refused_by, dropped.is_dropped), ("connections", True))
         self.assertEqual(self.limits.hits["connections"], COURTESY + 1)
+        dropped.leave()
         self.clock.advance(10)
-        self.assertIsNone(self.limits.arrive(ANN), "as long as those are there")
+        self.assertTrue(self.arrive().is_dropped, "as long as those are there")
         told.pop().leave()
         self.assert_refused("connections")
 
     def test_not_more_than_so_many_a_second(self) -> None:
         for _ in range(COURTESY):
             self.assert_refused("connections").leave()
-        self.assertIsNone(self.limits.arrive(ANN))
+        self.assertTrue(self.arrive().is_dropped)
         self.clock.advance(0.5)
         for _ in range(COURTESY // 2):
             self.assert_refused("connections").leave()
-        self.assertIsNone(self.limits.arrive(ANN))
+        self.assertTrue(self.arrive().is_dropped)
 
 
 class FailedTokenTests(LimitsTestCase):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.address import TopicAddress
@@ -97,6 +98,8 @@ class Limits:
         turned_away: connections that are over a bound and are being told so.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         clock: IReactorTime,
@@ -112,18 +115,17 @@ class Limits:
         self.turned_away = 0
         self._accepts_whole_at = 0.0
         self._courtesy_whole_at = 0.0
+        self._told_at: dict[str, float] = {}
         self._failed: dict[str, int] = {}
         self._minutes = Deadlines[str](clock, MINUTE, self._forget)
 
-    def arrive(self, host: str | None) -> Visit | None:
-        """A connection was accepted.
+    def arrive(self, host: str | None) -> Visit:
+        """A connection was accepted; what is returned stands for it until it leaves.
+
+        Whoever serves it looks at `Visit.refused_by` and `Visit.is_dropped`.
 
         Args:
             host: its address; None: not known yet, or none that it could be counted by.
-
-        Returns:
-            What stands for it from now on: whoever serves it looks at `Visit.refused_by`.
-            None: drop it, there are too many even to be told.
         """
         now = self._clock.seconds()
         visit = Visit(self)
@@ -139,9 +141,10 @@ class Limits:
             return visit
         whole_at = paced(self._courtesy_whole_at, now, COURTESY, 1)
         if self.turned_away >= COURTESY or whole_at is None:
-            return None
-        self._courtesy_whole_at = whole_at
-        self.turned_away += 1
+            visit.is_dropped = True
+        else:
+            self._courtesy_whole_at = whole_at
+            self.turned_away += 1
         return visit
 
     @property
@@ -152,8 +155,16 @@ class Limits:
         return max(self._files - RESERVE, self._files // 2)
 
     def hit(self, name: str) -> None:
-        """A bound has refused something."""
+        """A bound has refused something: count it, and tell the log now and then."""
         self.hits[name] += 1
+        now = self._clock.seconds()
+        if abs(now - self._told_at.get(name, 0.0)) >= MINUTE:
+            self._told_at[name] = now
+            self._log.warn(
+                "{setting} refuses, {count} times so far (docs/security.md)",
+                setting=f"limits.{name}",
+                count=self.hits[name],
+            )
 
     def failed(self, address: str) -> None:
         """A token that somebody at `address` has shown is no good."""
@@ -196,6 +207,7 @@ class Visit:
         peer: who it is, for the log.
         address: what it is counted by; None: nothing.
         refused_by: the setting whose bound it is over; None: it may stay.
+        is_dropped: too many are refused even to be told so: close it at once.
     """
 
     __slots__ = (
@@ -206,6 +218,7 @@ class Visit:
         "_messages",
         "_waits",
         "address",
+        "is_dropped",
         "peer",
         "refused_by",
     )
@@ -214,6 +227,7 @@ class Visit:
         self.peer = ""
         self.address: str | None = None
         self.refused_by: str | None = None
+        self.is_dropped = False
         self._limits = limits
         self._host: str | None = None
         self._is_in = False
@@ -258,12 +272,12 @@ class Visit:
 
     def leave(self) -> None:
         """The connection is gone."""
-        if not self._is_in:
+        if self._is_in:
+            self._showed_token()
+            self._is_in = False
+            self._limits.connections.leave(self.address)
+        elif not self.is_dropped:
             self._limits.turned_away -= 1
-            return
-        self._showed_token()
-        self._is_in = False
-        self._limits.connections.leave(self.address)
 
     @property
     def barred_for(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import re
+import resource
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -36,6 +37,7 @@ from topicsvc.config import (
 )
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
+from topicsvc.limits import Limits
 from topicsvc.ports import Broker, TokenValidator
 from topicsvc.validators.agent import JudgeAgent
 from topicsvc.validators.asking import Asker
@@ -50,7 +52,7 @@ from topicsvc.validators.personium import PersoniumValidator
 from topicsvc.validators.shared import Shared
 from topicsvc.web.admin import admin_tree
 from topicsvc.web.send import SendResource
-from topicsvc.web.site import TopicSite, TopicTree
+from topicsvc.web.site import QuietChannel, TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
 from topicsvc.websocket import Connections, Revocation
 from topicsvc.wire import data_frame
@@ -173,6 +175,7 @@ class TopicService(Service):
         self.broker = _broker(settings.broker, reactor)
         self._judge = _Judge(settings, reactor)
         validator = self._judge.validator
+        self.limits = Limits(reactor, settings.limits, _most_files())
         hub = Hub(self.broker, reactor, data_frame)
         self.connections = Connections(
             validator,
@@ -181,6 +184,7 @@ class TopicService(Service):
             settings.session,
             settings.stop.drain,
             revocation=self._judge.revocation,
+            limits=self.limits,
         )
         send = None
         if settings.send.enabled:
@@ -190,7 +194,7 @@ class TopicService(Service):
         tree = TopicTree(
             settings.unit, UpgradeResource(settings.unit, self.connections.protocol), send
         )
-        site = TopicSite(tree, reactor, settings.send.max_body)
+        site = TopicSite(tree, reactor, settings.send.max_body, self.limits)
         self._listeners = [_Listener("listen", text, site, reactor) for text in settings.listen]
         if settings.admin:
             admin = _AdminSite(admin_tree(self._parts), reactor=reactor)
@@ -400,8 +404,16 @@ def _look_for_certificates(endpoint: str) -> None:
             raise ValueError(f"no .pem file in {directory}")
 
 
+def _most_files() -> int | None:
+    """How many files this process may have open; None: any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 class _AdminSite(Site):
     """The admin side; probes are not worth a line of log each."""
+
+    protocol = QuietChannel  # type: ignore[assignment]
 
     def log(self, request: Any) -> None:
         pass

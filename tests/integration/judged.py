@@ -136,7 +136,7 @@ class JudgedTestCase(TestCase):
         validator = self.service._judge.validator
         send = SendResource(unit, validator, self.service.broker, reactor, False)
         upgrade = UpgradeResource(unit, self.connections.protocol)
-        self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000)
+        self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000, self.service.limits)
         self.addCleanup(self.stop)
 
     @inlineCallbacks

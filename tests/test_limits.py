@@ -51,7 +51,8 @@ class LimitsTestCase(SynchronousTestCase):
         return self.failureResultOf(answer, TokenInactive)
 
     def assert_nothing_kept(self) -> None:
-        self.clock.advance(61)
+        self.clock.advance(60)
+        self.assertEqual(self.limits.barred_for("whoever comes next"), 0)
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
         self.assertEqual((self.limits.connections._of, self.limits.waiting._of), ({}, {}))
         self.assertEqual((self.limits.turned_away, self.limits._failed), (0, {}))
@@ -261,12 +262,24 @@ class FailedTokenTests(LimitsTestCase):
         self.failureResultOf(answer)
         self.assertTrue(self.validator.last.was_cancelled)
 
+    def test_a_clock_that_is_put_back_bars_nobody_for_longer(self) -> None:
+        self.set(failed_tokens_per_minute=1)
+        visit = self.enter()
+        self.judge(visit)
+        self.clock.rightNow -= 3600
+        self.assertEqual(visit.barred_for, 0)
+
     def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
         for number in range(MAX_ADDRESSES + 5):
             self.limits.failed(f"address{number}")
         self.assertEqual(len(self.limits._failed), MAX_ADDRESSES)
         self.assertNotIn("address4", self.limits._failed)
         self.assertIn("address5", self.limits._failed)
+        self.clock.advance(30)
+        self.limits.failed("later")
+        self.clock.advance(30)
+        self.assertEqual(self.limits.barred_for("later"), 0)
+        self.assertEqual(list(self.limits._failed), ["later"])
         self.assert_nothing_kept()
 
 

@@ -6,7 +6,7 @@ keeps that order, and only its first entry needs a timer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -40,6 +40,13 @@ class Deadlines(Generic[T]):
 
     def __contains__(self, member: object) -> bool:
         return member in self._due
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._due))
+
+    def last(self, seconds: float) -> None:
+        """What begins from now on lasts so long, though it never ends before what began earlier."""
+        self._seconds = seconds
 
     def left(self, member: T) -> float:
         """Seconds that `member` still waits; 0: it does not."""

@@ -16,7 +16,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.address import TopicAddress
-from topicsvc.deadlines import Deadlines
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
 from topicsvc.origin import parse_origin
 from topicsvc.pace import paced
@@ -116,8 +115,7 @@ class Limits:
         self._accepts_whole_at = 0.0
         self._courtesy_whole_at = 0.0
         self._told_at: dict[str, float] = {}
-        self._failed: dict[str, int] = {}
-        self._minutes = Deadlines[str](clock, MINUTE, self._forget)
+        self._failed: dict[str, _Failures] = {}
 
     def arrive(self, host: str | None) -> Visit:
         """A connection was accepted; what is returned stands for it until it leaves.
@@ -168,19 +166,31 @@ class Limits:
 
     def failed(self, address: str) -> None:
         """A token that somebody at `address` has shown is no good."""
-        if address not in self._failed and len(self._failed) >= MAX_ADDRESSES:
-            oldest = next(iter(self._failed))
-            self._minutes.cancel(oldest)
-            self._forget(oldest)
-        self._failed[address] = self._failed.get(address, 0) + 1
-        self._minutes.start(address)
+        failures = self._failures(address)
+        if failures is None:
+            if len(self._failed) >= MAX_ADDRESSES:
+                del self._failed[next(iter(self._failed))]
+            failures = self._failed[address] = _Failures(self._clock.seconds())
+        failures.count += 1
 
     def barred_for(self, address: str | None) -> float:
         """Seconds for which no token from `address` is looked at; 0: they are."""
         most = self.settings.failed_tokens_per_minute
-        if address is None or not most or self._failed.get(address, 0) < most:
+        failures = None if address is None or not most else self._failures(address)
+        if failures is None or failures.count < most:
             return 0
-        return self._minutes.left(address)
+        return failures.since + MINUTE - self._clock.seconds()
+
+    def _failures(self, address: str) -> _Failures | None:
+        """Those of `address` in its minute; all whose minute is over are forgotten."""
+        now = self._clock.seconds()
+        while self._failed:
+            # They stand in the order of their beginnings.
+            oldest, failures = next(iter(self._failed.items()))
+            if 0 <= now - failures.since < MINUTE:
+                break
+            del self._failed[oldest]
+        return self._failed.get(address)
 
     def paced(self, whole_at: float) -> float | None:
         """One more message of a session whose allowance is whole at that time; see `pace`."""
@@ -195,9 +205,6 @@ class Limits:
     def is_over(self, expires_at: float) -> bool:
         """Whether that time has come."""
         return expires_at <= self._clock.seconds()
-
-    def _forget(self, address: str) -> None:
-        del self._failed[address]
 
 
 class Visit:
@@ -360,6 +367,14 @@ class Visit:
         if self._waits:
             self._waits = False
             self._limits.waiting.leave(self.address)
+
+
+@dataclass(slots=True)
+class _Failures:
+    """Tokens of an address that were no good, in the minute that began with the first."""
+
+    since: float
+    count: int = 0
 
 
 class _Room:

@@ -12,6 +12,7 @@ A test speaks of what a client does and sees::
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -142,11 +143,10 @@ class MemoryTransport:
 class Client:
     """Somebody at the other end of a `MemoryTransport`."""
 
-    def __init__(self, test: ServiceTestCase, host: str = "192.0.2.7", factory: Any = None) -> None:
+    def __init__(self, test: ServiceTestCase, host: str = "192.0.2.7", site: Any = None) -> None:
         self.test = test
         self.transport = MemoryTransport(test.clock, test.next_port(), host)
-        factory = factory or test.site
-        self.transport.protocol = factory.buildProtocol(self.transport.getPeer())
+        self.transport.protocol = (site or test.site).buildProtocol(self.transport.getPeer())
         self.transport.protocol.makeConnection(self.transport)
         self.status = 0
         self.headers: dict[str, list[str]] = {}
@@ -298,6 +298,7 @@ class ServiceTestCase(SynchronousTestCase):
             self.clock,
             self.settings,
             self.drain,
+            random=Random(1),
             revocation=revocation if self.recheck else None,
             limits=self.limits,
         )
@@ -308,6 +309,10 @@ class ServiceTestCase(SynchronousTestCase):
             TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY, self.limits
         )
         self._port = 50000
+
+    def tearDown(self) -> None:
+        # Every reason is one that an operator can look up: see topicsvc.endings.
+        self.assertEqual(self.connections.journal.ended["other"], 0)
 
     def next_port(self) -> int:
         self._port += 1

@@ -223,6 +223,7 @@ class ReconnectTests(ActiveMQTests):
             self.server.is_there = True
             self.pass_time(link.LONGEST_DELAY * 1.5 + 0.5)
             self.assertTrue(self.broker.is_up)
+        self.assertEqual(self.broker.losses.reconnects, 2 * 3, "two connections, three times")
 
     def test_an_attempt_that_hangs_is_given_up(self) -> None:
         self.server.go()

@@ -12,11 +12,16 @@ import topicsvc
 ROOT = Path(topicsvc.__file__).parent
 
 PURE = {
-    "address", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session", "wire",
+    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session",
+    "tally", "wire",
 }  # fmt: skip
-APPLICATION = {"backlog", "deadlines", "hub", "limits", "outbound", "rechecks"}
-ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
-COMPOSITION = {"service", "config", "demo", "cli"}
+APPLICATION = {
+    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks",
+}  # fmt: skip
+ADAPTERS = {
+    "brokers", "listening", "notify", "signals", "transmit", "validators", "web", "websocket",
+}  # fmt: skip
+COMPOSITION = {"cli", "config", "demo", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

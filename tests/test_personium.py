@@ -117,6 +117,15 @@ class QuestionTests(JudgeTestCase):
             self.assertEqual(headers["accept-encoding"], "identity")
             self.assertNotIn("cookie", headers)
 
+    def test_a_unit_on_an_address(self) -> None:
+        for host in ("127.0.0.1:8080", "[::1]", "[2001:db8::1]:8080"):
+            unit = Unit(f"http://{host}/", cell_urls="path")
+            asker = Asker(self.agent)
+            self.validator = PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock)
+            self.unit.requests.clear()
+            self.assert_granted()
+            self.assertEqual({headers["host"] for _, _, headers in self.unit.requests}, {host})
+
     def test_names_beyond_ascii(self) -> None:
         topic = TopicAddress("cell1", "__", ("\N{HIRAGANA LETTER A}",), "n\xe9")
         self.unit._topics.append(topic)

@@ -176,6 +176,26 @@ class RevocationTests(ServiceTestCase):
         self.assertTrue(self.rechecker.last.was_cancelled)
         self.assert_close(client.frames()[-1], 1008, "Session expired")
 
+    def test_a_session_that_has_run_out_is_not_brought_back_without_a_word(self) -> None:
+        client = self.subscribe(life=INTERVAL + 1)
+        self.wait_for_recheck()
+        self.clock.advance(INTERVAL + 2)
+        self.bring(b"1")
+        self.rechecker.last.grant(self.now + 3600)
+        self.bring(b"2")
+        client.assert_nothing()
+        client.present("second-token")
+        client.assert_refused("Unknown", "Session expired", 1008)
+
+    def test_what_was_asked_before_it_ran_out_is_answered(self) -> None:
+        client = self.subscribe(life=INTERVAL + 1)
+        self.wait_for_recheck()
+        client.present("second-token")
+        self.clock.advance(INTERVAL + 2)
+        self.rechecker.last.grant(self.now + 3600)
+        self.validator.last.grant(self.now + 60)
+        client.assert_success(60)
+
     def test_a_client_that_leaves_meanwhile(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()

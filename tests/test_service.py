@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
 from topicsvc import config, demo
+from topicsvc.errors import ConfigError
 from topicsvc.service import Options, TopicService, makeService
 from topicsvc.validators.local import LocalValidator, make_key, write_key
 
@@ -109,6 +110,11 @@ class TopicServiceTests(TestCase):
         self.assertEqual(service._parts(), {"listening": True, "staying": True, "broker": True})
         yield service.stopService()
         self.assertEqual(service._parts()["staying"], False)
+
+    def test_a_socket_that_systemd_has_not_opened_ends_the_start_with_one_line(self) -> None:
+        settings = self.settings("", "systemd:domain=INET:index=0")
+        [line] = self.assertRaises(ConfigError, TopicService, settings, reactor).problems
+        self.assertIn("start the .socket unit", line)
 
     @inlineCallbacks
     def test_a_taken_port_ends_the_start_with_one_line(self) -> object:

@@ -208,6 +208,21 @@ class Unit:
             if not _HOST.fullmatch(name):
                 raise ValueError(f"{name!r} is not a host name")
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unit) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return self._scheme, self._netloc, self._hosts, self._cell_urls
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The host names that are served, each also with a cell in front."""
+        return self._hosts
+
     @property
     def url(self) -> str:
         """The unit's URL, with its closing slash."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from topicsvc.address import CellUrlStyle, TopicPattern, Unit
@@ -65,6 +65,7 @@ class SendSettings:
 class LocalSettings:
     """Tokens are judged here, with this key."""
 
+    kind: ClassVar = "local"
     key: bytes = field(repr=False)
 
 
@@ -77,6 +78,7 @@ class PersoniumSettings:
         authorities: who vouches for its certificate; None: whom the system trusts.
     """
 
+    kind: ClassVar = "personium"
     unit: Unit
     username: str
     password: str = field(repr=False)
@@ -93,6 +95,7 @@ class IntrospectionSettings:
         audience: for whom it must have been made; None: not looked at.
     """
 
+    kind: ClassVar = "introspection"
     url: str
     client_id: str
     client_secret: str = field(repr=False)
@@ -126,6 +129,8 @@ class CheckSettings:
 class MemorySettings:
     """Messages stay in this process."""
 
+    kind: ClassVar = "memory"
+
 
 @dataclass(frozen=True, slots=True)
 class ActiveMQSettings:
@@ -137,6 +142,7 @@ class ActiveMQSettings:
         closes_on_loss: whether sessions are closed when the broker is lost.
     """
 
+    kind: ClassVar = "activemq"
     endpoint: str
     login: Login | None = None
     closes_on_loss: bool = False
@@ -176,7 +182,13 @@ class Config:
     stop: StopSettings = field(default_factory=StopSettings)
 
 
-def read(path: Path, listen: Iterable[str] = (), admin: str | None = None) -> Config:
+Look = Callable[["Config"], Iterable[str]]
+"""Says what else is wrong with settings, a line for each, as far as they could be read."""
+
+
+def read(
+    path: Path, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+) -> Config:
     """Read a configuration file; see `load`.
 
     Raises:
@@ -188,11 +200,19 @@ def read(path: Path, listen: Iterable[str] = (), admin: str | None = None) -> Co
         raise ConfigError([f"{path}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8"]) from error
-    return load(text, listen, admin)
+    return load(text, listen, admin, look)
 
 
-def load(text: str, listen: Iterable[str] = (), admin: str | None = None) -> Config:
+def load(
+    text: str, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+) -> Config:
     """Read settings in TOML. Options that are given override it.
+
+    Args:
+        text: the file.
+        listen: endpoints in place of the file's.
+        admin: the admin side's endpoint in place of the file's.
+        look: looks at what only others understand, so that all is said in one go.
 
     Raises:
         ConfigError: with all that is wrong.
@@ -207,7 +227,7 @@ def load(text: str, listen: Iterable[str] = (), admin: str | None = None) -> Con
     if not endpoints:
         table.problem("listen", "nothing to listen on", 'an endpoint, ["tcp:8080"]')
     config = _config(table, endpoints, admin)
-    table.finish()
+    table.finish(() if look is None else look(config))
     return config
 
 
@@ -501,13 +521,19 @@ class Table:
         if line not in self._problems:
             self._problems.append(line)
 
-    def finish(self) -> None:
+    def finish(self, more: Iterable[str] = ()) -> None:
         """Look for settings that nobody asked for; raise if anything is wrong.
+
+        Args:
+            more: problems that others have found; of a key that is known to be wrong
+                nothing more is said.
 
         Raises:
             ConfigError: with all problems noted.
         """
         self._report_unknown()
+        wrong = {line.partition(":")[0] for line in self._problems}
+        self._problems += [line for line in more if line.partition(":")[0] not in wrong]
         if self._problems:
             raise ConfigError(self._problems)
 

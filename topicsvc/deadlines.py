@@ -75,8 +75,10 @@ class Deadlines(Generic[T]):
                 break
             over.append(member)
         for member in over:
-            del self._due[member]
-        for member in over:
+            # What one does may have ended the wait of another, or begun it anew.
+            if self._due.get(member, now + 1) > now:
+                continue
+            self.cancel(member)
             try:
                 self._expired(member)
             except Exception:

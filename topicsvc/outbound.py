@@ -30,6 +30,8 @@ class Outbound(ABC):
         overflow: what happens when the peer is too slow; called once, with the bytes that wait.
 
     Attributes:
+        messages: data messages that were delivered, written or waiting.
+        size: their bytes.
         deliver_until: data is written before this time (seconds since the epoch), and from
             it on no more.
         broker_lost: see `topicsvc.ports.Member`; whoever owns this says what happens.
@@ -45,9 +47,13 @@ class Outbound(ABC):
         "_queued",
         "broker_lost",
         "deliver_until",
+        "messages",
+        "size",
     )
 
     def __init__(self, limit: int, backlog: Backlog, overflow: Callable[[int], None]) -> None:
+        self.messages = 0
+        self.size = 0
         self.deliver_until = 0.0
         self.broker_lost: Callable[[], None] = _nothing
         self._limit = limit
@@ -81,6 +87,8 @@ class Outbound(ABC):
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         """See `topicsvc.ports.Member`."""
         if now < self.deliver_until:
+            self.messages += count
+            self.size += len(frames)
             self.write(frames)
 
     def write(self, data: bytes) -> None:

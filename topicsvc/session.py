@@ -32,6 +32,7 @@ __all__ = [
     "POLICY_VIOLATION",
     "TRY_AGAIN_LATER",
     "UNSUPPORTED_DATA",
+    "Begin",
     "Close",
     "Effect",
     "Join",
@@ -73,6 +74,11 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """The session begins: `Success` comes next, for the first time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """Write `frame`."""
 
@@ -87,7 +93,7 @@ class Close:
     reason: str
 
 
-Effect = Validate | Recheck | Join | Reply | Close
+Effect = Validate | Recheck | Join | Begin | Reply | Close
 
 
 class _Check(Enum):
@@ -170,6 +176,9 @@ class Session:
             return []
         if not grant.may_receive or grant.expires_at <= now:
             return self.refused(now)
+        if self._check is _Check.UNASKED and self._expires_at <= now:
+            # What came since was not delivered, and the client would not know.
+            return self._next(now)
         self._expires_at = grant.expires_at
         if self._state is State.ACTIVE:
             self.deliver_until = grant.expires_at
@@ -190,7 +199,7 @@ class Session:
             return self.refused(now)
         self._state = State.ACTIVE
         self.deliver_until = self._expires_at
-        return self._welcome(now)
+        return [Begin(), *self._welcome(now)]
 
     def refused(self, now: float) -> list[Effect]:
         """The token was judged, and the answer is no."""

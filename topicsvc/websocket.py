@@ -6,6 +6,7 @@ heartbeat, the deadlines, stopping) is in `Connections`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -15,7 +16,7 @@ import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -26,6 +27,7 @@ from topicsvc.deadlines import Deadlines
 from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
+from topicsvc.journal import Entry, Journal
 from topicsvc.limits import Limits, Visit
 from topicsvc.outbound import Outbound
 from topicsvc.ports import Grant, TokenValidator
@@ -35,6 +37,7 @@ from topicsvc.session import (
     INTERNAL_ERROR,
     POLICY_VIOLATION,
     TRY_AGAIN_LATER,
+    Begin,
     Close,
     Effect,
     Join,
@@ -56,6 +59,9 @@ __all__ = [
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
+
+_FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
+"""What Autobahn ends a connection for (RFC 6455, section 7.4.1)."""
 
 _MAX_CLOSE_REASON = 123
 _SLOW_CONSUMER = "Slow consumer"
@@ -114,6 +120,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
     _log: ClassVar[Logger] = Logger()
 
+    _detail = ""
+
     failedByMe: bool
     message_data: list[bytes] | None
     CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
@@ -130,10 +138,16 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._pulse = Pulse(connections.settings.ping_limit)
         self._outbound: Outbound
         self._under_way: Deferred[Any] | None = None
-        self._is_member = False
+        self.is_member = False
         self._closed_because = ""
+        self._entry: Entry
 
     # What the house asks.
+
+    @property
+    def delivered(self) -> tuple[int, int]:
+        """Data messages that were handed to this connection, and their bytes."""
+        return self._outbound.messages, self._outbound.size
 
     def broker_lost(self) -> None:
         """See `topicsvc.ports.Member`."""
@@ -165,12 +179,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def slow(self, waiting: int) -> None:
         """So many bytes wait for this peer: too many, or for too long."""
-        self._log.info(
-            "{peer} reads {topic} too slowly, {waiting} bytes wait: closing its session",
-            peer=self.peer,
-            topic=self.topic.path,
-            waiting=waiting,
-        )
+        self._detail = f"{waiting} bytes waited"
         self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER))
 
     def abort(self) -> None:
@@ -194,6 +203,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def connectionMade(self) -> None:
         """The HTTP side has handed the transport over."""
         self.peer = self._visit.peer
+        self._entry = self._house.journal.open(self.peer, self.topic.path)
         self._connectionMade()
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
@@ -257,7 +267,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.remoteCloseCode = code
         self.wasClean = True
         if self.state == self.STATE_OPEN:
-            self._end("the client closed")
+            self._end("Client closed")
             # It reads no more: what waits for it would only hold up the answer.
             self._outbound.discard()
             self.sendCloseFrame(code=code, isReply=True)
@@ -265,16 +275,11 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         return True
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self._end("the connection was lost")
+        self._end("Connection lost")
         self._outbound.discard()
+        self._house.journal.close(self._entry, *self.delivered)
         self._house.gone(self)
         self._visit.leave()
-        self._log.info(
-            "{peer} left {topic}: {reason}",
-            peer=self.peer,
-            topic=self.topic.path,
-            reason=self._closed_because,
-        )
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Every frame, Autobahn's own too, goes out behind those written before."""
@@ -289,7 +294,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state != self.STATE_OPEN:
             self.dropConnection(abort=False)
             return
-        self._end(reason)
+        self._detail = reason if code in _FAILURES else ""
+        self._end(_FAILURES.get(code, reason))
         self._outbound.discard()
         self._send_close(code, reason)
         self._outbound.finish()
@@ -319,6 +325,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             if self._closed_because:  # what was written before has shown that the peer is slow
                 return
             match effect:
+                case Begin():
+                    self._house.journal.begin(self._entry)
                 case Reply(frame):
                     self._outbound.write(frame)
                 case Close(code, reason):
@@ -352,7 +360,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _joined(self, _: None) -> None:
         self._answered()
-        self._is_member = True
+        self.is_member = True
         self._house.joined(self)
         self._perform(self._session.joined(self._now()))
 
@@ -375,13 +383,15 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def _end(self, why: str) -> None:
         """The session is over, whatever becomes of the connection: leave nothing behind."""
         self._session.lost()
-        self._closed_because = self._closed_because or why
+        if not self._closed_because:
+            self._closed_because = why
+            self._house.journal.end(self._entry, why, self._detail, *self.delivered)
         self._house.tokens.cancel(self)
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.cancel()
-        if self._is_member:
-            self._is_member = False
+        if self.is_member:
+            self.is_member = False
             self._house.left(self)
             self._house.hub.leave(self.topic, self._outbound)
 
@@ -428,36 +438,79 @@ class Connections(Service):
         revocation: Revocation | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.validator = validator
         self.hub = hub
         self.clock = clock
-        self.settings = settings
-        self._drain = drain
         self._random = random or Random()  # noqa: S311 - no secret, only spread
+        self.journal = Journal(clock)
         self._wheel: Wheel[TopicProtocol] = Wheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
         self._is_stopping = False
+        self._leaving: deque[tuple[float, TopicProtocol]] = deque()
+        self._next_leaves: IDelayedCall | None = None
         self._all_gone: Deferred[None] | None = None
-        self.revocation = revocation
         self._rechecks: Rechecks[TopicProtocol] | None = None
-        if revocation is not None:
-            self._rechecks = Rechecks(
-                clock,
-                revocation.interval,
-                revocation.at_once,
-                TopicProtocol.recheck,
-                self._random,
-            )
         self.tokens = Deadlines[TopicProtocol](
             clock, settings.token_timeout, TopicProtocol.token_timeout
         )
         self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
         self.backlog = Backlog(limits or Limits(clock), clock)
+        self.configure(validator, settings, drain, revocation)
+
+    def configure(
+        self,
+        validator: TokenValidator,
+        settings: SessionSettings,
+        drain: float,
+        revocation: Revocation | None,
+    ) -> None:
+        """Go over to these settings, for what begins from now on; live sessions stay.
+
+        A session that began while revocation was not looked for keeps no token that could
+        be looked at again, before its client shows one.
+        """
+        self.validator = validator
+        self.settings = settings
+        self._drain = drain
         self._factory = _websocket_factory(settings)
+        self.tokens.last(settings.token_timeout)
+        if self._heart.running:
+            self._heart.stop()
+            self._heart.start(settings.ping_interval / SLOTS, now=False)
+        self._look_again(revocation)
+
+    def _look_again(self, revocation: Revocation | None) -> None:
+        if self._rechecks is not None:
+            self._rechecks.stop()
+        self.revocation = revocation
+        self._rechecks = None
+        if revocation is None:
+            return
+        self._rechecks = Rechecks(
+            self.clock,
+            revocation.interval,
+            revocation.at_once,
+            TopicProtocol.recheck,
+            self._random,
+        )
+        for protocol in self._wheel:
+            if protocol.is_member:
+                self._rechecks.add(protocol)
+        if self.running:
+            self._rechecks.start()
 
     def __len__(self) -> int:
         return len(self._wheel)
+
+    @property
+    def delivered(self) -> tuple[int, int]:
+        """Data messages that were handed to all connections, those gone too; their bytes."""
+        messages, size = self.journal.messages, self.journal.size
+        for member in self._wheel:
+            delivered = member.delivered
+            messages += delivered[0]
+            size += delivered[1]
+        return messages, size
 
     def protocol(self, topic: TopicAddress, visit: Visit) -> TopicProtocol | None:
         """A new connection to `topic`, for the HTTP side to hand a transport to.
@@ -485,6 +538,9 @@ class Connections(Service):
         self._wheel.discard(protocol)
         self.closing.cancel(protocol)
         if self._all_gone is not None and not self._wheel:
+            self._leaving.clear()
+            if self._next_leaves is not None:
+                self._next_leaves.cancel()
             self._all_gone.callback(None)
             self._all_gone = None
 
@@ -531,9 +587,29 @@ class Connections(Service):
         self._all_gone = all_gone
         members = list(self._wheel)
         self._random.shuffle(members)
-        for place, member in enumerate(members):
-            self.clock.callLater(self._drain * place / len(members), member.going_away)
+        share = self._drain / len(members)
+        now = self.clock.seconds()
+        # Each within its own share of the time, so that clients that come back at once come
+        # evenly, and at a moment of its own in it.
+        self._leaving = deque(
+            (now + share * (place + self._random.random()), member)
+            for place, member in enumerate(members)
+        )
+        self._send_away()
         return all_gone
+
+    def _send_away(self) -> None:
+        """Close those whose moment has come."""
+        now = self.clock.seconds()
+        while self._leaving and self._leaving[0][0] <= now:
+            _, member = self._leaving.popleft()
+            try:
+                member.going_away()
+            except Exception:
+                self._log.failure("{peer} could not be told that we stop", peer=member.peer)
+        self._next_leaves = None
+        if self._leaving:
+            self._next_leaves = self.clock.callLater(self._leaving[0][0] - now, self._send_away)
 
     def _beat(self, turns: int) -> None:
         """Turn the wheel; after a pause, or a jump of the clock, at most once around."""

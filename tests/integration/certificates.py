@@ -12,6 +12,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+LIFE = datetime.timedelta(days=80)
+"""As long as a well-kept certificate has left, so that a scan has nothing to say about it."""
+
+REVOKED = "http://localhost/revoked.crl"
+"""Where a certificate says that a list of revoked ones is; nobody fetches it."""
+
 
 class Authority:
     """Issues certificates into a directory.
@@ -63,12 +69,15 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_after(now + LIFE)
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         )
         if hosts:
             names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)
+            place = x509.UniformResourceIdentifier(REVOKED)
+            lists = [x509.DistributionPoint([place], None, None, None)]
+            builder = builder.add_extension(x509.CRLDistributionPoints(lists), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
 

@@ -13,3 +13,9 @@ npm ci --prefix oidc --no-audit --no-fund
 # the tests run a broker of their own.
 apt-get install -y -qq --no-install-recommends activemq
 command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends default-jdk-headless
+
+# A scanner of TLS servers, for test_tls_scan, with the tools that it calls; and a browser.
+apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium
+
+# What stands in front of a topicsvc, with the files of examples/, and what reads systemd's units.
+apt-get install -y -qq --no-install-recommends nginx-light haproxy systemd

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IHostnameResolver, IHostResolution
@@ -46,6 +47,7 @@ from tests.integration.judged import (
 )
 from topicsvc.address import Unit
 from topicsvc.config import Config
+from topicsvc.validators import agent
 
 METHODS = ("PROPFIND", "OPTIONS", "POST", "*")
 
@@ -303,3 +305,37 @@ class CellByHostTests(OverTLS):
         self.assertEqual(resolver.names, {"cell1.unit1.example"})
         outcome = yield self.present("unknown")
         self.assert_outcome("a cell by host", outcome, TOKEN_INACTIVE)
+
+    @inlineCallbacks
+    def test_hosts_that_clients_make_up_cost_nothing_for_good(self) -> Test:
+        before = reactor.installNameResolver(LoopbackResolver())
+        self.addCleanup(reactor.installNameResolver, before)
+        self.patch(agent, "_MOST_OPENED", 5)
+        settings = self.settings()
+        authorities = CountedAuthorities(settings.validator.authorities)
+        judge = replace(settings.validator, authorities=authorities)
+        self.start(replace(settings, validator=judge))
+        for number in range(20):
+            client = self.connect_http()
+            self.assertEqual(client.upgrade(host=f"made-up-{number}.unit1.example"), 101)
+            client.present("live")
+            text, _ = yield self.reply(client)
+            self.assertIn("Token inactive", text)
+            client.vanish()
+        self.assertEqual(len({headers["host"] for _, _, headers in self.unit.requests}), 20)
+        self.assertEqual(authorities.loaded, 1, "with the system's each is nearly a megabyte")
+        pool = self.service._judge._agent._pool
+        self.assertLessEqual(len(pool._connections), 6)
+
+
+@implementer(IOpenSSLTrustRoot)
+class CountedAuthorities:
+    """Counts how often authorities are read into a context."""
+
+    def __init__(self, authorities: Any) -> None:
+        self._authorities = authorities
+        self.loaded = 0
+
+    def _addCACertsToContext(self, context: Any) -> None:
+        self.loaded += 1
+        self._authorities._addCACertsToContext(context)

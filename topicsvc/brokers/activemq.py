@@ -11,7 +11,7 @@ for a subscription that is not there. All topics are subscribed again before `is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 from random import Random
 from typing import ClassVar
@@ -28,7 +28,7 @@ from topicsvc.brokers.stomp import Frame
 from topicsvc.brokers.textmessage import ascii_json, json_body
 from topicsvc.deadlines import Deadlines
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.ports import Message, Subscription
+from topicsvc.ports import Losses, Message, Subscription
 
 __all__ = [
     "LINGER",
@@ -36,7 +36,6 @@ __all__ = [
     "MAX_UNDER_WAY",
     "TIME_TO_LIVE",
     "ActiveMQBroker",
-    "Losses",
 ]
 
 LINGER = 5.0
@@ -56,21 +55,6 @@ _MESSAGE_ID = "__PERSONIUM_MESSAGE_ID"
 
 _Deliver = Callable[[Message], None]
 _Lost = Callable[[], None]
-
-
-@dataclass(slots=True)
-class Losses:
-    """How often and for how long messages may have been missed.
-
-    Attributes:
-        gaps: times that topics with listeners were without a subscription.
-        seconds: how long in all, from the last sign of the broker's life.
-        misrouted: messages that the broker brought for another topic than was subscribed.
-    """
-
-    gaps: int = 0
-    seconds: float = 0
-    misrouted: int = 0
 
 
 class ActiveMQBroker(Service):
@@ -96,8 +80,8 @@ class ActiveMQBroker(Service):
         random: Random | None = None,
     ) -> None:
         random = random or Random()  # noqa: S311 - no secret, only spread
-        self.losses = Losses()
-        self._reader = _Reader(clock, closes_on_loss, self.losses)
+        self._losses = Losses()
+        self._reader = _Reader(clock, closes_on_loss, self._losses)
         self._sender = _Sender(clock)
         self._reader.link = Link("reader", endpoint, clock, login, self._reader, random)
         self._sender.link = Link("sender", endpoint, clock, login, self._sender, random)
@@ -106,6 +90,12 @@ class ActiveMQBroker(Service):
     def is_up(self) -> bool:
         """See `topicsvc.ports.Broker`."""
         return self._reader.is_up and self._sender.link.is_up
+
+    @property
+    def losses(self) -> Losses:
+        """See `topicsvc.ports.Broker`."""
+        reconnects = self._reader.link.reconnects + self._sender.link.reconnects
+        return replace(self._losses, reconnects=reconnects)
 
     @property
     def topics(self) -> int:

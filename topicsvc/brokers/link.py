@@ -125,6 +125,7 @@ class Link(Service):
         self.owner = owner
         self._random = random
         self._attempts = 0
+        self._connects = 0
         self._complaint = ""
         self._connection: Connection | None = None
         self._client = ClientService(
@@ -138,6 +139,11 @@ class Link(Service):
     def is_up(self) -> bool:
         """Whether requests can be made."""
         return self._connection is not None and self._connection.is_up
+
+    @property
+    def reconnects(self) -> int:
+        """Times that the broker has let us in after the first."""
+        return max(0, self._connects - 1)
 
     def request(self, frame: Frame, answered: Answered) -> None:
         """Send `frame` and wait for its receipt; `answered` hears the outcome."""
@@ -179,6 +185,7 @@ class Link(Service):
 
     def greeted(self) -> None:
         """The broker has let us in."""
+        self._connects += 1
         self._attempts = 0
         self._complaint = ""
         self._log.info("the {name} is connected to the broker", name=self.name)

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from topicsvc.address import TopicAddress
-from topicsvc.ports import Message, Subscription
+from topicsvc.ports import Losses, Message, Subscription
 
 __all__ = ["MemoryBroker"]
 
@@ -28,6 +28,7 @@ class MemoryBroker(Service):
     name = "memory broker"
 
     def __init__(self) -> None:
+        self.losses = Losses()
         self._subscriptions: dict[TopicAddress, dict[_Subscription, None]] = {}
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import idna
+from hyperlink import URL
 from OpenSSL.SSL import Error as TLSError
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
@@ -120,7 +121,7 @@ class Asker:
         try:
             response = yield self._client.request(
                 method,
-                url,
+                _Uri.from_text(url),
                 headers=Headers({name: [value] for name, value in headers.items()}),
                 data=None if form is None else dict(form),
                 allow_redirects=False,
@@ -135,6 +136,13 @@ class Asker:
             return Answer(response.code, response.headers, body)
         # Outside of the handler, so that the exception does not drag along what was sent.
         raise ValidatorUnavailable(f"{method}: {fault}")
+
+
+class _Uri(URL):
+    """A URL of ASCII alone, which treq would only spoil: an IPv6 address is no name to it."""
+
+    def to_uri(self) -> URL:
+        return self
 
 
 def _fault(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from typing import Any
 
@@ -28,6 +29,11 @@ HEAD_TIMEOUT = 10.0
 BODY_TIMEOUT = 30.0
 """Seconds for a whole body."""
 
+SEND_METHODS = (b"POST", b"PUT")
+
+STATUSES = (200, 400, 401, 403, 404, 405, 413, 500, 503)
+"""What a send may be answered with. Each is counted from 0, or its first would not be seen."""
+
 IDLE_TIMEOUT = 60.0
 """Seconds that a connection may be silent between two requests."""
 
@@ -44,10 +50,23 @@ class TopicTree(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._upgrade = upgrade
+        self._is_draining = False
+        self.offer(send)
+
+    def offer(self, send: IResource | None) -> None:
+        """Take what is sent; None: take nothing."""
         self._send = send
 
-    def render(self, request: Request) -> Any:
+    def drain(self) -> None:
+        """From now on answer every request with 503, and close its connection."""
+        self._is_draining = True
+
+    def render(self, request: TopicRequest) -> Any:
         """See `twisted.web.resource.IResource`."""
+        if self._is_draining:
+            request.close_after()
+            request.setHeader(b"access-control-allow-origin", b"*")
+            return answers.answer(request, answers.UNAVAILABLE)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)
@@ -85,11 +104,22 @@ class TopicRequest(Request):
             self.finish_with(answers.answer(self, answers.INTERNAL_ERROR))
         return reason
 
+    def close_after(self) -> None:
+        """No other request is taken from this connection."""
+        self.channel.persistent = False
+        self.setHeader(b"connection", b"close")
+
     def finish_with(self, body: bytes) -> None:
         """Write the whole body of an answer that was not given at once."""
         self.setHeader(b"content-length", b"%d" % len(body))
         self.write(body)
         self.finish()
+
+    def finish(self) -> None:
+        """The answer is complete: count it, if it answers a send."""
+        if self.method in SEND_METHODS:
+            self.channel.site.sends[self.code] += 1
+        super().finish()  # type: ignore[no-untyped-call]
 
 
 class QuietChannel(HTTPChannel):
@@ -118,6 +148,7 @@ class TopicChannel(QuietChannel):
     _deadline: Deadlines[TopicChannel] | None = None
 
     def connectionMade(self) -> None:
+        self.site.connections += 1
         limits = self.site.limits
         host = client.arriving_host(self.transport, limits.settings.trusted_proxies)
         self.visit = limits.arrive(host)
@@ -131,6 +162,7 @@ class TopicChannel(QuietChannel):
 
     def hand_over(self, protocol: Protocol) -> None:
         """Give the transport to `protocol`, and what the client sends behind its request."""
+        self.site.connections -= 1
         transport, self.transport = self.transport, None
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
@@ -146,6 +178,8 @@ class TopicChannel(QuietChannel):
         if self.refused:
             return
         self.refused = True
+        if getattr(self, "_command", None) in SEND_METHODS:
+            self.site.sends[error.status] += 1
         self.transport.unregisterProducer()
         self.transport.write(answers.early_answer(error, about))
         # Closing at once with bytes unread would reset the connection and the answer with it:
@@ -218,6 +252,7 @@ class TopicChannel(QuietChannel):
         super().requestDone(request)  # type: ignore[no-untyped-call]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.site.connections -= 1
         self._wait(None)
         self.visit.leave()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
@@ -239,6 +274,10 @@ class TopicSite(Site):
         clock: keeps the timeouts.
         max_body: most bytes of a request's body.
         limits: how many connections there may be, and whose.
+
+    Attributes:
+        connections: HTTP connections that are open; one that became a WebSocket is not.
+        sends: sends that were answered, by HTTP status.
     """
 
     protocol = TopicChannel  # type: ignore[assignment]
@@ -256,6 +295,8 @@ class TopicSite(Site):
         )
         self.max_body = max_body
         self.limits = limits
+        self.connections = 0
+        self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
         self.heads = Deadlines(clock, HEAD_TIMEOUT, TopicChannel.too_late)
         self.bodies = Deadlines(clock, BODY_TIMEOUT, TopicChannel.too_late)
         self.idles = Deadlines(clock, IDLE_TIMEOUT, TopicChannel.too_late)

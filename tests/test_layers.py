@@ -19,7 +19,8 @@ APPLICATION = {
     "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks",
 }  # fmt: skip
 ADAPTERS = {
-    "brokers", "listening", "notify", "signals", "transmit", "validators", "web", "websocket",
+    "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
+    "websocket",
 }  # fmt: skip
 COMPOSITION = {"cli", "config", "demo", "reload", "service"}
 

@@ -18,12 +18,14 @@ ENDINGS = {
     "Invalid message": "this client sends what is no token message: see docs/protocol.md",
     "Session expired": "",
     "Token timeout": "this client shows no token; slow ones need a longer session.token_timeout",
-    "No pong": "the client or the way to it is gone: see session.ping_interval and ping_limit",
+    "No pong": "the client or the way to it is gone: see session.ping_interval and "
+    "session.ping_limit",
     "Slow consumer": "it reads more slowly than its topic is sent to; for short bursts raise "
     "session.send_queue",
-    "Too many messages": "a client has no reason to: limits.messages_per_minute, which pings count "
-    "against as well",
-    "Too many frames": "a client has no reason to: limits.frames_per_message",
+    "Too many messages": "no client needs so many messages or pings; if yours does, raise "
+    "limits.messages_per_minute",
+    "Too many frames": "no client needs to cut a message so small; if yours does, raise "
+    "limits.frames_per_message",
     "Internal error": "a fault of topicsvc: please report it with the traceback that is logged",
     "Service unavailable": "look at the validator and the broker: /health/ready, and what was "
     "logged before this",

@@ -64,6 +64,7 @@ _request_decoder = json.JSONDecoder(
 _body_decoder = json.JSONDecoder(
     parse_int=_number, parse_float=_number, parse_constant=_no_constant
 )
+_encoder = json.JSONEncoder(separators=(",", ":"))
 
 
 def parse_token(payload: bytes) -> str:
@@ -155,4 +156,4 @@ def pong_frame(payload: bytes) -> bytes:
 
 
 def _compact(members: dict[str, Any]) -> bytes:
-    return json.dumps(members, separators=(",", ":")).encode("ascii")
+    return _encoder.encode(members).encode("ascii")

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import HTTPChannel
+from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from topicsvc.web.metrics import Metrics
-from topicsvc.web.site import QuietChannel
 
 __all__ = ["AdminSite", "AdminTree"]
 
@@ -76,6 +77,14 @@ class AdminTree(Resource):
         return 200, *self._metrics.page(",".join(accepts))
 
 
+class _QuietChannel(HTTPChannel):
+    """An HTTP/1.1 connection that does not tell what it is served by."""
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        headers.removeHeader(b"server")
+        super().writeHeaders(version, code, reason, headers)  # type: ignore[no-untyped-call]
+
+
 class AdminSite(Site):
     """The Site of the admin side; probes are not worth a line of log each.
 
@@ -84,7 +93,7 @@ class AdminSite(Site):
         clock: keeps the timeouts.
     """
 
-    protocol = QuietChannel  # type: ignore[assignment]
+    protocol = _QuietChannel  # type: ignore[assignment]
 
     def __init__(self, tree: AdminTree, clock: IReactorTime) -> None:
         super().__init__(tree, reactor=clock)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
@@ -21,7 +21,7 @@ from topicsvc.limits import Limits, Visit
 from topicsvc.web import answers, client
 from topicsvc.web.answers import ApiError
 
-__all__ = ["QuietChannel", "TopicRequest", "TopicSite", "TopicTree"]
+__all__ = ["TopicRequest", "TopicSite", "TopicTree"]
 
 HEAD_TIMEOUT = 10.0
 """Seconds for a whole request head, from the connection or the end of the silence before it."""
@@ -67,6 +67,11 @@ class TopicTree(Resource):
             request.close_after()
             request.setHeader(b"access-control-allow-origin", b"*")
             return answers.answer(request, answers.UNAVAILABLE)
+        if request.path == b"*":  # the server as a whole (RFC 9110, section 9.3.7)
+            if request.method == b"OPTIONS":
+                return b""
+            headers = {b"allow": b"OPTIONS"}
+            return answers.answer(request, answers.METHOD_NOT_ALLOWED, headers=headers)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)
@@ -95,6 +100,17 @@ class TopicRequest(Request):
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
+    def process(self) -> None:
+        """Let the one resource answer: there is no tree to walk, and no banner to show."""
+        self.site = self.channel.site
+        self.prepath: list[bytes] = []
+        self.postpath: list[bytes] = []
+        self.setHeader(b"date", datetimeToString())
+        try:
+            self.render(self.site.resource)
+        except Exception:
+            self.processingFailed(Failure())
+
     def processingFailed(self, reason: Any) -> Any:
         """A fault of ours: log it, and tell the client no more than that."""
         self._log.failure("{path} could not be answered", reason, path=self.path)
@@ -122,15 +138,7 @@ class TopicRequest(Request):
         super().finish()  # type: ignore[no-untyped-call]
 
 
-class QuietChannel(HTTPChannel):
-    """An HTTP/1.1 connection that does not tell what it is served by."""
-
-    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        headers.removeHeader(b"server")
-        super().writeHeaders(version, code, reason, headers)  # type: ignore[no-untyped-call]
-
-
-class TopicChannel(QuietChannel):
+class TopicChannel(HTTPChannel):
     """An HTTP/1.1 connection that can become a WebSocket.
 
     What it waits for has an absolute deadline, which no dripping of bytes prolongs. The first

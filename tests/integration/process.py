@@ -53,13 +53,13 @@ class Process:
     def text(self) -> str:
         return "".join(self.output)
 
-    def wait_for(self, pattern: str, timeout: float = TIMEOUT) -> re.Match[str]:
-        """Wait until the output matches `pattern`."""
+    def wait_for(self, pattern: str, timeout: float = TIMEOUT, after: int = 0) -> re.Match[str]:
+        """Wait until the output matches `pattern`, beyond so many lines."""
         match = None
 
         def look() -> bool:
             nonlocal match
-            match = re.search(pattern, self.text)
+            match = re.search(pattern, "".join(self.output[after:]))
             return match is not None or not self._reader.is_alive()
 
         with self._news:

@@ -18,6 +18,10 @@ def _nothing() -> None:
     """Do nothing."""
 
 
+def _not_counted(messages: int, size: int) -> None:
+    """Do nothing."""
+
+
 class Outbound(ABC):
     """The way out to one peer, in order.
 
@@ -34,6 +38,7 @@ class Outbound(ABC):
         size: their bytes.
         deliver_until: data is written before this time (seconds since the epoch), and from
             it on no more.
+        withheld: told of each delivery that is not written: how many messages and bytes.
         broker_lost: see `topicsvc.ports.Member`; whoever owns this says what happens.
     """
 
@@ -49,11 +54,13 @@ class Outbound(ABC):
         "deliver_until",
         "messages",
         "size",
+        "withheld",
     )
 
     def __init__(self, limit: int, backlog: Backlog, overflow: Callable[[int], None]) -> None:
         self.messages = 0
         self.size = 0
+        self.withheld: Callable[[int, int], None] = _not_counted
         self.deliver_until = 0.0
         self.broker_lost: Callable[[], None] = _nothing
         self._limit = limit
@@ -90,6 +97,8 @@ class Outbound(ABC):
             self.messages += count
             self.size += len(frames)
             self.write(frames)
+        else:
+            self.withheld(count, len(frames))
 
     def write(self, data: bytes) -> None:
         """Send `data` after all that was written before it."""

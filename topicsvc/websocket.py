@@ -145,11 +145,6 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     # What the house asks.
 
-    @property
-    def delivered(self) -> tuple[int, int]:
-        """Data messages that were handed to this connection, and their bytes."""
-        return self._outbound.messages, self._outbound.size
-
     def broker_lost(self) -> None:
         """See `topicsvc.ports.Member`."""
         self._perform(self._session.close(TRY_AGAIN_LATER, SERVICE_UNAVAILABLE))
@@ -214,6 +209,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self.transport, self._house.settings.send_queue, self._house.backlog, self.slow
         )
         self._outbound.broker_lost = self.broker_lost
+        self._outbound.withheld = self._house.journal.withhold
 
     def dataReceived(self, data: bytes) -> None:
         # Not by way of Autobahn's, which describes each piece for a debug line.
@@ -280,7 +276,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self._end("Connection lost")
         self._outbound.discard()
-        self._house.journal.close(self._entry, *self.delivered)
+        self._house.journal.close(self._entry)
         self._house.gone(self)
         self._visit.leave()
 
@@ -388,7 +384,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._session.lost()
         if not self._closed_because:
             self._closed_because = why
-            self._house.journal.end(self._entry, why, self._detail, *self.delivered)
+            messages, size = self._outbound.messages, self._outbound.size
+            self._house.journal.end(self._entry, why, self._detail, messages, size)
         self._house.tokens.cancel(self)
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
@@ -508,12 +505,8 @@ class Connections(Service):
     @property
     def delivered(self) -> tuple[int, int]:
         """Data messages that were handed to all connections, those gone too; their bytes."""
-        messages, size = self.journal.messages, self.journal.size
-        for member in self._wheel:
-            delivered = member.delivered
-            messages += delivered[0]
-            size += delivered[1]
-        return messages, size
+        hub, journal = self.hub, self.journal
+        return hub.offered - journal.withheld, hub.offered_size - journal.withheld_size
 
     def protocol(self, topic: TopicAddress, visit: Visit) -> TopicProtocol | None:
         """A new connection to `topic`, for the HTTP side to hand a transport to.

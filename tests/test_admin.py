@@ -36,6 +36,7 @@ class AdminTestCase(ServiceTestCase):
                 hub=self.hub,
                 broker=self.broker,
                 site=self.site,
+                limits=self.limits,
                 checks=self.checks,
                 lag=self.lag,
                 kinds=lambda: {"validator": "local", "broker": "memory"},
@@ -46,7 +47,7 @@ class AdminTestCase(ServiceTestCase):
 
     def ask(self, path: str, method: str = "GET", headers: Any = None) -> tuple[Client, bytes]:
         """One request to the admin side."""
-        client = Client(self, self.admin)
+        client = Client(self, site=self.admin)
         body = client.request(method, path, headers)
         client.vanish()
         return client, body

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.logger import eventAsText, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -128,6 +129,22 @@ class JournalTests(ServiceTestCase):
         self.assertEqual(self.connections.delivered, (3, 3 * size))
         self.bring(b"2")
         self.assertEqual(self.connections.delivered, (5, 5 * size))
+
+    def test_who_leaves_during_a_walk_and_is_not_reached_is_not_counted(self) -> None:
+        clients = [self.subscribe() for _ in range(3)]
+        last = clients[-1].transport
+        deliver = self.connections.hub._advance
+
+        def leaves_meanwhile(channel: Any, share: int) -> int:
+            taken = deliver(channel, 1)
+            last.lose(ConnectionDone())
+            return taken + deliver(channel, share - 1)
+
+        self.connections.hub._advance = leaves_meanwhile
+        self.bring(b"1")
+        self.assertEqual(self.connections.delivered[0], 2)
+        self.assertEqual([len(each.frames()) for each in clients[:2]], [1, 1])
+        self.assertIn(" 0 messages, 0 bytes: Connection lost", self.lines[-1])
 
     def test_what_is_not_delivered_after_expiry_is_not_counted(self) -> None:
         self.subscribe(life=5)

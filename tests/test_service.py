@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
 from topicsvc import config, demo
-from topicsvc.errors import ConfigError
+from topicsvc.errors import ConfigError, TokenInactive
 from topicsvc.service import Options, TopicService, makeService
 from topicsvc.validators.local import LocalValidator, make_key, write_key
 
@@ -128,6 +128,18 @@ class TopicServiceTests(TestCase):
         self.assertIn("in use", line)
         yield second.stopService()
         yield first.stopService()
+
+    def test_what_is_counted_outlives_a_reload(self) -> None:
+        service = TopicService(self.settings(), reactor)
+        judge = service._judge
+        for _ in range(2):
+            refused = service._judge.validator.validate("nonsense", demo.TOPIC)
+            self.failureResultOf(refused, TokenInactive)
+            service.reread = self.settings  # with another key
+            service.reload()
+        self.assertIsNot(service._judge, judge)
+        _, text = service.metrics.page("")
+        self.assertIn(b'topicsvc_token_checks_total{outcome="refused"} 2.0\n', text)
 
 
 class DemoTests(SynchronousTestCase):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -41,6 +42,7 @@ from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
 from topicsvc.judge import Judge
 from topicsvc.lag import ReactorLag
+from topicsvc.limits import Limits
 from topicsvc.listening import Listener, endpoint_problem, reason_of
 from topicsvc.notify import Notifier
 from topicsvc.ports import Broker
@@ -218,6 +220,7 @@ class TopicService(Service):
         self._checks = CheckTally()
         self._judge = Judge(settings, reactor, self._checks)
         validator = self._judge.validator
+        self.limits = Limits(reactor, settings.limits, _most_files())
         self._hub = Hub(self.broker, reactor, data_frame)
         self.connections = Connections(
             validator,
@@ -226,6 +229,7 @@ class TopicService(Service):
             settings.session,
             settings.stop.drain,
             revocation=self._judge.revocation,
+            limits=self.limits,
         )
         self._send = SendResource(
             settings.unit, validator, self.broker, reactor, settings.send.trust_via
@@ -235,7 +239,7 @@ class TopicService(Service):
             UpgradeResource(settings.unit, self.connections.protocol),
             self._send if settings.send.enabled else None,
         )
-        self._site = TopicSite(self._tree, reactor, settings.send.max_body)
+        self._site = TopicSite(self._tree, reactor, settings.send.max_body, self.limits)
         self._listeners = [
             Listener("listen", text, self._site, reactor) for text in settings.listen
         ]
@@ -247,6 +251,7 @@ class TopicService(Service):
                 hub=self._hub,
                 broker=self.broker,
                 site=self._site,
+                limits=self.limits,
                 checks=self._checks,
                 lag=self._lag,
                 kinds=lambda: {
@@ -341,6 +346,7 @@ class TopicService(Service):
         self._send.configure(self._judge.validator, settings.send.trust_via)
         self._tree.offer(self._send if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
+        self.limits.settings = settings.limits
 
     def stopService(self) -> Deferred[None]:
         """Stop without losing anything; fires when that is done or has taken too long.
@@ -449,6 +455,12 @@ def make_broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
                     ]
                 ) from error
             return ActiveMQBroker(client, reactor, login, closes_on_loss)
+
+
+def _most_files() -> int | None:
+    """How many files this process may have open; None: any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 class CannotStart(SystemExit, Exception):

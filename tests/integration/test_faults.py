@@ -114,6 +114,24 @@ class FaultTests(JudgedTestCase):
             self.assert_outcome("closes kept connections", outcome, SUCCESS)
 
     @inlineCallbacks
+    def test_drops_connections_that_are_kept(self) -> Test:
+        channels: set[Any] = set()
+
+        def notes_its_channel(request: Any, reply: fake_unit.Reply) -> Any:
+            channels.add(request.channel)
+            return fake_unit.answers_at_once(request, reply)
+
+        self.service._judge._agent._pool.cachedConnectionTimeout = 0.2
+        self.unit.has(notes_its_channel)
+        outcome = yield self.present()
+        self.assert_outcome("drops connections that are kept", outcome, SUCCESS)
+        for channel in channels:
+            channel.transport.abortConnection()
+        yield sleep(0.4)  # the pool lets go of them
+        outcome = yield self.present()
+        self.assert_outcome("drops connections that are kept", outcome, SUCCESS)
+
+    @inlineCallbacks
     def test_drops_every_connection(self) -> Test:
         yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.drops_every_connection)
 

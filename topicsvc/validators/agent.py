@@ -205,10 +205,15 @@ class _Bounding(ClientFactory):
             protocol.connectionLost,
         )
         taken = 0
+        is_lost = False
 
         def make_connection(transport: Any) -> None:
+            def leave() -> None:
+                if not is_lost:  # the pool also leaves those that the peer has left
+                    transport.abortConnection()
+
             self._endpoints.opened()
-            transport.loseConnection = transport.abortConnection
+            transport.loseConnection = leave
             made(transport)
 
         def data_received(data: bytes) -> None:
@@ -222,6 +227,8 @@ class _Bounding(ClientFactory):
                 taken = 0
 
         def connection_lost(reason: Failure) -> None:
+            nonlocal is_lost
+            is_lost = True
             self._endpoints.gone()
             lost(reason)
 

@@ -15,7 +15,9 @@ PURE = {
     "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session",
     "tally", "wire",
 }  # fmt: skip
-APPLICATION = {"deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks"}
+APPLICATION = {
+    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks",
+}  # fmt: skip
 ADAPTERS = {
     "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
     "websocket",

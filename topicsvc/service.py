@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -43,6 +44,7 @@ from topicsvc.config import (
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
 from topicsvc.lag import ReactorLag
+from topicsvc.limits import Limits
 from topicsvc.listening import Listener, endpoint_problem, reason_of
 from topicsvc.notify import Notifier
 from topicsvc.ports import Broker, TokenValidator
@@ -232,6 +234,7 @@ class TopicService(Service):
         self._checks = CheckTally()
         self._judge = _Judge(settings, reactor, self._checks)
         validator = self._judge.validator
+        self.limits = Limits(reactor, settings.limits, _most_files())
         self._hub = Hub(self.broker, reactor, data_frame)
         self.connections = Connections(
             validator,
@@ -240,6 +243,7 @@ class TopicService(Service):
             settings.session,
             settings.stop.drain,
             revocation=self._judge.revocation,
+            limits=self.limits,
         )
         self._send = SendResource(
             settings.unit, validator, self.broker, reactor, settings.send.trust_via
@@ -249,7 +253,7 @@ class TopicService(Service):
             UpgradeResource(settings.unit, self.connections.protocol),
             self._send if settings.send.enabled else None,
         )
-        self._site = TopicSite(self._tree, reactor, settings.send.max_body)
+        self._site = TopicSite(self._tree, reactor, settings.send.max_body, self.limits)
         self._listeners = [
             Listener("listen", text, self._site, reactor) for text in settings.listen
         ]
@@ -261,6 +265,7 @@ class TopicService(Service):
                 hub=self._hub,
                 broker=self.broker,
                 site=self._site,
+                limits=self.limits,
                 checks=self._checks,
                 lag=self._lag,
                 kinds=lambda: {
@@ -355,6 +360,7 @@ class TopicService(Service):
         self._send.configure(self._judge.validator, settings.send.trust_via)
         self._tree.offer(self._send if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
+        self.limits.settings = settings.limits
 
     def stopService(self) -> Deferred[None]:
         """Stop without losing anything; fires when that is done or has taken too long.
@@ -527,6 +533,12 @@ def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
                     ]
                 ) from error
             return ActiveMQBroker(client, reactor, login, closes_on_loss)
+
+
+def _most_files() -> int | None:
+    """How many files this process may have open; None: any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 class CannotStart(SystemExit, Exception):

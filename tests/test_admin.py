@@ -122,6 +122,12 @@ class FormatTests(AdminTestCase):
         self.assertIn("application/openmetrics-text", client.headers["content-type"][0])
         self.assertEqual({each.name for each in openmetrics(body.decode())}, first)
 
+    def test_an_accept_that_makes_no_sense_gets_the_plain_format(self) -> None:
+        for accept in ("text/plain; version=abc", "application/openmetrics-text; version=x", ";,="):
+            client, _ = self.ask("/metrics", headers={"Accept": accept})
+            self.assertEqual(client.status, 200)
+            self.assertIn("text/plain; version=0.0.4", client.headers["content-type"][0])
+
     def test_names_follow_the_conventions(self) -> None:
         _, body = self.ask("/metrics", headers=OPENMETRICS)
         for family in openmetrics(body.decode()):

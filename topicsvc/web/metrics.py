@@ -69,7 +69,10 @@ class Metrics:
 
     def page(self, accept: str) -> tuple[str, bytes]:
         """The content type and the text, in the newest format that `accept` names."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # it names a version that is none
+            encode, content_type = choose_encoder("")
         return content_type, encode(self.registry)
 
 

@@ -107,7 +107,7 @@ class StrictnessTests(ServiceTestCase):
             self.assert_refused(request(first, f"Host: {HOST}", *HEADERS))
 
     def test_paths_with_other_characters_name_nothing(self) -> None:
-        for character in ("\x7f", "\xe9", "|", "\\", "{"):
+        for character in ("\x7f", "|", "\\", "{"):
             _, statuses = self.answers(
                 request(f"GET /__topic{character} HTTP/1.1", f"Host: {HOST}")
             )

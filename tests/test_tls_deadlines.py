@@ -8,6 +8,7 @@ from pathlib import Path
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.ssl import PrivateCertificate
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.trial import util
 
 from tests.harness import (
     HANDSHAKE,
@@ -92,6 +93,11 @@ UPGRADE = head(
 
 
 class TlsTests(ServiceTestCase):
+    suppress = (  # of Twisted's own, about its own
+        util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),
+        util.suppress(message="X509.* is deprecated", category=DeprecationWarning),
+    )
+
     def setUp(self) -> None:
         super().setUp()
         directory = Path(self.mktemp())

@@ -39,6 +39,8 @@ def is_within(host: str, networks: Iterable[Network]) -> bool:
 
 def counted_as(host: str) -> str:
     """What `host` is counted by: an IPv4 address, an IPv6 network, or its own text."""
+    if ":" not in host:
+        return host[:_MAX_LENGTH]
     address = _address(host)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((int(address) >> _PREFIX << _PREFIX, _PREFIX)))

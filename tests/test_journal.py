@@ -10,8 +10,9 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import eventAsText, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.harness import TOPIC, Client, ServiceTestCase
+from tests.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc import endings
+from topicsvc.ports import Message
 from topicsvc.websocket import SessionSettings
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
@@ -129,6 +130,17 @@ class JournalTests(ServiceTestCase):
         self.assertEqual(self.connections.delivered, (3, 3 * size))
         self.bring(b"2")
         self.assertEqual(self.connections.delivered, (5, 5 * size))
+
+    def test_messages_that_go_out_together_count_each(self) -> None:
+        client = self.subscribe()
+        for body in (b"1", b"22", b"333"):
+            self.broker.bring(Message(TOPIC, SENDER, body))
+        self.turn()
+        frames = client.frames()
+        size = sum(len(payload) + 2 for _, payload in frames)
+        self.assertEqual(self.connections.delivered, (3, size))
+        client.vanish()
+        self.assertIn(f" 3 messages, {size} bytes: ", self.lines[-1])
 
     def test_who_leaves_during_a_walk_and_is_not_reached_is_not_counted(self) -> None:
         clients = [self.subscribe() for _ in range(3)]

@@ -21,7 +21,7 @@ TOPICSVC = [
     "import sys; from topicsvc.cli.main import main; sys.exit(main())",
 ]
 
-_PORT = re.compile(r"(?:TopicSite|AdminSite)(?: \(TLS\))? starting on (\d+)")
+_PORT = re.compile(r"(?:TopicSite|AdminSite)(?: \((?:TLS|PROXY)\))? starting on (\d+)")
 
 
 def environment() -> dict[str, str]:

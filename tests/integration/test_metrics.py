@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
 from twisted.trial.unittest import SynchronousTestCase
+from websockets.exceptions import ConnectionClosed
 
 from tests.integration.client import Client
 from tests.integration.process import Process, Service
@@ -227,6 +229,16 @@ class ScrapeTests(MetricsTestCase):
         reasons["Slow consumer"] += 1
         slow.close()
 
+        # One says too much.
+        talking = self.subscribe(good)
+        started += 1
+        hits += 1
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(200):
+                talking.send(json.dumps({"AccessToken": good}))
+                self.assertEqual(json.loads(talking.recv())["Result"], "Success")
+                hits += 1
+        reasons["Too many messages"] += 1
         # One says goodbye, one vanishes.
         for reason, goodbye in (("Client closed", _GOODBYE), ("Connection lost", b"")):
             leaving = self.raw()
@@ -242,6 +254,8 @@ class ScrapeTests(MetricsTestCase):
         self.until(lambda: self.scrape()["topicsvc_sessions state closing"] == 0, "all are gone")
         lines = self.ended()
         samples = self.scrape()
+        refused = {name: n for name, n in samples.items() if "_limit_hits_" in name and n}
+        self.assertEqual(refused, {"topicsvc_limit_hits_total limit messages_per_minute": 1})
         self.assertEqual(Counter(line["reason"] for line in lines), reasons)
         self.assertEqual(
             {reason: samples[f"topicsvc_sessions_ended_total reason {label(reason)}"]

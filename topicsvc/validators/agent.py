@@ -35,6 +35,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from topicsvc.validators.asking import MAX_BODY
+from topicsvc.validators.lookups import SparingReactor
 
 __all__ = ["MAX_ANSWER", "JudgeAgent", "read_authorities"]
 
@@ -140,7 +141,8 @@ class _Endpoints:
         kept: int,
         close_kept: Callable[[], Deferred[None]],
     ) -> None:
-        self._reactor = reactor
+        # All that may be under way ask of hosts of their own, and once more.
+        self._reactor = SparingReactor(reactor, 2 * kept)
         self._tls = CertificateOptions(trustRoot=authorities or platformTrust())
         self._kept = kept
         self._close_kept = close_kept

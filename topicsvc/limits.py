@@ -286,10 +286,12 @@ class Visit:
         elif not self.is_dropped:
             self._limits.turned_away -= 1
 
-    @property
-    def barred_for(self) -> float:
-        """Seconds for which tokens from its address are not looked at; 0: they are."""
-        return self._limits.barred_for(self.address)
+    def bars(self) -> float:
+        """Seconds for which no token of its address is looked at; 0: they are."""
+        seconds = self._limits.barred_for(self.address)
+        if seconds:
+            self._limits.hit("failed_tokens_per_minute")
+        return seconds
 
     def judge(self, validator: TokenValidator, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """Ask about a token, unless too many from this address were no good.
@@ -297,9 +299,8 @@ class Visit:
         Fails with:
             TooManyFailedTokens: nobody was asked; else as `TokenValidator.validate`.
         """
-        seconds = self.barred_for
+        seconds = self.bars()
         if seconds:
-            self._limits.hit("failed_tokens_per_minute")
             return fail(TooManyFailedTokens(seconds))
         asked = maybeDeferred(validator.validate, token, topic)
         return asked.addCallbacks(self._granted, self._not_granted)

@@ -66,10 +66,9 @@ class UpgradeResource(Resource):
         visit = request.visit
         if not visit.takes_origins(request.requestHeaders.getRawHeaders(b"origin")):
             return answer(request, answers.ORIGIN_REFUSED)
-        barred_for = visit.barred_for
-        if barred_for:
-            visit.refuse("failed_tokens_per_minute")
-            return too_many_failed_tokens(request, barred_for)
+        seconds = visit.bars()
+        if seconds:
+            return too_many_failed_tokens(request, seconds)
         [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
         protocol = self._build(topic, visit)
         if protocol is None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc import config, limits, service, websocket
+from topicsvc import config, limits, reload, service, websocket
 from topicsvc.backlog import STALL_TIMEOUT
+from topicsvc.cli import trials
 from topicsvc.cli.main import main
 from topicsvc.errors import ConfigError
 from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, MAX_WAITING_REQUESTS, TRY_AGAIN_LATER
@@ -96,6 +97,29 @@ class ConfigurationTests(SynchronousTestCase):
         self.assertGreaterEqual(examples, 4)
 
 
+class OperationTests(SynchronousTestCase):
+    def test_every_figure_is_the_true_one(self) -> None:
+        text = " ".join(page("docs/configuration.md").split())
+        parts = service.SENDS_GRACE, websocket.CLOSE_TIMEOUT, service.STOP_MARGIN
+        for figure in (
+            f"at most `stop.drain` + {sum(parts):.0f} seconds: {parts[0]:.0f} for the sends, "
+            f"{parts[1]:.0f} for the last close handshake, {parts[2]:.0f} for the rest",
+            f"fewer than {trials.FEW_DAYS} days left",
+            f"more than {trials.WRONG} s apart | more than {trials.SLOW} s apart",
+            f"fewer than {trials.FEW_FILES} |",
+        ):
+            self.assertIn(figure, text)
+        self.assertIn(f"warns {trials.FEW_DAYS} days before", page("docs/deployment.md"))
+
+    def test_what_needs_a_restart_is_told(self) -> None:
+        [row] = re.findall(
+            r"^\| (`listen`.*?) \| nothing: the log", page("docs/configuration.md"), re.MULTILINE
+        )
+        told = set(re.findall(r"`\[?([\w.]+)\]?`", row))
+        known = " ".join(reload._FIXED.values()).replace(" or ", " ")
+        self.assertEqual(told, set(re.findall(r"[\w.]+", known)))
+
+
 class CommandTests(SynchronousTestCase):
     def test_every_command_of_the_docs_is_understood(self) -> None:
         """Those that need a service are run in tests.integration.test_commands."""
@@ -106,7 +130,7 @@ class CommandTests(SynchronousTestCase):
                 seen.add(words[0])
                 for option in (word for word in words if word.startswith("--")):
                     self.assertIn(option, self.help(words[0]), line)
-        self.assertEqual(seen, {"token", "subscribe", "send", "check"})
+        self.assertEqual(seen, {"token", "subscribe", "send", "check", "doctor"})
 
     def help(self, command: str) -> str:
         import contextlib

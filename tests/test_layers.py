@@ -22,7 +22,7 @@ ADAPTERS = {
     "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
     "websocket",
 }  # fmt: skip
-COMPOSITION = {"cli", "config", "demo", "reload", "service"}
+COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

@@ -85,6 +85,8 @@ class ProxyTestCase(SynchronousTestCase):
             [validator]
             kind = "local"
             key_file = "{self.directory / "key"}"
+            [limits]
+            trusted_proxies = ["127.0.0.1"]
             [stop]
             drain = 0
             """
@@ -193,6 +195,7 @@ class NginxTests(ProxyTestCase):
     def test_both_forms_and_the_unit_behind_the_rest(self) -> None:
         self.assert_both_forms()
         self.assert_the_unit_is_behind_the_rest()
+        self.assertRegex(self.service.text, rf"{re.escape(SOURCE)}\b.*/cell1/box1/col/topic/name")
 
     def test_a_session_outlives_pings_and_the_proxy_s_patience(self) -> None:
         self.assert_outlives(self.join(*FORMS[0]), 4 * PING)

@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import FakeValidator
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
-from topicsvc.limits import COUNTED, COURTESY, MAX_ADDRESSES, Limits, LimitSettings, Visit
+from topicsvc.limits import COUNTED, COURTESY, MAX_ADDRESSES, Limits, LimitSettings
+from topicsvc.visits import Visit
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 ANN, BOB = "192.0.2.1", "192.0.2.2"
@@ -213,7 +214,7 @@ class FailedTokenTests(LimitsTestCase):
         self.judge(visit)
         self.clock.advance(20)
         self.judge(visit)
-        self.assertEqual(visit.barred_for, 0)
+        self.assertEqual(visit.bars(), 0)
         self.judge(visit)
         self.assertEqual(self.assert_not_asked(visit), 40)
         self.assertEqual(self.assert_not_asked(self.enter(ANN)), 40)
@@ -229,7 +230,7 @@ class FailedTokenTests(LimitsTestCase):
         visit = self.enter()
         for _ in range(5):
             self.judge(visit, "grant")
-        self.assertEqual(visit.barred_for, 0)
+        self.assertEqual(visit.bars(), 0)
 
     def test_one_that_has_run_out_counts(self) -> None:
         self.set(failed_tokens_per_minute=1)
@@ -248,7 +249,7 @@ class FailedTokenTests(LimitsTestCase):
         answer = visit.judge(self.validator, "token", TOPIC)
         self.validator.last.answer.errback(TopicNotFound("said the test"))
         self.failureResultOf(answer, TopicNotFound)
-        self.assertEqual(visit.barred_for, 0)
+        self.assertEqual(visit.bars(), 0)
 
     def test_0_is_no_bound(self) -> None:
         self.set(failed_tokens_per_minute=0)
@@ -267,7 +268,7 @@ class FailedTokenTests(LimitsTestCase):
         visit = self.enter()
         self.judge(visit)
         self.clock.rightNow -= 3600
-        self.assertEqual(visit.barred_for, 0)
+        self.assertEqual(visit.bars(), 0)
 
     def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
         for number in range(MAX_ADDRESSES + 5):

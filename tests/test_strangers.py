@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionAborted
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 
-from tests.harness import HANDSHAKE, HOST, SEND_PATH, WEBSOCKET_PATH, Client, ServiceTestCase
+from tests.harness import (
+    HANDSHAKE,
+    HOST,
+    SEND_PATH,
+    WEBSOCKET_PATH,
+    Client,
+    MemoryTransport,
+    ServiceTestCase,
+)
 from topicsvc.limits import COURTESY, LimitSettings
 from topicsvc.peers import parse_network
 from topicsvc.web import site
@@ -150,10 +159,12 @@ class FailedTokenTests(StrangerTestCase):
         self.refuse(self.connect(address=ANN))
         self.clock.advance(15)
         self.refuse(self.connect(address=ANN))
-        self.assert_turned_away(self.client(ANN), "PR503-SV-0003", "45")
+        kept = self.client(ANN)
+        self.assert_turned_away(kept, "PR503-SV-0003", "45")
         self.connect(address=BOB)
         self.clock.advance(45)
         self.connect(address=ANN)
+        self.assertEqual(kept.upgrade(), 101)
         self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 1)
 
     def test_no_token_is_looked_at_on_those_there_are(self) -> None:
@@ -393,6 +404,26 @@ class ProxyTests(StrangerTestCase):
         self.assert_nothing_left()
 
 
+class UnixSocketTests(StrangerTestCase):
+    """Nobody has an address there."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(MemoryTransport, "getPeer", lambda _: UNIXAddress(None))
+
+    def test_nothing_is_bounded_by_it(self) -> None:
+        self.set(per_address=1, waiting_per_address=1, failed_tokens_per_minute=1)
+        for _ in range(3):
+            self.refuse(self.connect())
+        self.connect()
+        self.connect().vanish()
+
+    def test_but_in_all(self) -> None:
+        self.set(connections=1)
+        self.connect()
+        self.assert_turned_away(self.client())
+
+
 class ProxyProtocolTests(StrangerTestCase):
     """Behind ``haproxy:``, whose header names the client."""
 
@@ -427,6 +458,18 @@ class ProxyProtocolTests(StrangerTestCase):
         client = self.proxied("PROXY UNKNOWN ::1 ::1 1 1")
         self.assertEqual(client.upgrade(), 101)
         self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
+
+    def test_so_is_version_2_s_word_for_a_health_check(self) -> None:
+        client = self.proxied()
+        client.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")
+        self.assertEqual(client.upgrade(), 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
+
+    def test_of_version_1_a_bare_unknown_is_not_understood(self) -> None:
+        client = self.proxied("PROXY UNKNOWN")
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
+        self.assert_nothing_left()
 
     def test_a_header_that_does_not_come_or_drips_has_its_deadline(self) -> None:
         for drip in (b"", b"x"):

@@ -10,7 +10,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import HostRefused, PathRefused
-from topicsvc.limits import Visit
+from topicsvc.visits import Visit
 from topicsvc.web import answers
 from topicsvc.web.answers import answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import TopicRequest
@@ -66,10 +66,9 @@ class UpgradeResource(Resource):
         visit = request.visit
         if not visit.takes_origins(request.requestHeaders.getRawHeaders(b"origin")):
             return answer(request, answers.ORIGIN_REFUSED)
-        barred_for = visit.barred_for
-        if barred_for:
-            visit.refuse("failed_tokens_per_minute")
-            return too_many_failed_tokens(request, barred_for)
+        seconds = visit.bars()
+        if seconds:
+            return too_many_failed_tokens(request, seconds)
         [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
         protocol = self._build(topic, visit)
         if protocol is None:

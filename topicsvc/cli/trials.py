@@ -6,10 +6,11 @@ import resource
 import secrets
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
+from typing import NoReturn
 
 from cryptography import x509
 from twisted.internet.defer import Deferred
@@ -59,16 +60,30 @@ class Trials(Teller):
     async def all(self, token: str | None, topic: TopicAddress | None) -> None:
         """Try everything, and with a token and a topic the whole way."""
         for text in self._settings.listen:
-            await self._endpoint("listen", text)
+            await self._attempt("listen", self._endpoint("listen", text))
             if is_tls(text):
                 self._certificates(text)
         if self._settings.admin:
-            await self._endpoint("admin", self._settings.admin)
-        await self._broker()
-        await self._validator(topic)
+            await self._attempt("admin", self._endpoint("admin", self._settings.admin))
+        await self._attempt("broker", self._broker())
+        if isinstance(self._settings.validator, LocalSettings):
+            self.ok("validator", "tokens are judged here, with the key of key_file")
+            self.ok("clock", "no other has a say in how long tokens live")
+        else:
+            judge = Judge(self._settings, self._reactor, CheckTally())
+            await self._attempt("validator", self._validator(judge, topic))
+            await self._attempt("clock", self._clock(judge, self._settings.validator))
+            await judge.stop()
         self._files()
         if token is not None and topic is not None:
-            await Journey(self._settings, self._reactor, self.tell).all(token, topic)
+            journey = Journey(self._settings, self._reactor, self.tell)
+            await self._attempt("the whole way", journey.all(token, topic))
+
+    async def _attempt(self, what: str, trial: Awaitable[None]) -> None:
+        try:
+            await trial
+        except Exception as error:
+            self.fail(what, reason_of(error))
 
     async def _endpoint(self, setting: str, text: str) -> None:
         what = f"{setting} {text}"
@@ -169,32 +184,37 @@ class Trials(Teller):
         if isinstance(stopping, Deferred):
             await stopping
 
-    async def _validator(self, topic: TopicAddress | None) -> None:
-        settings = self._settings.validator
-        if isinstance(settings, LocalSettings):
-            self.ok("validator", "tokens are judged here, with the key of key_file")
-            self.ok("clock", "no other has a say in how long tokens live")
-            return
-        judge = Judge(self._settings, self._reactor, CheckTally())
-        asked = topic or TopicAddress("topicsvc-doctor", "box", ("col",), "name")
+    async def _validator(self, judge: Judge, topic: TopicAddress | None) -> None:
+        cell = "topicsvc-doctor" if topic is None else topic.cell
+        asked = topic or TopicAddress(cell, "box", ("col",), "name")
+        unknown = f"knows no cell {cell}: give --topic and a token, or look at validator.cell_urls"
         try:
             unit = judge.judge
-            if isinstance(unit, PersoniumValidator) and not await unit.knows_us(asked):
-                self.warn(
-                    "validator",
-                    f"the unit answers, but knows no cell {asked.cell}: whether it knows us is "
-                    "told with --topic and a token, or check validator.cell_urls",
-                )
-            else:
-                # One that was made just now, so that nobody has granted it anything.
-                await judge.validator.validate(secrets.token_urlsafe(24), asked)
-                self.fail("validator", "it grants a token that nobody has issued")
+            if isinstance(unit, PersoniumValidator) and not await self._knows_us(unit, asked):
+                self.warn("validator", f"the unit answers, but {unknown}")
+                return
+            # One that was made just now, so that nobody has granted it anything.
+            await judge.validator.validate(secrets.token_urlsafe(24), asked)
         except TokenInactive:
             self.ok("validator", "it knows us, and says no to a token that is none")
         except ValidatorUnavailable as error:
-            self.fail("validator", f"{error}; see [validator]")
-        await self._clock(judge, settings)
-        await judge.stop()
+            is_guess = topic is None and self._names_cells_by_host(cell)
+            if is_guess and "DNSLookupError" in str(error):
+                self.warn("validator", f"the domain name system {unknown}")
+            else:
+                self.fail("validator", f"{error}; see [validator]")
+        else:
+            self.fail("validator", "it grants a token that nobody has issued")
+
+    async def _knows_us(self, unit: PersoniumValidator, topic: TopicAddress) -> bool:
+        asked = unit.knows_us(topic)
+        return await asked.addTimeout(self._settings.checks.timeout, self._reactor, _too_late)
+
+    def _names_cells_by_host(self, cell: str) -> bool:
+        settings = self._settings.validator
+        if not isinstance(settings, PersoniumSettings):
+            return False
+        return not settings.unit.cell_url(cell).startswith(settings.unit.url)
 
     async def _clock(
         self, judge: Judge, settings: PersoniumSettings | IntrospectionSettings
@@ -202,7 +222,9 @@ class Trials(Teller):
         url = settings.url if isinstance(settings, IntrospectionSettings) else settings.unit.url
         assert judge.asker is not None  # noqa: S101 - one that asks has one
         try:
-            answer = await judge.asker.ask("GET", url, {}).addTimeout(PATIENCE, self._reactor)
+            asked = judge.asker.ask("GET", url, {})
+            seconds = self._settings.checks.timeout
+            answer = await asked.addTimeout(seconds, self._reactor, _too_late)
         except Exception as error:
             self.fail("clock", f"{url} does not tell the time: {reason_of(error)}")
             return
@@ -233,6 +255,10 @@ class Trials(Teller):
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._reactor.seconds(), UTC)
+
+
+def _too_late(_: object, seconds: float) -> NoReturn:
+    raise ValidatorUnavailable(f"no answer within {seconds} s")
 
 
 def _knock(address: tuple[str, int], over_tls: bool) -> int | None:

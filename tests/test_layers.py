@@ -17,7 +17,8 @@ PURE = {
 }  # fmt: skip
 APPLICATION = {"deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks"}
 ADAPTERS = {
-    "brokers", "listening", "notify", "signals", "transmit", "validators", "web", "websocket",
+    "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
+    "websocket",
 }  # fmt: skip
 COMPOSITION = {"cli", "config", "demo", "reload", "service"}
 

@@ -449,7 +449,7 @@ class UpgradeTests(HttpTestCase):
             self.assertNotIn("server", client.headers)
         for method, status in (("OPTIONS", 200), ("GET", 405), ("POST", 405)):
             client = self.client()
-            client.request(method, "*")  # Twisted answers that itself
+            client.request(method, "*")
             self.assertEqual(client.status, status)
             self.assertNotIn("server", client.headers)
 

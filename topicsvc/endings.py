@@ -18,7 +18,8 @@ ENDINGS = {
     "Invalid message": "this client sends what is no token message: see docs/protocol.md",
     "Session expired": "",
     "Token timeout": "this client shows no token; slow ones need a longer session.token_timeout",
-    "No pong": "the client or the way to it is gone: see session.ping_interval and ping_limit",
+    "No pong": "the client or the way to it is gone: see session.ping_interval and "
+    "session.ping_limit",
     "Slow consumer": "it reads more slowly than its topic is sent to; for short bursts raise "
     "session.send_queue",
     "Internal error": "a fault of topicsvc: please report it with the traceback that is logged",

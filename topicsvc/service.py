@@ -30,7 +30,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from zope.interface import implementer
 
-from topicsvc import __version__, config, demo
+from topicsvc import __version__, config, demo, logs
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.config import (
     ActiveMQSettings,
@@ -157,6 +157,9 @@ def makeService(options: Options) -> IService:
     """What ``twistd`` runs. A wrong setting ends the process with one line for each."""
     from twisted.internet import reactor
 
+    wrong = logs.problem(getattr(options, "parent", None) or {})
+    if wrong is not None:
+        _give_up([wrong])
     try:
         settings = options.settings()
         service = TopicService(settings, reactor)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
@@ -203,7 +204,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         address = self.transport.getPeer()
         self.peer = f"{getattr(address, 'host', address)}:{getattr(address, 'port', 0)}"
         self._entry = self._house.journal.open(self.peer, self.topic.path)
-        self._connectionMade()
+        # Not by way of the server's, which describes each connection for a debug line.
+        WebSocketProtocol._connectionMade(self)
+        self.factory.countConnections += 1
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         self._outbound = way_out(

@@ -63,6 +63,7 @@ _request_decoder = json.JSONDecoder(
 _body_decoder = json.JSONDecoder(
     parse_int=_number, parse_float=_number, parse_constant=_no_constant
 )
+_encoder = json.JSONEncoder(separators=(",", ":"))
 
 
 def parse_token(payload: bytes) -> str:
@@ -149,4 +150,4 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def _compact(members: dict[str, Any]) -> bytes:
-    return json.dumps(members, separators=(",", ":")).encode("ascii")
+    return _encoder.encode(members).encode("ascii")

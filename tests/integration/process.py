@@ -99,15 +99,22 @@ class Process:
 class Service(Process):
     """``twistd topicsvc``, listening.
 
+    Args:
+        arguments: of topicsvc.
+        directory: where it runs.
+        twistd: arguments of twistd.
+
     Attributes:
         ports: the port numbers, in the order of the settings.
     """
 
-    def __init__(self, *arguments: str, directory: Path, **options: Any) -> None:
-        twistd = [*TWISTD, "--nodaemon", "--pidfile=", "--rundir", str(directory)]
-        super().__init__([*twistd, "topicsvc", *arguments], **options)
+    def __init__(
+        self, *arguments: str, directory: Path, twistd: Iterable[str] = (), **options: Any
+    ) -> None:
+        foreground = ["--nodaemon", "--pidfile=", "--rundir", str(directory)]
+        super().__init__([*TWISTD, *foreground, *twistd, "topicsvc", *arguments], **options)
         try:
-            self.wait_for(r"topicsvc \S+ serves \d+ ports?\n")
+            self.wait_for(r"topicsvc \S+ serves \d+ ports?\b")
         except AssertionError:
             self.stop()
             raise

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
@@ -64,6 +64,11 @@ class TopicTree(Resource):
             request.close_after()
             request.setHeader(b"access-control-allow-origin", b"*")
             return answers.answer(request, answers.UNAVAILABLE)
+        if request.path == b"*":  # the server as a whole (RFC 9110, section 9.3.7)
+            if request.method == b"OPTIONS":
+                return b""
+            headers = {b"allow": b"OPTIONS"}
+            return answers.answer(request, answers.METHOD_NOT_ALLOWED, headers=headers)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)
@@ -87,10 +92,16 @@ class TopicRequest(Request):
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
-    def write(self, data: bytes) -> None:
-        if not self.startedWriting:
-            self.responseHeaders.removeHeader(b"server")
-        super().write(data)  # type: ignore[no-untyped-call]
+    def process(self) -> None:
+        """Let the one resource answer: there is no tree to walk, and no banner to show."""
+        self.site = self.channel.site
+        self.prepath: list[bytes] = []
+        self.postpath: list[bytes] = []
+        self.setHeader(b"date", datetimeToString())
+        try:
+            self.render(self.site.resource)
+        except Exception:
+            self.processingFailed(Failure())
 
     def processingFailed(self, reason: Any) -> Any:
         """A fault of ours: log it, and tell the client no more than that."""

@@ -124,7 +124,7 @@ class Floods:
                 (
                     "a token that drips",
                     orders.port,
-                    upgrade + frame(TEXT, announced=999),
+                    upgrade + b"\x81\xfe\x03\xe7" + bytes(4),  # 999 bytes, under a mask of zeros
                     b"x",
                 ),
             ):

@@ -46,6 +46,8 @@ class Topicsvc:
             [validator]
             kind = "local"
             key_file = "{directory}/token.key"
+            [limits]
+            waiting_per_address = 0
             """
         )
         self.process = _start("bench.server", str(directory / "topicsvc.toml"))

@@ -36,6 +36,7 @@ class AdminTestCase(ServiceTestCase):
                 hub=self.hub,
                 broker=self.broker,
                 site=self.site,
+                limits=self.limits,
                 checks=self.checks,
                 lag=self.lag,
                 kinds=lambda: {"validator": "local", "broker": "memory"},
@@ -46,7 +47,7 @@ class AdminTestCase(ServiceTestCase):
 
     def ask(self, path: str, method: str = "GET", headers: Any = None) -> tuple[Client, bytes]:
         """One request to the admin side."""
-        client = Client(self, self.admin)
+        client = Client(self, site=self.admin)
         body = client.request(method, path, headers)
         client.vanish()
         return client, body
@@ -120,6 +121,12 @@ class FormatTests(AdminTestCase):
         client, body = self.ask("/metrics", headers=OPENMETRICS)
         self.assertIn("application/openmetrics-text", client.headers["content-type"][0])
         self.assertEqual({each.name for each in openmetrics(body.decode())}, first)
+
+    def test_an_accept_that_makes_no_sense_gets_the_plain_format(self) -> None:
+        for accept in ("text/plain; version=abc", "application/openmetrics-text; version=x", ";,="):
+            client, _ = self.ask("/metrics", headers={"Accept": accept})
+            self.assertEqual(client.status, 200)
+            self.assertIn("text/plain; version=0.0.4", client.headers["content-type"][0])
 
     def test_names_follow_the_conventions(self) -> None:
         _, body = self.ask("/metrics", headers=OPENMETRICS)

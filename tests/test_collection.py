@@ -58,8 +58,9 @@ class YesTests(SynchronousTestCase):
         self.assert_yes(multistatus([name]), topic=name)
 
     def test_a_propstat_that_failed_beside_one_that_did_not(self) -> None:
-        failed = "<propstat><prop><x/></prop><status>HTTP/1.1 403 Forbidden</status></propstat>"
-        self.assert_yes(GOOD.replace("</response>", failed + "</response>").encode())
+        for status in ("403 Forbidden", "500 Internal Server Error"):
+            failed = f"<propstat><prop><x/></prop><status>HTTP/1.1 {status}</status></propstat>"
+            self.assert_yes(GOOD.replace("</response>", failed + "</response>").encode())
 
 
 class NoTests(SynchronousTestCase):
@@ -90,7 +91,7 @@ class NoTests(SynchronousTestCase):
         self.assert_no(GOOD.replace("p:topics", "p:topiks"))
 
     def test_a_name_in_pieces(self) -> None:
-        self.assert_no(GOOD.replace("name", "na<b/>me"))
+        self.assert_no(GOOD.replace("name", "na<!-- --> me"))
 
 
 class UnreadableTests(SynchronousTestCase):
@@ -144,6 +145,20 @@ class UnreadableTests(SynchronousTestCase):
         for attribute in (b"a='%s'", b"xmlns:p='%s'", b"%s=''"):
             self.assert_no_topic(b"<m %s/>" % (attribute % fits))
             self.assert_unreadable(b"<m %s/>" % (attribute % (fits + b"x")))
+
+    def test_an_element_within_a_name_or_a_status(self) -> None:
+        self.assert_unreadable(GOOD.replace(">name<", ">other<b/>name<").encode())
+        self.assert_unreadable(
+            GOOD.replace("HTTP/1.1 200", "HTTP/1.1 403<b/>HTTP/1.1 200").encode()
+        )
+
+    def test_a_unit_that_failed_to_look(self) -> None:
+        for status in ("500 Internal Server Error", "503 x", "507 x"):
+            self.assert_unreadable(GOOD.replace("200 OK", status).encode())
+        self.assert_unreadable(
+            b"<multistatus xmlns='DAV:'><response><href>x</href>"
+            b"<status>HTTP/1.1 503 Service Unavailable</status></response></multistatus>"
+        )
 
     def test_more_than_one_resource(self) -> None:
         response = GOOD[GOOD.index("<response>") : GOOD.index("</multistatus>")]

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.logger import eventAsText, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.harness import TOPIC, Client, ServiceTestCase
+from tests.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc import endings
+from topicsvc.ports import Message
 from topicsvc.websocket import SessionSettings
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
@@ -128,6 +130,33 @@ class JournalTests(ServiceTestCase):
         self.assertEqual(self.connections.delivered, (3, 3 * size))
         self.bring(b"2")
         self.assertEqual(self.connections.delivered, (5, 5 * size))
+
+    def test_messages_that_go_out_together_count_each(self) -> None:
+        client = self.subscribe()
+        for body in (b"1", b"22", b"333"):
+            self.broker.bring(Message(TOPIC, SENDER, body))
+        self.turn()
+        frames = client.frames()
+        size = sum(len(payload) + 2 for _, payload in frames)
+        self.assertEqual(self.connections.delivered, (3, size))
+        client.vanish()
+        self.assertIn(f" 3 messages, {size} bytes: ", self.lines[-1])
+
+    def test_who_leaves_during_a_walk_and_is_not_reached_is_not_counted(self) -> None:
+        clients = [self.subscribe() for _ in range(3)]
+        last = clients[-1].transport
+        deliver = self.connections.hub._advance
+
+        def leaves_meanwhile(channel: Any, share: int) -> int:
+            taken = deliver(channel, 1)
+            last.lose(ConnectionDone())
+            return taken + deliver(channel, share - 1)
+
+        self.connections.hub._advance = leaves_meanwhile
+        self.bring(b"1")
+        self.assertEqual(self.connections.delivered[0], 2)
+        self.assertEqual([len(each.frames()) for each in clients[:2]], [1, 1])
+        self.assertIn(" 0 messages, 0 bytes: Connection lost", self.lines[-1])
 
     def test_what_is_not_delivered_after_expiry_is_not_counted(self) -> None:
         self.subscribe(life=5)

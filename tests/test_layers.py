@@ -15,12 +15,14 @@ PURE = {
     "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session",
     "tally", "wire",
 }  # fmt: skip
-APPLICATION = {"deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks"}
+APPLICATION = {
+    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks",
+}  # fmt: skip
 ADAPTERS = {
     "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
     "websocket",
 }  # fmt: skip
-COMPOSITION = {"cli", "config", "demo", "reload", "service"}
+COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

@@ -27,9 +27,7 @@ class LimitsTestCase(SynchronousTestCase):
         self.limits = Limits(self.clock, LimitSettings(**settings), files)
 
     def arrive(self, host: str | None = ANN) -> Visit:
-        visit = self.limits.arrive(host)
-        assert visit is not None
-        return visit
+        return self.limits.arrive(host)
 
     def enter(self, host: str | None = ANN) -> Visit:
         """Somebody for whom there is room."""
@@ -40,7 +38,7 @@ class LimitsTestCase(SynchronousTestCase):
     def assert_refused(self, name: str, host: str | None = ANN) -> Visit:
         before = self.limits.hits[name]
         visit = self.arrive(host)
-        self.assertEqual(visit.refused_by, name)
+        self.assertEqual((visit.refused_by, visit.is_dropped), (name, False))
         self.assertEqual(self.limits.hits[name], before + 1)
         return visit
 
@@ -53,7 +51,8 @@ class LimitsTestCase(SynchronousTestCase):
         return self.failureResultOf(answer, TokenInactive)
 
     def assert_nothing_kept(self) -> None:
-        self.clock.advance(61)
+        self.clock.advance(60)
+        self.assertEqual(self.limits.barred_for("whoever comes next"), 0)
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
         self.assertEqual((self.limits.connections._of, self.limits.waiting._of), ({}, {}))
         self.assertEqual((self.limits.turned_away, self.limits._failed), (0, {}))
@@ -179,21 +178,23 @@ class CourtesyTests(LimitsTestCase):
 
     def test_only_some_are_told_the_rest_is_dropped(self) -> None:
         told = [self.assert_refused("connections") for _ in range(COURTESY)]
-        self.assertIsNone(self.limits.arrive(ANN))
+        dropped = self.arrive()
+        self.assertEqual((dropped.refused_by, dropped.is_dropped), ("connections", True))
         self.assertEqual(self.limits.hits["connections"], COURTESY + 1)
+        dropped.leave()
         self.clock.advance(10)
-        self.assertIsNone(self.limits.arrive(ANN), "as long as those are there")
+        self.assertTrue(self.arrive().is_dropped, "as long as those are there")
         told.pop().leave()
         self.assert_refused("connections")
 
     def test_not_more_than_so_many_a_second(self) -> None:
         for _ in range(COURTESY):
             self.assert_refused("connections").leave()
-        self.assertIsNone(self.limits.arrive(ANN))
+        self.assertTrue(self.arrive().is_dropped)
         self.clock.advance(0.5)
         for _ in range(COURTESY // 2):
             self.assert_refused("connections").leave()
-        self.assertIsNone(self.limits.arrive(ANN))
+        self.assertTrue(self.arrive().is_dropped)
 
 
 class FailedTokenTests(LimitsTestCase):
@@ -212,7 +213,7 @@ class FailedTokenTests(LimitsTestCase):
         self.judge(visit)
         self.clock.advance(20)
         self.judge(visit)
-        self.assertEqual(visit.barred_for, 0)
+        self.assertEqual(visit.bars(), 0)
         self.judge(visit)
         self.assertEqual(self.assert_not_asked(visit), 40)
         self.assertEqual(self.assert_not_asked(self.enter(ANN)), 40)
@@ -228,7 +229,7 @@ class FailedTokenTests(LimitsTestCase):
         visit = self.enter()
         for _ in range(5):
             self.judge(visit, "grant")
-        self.assertEqual(visit.barred_for, 0)
+        self.assertEqual(visit.bars(), 0)
 
     def test_one_that_has_run_out_counts(self) -> None:
         self.set(failed_tokens_per_minute=1)
@@ -247,7 +248,7 @@ class FailedTokenTests(LimitsTestCase):
         answer = visit.judge(self.validator, "token", TOPIC)
         self.validator.last.answer.errback(TopicNotFound("said the test"))
         self.failureResultOf(answer, TopicNotFound)
-        self.assertEqual(visit.barred_for, 0)
+        self.assertEqual(visit.bars(), 0)
 
     def test_0_is_no_bound(self) -> None:
         self.set(failed_tokens_per_minute=0)
@@ -261,12 +262,24 @@ class FailedTokenTests(LimitsTestCase):
         self.failureResultOf(answer)
         self.assertTrue(self.validator.last.was_cancelled)
 
+    def test_a_clock_that_is_put_back_bars_nobody_for_longer(self) -> None:
+        self.set(failed_tokens_per_minute=1)
+        visit = self.enter()
+        self.judge(visit)
+        self.clock.rightNow -= 3600
+        self.assertEqual(visit.bars(), 0)
+
     def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
         for number in range(MAX_ADDRESSES + 5):
             self.limits.failed(f"address{number}")
         self.assertEqual(len(self.limits._failed), MAX_ADDRESSES)
         self.assertNotIn("address4", self.limits._failed)
         self.assertIn("address5", self.limits._failed)
+        self.clock.advance(30)
+        self.limits.failed("later")
+        self.clock.advance(30)
+        self.assertEqual(self.limits.barred_for("later"), 0)
+        self.assertEqual(list(self.limits._failed), ["later"])
         self.assert_nothing_kept()
 
 

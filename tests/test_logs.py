@@ -70,7 +70,7 @@ class JsonTests(SynchronousTestCase):
         except OSError:
             self.log.failure("no file")
         self.flushLoggedErrors(OSError)
-        self.assertEqual(self.records[0]["reason"], "No such file or directory")
+        self.assertEqual(self.records[0]["strerror"], "No such file or directory")
 
     def test_it_writes_to_standard_output_as_it_was(self) -> None:
         out = io.StringIO()

@@ -132,7 +132,7 @@ class ServiceStopTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = ClockReactor()
         self.broker = SlowToStop(confirms_at_once=True)
-        self.patch(service, "_broker", lambda *_: self.broker)
+        self.patch(service, "make_broker", lambda *_: self.broker)
         settings = Config(
             ("tcp:0:interface=127.0.0.1",),
             Unit("https://unit1.example/"),

@@ -201,6 +201,8 @@ class Unit:
         try:
             # Reading the port is what makes urlsplit look at it.
             port = "" if split.port is None else f":{split.port}"
+            if split.port == 0:
+                raise ValueError
         except ValueError:
             raise ValueError("not a port number") from None
         self._scheme = split.scheme

@@ -348,8 +348,8 @@ def _rule(table: Table) -> Rule:
     if not table.texts("topics"):
         table.problem("topics", "none", 'a list, ["/cell1/box1/*"]')
     scope = table.text("scope", None, "one scope") or ""
-    if len(scope.split()) > 1:
-        table.problem("scope", f"{scope!r} is more than one", "one scope")
+    if scope and scope.split() != [scope]:
+        table.problem("scope", f"{scope!r} is not", "one scope, without blanks")
     return Rule(scope, topics, frozenset(may))
 
 
@@ -368,11 +368,14 @@ _INTROSPECTION_URL = 'a URL, "https://as.example/token/introspect"'
 
 def _checks(table: Table) -> CheckSettings:
     default = CheckSettings()
+    recheck = table.number("recheck", default.recheck, 0, _DAY)
+    if 0 < recheck < 1:  # all its time would go into it
+        table.problem("recheck", f"{recheck!r} is not", f"0, or a number from 1 to {_DAY}")
     return CheckSettings(
         timeout=table.number("timeout", default.timeout, 0.1, 300),
         concurrency=table.whole("concurrency", default.concurrency, 1, 1000),
         cache=table.number("cache", default.cache, 0, _DAY),
-        recheck=table.number("recheck", default.recheck, 0, _DAY),
+        recheck=recheck,
     )
 
 

@@ -22,6 +22,10 @@ ENDINGS = {
     "session.ping_limit",
     "Slow consumer": "it reads more slowly than its topic is sent to; for short bursts raise "
     "session.send_queue",
+    "Too many messages": "no client needs so many messages or pings; if yours does, raise "
+    "limits.messages_per_minute",
+    "Too many frames": "no client needs to cut a message so small; if yours does, raise "
+    "limits.frames_per_message",
     "Internal error": "a fault of topicsvc: please report it with the traceback that is logged",
     "Service unavailable": "look at the validator and the broker: /health/ready, and what was "
     "logged before this",

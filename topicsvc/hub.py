@@ -55,6 +55,8 @@ class Hub:
 
     Attributes:
         messages: messages that the broker brought for topics with members.
+        offered: messages offered to members, once for each; some may take none any more.
+        offered_size: their bytes.
         fan_out: seconds from the broker's delivery of a walk's first message to its last
             member, give or take a glance.
     """
@@ -68,6 +70,8 @@ class Hub:
         self._clock = clock
         self._encode = encode
         self.messages = 0
+        self.offered = 0
+        self.offered_size = 0
         self._came = 0.0  # when the first message of this turn came
         self.fan_out = Histogram(FAN_OUT_BOUNDS)
         self._channels: dict[TopicAddress, _Channel] = {}
@@ -237,9 +241,12 @@ class Hub:
             except Exception:
                 self._log.failure("a member failed to take a message")
             if delivered == share:
-                return delivered
-        channel.walk = None
-        self.fan_out.observe((now or seconds()) - walk.since)
+                break
+        else:
+            channel.walk = None
+            self.fan_out.observe((now or seconds()) - walk.since)
+        self.offered += delivered * count
+        self.offered_size += delivered * len(frames)
         return max(1, delivered)
 
 

@@ -64,8 +64,9 @@ class Journal:
         opened: connections that were opened.
         began: sessions that have begun.
         ended: connections that have ended, by the label of the reason.
-        messages: data messages handed to connections that are gone.
-        size: their bytes on the WebSocket.
+        withheld: data messages that were offered to sessions and not handed over, as they
+            had ended or expired.
+        withheld_size: their bytes on the WebSocket.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -77,8 +78,8 @@ class Journal:
         self.opened = 0
         self.began = 0
         self.ended: Counter[str] = Counter()
-        self.messages = 0
-        self.size = 0
+        self.withheld = 0
+        self.withheld_size = 0
 
     @property
     def states(self) -> dict[str, int]:
@@ -129,11 +130,14 @@ class Journal:
             advice=advice,
         )
 
-    def close(self, entry: Entry, messages: int, size: int) -> None:
-        """It is gone: what it got is added to the sums."""
+    def close(self, entry: Entry) -> None:
+        """It is gone."""
         self._move(entry, _Stage.GONE)
-        self.messages += messages
-        self.size += size
+
+    def withhold(self, messages: int, size: int) -> None:
+        """A session that has ended or expired was offered data and did not get it."""
+        self.withheld += messages
+        self.withheld_size += size
 
     def _move(self, entry: Entry, stage: _Stage) -> None:
         self._now[entry.stage] -= 1

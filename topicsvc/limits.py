@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.address import TopicAddress
-from topicsvc.deadlines import Deadlines
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
 from topicsvc.origin import parse_origin
 from topicsvc.pace import paced
@@ -97,6 +97,8 @@ class Limits:
         turned_away: connections that are over a bound and are being told so.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         clock: IReactorTime,
@@ -112,18 +114,16 @@ class Limits:
         self.turned_away = 0
         self._accepts_whole_at = 0.0
         self._courtesy_whole_at = 0.0
-        self._failed: dict[str, int] = {}
-        self._minutes = Deadlines[str](clock, MINUTE, self._forget)
+        self._told_at: dict[str, float] = {}
+        self._failed: dict[str, _Failures] = {}
 
-    def arrive(self, host: str | None) -> Visit | None:
-        """A connection was accepted.
+    def arrive(self, host: str | None) -> Visit:
+        """A connection was accepted; what is returned stands for it until it leaves.
+
+        Whoever serves it looks at `Visit.refused_by` and `Visit.is_dropped`.
 
         Args:
             host: its address; None: not known yet, or none that it could be counted by.
-
-        Returns:
-            What stands for it from now on: whoever serves it looks at `Visit.refused_by`.
-            None: drop it, there are too many even to be told.
         """
         now = self._clock.seconds()
         visit = Visit(self)
@@ -139,9 +139,10 @@ class Limits:
             return visit
         whole_at = paced(self._courtesy_whole_at, now, COURTESY, 1)
         if self.turned_away >= COURTESY or whole_at is None:
-            return None
-        self._courtesy_whole_at = whole_at
-        self.turned_away += 1
+            visit.is_dropped = True
+        else:
+            self._courtesy_whole_at = whole_at
+            self.turned_away += 1
         return visit
 
     @property
@@ -152,24 +153,44 @@ class Limits:
         return max(self._files - RESERVE, self._files // 2)
 
     def hit(self, name: str) -> None:
-        """A bound has refused something."""
+        """A bound has refused something: count it, and tell the log now and then."""
         self.hits[name] += 1
+        now = self._clock.seconds()
+        if abs(now - self._told_at.get(name, 0.0)) >= MINUTE:
+            self._told_at[name] = now
+            self._log.warn(
+                "{setting} refuses, {count} times so far (docs/security.md)",
+                setting=f"limits.{name}",
+                count=self.hits[name],
+            )
 
     def failed(self, address: str) -> None:
         """A token that somebody at `address` has shown is no good."""
-        if address not in self._failed and len(self._failed) >= MAX_ADDRESSES:
-            oldest = next(iter(self._failed))
-            self._minutes.cancel(oldest)
-            self._forget(oldest)
-        self._failed[address] = self._failed.get(address, 0) + 1
-        self._minutes.start(address)
+        failures = self._failures(address)
+        if failures is None:
+            if len(self._failed) >= MAX_ADDRESSES:
+                del self._failed[next(iter(self._failed))]
+            failures = self._failed[address] = _Failures(self._clock.seconds())
+        failures.count += 1
 
     def barred_for(self, address: str | None) -> float:
         """Seconds for which no token from `address` is looked at; 0: they are."""
         most = self.settings.failed_tokens_per_minute
-        if address is None or not most or self._failed.get(address, 0) < most:
+        failures = None if address is None or not most else self._failures(address)
+        if failures is None or failures.count < most:
             return 0
-        return self._minutes.left(address)
+        return failures.since + MINUTE - self._clock.seconds()
+
+    def _failures(self, address: str) -> _Failures | None:
+        """Those of `address` in its minute; all whose minute is over are forgotten."""
+        now = self._clock.seconds()
+        while self._failed:
+            # They stand in the order of their beginnings.
+            oldest, failures = next(iter(self._failed.items()))
+            if 0 <= now - failures.since < MINUTE:
+                break
+            del self._failed[oldest]
+        return self._failed.get(address)
 
     def paced(self, whole_at: float) -> float | None:
         """One more message of a session whose allowance is whole at that time; see `pace`."""
@@ -185,9 +206,6 @@ class Limits:
         """Whether that time has come."""
         return expires_at <= self._clock.seconds()
 
-    def _forget(self, address: str) -> None:
-        del self._failed[address]
-
 
 class Visit:
     """One connection, as far as it counts.
@@ -196,6 +214,7 @@ class Visit:
         peer: who it is, for the log.
         address: what it is counted by; None: nothing.
         refused_by: the setting whose bound it is over; None: it may stay.
+        is_dropped: too many are refused even to be told so: close it at once.
     """
 
     __slots__ = (
@@ -206,6 +225,7 @@ class Visit:
         "_messages",
         "_waits",
         "address",
+        "is_dropped",
         "peer",
         "refused_by",
     )
@@ -214,6 +234,7 @@ class Visit:
         self.peer = ""
         self.address: str | None = None
         self.refused_by: str | None = None
+        self.is_dropped = False
         self._limits = limits
         self._host: str | None = None
         self._is_in = False
@@ -258,17 +279,19 @@ class Visit:
 
     def leave(self) -> None:
         """The connection is gone."""
-        if not self._is_in:
+        if self._is_in:
+            self._showed_token()
+            self._is_in = False
+            self._limits.connections.leave(self.address)
+        elif not self.is_dropped:
             self._limits.turned_away -= 1
-            return
-        self._showed_token()
-        self._is_in = False
-        self._limits.connections.leave(self.address)
 
-    @property
-    def barred_for(self) -> float:
-        """Seconds for which tokens from its address are not looked at; 0: they are."""
-        return self._limits.barred_for(self.address)
+    def bars(self) -> float:
+        """Seconds for which no token of its address is looked at; 0: they are."""
+        seconds = self._limits.barred_for(self.address)
+        if seconds:
+            self._limits.hit("failed_tokens_per_minute")
+        return seconds
 
     def judge(self, validator: TokenValidator, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """Ask about a token, unless too many from this address were no good.
@@ -276,9 +299,8 @@ class Visit:
         Fails with:
             TooManyFailedTokens: nobody was asked; else as `TokenValidator.validate`.
         """
-        seconds = self.barred_for
+        seconds = self.bars()
         if seconds:
-            self._limits.hit("failed_tokens_per_minute")
             return fail(TooManyFailedTokens(seconds))
         asked = maybeDeferred(validator.validate, token, topic)
         return asked.addCallbacks(self._granted, self._not_granted)
@@ -346,6 +368,14 @@ class Visit:
         if self._waits:
             self._waits = False
             self._limits.waiting.leave(self.address)
+
+
+@dataclass(slots=True)
+class _Failures:
+    """Tokens of an address that were no good, in the minute that began with the first."""
+
+    since: float
+    count: int = 0
 
 
 class _Room:

@@ -45,8 +45,8 @@ def as_json(event: LogEvent) -> str:
     """One line for one event.
 
     ``time``, ``level``, ``system`` and ``message`` are always there; the rest are the event's own
-    fields, those that JSON knows. Of an exception its type is told and the way it went, not
-    its text: that may quote what a client has sent.
+    fields, those that JSON knows. Of an exception its type is told, the way it went and what the
+    system calls it, not its text: that may quote what a client has sent.
     """
     failure = event.get("log_failure") or event.get("failure")
     at = datetime.fromtimestamp(event["log_time"], UTC)
@@ -79,7 +79,7 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "traceback": [f"{file}:{line} in {name}" for name, file, line, *_ in failure.frames],
     }
     if isinstance(failure.value, OSError) and failure.value.strerror:
-        told["reason"] = failure.value.strerror  # the system's words
+        told["strerror"] = failure.value.strerror
     return told
 
 

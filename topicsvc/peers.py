@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 __all__ = ["Network", "behind_proxies", "counted_as", "is_within", "parse_network"]
 
 Network = IPv4Network | IPv6Network
+
+MAX_KEPT = 4096
+"""Addresses whose reading is kept: it costs more than all the counting."""
 
 _PREFIX = 64
 _MAX_LENGTH = 64
@@ -37,8 +41,11 @@ def is_within(host: str, networks: Iterable[Network]) -> bool:
     return address is not None and any(address in network for network in networks)
 
 
+@lru_cache(MAX_KEPT)
 def counted_as(host: str) -> str:
     """What `host` is counted by: an IPv4 address, an IPv6 network, or its own text."""
+    if ":" not in host:
+        return host[:_MAX_LENGTH]
     address = _address(host)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((int(address) >> _PREFIX << _PREFIX, _PREFIX)))

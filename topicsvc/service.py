@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -21,7 +22,6 @@ from twisted.internet.defer import (
     gatherResults,
     inlineCallbacks,
     maybeDeferred,
-    succeed,
 )
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IListeningPort
@@ -36,40 +36,28 @@ from topicsvc.config import (
     ActiveMQSettings,
     BrokerSettings,
     Config,
-    IntrospectionSettings,
     MemorySettings,
-    PersoniumSettings,
 )
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
+from topicsvc.judge import Judge
 from topicsvc.lag import ReactorLag
+from topicsvc.limits import Limits
 from topicsvc.listening import Listener, endpoint_problem, reason_of
 from topicsvc.notify import Notifier
-from topicsvc.ports import Broker, TokenValidator
+from topicsvc.ports import Broker
 from topicsvc.reload import compare
 from topicsvc.signals import Signals
 from topicsvc.tally import CheckTally
-from topicsvc.validators.agent import JudgeAgent
-from topicsvc.validators.asking import Asker
-from topicsvc.validators.cached import Cached
-from topicsvc.validators.counted import Counted
-from topicsvc.validators.existing import ExistingTopics
-from topicsvc.validators.in_time import InTime
-from topicsvc.validators.introspection import IntrospectionValidator
-from topicsvc.validators.limited import Limited
-from topicsvc.validators.local import LocalValidator
-from topicsvc.validators.outages import Outages
-from topicsvc.validators.personium import PersoniumValidator
-from topicsvc.validators.shared import Shared
 from topicsvc.web.admin import AdminSite, AdminTree
 from topicsvc.web.metrics import Metrics, Sources
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
-from topicsvc.websocket import CLOSE_TIMEOUT, Connections, Revocation
+from topicsvc.websocket import CLOSE_TIMEOUT, Connections
 from topicsvc.wire import data_frame
 
-__all__ = ["Options", "TopicService", "makeService"]
+__all__ = ["Options", "TopicService", "endpoint_problems", "makeService", "make_broker"]
 
 
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -185,7 +173,7 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
         if wrong is not None:
             problems.append(f"{setting}: {text!r}: {wrong}; allowed: a Twisted endpoint, tcp:8080")
     try:
-        _broker(settings.broker, reactor)
+        make_broker(settings.broker, reactor)
     except ConfigError as error:
         problems += error.problems
     return problems
@@ -228,10 +216,11 @@ class TopicService(Service):
         problems = endpoint_problems(settings)
         if problems:
             raise ConfigError(problems)
-        self.broker = _broker(settings.broker, reactor)
+        self.broker = make_broker(settings.broker, reactor)
         self._checks = CheckTally()
-        self._judge = _Judge(settings, reactor, self._checks)
+        self._judge = Judge(settings, reactor, self._checks)
         validator = self._judge.validator
+        self.limits = Limits(reactor, settings.limits, _most_files())
         self._hub = Hub(self.broker, reactor, data_frame)
         self.connections = Connections(
             validator,
@@ -240,6 +229,7 @@ class TopicService(Service):
             settings.session,
             settings.stop.drain,
             revocation=self._judge.revocation,
+            limits=self.limits,
         )
         self._send = SendResource(
             settings.unit, validator, self.broker, reactor, settings.send.trust_via
@@ -249,7 +239,7 @@ class TopicService(Service):
             UpgradeResource(settings.unit, self.connections.protocol),
             self._send if settings.send.enabled else None,
         )
-        self._site = TopicSite(self._tree, reactor, settings.send.max_body)
+        self._site = TopicSite(self._tree, reactor, settings.send.max_body, self.limits)
         self._listeners = [
             Listener("listen", text, self._site, reactor) for text in settings.listen
         ]
@@ -261,6 +251,7 @@ class TopicService(Service):
                 hub=self._hub,
                 broker=self.broker,
                 site=self._site,
+                limits=self.limits,
                 checks=self._checks,
                 lag=self._lag,
                 kinds=lambda: {
@@ -314,7 +305,7 @@ class TopicService(Service):
             replacements = self._read_certificates()
             judge = None
             if changes.judge:
-                judge = _Judge(changes.settings, self._reactor, self._checks)
+                judge = Judge(changes.settings, self._reactor, self._checks)
         except ConfigError as error:
             for problem in error.problems:
                 self._log.error("not reloaded, the old settings hold: {problem}", problem=problem)
@@ -343,7 +334,7 @@ class TopicService(Service):
             raise ConfigError(problems)
         return replacements
 
-    def _go_over(self, settings: Config, judge: _Judge | None) -> None:
+    def _go_over(self, settings: Config, judge: Judge | None) -> None:
         self._settings = settings
         if judge is not None:
             old, self._judge = self._judge, judge
@@ -355,6 +346,7 @@ class TopicService(Service):
         self._send.configure(self._judge.validator, settings.send.trust_via)
         self._tree.offer(self._send if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
+        self.limits.settings = settings.limits
 
     def stopService(self) -> Deferred[None]:
         """Stop without losing anything; fires when that is done or has taken too long.
@@ -429,83 +421,19 @@ class TopicService(Service):
         }
 
 
-class _Judge:
-    """Who judges tokens, with all that stands around.
-
-    From the outside in: which topics exist, what was granted a moment ago, what is under
-    way, the log of outages, how many at once, how long at most; then the judge itself.
-
-    Attributes:
-        validator: for tokens that are shown.
-        revocation: for those of live sessions; None: they are not looked at again.
-    """
-
-    _PERSONIUM_QUESTIONS = 3
-    _RECHECKS_SHARE = 4
-
-    def __init__(self, settings: Config, reactor: Any, tally: CheckTally) -> None:
-        self._settings = settings
-        self._reactor = reactor
-        self._agent: JudgeAgent | None = None
-        self._tally = tally
-        checks = settings.checks
-        fresh = self._fresh()
-        validator = fresh
-        if checks.cache:
-            cached = Cached(fresh, reactor, checks.cache, tally)
-            validator, fresh = cached, cached.fresh
-        if settings.topics and not isinstance(settings.validator, PersoniumSettings):
-            validator = ExistingTopics(validator, settings.topics)
-        self.validator = validator
-        self.revocation: Revocation | None = None
-        if checks.recheck:
-            # Clients that wait for an answer come first.
-            at_once = max(1, checks.concurrency // self._RECHECKS_SHARE)
-            self.revocation = Revocation(fresh, checks.recheck, at_once)
-
-    def stop(self) -> Deferred[None]:
-        """Close the connections to the judge."""
-        return succeed(None) if self._agent is None else self._agent.close()
-
-    def _fresh(self) -> TokenValidator:
-        judge: TokenValidator
-        settings, checks, clock = self._settings.validator, self._settings.checks, self._reactor
-        match settings:
-            case PersoniumSettings():
-                asker = self._asker(settings.authorities, self._PERSONIUM_QUESTIONS)
-                judge = PersoniumValidator(
-                    asker, settings.unit, settings.username, settings.password, clock
-                )
-            case IntrospectionSettings():
-                judge = IntrospectionValidator(
-                    self._asker(settings.authorities, 1),
-                    settings.url,
-                    settings.client_id,
-                    settings.client_secret,
-                    settings.rules,
-                    clock,
-                    settings.issuer,
-                    settings.audience,
-                )
-            case _:
-                return Counted(LocalValidator(settings.key, clock), clock, self._tally)
-        limited = Limited(InTime(judge, clock, checks.timeout), clock, checks.concurrency)
-        return Shared(Counted(Outages(limited, clock), clock, self._tally))
-
-    def _asker(self, authorities: Any, questions: int) -> Asker:
-        connections = questions * self._settings.checks.concurrency
-        self._agent = JudgeAgent(self._reactor, authorities, connections)
-        return Asker(self._agent)
-
-
 class _BrokerService(Broker, Protocol):
     """A broker that is also a service."""
+
+    @property
+    def complaint(self) -> str:
+        """Why it is not up, as far as it can be told."""
+        ...
 
     def startService(self) -> None: ...
     def stopService(self) -> Any: ...
 
 
-def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
+def make_broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
     """The broker that the settings ask for.
 
     Raises:
@@ -527,6 +455,12 @@ def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
                     ]
                 ) from error
             return ActiveMQBroker(client, reactor, login, closes_on_loss)
+
+
+def _most_files() -> int | None:
+    """How many files this process may have open; None: any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 class CannotStart(SystemExit, Exception):

@@ -22,13 +22,14 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from topicsvc import endings
 from topicsvc.address import TopicAddress
+from topicsvc.backlog import Backlog
 from topicsvc.deadlines import Deadlines
 from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
 from topicsvc.journal import Entry, Journal
+from topicsvc.limits import Limits, Visit
 from topicsvc.outbound import Outbound
 from topicsvc.ports import Grant, TokenValidator
 from topicsvc.rechecks import Rechecks
@@ -47,11 +48,10 @@ from topicsvc.session import (
     Validate,
 )
 from topicsvc.transmit import way_out
-from topicsvc.wire import SERVICE_UNAVAILABLE, Timestamps
+from topicsvc.wire import SERVICE_UNAVAILABLE, Timestamps, pong_frame
 
 __all__ = [
     "CLOSE_TIMEOUT",
-    "STALL_TIMEOUT",
     "Connections",
     "Revocation",
     "SessionSettings",
@@ -61,14 +61,13 @@ __all__ = [
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
 
-STALL_TIMEOUT = 10.0
-"""Seconds after which a peer that takes nothing is a slow consumer."""
-
 _FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
 """What Autobahn ends a connection for (RFC 6455, section 7.4.1)."""
 
 _MAX_CLOSE_REASON = 123
 _SLOW_CONSUMER = "Slow consumer"
+_TOO_MANY_MESSAGES = "Too many messages"
+_TOO_MANY_FRAMES = "Too many frames"
 
 txaio.use_twisted()
 
@@ -115,6 +114,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     Args:
         topic: what the client asked for.
         connections: the house it lives in.
+        visit: what it counts as.
     """
 
     # Autobahn reports every fault of every stranger; ours are in `_log`.
@@ -127,10 +127,12 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     message_data: list[bytes] | None
     CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
 
-    def __init__(self, topic: TopicAddress, connections: Connections) -> None:
+    def __init__(self, topic: TopicAddress, connections: Connections, visit: Visit) -> None:
         super().__init__()
         self.topic = topic
         self._house = connections
+        self._visit = visit
+        self._frames = 0
         self._session = Session(
             connections.settings.timestamps, keeps_token=connections.revocation is not None
         )
@@ -142,11 +144,6 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._entry: Entry
 
     # What the house asks.
-
-    @property
-    def delivered(self) -> tuple[int, int]:
-        """Data messages that were handed to this connection, and their bytes."""
-        return self._outbound.messages, self._outbound.size
 
     def broker_lost(self) -> None:
         """See `topicsvc.ports.Member`."""
@@ -201,8 +198,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def connectionMade(self) -> None:
         """The HTTP side has handed the transport over."""
-        address = self.transport.getPeer()
-        self.peer = f"{getattr(address, 'host', address)}:{getattr(address, 'port', 0)}"
+        self.peer = self._visit.peer
         self._entry = self._house.journal.open(self.peer, self.topic.path)
         # Not by way of the server's, which describes each connection for a debug line.
         WebSocketProtocol._connectionMade(self)
@@ -210,9 +206,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         self._outbound = way_out(
-            self.transport, self._house.settings.send_queue, self._house.stalls, self.slow
+            self.transport, self._house.settings.send_queue, self._house.backlog, self.slow
         )
         self._outbound.broker_lost = self.broker_lost
+        self._outbound.withheld = self._house.journal.withhold
 
     def dataReceived(self, data: bytes) -> None:
         # Not by way of Autobahn's, which describes each piece for a debug line.
@@ -225,8 +222,21 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onOpen(self) -> None:
         self._house.opened(self)
 
+    def onMessageBegin(self, isBinary: bool) -> None:
+        super().onMessageBegin(isBinary)
+        self._frames = 0
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        super().onMessageFrameBegin(length)
+        self._frames += 1
+        if not self.failedByMe and not self._visit.takes_frames(self._frames):
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_FRAMES)
+
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self._perform(self._session.received(payload, isBinary, self._now()))
+        if self._visit.takes_message():
+            self._perform(self._session.received(payload, isBinary, self._now()))
+        else:
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
 
     def onMessageEnd(self) -> None:
         # Not by way of Autobahn's, which notifies observers that there are none of.
@@ -234,8 +244,16 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self.onMessage(b"".join(self.message_data or ()), self.message_is_binary)
         self.message_data = None
 
+    def onPing(self, payload: bytes) -> None:
+        if not self._visit.takes_control():
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
+        elif self.state == self.STATE_OPEN:
+            # Where something waits, the newest alone is answered (RFC 6455, section 5.5.3).
+            self._outbound.write_newest(pong_frame(payload))
+
     def onPong(self, payload: bytes) -> None:
-        self._pulse.pong(payload)
+        if not self._pulse.pong(payload) and not self._visit.takes_control():
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool:
         """The peer closes, or answers our close."""
@@ -258,8 +276,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self._end("Connection lost")
         self._outbound.discard()
-        self._house.journal.close(self._entry, *self.delivered)
+        self._house.journal.close(self._entry)
         self._house.gone(self)
+        self._visit.leave()
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Every frame, Autobahn's own too, goes out behind those written before."""
@@ -270,11 +289,12 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self.failedByMe:
             return
         self.failedByMe = True
+        self.data = b""  # what has come behind it is not looked at either
         if self.state != self.STATE_OPEN:
             self.dropConnection(abort=False)
             return
-        self._detail = reason
-        self._end(_FAILURES.get(code, endings.OTHER))
+        self._detail = reason if code in _FAILURES else ""
+        self._end(_FAILURES.get(code, reason))
         self._outbound.discard()
         self._send_close(code, reason)
         self._outbound.finish()
@@ -312,8 +332,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                     self._end(reason)
                     self._send_close(code, reason)
                 case Validate(token):
-                    validate = self._house.validator.validate
-                    self._own(maybeDeferred(validate, token, self.topic), self._judged)
+                    judge = self._visit.judge
+                    self._own(judge(self._house.validator, token, self.topic), self._judged)
                 case Recheck(token):
                     again = self._house.validate_again
                     self._own(maybeDeferred(again, token, self.topic), self._judged)
@@ -364,7 +384,8 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._session.lost()
         if not self._closed_because:
             self._closed_because = why
-            self._house.journal.end(self._entry, why, self._detail, *self.delivered)
+            messages, size = self._outbound.messages, self._outbound.size
+            self._house.journal.end(self._entry, why, self._detail, messages, size)
         self._house.tokens.cancel(self)
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
@@ -400,6 +421,7 @@ class Connections(Service):
         drain: seconds over which the close frames are spread when the service stops.
         random: spreads them.
         revocation: how revoked tokens are noticed; None: they are not, before they expire.
+        limits: how much there may be of everything; None: as much as by default.
     """
 
     name = "connections"
@@ -414,6 +436,7 @@ class Connections(Service):
         drain: float = 0,
         random: Random | None = None,
         revocation: Revocation | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.hub = hub
         self.clock = clock
@@ -431,7 +454,7 @@ class Connections(Service):
             clock, settings.token_timeout, TopicProtocol.token_timeout
         )
         self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
-        self.stalls = Deadlines[Outbound](clock, STALL_TIMEOUT, Outbound.stalled)
+        self.backlog = Backlog(limits or Limits(clock), clock)
         self.configure(validator, settings, drain, revocation)
 
     def configure(
@@ -482,21 +505,22 @@ class Connections(Service):
     @property
     def delivered(self) -> tuple[int, int]:
         """Data messages that were handed to all connections, those gone too; their bytes."""
-        messages, size = self.journal.messages, self.journal.size
-        for member in self._wheel:
-            delivered = member.delivered
-            messages += delivered[0]
-            size += delivered[1]
-        return messages, size
+        hub, journal = self.hub, self.journal
+        return hub.offered - journal.withheld, hub.offered_size - journal.withheld_size
 
-    def protocol(self, topic: TopicAddress) -> TopicProtocol | None:
+    def protocol(self, topic: TopicAddress, visit: Visit) -> TopicProtocol | None:
         """A new connection to `topic`, for the HTTP side to hand a transport to.
 
-        None: the service is stopping.
+        Args:
+            topic: what its client wants.
+            visit: what it counts as; `Visit.leave` is from now on the connection's to call.
+
+        Returns:
+            None: the service is stopping.
         """
         if self._is_stopping:
             return None
-        protocol = self._factory.protocol(topic, self)
+        protocol = self._factory.protocol(topic, self, visit)
         protocol.factory = self._factory
         return protocol  # type: ignore[no-any-return]
 

@@ -23,6 +23,7 @@ __all__ = [
     "error_reply",
     "json_text",
     "parse_token",
+    "pong_frame",
     "success_reply",
     "text_frame",
     "token_request",
@@ -147,6 +148,11 @@ def text_frame(payload: bytes) -> bytes:
     if length < 65536:
         return b"\x81\x7e%s%s" % (length.to_bytes(2, "big"), payload)
     return b"\x81\x7f%s%s" % (length.to_bytes(8, "big"), payload)
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """One unmasked pong that holds `payload`, at most 125 bytes."""
+    return b"\x8a%c%s" % (len(payload), payload)
 
 
 def _compact(members: dict[str, Any]) -> bytes:

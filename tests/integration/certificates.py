@@ -34,11 +34,13 @@ class Authority:
         self.ca_file = directory / "ca.pem"
         self.ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, *hosts: str, name: str = "server") -> tuple[Path, Path]:
+    def issue(
+        self, *hosts: str, name: str = "server", life: datetime.timedelta = LIFE
+    ) -> tuple[Path, Path]:
         """Write a key and a certificate for `hosts`; return the paths of the two files."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
-        certificate = self._build(subject, key, hosts=hosts)
+        certificate = self._build(subject, key, hosts=hosts, life=life)
         key_file, cert_file = self.directory / f"{name}-key.pem", self.directory / f"{name}.pem"
         key_file.write_bytes(
             key.private_bytes(
@@ -60,6 +62,7 @@ class Authority:
         key: ec.EllipticCurvePrivateKey,
         hosts: tuple[str, ...] = (),
         is_ca: bool = False,
+        life: datetime.timedelta = LIFE,
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
@@ -68,8 +71,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + LIFE)
+            .not_valid_before(now - datetime.timedelta(days=2))
+            .not_valid_after(now + life)
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         )
         if hosts:

@@ -19,3 +19,6 @@ apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils 
 
 # What stands in front of a topicsvc, with the files of examples/, and what reads systemd's units.
 apt-get install -y -qq --no-install-recommends nginx-light haproxy systemd
+
+# Prometheus and its promtool, for test_metrics. Nothing is started as a service.
+apt-get install -y -qq --no-install-recommends prometheus

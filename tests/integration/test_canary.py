@@ -188,6 +188,8 @@ class ProcessTests(CanaryTestCase):
             password_file = "{self.secret_file().absolute()}"
             timeout = {self.check_timeout}
             recheck = 1
+            [limits]
+            failed_tokens_per_minute = 0
         """)
         service = yield deferToThread(
             Service, "--config", str(file.absolute()), directory=self.directory, twistd=self.twistd

@@ -98,6 +98,11 @@ class ActiveMQBroker(Service):
         return replace(self._losses, reconnects=reconnects)
 
     @property
+    def complaint(self) -> str:
+        """Why it is not up, as far as it can be told."""
+        return self._reader.link.complaint or self._sender.link.complaint
+
+    @property
     def topics(self) -> int:
         """Topics that are subscribed, or would be if the broker were there."""
         return len(self._reader)

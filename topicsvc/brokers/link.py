@@ -106,6 +106,9 @@ class Link(Service):
         login: who we are; None: nobody in particular.
         owner: hears what happens.
         random: spreads attempts.
+
+    Attributes:
+        complaint: why there is no connection, as far as it can be told; none: nothing is wrong.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -126,7 +129,7 @@ class Link(Service):
         self._random = random
         self._attempts = 0
         self._connects = 0
-        self._complaint = ""
+        self.complaint = ""
         self._connection: Connection | None = None
         self._client = ClientService(
             _Bounded(endpoint, clock, self._unreachable),
@@ -187,7 +190,7 @@ class Link(Service):
         """The broker has let us in."""
         self._connects += 1
         self._attempts = 0
-        self._complaint = ""
+        self.complaint = ""
         self._log.info("the {name} is connected to the broker", name=self.name)
         self.owner.connected()
 
@@ -201,8 +204,8 @@ class Link(Service):
 
     def complain(self, format_: str, why: str) -> None:
         """Say what is wrong, once for each reason in a row."""
-        if why != self._complaint:
-            self._complaint = why
+        if why != self.complaint:
+            self.complaint = why
             self._log.warn(format_, name=self.name, why=why)
 
     def _unreachable(self, failure: Failure) -> None:

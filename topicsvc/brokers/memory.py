@@ -36,6 +36,11 @@ class MemoryBroker(Service):
         """Always: it is where we are."""
         return True
 
+    @property
+    def complaint(self) -> str:
+        """None ever."""
+        return ""
+
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         _log.info("the memory broker is for one process: no other sees what is sent to this one")

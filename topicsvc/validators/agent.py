@@ -35,6 +35,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from topicsvc.validators.asking import MAX_BODY
+from topicsvc.validators.lookups import SparingReactor
 
 __all__ = ["MAX_ANSWER", "JudgeAgent", "read_authorities"]
 
@@ -140,7 +141,8 @@ class _Endpoints:
         kept: int,
         close_kept: Callable[[], Deferred[None]],
     ) -> None:
-        self._reactor = reactor
+        # All that may be under way ask of hosts of their own, and once more.
+        self._reactor = SparingReactor(reactor, 2 * kept)
         self._tls = CertificateOptions(trustRoot=authorities or platformTrust())
         self._kept = kept
         self._close_kept = close_kept
@@ -205,10 +207,15 @@ class _Bounding(ClientFactory):
             protocol.connectionLost,
         )
         taken = 0
+        is_lost = False
 
         def make_connection(transport: Any) -> None:
+            def leave() -> None:
+                if not is_lost:  # the pool also leaves those that the peer has left
+                    transport.abortConnection()
+
             self._endpoints.opened()
-            transport.loseConnection = transport.abortConnection
+            transport.loseConnection = leave
             made(transport)
 
         def data_received(data: bytes) -> None:
@@ -222,6 +229,8 @@ class _Bounding(ClientFactory):
                 taken = 0
 
         def connection_lost(reason: Failure) -> None:
+            nonlocal is_lost
+            is_lost = True
             self._endpoints.gone()
             lost(reason)
 

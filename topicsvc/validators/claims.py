@@ -72,7 +72,7 @@ def read_claims(body: bytes, now: float) -> Claims:
     return Claims(
         _text(members.get("sub")),
         expires_at,
-        frozenset(scope.split()),
+        frozenset(scope.split(" ")) - {""},  # and by nothing else: RFC 6749, section 3.3
         _text(members.get("iss")),
         _audience(members.get("aud")),
     )

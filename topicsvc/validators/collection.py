@@ -12,10 +12,10 @@ __all__ = ["MAX_ATTRIBUTES", "MAX_ATTRIBUTE_LENGTH", "MAX_DEPTH", "has_topic"]
 MAX_DEPTH = 32
 """Levels of elements; the answer that is looked for has seven."""
 
-MAX_ATTRIBUTES = 64
+MAX_ATTRIBUTES = 32
 """Attributes of one element, declarations of namespaces included; a unit's has three."""
 
-MAX_ATTRIBUTE_LENGTH = 1024
+MAX_ATTRIBUTE_LENGTH = 256
 """Characters in the name or the value of an attribute.
 
 A namespace is written out in front of every name that has its prefix: a long one with many
@@ -28,6 +28,7 @@ _PERSONIUM = "urn:x-personium:xmlns"
 _RESPONSE = (f"{_DAV} multistatus", f"{_DAV} response")
 _PROPSTAT = (*_RESPONSE, f"{_DAV} propstat")
 _STATUS = (*_PROPSTAT, f"{_DAV} status")
+_STATUS_OF_ALL = (*_RESPONSE, f"{_DAV} status")
 _STREAM = (*_PROPSTAT, f"{_DAV} prop", f"{_DAV} resourcetype", f"{_PERSONIUM} stream")
 _TOPIC = (*_PROPSTAT, f"{_DAV} prop", f"{_PERSONIUM} topics", f"{_PERSONIUM} topic")
 
@@ -37,7 +38,8 @@ _CHARSET = re.compile(r'charset\s*=\s*"?([A-Za-z0-9._-]+)', re.IGNORECASE)
 def has_topic(body: bytes, content_type: str, topic: str) -> bool:
     """Whether `body` tells of a stream collection in which `topic` is registered.
 
-    Only properties under status 200 count. Namespaces count, prefixes do not.
+    Only properties under status 200 count. Namespaces count, prefixes do not. What is missing
+    because the unit failed to look for it may be there all the same.
 
     Args:
         body: a 207 answer to a PROPFIND of depth 0.
@@ -46,8 +48,9 @@ def has_topic(body: bytes, content_type: str, topic: str) -> bool:
 
     Raises:
         ValidatorUnavailable: not XML, or XML with what no unit sends: a document type,
-            which is where entities come from; more than one resource; too deep; too many or
-            too long attributes.
+            which is where entities come from; more than one resource; elements within a
+            status or a name; too deep; too many or too long attributes. Or no yes, and a
+            status of 5xx inside.
     """
     match = _CHARSET.search(content_type)
     charset = None if match is None else match[1]
@@ -110,13 +113,18 @@ class _Reader:
         self._path: tuple[str, ...] = ()
         self._text = ""
         self._responses = 0
+        self._unit_failed = False
         self._begin_propstat()
         self._is_stream = False
         self._topics: set[str] = set()
 
     def read(self, body: bytes, topic: str) -> bool:
         self._parser.Parse(body, True)
-        return self._is_stream and topic in self._topics
+        if self._is_stream and topic in self._topics:
+            return True
+        if self._unit_failed:
+            raise _Refused("a status of 5xx inside")
+        return False
 
     def _begin_propstat(self) -> None:
         self._status = ""
@@ -124,6 +132,8 @@ class _Reader:
         self._found_topics: set[str] = set()
 
     def _start(self, name: str, _: object) -> None:
+        if self._path in (_TOPIC, _STATUS):
+            raise _Refused("an element within a text")
         self._path += (name,)
         self._text = ""
         if self._path == _PROPSTAT:
@@ -138,9 +148,11 @@ class _Reader:
     def _end(self, _: str) -> None:
         if self._path == _TOPIC:
             self._found_topics.add(self._text)
-        elif self._path == _STATUS:
-            self._status = self._text
-        elif self._path == _PROPSTAT and self._status.split()[1:2] == ["200"]:
+        elif self._path in (_STATUS, _STATUS_OF_ALL):
+            # HTTP/1.1 200 OK
+            self._status = "".join(self._text.split()[1:2])
+            self._unit_failed |= self._status.startswith("5")
+        elif self._path == _PROPSTAT and self._status == "200":
             self._is_stream |= self._found_stream
             self._topics |= self._found_topics
         self._path = self._path[:-1]

@@ -109,6 +109,26 @@ class PersoniumValidator:
         A unit answers 401 and 403 here to credentials of ours that it does not know, and
         never because of the token.
         """
+        answer: Answer | None = yield self._introspect(token, topic)
+        if answer is None:
+            raise TokenInactive("introspection: no such cell")
+        return read_claims(answer.body, self._clock.seconds())
+
+    @inlineCallbacks
+    def knows_us(self, topic: TopicAddress) -> Generator[Deferred[Any], Any, bool]:
+        """Show our credentials to the topic's cell; fires with whether there is such a cell.
+
+        Fails with:
+            ValidatorUnavailable: they are not the unit's, or it cannot be asked.
+        """
+        answer: Answer | None = yield self._introspect("none", topic)
+        return answer is not None
+
+    @inlineCallbacks
+    def _introspect(
+        self, token: str, topic: TopicAddress
+    ) -> Generator[Deferred[Any], Any, Answer | None]:
+        """What the topic's cell says of a token; None: there is no such cell."""
         answer: Answer = yield self._asker.ask(
             "POST",
             self._unit.cell_url(topic.cell) + "__introspect",
@@ -120,10 +140,10 @@ class PersoniumValidator:
                 f"introspection: status {answer.status}; are username and password the unit's?"
             )
         if answer.status == 404:
-            raise TokenInactive("introspection: no such cell")
+            return None
         if answer.status != 200:
             raise ValidatorUnavailable(f"introspection: status {answer.status}")
-        return read_claims(answer.body, self._clock.seconds())
+        return answer
 
 
 def methods(allow: str) -> frozenset[str]:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.resource import IResource, Resource
+from twisted.web.http import HTTPChannel
+from twisted.web.http_headers import Headers
+from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from topicsvc.web.metrics import Metrics
@@ -75,12 +77,12 @@ class AdminTree(Resource):
         return 200, *self._metrics.page(",".join(accepts))
 
 
-class _AdminRequest(Request):
-    """A request whose answer has no banner."""
+class _QuietChannel(HTTPChannel):
+    """An HTTP/1.1 connection that does not tell what it is served by."""
 
-    def render(self, resrc: IResource) -> None:
-        self.responseHeaders.removeHeader(b"server")
-        super().render(resrc)  # type: ignore[no-untyped-call]
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        headers.removeHeader(b"server")
+        super().writeHeaders(version, code, reason, headers)  # type: ignore[no-untyped-call]
 
 
 class AdminSite(Site):
@@ -91,8 +93,10 @@ class AdminSite(Site):
         clock: keeps the timeouts.
     """
 
+    protocol = _QuietChannel  # type: ignore[assignment]
+
     def __init__(self, tree: AdminTree, clock: IReactorTime) -> None:
-        super().__init__(tree, _AdminRequest, reactor=clock)  # type: ignore[no-untyped-call]
+        super().__init__(tree, reactor=clock)  # type: ignore[no-untyped-call]
 
     def log(self, request: Any) -> None:
         """No access log."""

@@ -21,6 +21,7 @@ from twisted.copyright import version as twisted_version
 from topicsvc import __version__, endings
 from topicsvc.hub import Hub
 from topicsvc.lag import ReactorLag
+from topicsvc.limits import Limits
 from topicsvc.ports import Broker
 from topicsvc.tally import CheckTally, Histogram
 from topicsvc.web.site import TopicSite
@@ -38,6 +39,7 @@ class Sources:
         hub: messages and their fan-out.
         broker: whether it is up, and what it lost.
         site: HTTP connections and sends.
+        limits: what was refused.
         checks: of tokens.
         lag: how late the loop is.
         kinds: tells which validator and which broker there are, by name.
@@ -47,6 +49,7 @@ class Sources:
     hub: Hub
     broker: Broker
     site: TopicSite
+    limits: Limits
     checks: CheckTally
     lag: ReactorLag
     kinds: Callable[[], Mapping[str, str]]
@@ -66,7 +69,10 @@ class Metrics:
 
     def page(self, accept: str) -> tuple[str, bytes]:
         """The content type and the text, in the newest format that `accept` names."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # it names a version that is none
+            encode, content_type = choose_encoder("")
         return content_type, encode(self.registry)
 
 
@@ -84,6 +90,13 @@ class _Service(Collector):
         yield from self._checks()
         yield from self._broker()
         yield from self._http()
+        yield _labelled(
+            CounterMetricFamily,
+            "topicsvc_limit_hits",
+            "Times that a bound of [limits] has refused something.",
+            "limit",
+            self._from.limits.hits,
+        )
         yield _histogram(
             "topicsvc_reactor_lag_seconds",
             "How late the reactor called what was due.",
@@ -147,11 +160,11 @@ class _Service(Collector):
         )
 
     def _slow_readers(self) -> Iterator[Metric]:
-        waiting = [outbound.waiting for outbound in self._from.connections.stalls]
+        backlog = self._from.connections.backlog
         yield GaugeMetricFamily(
-            "topicsvc_slow_readers", "Sessions that have not taken all yet.", len(waiting)
+            "topicsvc_slow_readers", "Sessions that have not taken all yet.", len(backlog)
         )
-        yield GaugeMetricFamily("topicsvc_queued_bytes", "Bytes that wait for them.", sum(waiting))
+        yield GaugeMetricFamily("topicsvc_queued_bytes", "Bytes that wait for them.", backlog.total)
 
     def _checks(self) -> Iterator[Metric]:
         checks = self._from.checks

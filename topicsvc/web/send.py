@@ -24,12 +24,13 @@ from topicsvc.errors import (
     InvalidBody,
     PathRefused,
     TokenInactive,
+    TooManyFailedTokens,
     TopicNotFound,
     Unavailable,
 )
 from topicsvc.ports import Broker, Grant, Message, TokenValidator
 from topicsvc.web import answers
-from topicsvc.web.answers import ApiError, answer, url_of
+from topicsvc.web.answers import ApiError, answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import SEND_METHODS, TopicRequest
 from topicsvc.wire import json_text
 
@@ -139,7 +140,7 @@ class SendResource(Resource):
         self, request: TopicRequest, topic: TopicAddress, token: str
     ) -> Generator[Deferred[Any], Any, bytes]:
         """Do what `request` asks for; the result is the body of its answer."""
-        grant: Grant = yield maybeDeferred(self._validator.validate, token, topic)
+        grant: Grant = yield request.visit.judge(self._validator, token, topic)
         if grant.expires_at <= self._clock.seconds():
             raise TokenInactive("expired")
         if request.method == b"OPTIONS":
@@ -178,6 +179,8 @@ class SendResource(Resource):
         kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
         if kind is InvalidBody:
             return answer(request, answers.NOT_JSON)
+        if isinstance(failure.value, TooManyFailedTokens):
+            return too_many_failed_tokens(request, failure.value.seconds)
         if kind is Unavailable:
             return answer(request, answers.UNAVAILABLE)
         if failure.check(TopicNotFound):

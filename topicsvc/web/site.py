@@ -11,12 +11,15 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, datetimeToString
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from topicsvc.address import Unit
 from topicsvc.deadlines import Deadlines
-from topicsvc.web import answers
+from topicsvc.limits import Limits, Visit
+from topicsvc.web import answers, client
+from topicsvc.web.answers import ApiError
 
 __all__ = ["TopicRequest", "TopicSite", "TopicTree"]
 
@@ -75,11 +78,16 @@ class TopicTree(Resource):
 
 
 class TopicRequest(Request):
-    """A request whose body is bounded while it arrives, and whose answer has no banner."""
+    """A request whose body is bounded while it arrives."""
 
     channel: TopicChannel
     content: BytesIO
     _received = 0
+
+    @property
+    def visit(self) -> Visit:
+        """What its connection counts as."""
+        return self.channel.visit
 
     def gotLength(self, length: int | None) -> None:
         """Keep the body in memory, whatever its length: it is bounded."""
@@ -88,7 +96,7 @@ class TopicRequest(Request):
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > self.channel.site.max_body:
-            self.channel.refuse_body()
+            self.channel.refuse(answers.TOO_BIG, str(self.channel.site.max_body))
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
@@ -133,17 +141,31 @@ class TopicRequest(Request):
 class TopicChannel(HTTPChannel):
     """An HTTP/1.1 connection that can become a WebSocket.
 
-    What it waits for has an absolute deadline, which no dripping of bytes prolongs.
+    What it waits for has an absolute deadline, which no dripping of bytes prolongs. The first
+    begins before the TLS handshake and before a PROXY header.
+
+    Attributes:
+        visit: what it counts as.
+        refused: all has been said, what still comes is read and forgotten.
     """
 
     site: TopicSite
     transport: Any
+    visit: Visit
     refused = False
     _deadline: Deadlines[TopicChannel] | None = None
 
     def connectionMade(self) -> None:
-        super().connectionMade()  # type: ignore[no-untyped-call]
         self.site.connections += 1
+        limits = self.site.limits
+        host = client.arriving_host(self.transport, limits.settings.trusted_proxies)
+        self.visit = limits.arrive(host)
+        if self.visit.is_dropped:
+            self.refused = True
+            # Before a TLS handshake, which is what costs.
+            self.transport.abortConnection()
+            return
+        super().connectionMade()  # type: ignore[no-untyped-call]
         self._wait(self.site.heads)
 
     def hand_over(self, protocol: Protocol) -> None:
@@ -159,18 +181,15 @@ class TopicChannel(HTTPChannel):
         protocol.makeConnection(transport)
         self._networkProducer.resumeProducing()
 
-    def refuse_body(self) -> None:
-        """Answer 413 before the body has arrived, and read no more of it."""
+    def refuse(self, error: ApiError, about: str = "") -> None:
+        """Answer before the request has arrived in full, and read no more of it."""
         if self.refused:
             return
         self.refused = True
-        self.site.sends[answers.TOO_BIG.status] += 1
-        body = answers.TOO_BIG.body(str(self.site.max_body))
-        self.transport.write(
-            b"HTTP/1.1 413 Request Entity Too Large\r\n"
-            b"Content-Type: application/json\r\nAccess-Control-Allow-Origin: *\r\n"
-            b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
+        if getattr(self, "_command", None) in SEND_METHODS:
+            self.site.sends[error.status] += 1
+        self.transport.unregisterProducer()
+        self.transport.write(answers.early_answer(error, about))
         # Closing at once with bytes unread would reset the connection and the answer with it:
         # what still comes is read and forgotten for a while.
         if ISSLTransport.providedBy(self.transport):
@@ -184,8 +203,12 @@ class TopicChannel(HTTPChannel):
         if self._deadline is self.site.closes:
             self.transport.abortConnection()
         else:
-            self._wait(self.site.closes)
             self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Close; a peer that does not, after our TLS close alert say, is not waited for long."""
+        self._wait(self.site.closes)
+        super().loseConnection()  # type: ignore[no-untyped-call]
 
     def dataReceived(self, data: bytes) -> None:
         if self.refused:
@@ -194,13 +217,34 @@ class TopicChannel(HTTPChannel):
             self._wait(self.site.heads)
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
-    def allHeadersReceived(self) -> None:
-        if self.length is not None and self.length > self.site.max_body:
-            self.refuse_body()
+    def lineReceived(self, line: bytes) -> None:
+        if self.refused:
             return
-        super().allHeadersReceived()  # type: ignore[no-untyped-call]
-        if self.length != 0:
-            self._wait(self.site.bodies)
+        if line[:1] in (b" ", b"\t"):
+            # A folded header (RFC 9112, section 5.2), or a blank before the first (2.2).
+            self.refuse(answers.BAD_REQUEST)
+        else:
+            super().lineReceived(line)  # type: ignore[no-untyped-call]
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.refuse(answers.BAD_REQUEST)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refuse(answers.BAD_REQUEST)
+
+    def allHeadersReceived(self) -> None:
+        headers = self.requests[-1].requestHeaders
+        client.recognize(self.visit, self.transport, headers, self.site.limits.settings)
+        if self.visit.refused_by is not None:
+            self.refuse(answers.TOO_MANY_REQUESTS)
+        elif _has_strange_coding(headers, self._version):
+            self.refuse(answers.BAD_REQUEST)
+        elif self.length is not None and self.length > self.site.max_body:
+            self.refuse(answers.TOO_BIG, str(self.site.max_body))
+        else:
+            super().allHeadersReceived()  # type: ignore[no-untyped-call]
+            if self.length != 0:
+                self._wait(self.site.bodies)
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self.refused:
@@ -218,6 +262,7 @@ class TopicChannel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.connections -= 1
         self._wait(None)
+        self.visit.leave()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
     def _wait(self, deadline: Deadlines[TopicChannel] | None) -> None:
@@ -236,6 +281,7 @@ class TopicSite(Site):
         resource: the root.
         clock: keeps the timeouts.
         max_body: most bytes of a request's body.
+        limits: how many connections there may be, and whose.
 
     Attributes:
         connections: HTTP connections that are open; one that became a WebSocket is not.
@@ -245,7 +291,9 @@ class TopicSite(Site):
     protocol = TopicChannel  # type: ignore[assignment]
     requestFactory = TopicRequest
 
-    def __init__(self, resource: IResource, clock: IReactorTime, max_body: int) -> None:
+    def __init__(
+        self, resource: IResource, clock: IReactorTime, max_body: int, limits: Limits
+    ) -> None:
         super().__init__(  # type: ignore[no-untyped-call]
             resource,
             TopicRequest,
@@ -254,6 +302,7 @@ class TopicSite(Site):
             reactor=clock,
         )
         self.max_body = max_body
+        self.limits = limits
         self.connections = 0
         self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
         self.heads = Deadlines(clock, HEAD_TIMEOUT, TopicChannel.too_late)
@@ -267,3 +316,11 @@ class TopicSite(Site):
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 only: over HTTP/2 a WebSocket cannot be handed over."""
         return [b"http/1.1"]
+
+
+def _has_strange_coding(headers: Headers, version: bytes) -> bool:
+    """Whether the length of a body could be read in two ways (RFC 9112, section 6.1)."""
+    codings = headers.getRawHeaders(b"transfer-encoding")
+    if codings is None:
+        return False
+    return version != b"HTTP/1.1" or [each.lower() for each in codings] != [b"chunked"]

@@ -30,6 +30,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from topicsvc.tls import free_when_lost
+
 __all__ = ["Listener", "Rehearsal", "endpoint_problem", "is_systemd", "is_tls", "reason_of"]
 
 _PORT = re.compile(r"(?:^(?:haproxy:)?(?:tcp6?|ssl):|:port=)(\d+)")
@@ -135,6 +137,7 @@ class Listener:
                 # The new one first: a site without a port would take itself for stopped.
                 factory.doStart()
                 port.factory, before = factory, port.factory
+                free_when_lost(port)
                 before.doStop()
             return (
                 f"the certificate of {self.text} (serial {certificate.serial_number:x}, "
@@ -155,6 +158,7 @@ class _Noting:
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         def note(port: IListeningPort) -> IListeningPort:
             self._listener.port = port
+            free_when_lost(port)
             return port
 
         return self._endpoint.listen(factory).addCallback(note)

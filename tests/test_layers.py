@@ -16,7 +16,7 @@ PURE = {
     "tally", "wire",
 }  # fmt: skip
 APPLICATION = {
-    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks",
+    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "visits",
 }  # fmt: skip
 ADAPTERS = {
     "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",

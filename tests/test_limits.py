@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import FakeValidator
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
-from topicsvc.limits import COUNTED, COURTESY, MAX_ADDRESSES, Limits, LimitSettings, Visit
+from topicsvc.limits import COUNTED, COURTESY, MAX_ADDRESSES, Limits, LimitSettings
+from topicsvc.visits import Visit
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 ANN, BOB = "192.0.2.1", "192.0.2.2"

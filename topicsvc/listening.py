@@ -14,6 +14,7 @@ from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
+from twisted.application import strports
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -63,7 +64,7 @@ def endpoint_problem(text: str, reactor: Any, is_start: bool) -> str | None:
     if is_systemd(text) and not is_start:
         return None
     try:
-        _read(text, reactor)
+        _look(text, reactor)
     except ValueError as error:
         return str(error)
     return None
@@ -91,9 +92,9 @@ class Listener:
         self.port: IListeningPort | None = None
         self._factory = factory
         self._is_bound = False
-        noting = _Noting(_read(text, reactor), self)
-        self._service = StreamServerEndpointService(noting, factory)
-        self._service._raiseSynchronously = True  # as strports.service has it
+        _look(text, reactor)
+        self._service: StreamServerEndpointService = strports.service(text, factory, reactor)
+        self._service.endpoint = _Noting(self._service.endpoint, self)
 
     def bind(self) -> None:
         """Listen.
@@ -280,8 +281,8 @@ class _Wire:
     getHost = getPeer
 
 
-def _read(text: str, reactor: Any) -> IStreamServerEndpoint:
-    """Make the endpoint of a string, and look at what Twisted would find out too late.
+def _look(text: str, reactor: Any) -> None:
+    """Look at what Twisted would find out too late.
 
     Raises:
         ValueError: it cannot be used; the text says why.
@@ -294,10 +295,9 @@ def _read(text: str, reactor: Any) -> IStreamServerEndpoint:
         path = Path(directory[1].replace("\\:", ":"))
         if not any(path.glob("**/*.pem")):
             raise ValueError(f"no .pem file in {path}")
-    endpoint = _parse(text, reactor)
+    _parse(text, reactor)
     if is_tls(text):
         Rehearsal(text).certificate()
-    return endpoint
 
 
 def _parse(text: str, reactor: Any) -> IStreamServerEndpoint:

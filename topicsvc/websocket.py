@@ -29,7 +29,7 @@ from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
 from topicsvc.journal import Entry, Journal
-from topicsvc.limits import Limits, Visit
+from topicsvc.limits import Limits
 from topicsvc.outbound import Outbound
 from topicsvc.ports import Grant, TokenValidator
 from topicsvc.rechecks import Rechecks
@@ -48,6 +48,7 @@ from topicsvc.session import (
     Validate,
 )
 from topicsvc.transmit import way_out
+from topicsvc.visits import Visit
 from topicsvc.wire import SERVICE_UNAVAILABLE, Timestamps, pong_frame
 
 __all__ = [

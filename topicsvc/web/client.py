@@ -9,8 +9,9 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.web.http_headers import Headers
 
-from topicsvc.limits import LimitSettings, Visit
+from topicsvc.limits import LimitSettings
 from topicsvc.peers import Network, behind_proxies, is_within
+from topicsvc.visits import Visit
 
 __all__ = ["arriving_host", "recognize"]
 

@@ -17,7 +17,8 @@ from twisted.web.server import Request, Site
 
 from topicsvc.address import Unit
 from topicsvc.deadlines import Deadlines
-from topicsvc.limits import Limits, Visit
+from topicsvc.limits import Limits
+from topicsvc.visits import Visit
 from topicsvc.web import answers, client
 from topicsvc.web.answers import ApiError
 

@@ -10,7 +10,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import HostRefused, PathRefused
-from topicsvc.limits import Visit
+from topicsvc.visits import Visit
 from topicsvc.web import answers
 from topicsvc.web.answers import answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import TopicRequest

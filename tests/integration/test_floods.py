@@ -1,8 +1,11 @@
 """Floods of every kind, all at once: nobody else notices, and nothing is left of them.
 
-A first flood makes what stays for good: caches, and memory that the allocator keeps. What
-a second one adds, a little smaller, is a leak. Latency is measured at sessions that have
-nothing to do with the floods, before them and for as long as they last.
+Memory that was free once is not all given back to the system, so a first flood shows how much
+one takes, and a second one, a little smaller, finds room in what the first has left: where it
+takes more, something was not freed. That none of 5,120 sessions leaves anything is shown by
+test_leaks. Latency is measured at sessions that have nothing to do with the floods, before
+and after them, and for as long as they last. The strangers yield the processor: what it costs
+to be one is not the service's matter.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ from topicsvc.validators.local import make_key, sign_token, write_key
 Test = Generator[Deferred[Any], Any, None]
 
 HOST = "127.0.0.1"
-SUBSCRIBERS = 200
-INTERVAL = 0.05
+SUBSCRIBERS = 400
+INTERVAL = 0.1
 """Seconds between two messages that are measured."""
 
 BULK = b'"%s"' % (b"x" * 65536)
@@ -205,7 +208,7 @@ class FloodTests(TestCase):
         return sorted(self.took)[len(self.took) * 99 // 100], came
 
     def be_elsewhere(self) -> None:
-        """In the strangers' process: what it costs to be a stranger is not the service's matter."""
+        """In the strangers' process: they have machines of their own."""
         os.nice(19)
         allow_files()
 
@@ -236,28 +239,34 @@ class FloodTests(TestCase):
 
     @inlineCallbacks
     def test_floods(self) -> Test:
-        usual, _ = yield self.measured(deferLater(reactor, BASE_LINE))
+        before, _ = yield self.measured(deferLater(reactor, BASE_LINE))
         quiet = self.files
-        figures = [f"before: p99 {usual * 1000:.1f} ms, {self.resident / 1e6:.1f} MB"]
-        memory: list[int] = []
-        for flood in (replace(self.flood, silent=self.flood.silent * 21 // 20), self.flood):
+        figures = [f"before: p99 {before * 1000:.1f} ms, {self.resident / 1e6:.1f} MB"]
+        latencies, memory, fates = [], [], []
+        floods = [replace(self.flood, silent=self.flood.silent * 21 // 20), self.flood]
+        for flood in floods:
             p99, became = yield self.measured(self.strangers(flood))
             yield until(lambda: self.files == quiet, "all strangers are gone")
-            memory.append(self.resident)
             most, files = (max(each) for each in zip(*self.peaks, strict=True))
-            figures.append(
-                f"flood: p99 {p99 * 1000:.1f} ms, {files} files and {most / 1e6:.1f} MB at most, "
-                f"{memory[-1] / 1e6:.1f} MB after it"
-            )
+            latencies.append(p99)
+            memory.append(most)
+            fates.append(became)
             figures += [
-                f"    {kind}: {len(each)} closed after {min(each)} to {max(each)} s"
-                for kind, each in became["closed"].items()
+                f"flood: p99 {p99 * 1000:.1f} ms, {files} files and {most / 1e6:.1f} MB at most, "
+                f"{self.resident / 1e6:.1f} MB after it",
+                *(
+                    f"    {kind}: {len(each)} closed after {min(each)} to {max(each)} s"
+                    for kind, each in became["closed"].items()
+                ),
+                f"    {became['told']}",
             ]
-            figures.append(f"    {became['told']}")
-            self.show(figures)
+        after, _ = yield self.measured(deferLater(reactor, BASE_LINE))
+        figures.append(f"after: p99 {after * 1000:.1f} ms, {self.resident / 1e6:.1f} MB")
+        self.show(figures)
+        for flood, became in zip(floods, fates, strict=True):
             self.assert_closed_when_they_should_be(flood, became)
-            self.assertLess(p99, 2 * usual, figures)
-        self.assertLess(memory[1] - memory[0], MOST_GROWTH, figures)
+        self.assertLess(max(latencies), 2 * max(before, after), figures)
+        self.assertLess(max(memory[1], self.resident) - memory[0], MOST_GROWTH, figures)
         self.assertEqual([watcher.close_code for watcher in self.watchers], [None] * SUBSCRIBERS)
         self.assertNotIn("Traceback", self.service.text)
 

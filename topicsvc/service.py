@@ -46,7 +46,7 @@ from topicsvc.limits import Limits
 from topicsvc.listening import Listener, endpoint_problem, reason_of
 from topicsvc.notify import Notifier
 from topicsvc.ports import Broker
-from topicsvc.reload import compare
+from topicsvc.reload import Changes, compare
 from topicsvc.signals import Signals
 from topicsvc.tally import CheckTally
 from topicsvc.web.admin import AdminSite, AdminTree
@@ -281,6 +281,9 @@ class TopicService(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        if self.reread is not None:
+            # Before anybody can know that we are there: until then SIGHUP kills.
+            self._signals.take(signal.SIGHUP, self.reload)
         self._lag.startService()
         self.broker.startService()
         self.connections.startService()
@@ -291,8 +294,6 @@ class TopicService(Service):
         )
         if self.on_start is not None:
             self.on_start(self.ports)
-        if self.reread is not None:
-            self._signals.take(signal.SIGHUP, self.reload)
         self._reactor.callWhenRunning(self._notifier.ready)
 
     def reload(self) -> None:
@@ -301,22 +302,26 @@ class TopicService(Service):
             return
         self._notifier.reloading()
         try:
-            changes = compare(self._settings, self.reread())
-            replacements = self._read_certificates()
-            judge = None
-            if changes.judge:
-                judge = Judge(changes.settings, self._reactor, self._checks)
+            self._reload(compare(self._settings, self.reread()))
         except ConfigError as error:
             for problem in error.problems:
                 self._log.error("not reloaded, the old settings hold: {problem}", problem=problem)
-        else:
-            self._go_over(changes.settings, judge)
-            for what in changes.waiting:
-                self._log.warn("{what}: needs a restart; the old value holds", what=what)
-            taken = [*changes.taken, *(replace() for replace in replacements)]
-            what = ", ".join(taken) or "nothing has changed"
-            self._log.info("reloaded: {what}", what=what)
-        self._notifier.ready()
+        except Exception:
+            self._log.failure("a fault of ours: not reloaded")
+        finally:
+            self._notifier.ready()
+
+    def _reload(self, changes: Changes) -> None:
+        replacements = self._read_certificates()
+        judge = None
+        if changes.judge:
+            judge = Judge(changes.settings, self._reactor, self._checks)
+        # From here on nothing can be wrong any more.
+        self._go_over(changes.settings, judge)
+        for what in changes.waiting:
+            self._log.warn("{what}: needs a restart; the old value holds", what=what)
+        taken = [*changes.taken, *(replace() for replace in replacements)]
+        self._log.info("reloaded: {what}", what=", ".join(taken) or "nothing has changed")
 
     def _read_certificates(self) -> list[Callable[[], str]]:
         """What puts all certificates in place, once all of them are known to be good."""

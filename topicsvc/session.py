@@ -124,6 +124,7 @@ class Session:
         keeps_token: whether the token is remembered, so that it can be checked unasked.
 
     Attributes:
+        keeps_token: see above; it may change, for tokens that are shown from then on.
         deliver_until: data may be written before this time, and from it on no more.
     """
 
@@ -131,18 +132,18 @@ class Session:
         "_check",
         "_expires_at",
         "_is_due",
-        "_keeps_token",
         "_shown",
         "_state",
         "_timestamps",
         "_token",
         "_waiting",
         "deliver_until",
+        "keeps_token",
     )
 
     def __init__(self, timestamps: wire.Timestamps = "seconds", keeps_token: bool = False) -> None:
         self._timestamps = timestamps
-        self._keeps_token = keeps_token
+        self.keeps_token = keeps_token
         self._state = State.AWAITING
         self._expires_at = 0.0
         self.deliver_until = 0.0
@@ -270,7 +271,7 @@ class Session:
             token = wire.parse_token(payload)
         except InvalidMessage:
             return self._refuse(wire.INVALID_MESSAGE, now)
-        if self._keeps_token:
+        if self.keeps_token:
             self._shown = token
         if self._state is State.ACTIVE:
             self._check = _Check.ASKED

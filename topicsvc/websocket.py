@@ -160,6 +160,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             else:
                 self.sendPing(ping)
 
+    def keep_token(self, keeps: bool) -> None:
+        """Whether the next token that is shown will be looked at again."""
+        self._session.keeps_token = keeps
+
     def recheck(self) -> bool:
         """See whether the token still holds; whether that takes a while."""
         effects = self._session.recheck(self._now())
@@ -491,6 +495,8 @@ class Connections(Service):
             self._rechecks.stop()
         self.revocation = revocation
         self._rechecks = None
+        for protocol in self._wheel:
+            protocol.keep_token(revocation is not None)
         if revocation is None:
             return
         self._rechecks = Rechecks(

@@ -39,6 +39,29 @@ def figure(what: str, **figures: object) -> None:
     _log.info("FIGURE {what}: {figures}", what=what, figures=figures)
 
 
+class Stalls:
+    """How long the machine has kept this process from looking, at most: what came then came late.
+
+    Attributes:
+        longest: seconds.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._looked_at = reactor.seconds()
+        self._looking = LoopingCall(self._look)
+        self._looking.start(0.05)
+
+    def stop(self) -> None:
+        if self._looking.running:
+            self._looking.stop()
+
+    def _look(self) -> None:
+        now = reactor.seconds()
+        self.longest = max(self.longest, now - self._looked_at - 0.05)
+        self._looked_at = now
+
+
 class Leaver(Subscriber):
     """Remembers when it was told to go."""
 
@@ -75,6 +98,8 @@ class ManySessionsTests(StopTestCase):
         for _ in range(SESSIONS // AT_ONCE):
             batch = [service.join(TOPIC, Leaver()) for _ in range(AT_ONCE)]
             leavers += yield gatherResults(batch)
+        stalls = Stalls()
+        self.addCleanup(stalls.stop)
         began = reactor.seconds()
         service.program.signal(signal.SIGTERM)
         yield until(lambda: not service.parts["staying"], "it says that it stops", 2)
@@ -84,15 +109,23 @@ class ManySessionsTests(StopTestCase):
         took = reactor.seconds() - began
         moments = sorted(leaver.closed_at - began for leaver in leavers)
         fullest = most_within(moments, 0.5)
-        figure("2,000 sessions", first=moments[0], last=moments[-1], half_second=fullest, end=took)
+        figure(
+            "2,000 sessions",
+            stall=stalls.longest,
+            first=moments[0],
+            last=moments[-1],
+            half_second=fullest,
+            end=took,
+        )
         self.assertEqual({leaver.close_code for leaver in leavers}, {1001})
         self.assertTrue(refused, "no new connections")
         self.assertLess(took, DRAIN + CLOSE_TIMEOUT + MARGIN)
         # Evenly: no half second takes much more than its eighth, and all of them take part.
-        self.assertLess(fullest, 2 * SESSIONS * 0.5 / DRAIN)
+        self.assertLess(fullest, 2 * SESSIONS * (0.5 + stalls.longest) / DRAIN)
+        room = 0.2 + stalls.longest / DRAIN
         for tenth in range(1, 10):
             share = sum(moment < DRAIN * tenth / 10 for moment in moments) / SESSIONS
-            self.assertTrue(tenth / 10 - 0.2 < share < tenth / 10 + 0.2, (tenth, share))
+            self.assertTrue(tenth / 10 - room < share < tenth / 10 + room, (tenth, share))
 
     def is_refused(self, port: int) -> bool:
         with socket.socket() as probe:
@@ -110,19 +143,8 @@ def most_within(moments: list[float], seconds: float) -> int:
     return most
 
 
-class SignalTests(StopTestCase):
-    @inlineCallbacks
-    def test_a_second_signal_ends_it_at_once(self) -> Any:
-        service = self.topicsvc(60)
-        yield service.start()
-        yield gatherResults([service.join(TOPIC) for _ in range(20)])
-        service.program.signal(signal.SIGTERM)
-        yield until(lambda: not service.parts["staying"], "it says that it stops", 5)
-        service.program.signal(signal.SIGTERM)
-        took = yield until(lambda: not service.program.runs, "the process is gone", 5)
-        figure("a second signal", seconds=took)
-        self.assertIn("stopping at once: a second signal", service.program.log)
-        self.assertNotIn("Traceback", service.program.log)
+class LastMessage:
+    """For every broker: what a sender was told is taken reaches the sessions of this process."""
 
     @inlineCallbacks
     def test_what_was_answered_200_arrives_before_the_close(self) -> Any:
@@ -137,6 +159,24 @@ class SignalTests(StopTestCase):
             self.assertEqual([json.loads(each)["Body"] for each in member.messages], ["last"])
             self.assertEqual(member.close_code, 1001)
         yield until(lambda: not service.program.runs, "the process is gone", 10)
+
+
+class MemoryTests(LastMessage, StopTestCase): ...
+
+
+class SignalTests(StopTestCase):
+    @inlineCallbacks
+    def test_a_second_signal_ends_it_at_once(self) -> Any:
+        service = self.topicsvc(60)
+        yield service.start()
+        yield gatherResults([service.join(TOPIC) for _ in range(20)])
+        service.program.signal(signal.SIGTERM)
+        yield until(lambda: not service.parts["staying"], "it says that it stops", 5)
+        service.program.signal(signal.SIGTERM)
+        took = yield until(lambda: not service.program.runs, "the process is gone", 5)
+        figure("a second signal", seconds=took)
+        self.assertIn("stopping at once: a second signal", service.program.log)
+        self.assertNotIn("Traceback", service.program.log)
 
     @inlineCallbacks
     def test_systemd_is_told(self) -> Any:
@@ -241,7 +281,7 @@ class Returner:
             self._port.join(TOPIC).addCallbacks(self._joined, self._failed)
 
 
-class RollingRestartTests(StopTestCase):
+class ActiveMQTests(LastMessage, StopTestCase):
     CLIENTS = 200
 
     @inlineCallbacks
@@ -268,6 +308,8 @@ class RollingRestartTests(StopTestCase):
             sent = deferToThread(instances[0].send, TOPIC.send_path, b"%d" % len(statuses))
             return sent.addCallbacks(statuses.append, lambda _: statuses.append(0))
 
+        stalls = Stalls()
+        self.addCleanup(stalls.stop)
         stream = LoopingCall(send)
         streaming = stream.start(0.02)
         for instance in instances:
@@ -285,6 +327,7 @@ class RollingRestartTests(StopTestCase):
             returns=len(moments),
             most_in_a_second=most_within(moments, 1),
             failures=sum(client.failures for client in clients),
+            stall=stalls.longest,
             sends=len(statuses),
             not_taken=sum(status != 200 for status in statuses),
         )
@@ -293,5 +336,6 @@ class RollingRestartTests(StopTestCase):
         yield gatherResults([client.session.gone for client in clients])
         # Who was on the first went to the second, and from there all went to the first.
         self.assertGreaterEqual(len(moments), self.CLIENTS)
-        self.assertLessEqual(most_within(moments, 1), 1.5 * self.CLIENTS / DRAIN)
+        most = 1.5 * self.CLIENTS / DRAIN * (1 + stalls.longest)
+        self.assertLessEqual(most_within(moments, 1), most)
         self.assertGreater(sum(status == 200 for status in statuses), 0.95 * len(statuses))

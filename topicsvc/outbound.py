@@ -140,6 +140,11 @@ class Outbound(ABC):
         self._overflow = None
         self._backlog.forget(self)
 
+    def let_go(self) -> None:
+        """Know nobody any more: whoever owns this is gone."""
+        self.discard()
+        self.broker_lost = _nothing
+
     def finish(self) -> None:
         """Nothing more will be written: what waits leaves, and then the transport may close."""
         last = b"".join(self._queue or ())

@@ -285,6 +285,12 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._house.gone(self)
         self._visit.leave()
 
+    def _connectionLost(self, reason: Any) -> None:
+        super()._connectionLost(reason)
+        # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
+        self._outbound.let_go()
+        self.is_open = self.is_closed = None
+
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Every frame, Autobahn's own too, goes out behind those written before."""
         self._outbound.write(data)

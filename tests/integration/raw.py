@@ -89,10 +89,17 @@ class RawClient:
         port: where.
         context: for TLS; None: plain.
         host: the name that TLS asks for.
+        room: bytes that the system keeps for a client that does not read; 0: as it likes.
     """
 
-    def __init__(self, port: int, context: ssl.SSLContext | None = None, host: str = "") -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
+    def __init__(
+        self, port: int, context: ssl.SSLContext | None = None, host: str = "", room: int = 0
+    ) -> None:
+        self.socket = socket.socket()
+        if room:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_hostname=host)

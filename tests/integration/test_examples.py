@@ -20,7 +20,6 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
-from twisted.web.static import Data
 
 from tests.integration.process import Process, Service, environment
 from tests.integration.processes import until
@@ -75,6 +74,21 @@ new MutationObserver((changes) => {
 """
 
 
+class _File(Resource):
+    """What is always the same."""
+
+    isLeaf = True
+
+    def __init__(self, content: bytes, kind: str) -> None:
+        super().__init__()
+        self._content = content
+        self._kind = kind
+
+    def render_GET(self, request: Any) -> bytes:
+        request.setHeader("content-type", self._kind)
+        return self._content
+
+
 class Page(Resource):
     """Serves the example, at work under a driver, and keeps what it reports.
 
@@ -90,10 +104,14 @@ class Page(Resource):
         assert driven != example
         self.reports: list[tuple[str, str]] = []
         self.tasks: list[dict[str, str]] = []
-        self.putChild(b"", Data(driven, "text/html; charset=utf-8"))
-        self.putChild(b"driver.js", Data(DRIVER, "text/javascript"))
+        self.putChild(b"", _File(driven, "text/html; charset=utf-8"))
+        self.putChild(b"driver.js", _File(DRIVER, "text/javascript"))
         self.putChild(b"task", _Call(self._task))
         self.putChild(b"report", _Call(self._report))
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """What a browser asks for by itself, as the page's icon: nothing."""
+        return _File(b"", "text/plain")
 
     def _task(self, _: bytes) -> bytes:
         return json.dumps(self.tasks.pop(0) if self.tasks else None).encode()

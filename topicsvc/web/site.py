@@ -265,6 +265,10 @@ class TopicChannel(HTTPChannel):
         self._wait(None)
         self.visit.leave()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
+        self.transport.unregisterProducer()
+        self._transferDecoder = None
+        self.requests.clear()
 
     def _wait(self, deadline: Deadlines[TopicChannel] | None) -> None:
         """Wait for what `deadline` bounds, and for nothing else."""

@@ -96,10 +96,11 @@ class Bench:
 
     def session_starts(self, name: str, make: Callable[[], object]) -> None:
         with running(make) as server:
-            rate, sockets = start_sessions(server.target(), self.starts, 50)
+            figures, sockets = start_sessions(server.target(), self.starts, 50)
             for sock in sockets:
                 sock.close()
-        self.results.setdefault(f"session starts/s: {name}", []).append(rate)
+        self.results.setdefault(f"session starts/s: {name}", []).append(figures.rate)
+        self.results.setdefault(f"{name} idle", []).append(figures.idle)
 
     def memory(self) -> None:
         for tls in (False, True):

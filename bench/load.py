@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 __all__ = ["Burst", "FanOut", "Figures", "Target", "open_sessions", "start_sessions"]
@@ -24,6 +24,7 @@ HANDSHAKE = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 SUCCESS = b'"Result":"Success"'
+UPGRADED = b"HTTP/1.1 101 "
 WAIT = 30.0
 RECEIVE = 1 << 18
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
@@ -36,7 +37,8 @@ class Target:
     Attributes:
         port: where it listens on the loopback address.
         path: of the WebSocket URL; ``%d`` is the number of the topic.
-        token: what is presented after the handshake; none: the handshake is all.
+        tokens: what is presented after the handshake, by each session the next; none: the
+            handshake is all.
         send: makes the request that sends a body, as bytes.
         by_websocket: data is sent through a WebSocket, not by HTTP.
         frame: bytes of one message on a subscriber's socket.
@@ -47,7 +49,7 @@ class Target:
     path: str
     send: Callable[[bytes], bytes]
     frame: int
-    token: str = ""
+    tokens: Sequence[str] = ()
     by_websocket: bool = False
     context: ssl.SSLContext | None = None
     host: str = "localhost"
@@ -63,8 +65,9 @@ class Target:
         path = self.path % topic if "%d" in self.path else self.path
         return HANDSHAKE % (path.encode(), self.host.encode())
 
-    def present(self) -> bytes:
-        return masked(1, json.dumps({"AccessToken": self.token}).encode())
+    def present(self, number: int = 0) -> bytes:
+        token = self.tokens[number % len(self.tokens)]
+        return masked(1, json.dumps({"AccessToken": token}).encode())
 
 
 @dataclass
@@ -101,7 +104,7 @@ def open_session(target: Target, topic: int = 0) -> socket.socket:
         head += sock.recv(4096) or _fail(f"no handshake: {head!r}")
     if b" 101 " not in head.split(b"\r\n")[0]:
         _fail(f"no handshake: {head!r}")
-    if target.token:
+    if target.tokens:
         sock.sendall(target.present())
         reply = b""
         while SUCCESS not in reply:
@@ -114,38 +117,47 @@ def open_sessions(target: Target, count: int, topics: int = 1) -> list[socket.so
     return [open_session(target, number % topics) for number in range(count)]
 
 
-def start_sessions(target: Target, count: int, at_once: int) -> tuple[float, list[socket.socket]]:
-    """Start `count` sessions, `at_once` at a time; return starts per second, and the sessions.
+def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, list[socket.socket]]:
+    """Start `count` sessions, `at_once` at a time; return what was found, and the sessions.
 
-    A session has started when its Success has come, or its handshake where that is all.
-    Plain TCP only.
+    A session has started when its Success has come, or its handshake where that is all. Each
+    shows a token of its own. Plain TCP only.
     """
-    poll, states = select.epoll(), {}
+    address, handshake = ("127.0.0.1", target.port), target.handshake(0)
+    presents = [target.present(number) for number in range(count if target.tokens else 0)]
+    poll = select.epoll()
+    states: dict[int, tuple[socket.socket, int]] = {}
     done: list[socket.socket] = []
     begun = 0
+    waited = 0.0
     began = time.perf_counter()
     while len(done) < count:
         while begun < count and len(states) < at_once:
             sock = socket.socket()
-            sock.connect(("127.0.0.1", target.port))
-            sock.sendall(target.handshake(0))
-            sock.setblocking(False)
-            poll.register(sock, READ)
-            states[sock.fileno()] = [sock, b""]
+            sock.connect(address)
+            sock.send(handshake)
+            fd = sock.fileno()
+            poll.register(fd, READ)
+            states[fd] = sock, begun
             begun += 1
+        before = time.perf_counter()
         ready = poll.poll(WAIT) or _fail("nobody answers")
+        waited += time.perf_counter() - before
         for fd, _ in ready:
-            state = states[fd]
-            sock, seen = state
-            data = sock.recv(4096) or _fail(f"closed: {seen!r}")
-            seen = state[1] = seen + data
-            if seen.endswith(b"\r\n\r\n") and target.token:
-                sock.sendall(target.present())
-            elif SUCCESS in seen or (not target.token and b"\r\n\r\n" in seen):
-                poll.unregister(sock)
+            sock, number = states[fd]
+            # An answer is one small segment: it comes whole or not at all.
+            data = sock.recv(4096)
+            if SUCCESS in data or (not presents and data.startswith(UPGRADED)):
+                poll.unregister(fd)
                 del states[fd]
+                sock.setblocking(False)
                 done.append(sock)
-    return count / (time.perf_counter() - began), done
+            elif data.startswith(UPGRADED):
+                sock.send(presents[number])
+            else:
+                _fail(f"no session: {data!r}")
+    seconds = time.perf_counter() - began
+    return Figures(count, seconds, idle=waited / seconds), done
 
 
 class _Counter:

@@ -232,6 +232,17 @@ def answers(
     return lambda request, _: answers_at_once(request, reply)
 
 
+def adds_header(name: str, value: bytes) -> Fault:
+    """The right answer, with one header more, or another."""
+
+    def fault(request: Any, reply: Reply) -> Any:
+        body = answers_at_once(request, reply)
+        request.responseHeaders.setRawHeaders(name.encode(), [value])
+        return body
+
+    return fault
+
+
 def claims(**members: Any) -> Fault:
     """Introspection says this."""
     return answers(200, json.dumps(members).encode(), "application/json")
@@ -385,6 +396,16 @@ ENTITY_BOMB = (
     + b"]><multistatus xmlns='DAV:'>&j;</multistatus>"
 )
 """A billion laughs: 10^9 times a thousand characters."""
+
+NAMESPACE_BOMB = (
+    b"<m xmlns='DAV:' xmlns:p='%s' " % (b"u" * 70000)
+    + b" ".join(b"p:a%d=''" % number for number in range(6000))
+    + b"/>"
+)
+"""6,000 attributes that a parser writes out with a namespace of 70,000 characters each."""
+
+PREFIX_BOMB = b"<p:m xmlns:p='%s'>%s</p:m>" % (b"u" * 70000, b"<p:a/>" * 10000)
+"""The same with elements."""
 
 EXTERNAL_ENTITY = (
     b'<?xml version="1.0"?><!DOCTYPE m SYSTEM "file:///etc/passwd" '

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from topicsvc.address import TopicAddress
 from topicsvc.errors import BrokerUnavailable, TokenInactive, ValidatorUnavailable
-from topicsvc.ports import Grant, Message
+from topicsvc.ports import Grant, Losses, Message
 
 _log = Logger()
 
@@ -97,6 +97,7 @@ class FakeBroker:
 
     confirms_at_once: bool = False
     is_down: bool = False
+    losses: Losses = field(default_factory=Losses)
     subscriptions: list[FakeSubscription] = field(default_factory=list)
     published: list[Message] = field(default_factory=list)
 

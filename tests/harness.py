@@ -12,6 +12,7 @@ A test speaks of what a client does and sees::
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -25,6 +26,7 @@ from zope.interface import implementer
 from tests.fakes import FakeBroker, FakeValidator
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.hub import Hub
+from topicsvc.limits import Limits, LimitSettings
 from topicsvc.ports import Message
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
@@ -57,7 +59,7 @@ class MemoryTransport:
 
     disconnecting = False
 
-    def __init__(self, clock: Clock, port: int) -> None:
+    def __init__(self, clock: Clock, port: int, host: str = "192.0.2.7") -> None:
         self.clock = clock
         self.protocol: Any = None
         self.written = bytearray()
@@ -67,7 +69,7 @@ class MemoryTransport:
         self.has_ended = False
         self.producer: Any = None
         self._is_paused = False
-        self._peer = IPv4Address("TCP", "192.0.2.7", port)
+        self._peer = IPv4Address("TCP", host, port)
 
     def write(self, data: bytes) -> None:
         assert isinstance(data, bytes)
@@ -141,10 +143,10 @@ class MemoryTransport:
 class Client:
     """Somebody at the other end of a `MemoryTransport`."""
 
-    def __init__(self, test: ServiceTestCase) -> None:
+    def __init__(self, test: ServiceTestCase, host: str = "192.0.2.7", site: Any = None) -> None:
         self.test = test
-        self.transport = MemoryTransport(test.clock, test.next_port())
-        self.transport.protocol = test.site.buildProtocol(self.transport.getPeer())
+        self.transport = MemoryTransport(test.clock, test.next_port(), host)
+        self.transport.protocol = (site or test.site).buildProtocol(self.transport.getPeer())
         self.transport.protocol.makeConnection(self.transport)
         self.status = 0
         self.headers: dict[str, list[str]] = {}
@@ -279,6 +281,7 @@ class ServiceTestCase(SynchronousTestCase):
     drain = 0.0
     recheck = 0.0
     rechecks_at_once = 2
+    limits_settings = LimitSettings()
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -288,19 +291,28 @@ class ServiceTestCase(SynchronousTestCase):
         self.hub = Hub(self.broker, self.clock, data_frame)
         self.rechecker = FakeValidator()
         revocation = Revocation(self.rechecker, self.recheck, self.rechecks_at_once)
+        self.limits = Limits(self.clock, self.limits_settings)
         self.connections = Connections(
             self.validator,
             self.hub,
             self.clock,
             self.settings,
             self.drain,
+            random=Random(1),
             revocation=revocation if self.recheck else None,
+            limits=self.limits,
         )
         self.connections.startService()
         send = SendResource(self.unit, self.validator, self.broker, self.clock, self.trust_via)
         upgrade = UpgradeResource(self.unit, self.connections.protocol)
-        self.site = TopicSite(TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY)
+        self.site = TopicSite(
+            TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY, self.limits
+        )
         self._port = 50000
+
+    def tearDown(self) -> None:
+        # Every reason is one that an operator can look up: see topicsvc.endings.
+        self.assertEqual(self.connections.journal.ended["other"], 0)
 
     def next_port(self) -> int:
         self._port += 1
@@ -320,12 +332,14 @@ class ServiceTestCase(SynchronousTestCase):
         """Let the reactor turn once."""
         self.clock.advance(0)
 
-    def client(self) -> Client:
-        return Client(self)
+    def client(self, address: str = "192.0.2.7") -> Client:
+        return Client(self, address)
 
-    def connect(self, path: str = WEBSOCKET_PATH, host: str = HOST) -> Client:
+    def connect(
+        self, path: str = WEBSOCKET_PATH, host: str = HOST, address: str = "192.0.2.7"
+    ) -> Client:
         """A client whose opening handshake is done."""
-        client = self.client()
+        client = self.client(address)
         self.assertEqual(client.upgrade(path, host), 101)
         return client
 
@@ -363,5 +377,7 @@ class ServiceTestCase(SynchronousTestCase):
         self.assertEqual(len(self.connections), 0)
         self.assertEqual(self.hub.topics, 0)
         self.assertEqual(self.broker.live, [])
+        self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
+        self.assertEqual((len(self.connections.backlog), self.connections.backlog.total), (0, 0))
         self.connections.stopService()
         self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])

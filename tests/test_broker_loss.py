@@ -16,6 +16,7 @@ from topicsvc.address import TopicAddress
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
 from topicsvc.hub import Hub
+from topicsvc.limits import Limits
 from topicsvc.ports import Message
 from topicsvc.websocket import Connections, SessionSettings
 from topicsvc.wire import data_frame, token_request
@@ -147,7 +148,8 @@ class SessionTests(SynchronousTestCase):
             SessionSettings(),
         )
         self.transport = StringTransport()
-        self.protocol = self.connections.protocol(TOPIC)
+        visit = Limits(self.clock).arrive(None)
+        self.protocol = self.connections.protocol(TOPIC, visit)
         self.transport.registerProducer(self.protocol, True)  # the HTTP channel
         self.protocol.makeConnection(self.transport)
         self.protocol.dataReceived(HANDSHAKE)

@@ -78,6 +78,11 @@ class ClaimsTests(SynchronousTestCase):
         self.assert_unreadable(b'{"active":true}')
         self.assertEqual(read_claims(answer(exp=LATEST), NOW).expires_at, LATEST)
 
+    def test_scopes_are_parted_by_spaces_and_by_nothing_else(self) -> None:
+        for scope in ("a\tb", "a\nb", "a\xa0b", "a\u2003b"):
+            self.assertEqual(read_claims(answer(scope=scope), NOW).scopes, {scope})
+        self.assertEqual(read_claims(answer(scope=" "), NOW).scopes, frozenset())
+
     def test_scope_is_a_text(self) -> None:
         self.assert_unreadable(answer(scope=["a", "b"]))
 

@@ -150,4 +150,35 @@ class CheckTests(CommandTestCase):
         self.assertEqual((code, out, err.count("\n")), (1, "", 4))
         for line in err.splitlines():
             self.assertTrue(line.startswith("topicsvc check: "), line)
+        file.write_text(
+            """
+            listen = ["tcp:99999", "nonsense:1", "ssl:443:privateKey=nowhere/key.pem",
+                "tls:nowhere:port=443", "tcp:8080", "systemd:domain=INET:index=0"]
+            admin = "tcp:none"
+            unit_url = "ftp://x/"
+            [session]
+            ping_interval = "often"
+            [validator]
+            kind = "personium"
+            username = "u"
+            password_file = "nowhere/password"
+            [broker]
+            kind = "activemq"
+            endpoint = "udp:x"
+            """
+        )
+        _, _, err = self.run_command("check", "--config", str(file))
+        for words in (
+            "listen: 'tcp:99999': 99999 is no port",
+            "listen: 'nonsense:1': Unknown endpoint type",
+            "nowhere/key.pem: No such file",
+            "listen: 'tls:nowhere:port=443': no .pem file in nowhere",
+            "admin: 'tcp:none': ",
+            "unit_url or hosts: not an http",
+            "session.ping_interval: 'often' is not",
+            "validator.password_file: nowhere/password: No such file",
+            "broker.endpoint: 'udp:x' is neither",
+        ):
+            self.assertIn(words, err)
+        self.assertEqual(err.count("\n"), 9, err)
         self.assert_refused("nowhere.toml: No such file", "check", "--config", "nowhere.toml")

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fake_unit import ENTITY_BOMB, EXTERNAL_ENTITY, multistatus
+from tests.fake_unit import (
+    ENTITY_BOMB,
+    EXTERNAL_ENTITY,
+    NAMESPACE_BOMB,
+    PREFIX_BOMB,
+    multistatus,
+)
 from topicsvc.errors import ValidatorUnavailable
-from topicsvc.validators.collection import MAX_DEPTH, has_topic
+from topicsvc.validators.collection import (
+    MAX_ATTRIBUTE_LENGTH,
+    MAX_ATTRIBUTES,
+    MAX_DEPTH,
+    has_topic,
+)
 
 XML = "application/xml"
 
@@ -46,8 +58,9 @@ class YesTests(SynchronousTestCase):
         self.assert_yes(multistatus([name]), topic=name)
 
     def test_a_propstat_that_failed_beside_one_that_did_not(self) -> None:
-        failed = "<propstat><prop><x/></prop><status>HTTP/1.1 403 Forbidden</status></propstat>"
-        self.assert_yes(GOOD.replace("</response>", failed + "</response>").encode())
+        for status in ("403 Forbidden", "500 Internal Server Error"):
+            failed = f"<propstat><prop><x/></prop><status>HTTP/1.1 {status}</status></propstat>"
+            self.assert_yes(GOOD.replace("</response>", failed + "</response>").encode())
 
 
 class NoTests(SynchronousTestCase):
@@ -78,12 +91,15 @@ class NoTests(SynchronousTestCase):
         self.assert_no(GOOD.replace("p:topics", "p:topiks"))
 
     def test_a_name_in_pieces(self) -> None:
-        self.assert_no(GOOD.replace("name", "na<b/>me"))
+        self.assert_no(GOOD.replace("name", "na<!-- --> me"))
 
 
 class UnreadableTests(SynchronousTestCase):
     def assert_unreadable(self, body: bytes, content_type: str = XML) -> None:
         self.assertRaises(ValidatorUnavailable, has_topic, body, content_type, "name")
+
+    def assert_no_topic(self, body: bytes) -> None:
+        self.assertFalse(has_topic(body, XML, "name"))
 
     def test_no_xml(self) -> None:
         for body in (b"", b"{}", b"<multistatus", b"\xff\xfe\x00", GOOD.encode()[:-5], b"\0"):
@@ -106,6 +122,43 @@ class UnreadableTests(SynchronousTestCase):
         deep = b"<a>" * (MAX_DEPTH + 1) + b"</a>" * (MAX_DEPTH + 1)
         self.assert_unreadable(deep)
         self.assertFalse(has_topic(b"<a>" * MAX_DEPTH + b"</a>" * MAX_DEPTH, XML, "name"))
+
+    def test_namespace_bombs_are_refused_before_names_are_written_out(self) -> None:
+        for bomb in (NAMESPACE_BOMB, PREFIX_BOMB):
+            tracemalloc.start()
+            self.addCleanup(tracemalloc.stop)
+            self.assert_unreadable(bomb)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            self.assertLess(peak, 4 * 2**20)
+
+    def test_too_many_attributes(self) -> None:
+        for count, check in (
+            (MAX_ATTRIBUTES, self.assert_no_topic),
+            (MAX_ATTRIBUTES + 1, self.assert_unreadable),
+        ):
+            attributes = b" ".join(b"a%d=''" % number for number in range(count))
+            check(b"<m %s/>" % attributes)
+
+    def test_long_attributes(self) -> None:
+        fits = b"x" * MAX_ATTRIBUTE_LENGTH
+        for attribute in (b"a='%s'", b"xmlns:p='%s'", b"%s=''"):
+            self.assert_no_topic(b"<m %s/>" % (attribute % fits))
+            self.assert_unreadable(b"<m %s/>" % (attribute % (fits + b"x")))
+
+    def test_an_element_within_a_name_or_a_status(self) -> None:
+        self.assert_unreadable(GOOD.replace(">name<", ">other<b/>name<").encode())
+        self.assert_unreadable(
+            GOOD.replace("HTTP/1.1 200", "HTTP/1.1 403<b/>HTTP/1.1 200").encode()
+        )
+
+    def test_a_unit_that_failed_to_look(self) -> None:
+        for status in ("500 Internal Server Error", "503 x", "507 x"):
+            self.assert_unreadable(GOOD.replace("200 OK", status).encode())
+        self.assert_unreadable(
+            b"<multistatus xmlns='DAV:'><response><href>x</href>"
+            b"<status>HTTP/1.1 503 Service Unavailable</status></response></multistatus>"
+        )
 
     def test_more_than_one_resource(self) -> None:
         response = GOOD[GOOD.index("<response>") : GOOD.index("</multistatus>")]

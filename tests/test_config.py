@@ -55,6 +55,13 @@ class GoodTests(ConfigTestCase):
         send = settings.send
         self.assertEqual((send.enabled, send.max_body, send.trust_via), (True, 1048576, False))
         self.assertEqual(settings.stop.drain, 5)
+        limits = settings.limits
+        self.assertEqual((limits.connections, limits.per_address), (0, 0))
+        self.assertEqual((limits.waiting, limits.waiting_per_address), (1000, 100))
+        self.assertEqual((limits.accepts_per_second, limits.failed_tokens_per_minute), (0, 30))
+        self.assertEqual((limits.messages_per_minute, limits.frames_per_message), (60, 128))
+        self.assertEqual(limits.queued_bytes, 268435456)
+        self.assertEqual((limits.trusted_proxies, limits.allowed_origins), ((), frozenset()))
 
     def test_every_setting(self) -> None:
         settings = self.load(
@@ -72,6 +79,18 @@ class GoodTests(ConfigTestCase):
             trust_via = true
             [broker]
             kind = "memory"
+            [limits]
+            connections = 20000
+            per_address = 50
+            waiting = 500
+            waiting_per_address = 10
+            accepts_per_second = 100
+            failed_tokens_per_minute = 5
+            messages_per_minute = 0
+            frames_per_message = 1
+            queued_bytes = 1048576
+            trusted_proxies = ["10.0.0.0/8", "2001:db8::1"]
+            allowed_origins = ["HTTPS://App.Example:443", "null"]
             [stop]
             drain = 0
             """,
@@ -86,6 +105,15 @@ class GoodTests(ConfigTestCase):
         self.assertEqual(settings.session.timestamps, "milliseconds")
         self.assertEqual((settings.send.enabled, settings.send.trust_via), (False, True))
         self.assertEqual(settings.stop.drain, 0)
+        limits = settings.limits
+        self.assertEqual((limits.connections, limits.per_address), (20000, 50))
+        self.assertEqual((limits.waiting, limits.waiting_per_address), (500, 10))
+        self.assertEqual((limits.accepts_per_second, limits.failed_tokens_per_minute), (100, 5))
+        self.assertEqual((limits.messages_per_minute, limits.frames_per_message), (0, 1))
+        self.assertEqual(limits.queued_bytes, 1048576)
+        proxies = ["10.0.0.0/8", "2001:db8::1/128"]
+        self.assertEqual([str(each) for each in limits.trusted_proxies], proxies)
+        self.assertEqual(limits.allowed_origins, {"https://app.example", "null"})
         self.assertTrue(settings.topics[1].matches(TopicAddress("cell2", "b", ("c",), "t")))
 
     def test_options_override_the_file(self) -> None:
@@ -124,6 +152,27 @@ class BadTests(ConfigTestCase):
             ("[send]\nenabled = 1", "send.enabled: 1", "true or false"),
             ('[broker]\nkind = "rabbit"', "broker.kind: 'rabbit'", '"memory"'),
             ("[stop]\ndrain = -1", "stop.drain: -1", "from 0 to 3600"),
+            ("[limits]\nwaiting = -1", "limits.waiting: -1", "from 0 to 1000000"),
+            ("[limits]\nper_address = 1.5", "limits.per_address: 1.5", "a whole number"),
+            ("[limits]\nframes_per_message = 0", "limits.frames_per_message: 0", "from 1 to"),
+            ("[limits]\nqueued_bytes = 0", "limits.queued_bytes: 0", "from 1048576 to"),
+            ('[limits]\ntrusted_proxies = "::1"', "limits.trusted_proxies: '::1'", '["..."'),
+            (
+                '[limits]\ntrusted_proxies = ["10.0.0.1/8"]',
+                "limits.trusted_proxies: '10.0.0.1/8'",
+                '"10.0.0.0/8"',
+            ),
+            ('[limits]\ntrusted_proxies = ["proxy"]', "limits.trusted_proxies: 'proxy'", "10.0.0"),
+            (
+                '[limits]\nallowed_origins = ["app.example"]',
+                "limits.allowed_origins: 'app.exam",
+                '"https://app.example"',
+            ),
+            (
+                '[limits]\nallowed_origins = ["https://a.example/"]',
+                "limits.allowed_origins: 'http",
+                '"null"',
+            ),
             ("[session]\nping_intervall = 1", "session.ping_intervall: there", "ping_interval"),
             ("[sesion]\nping_interval = 1", "sesion: there is no such", "session"),
         ):
@@ -157,7 +206,9 @@ class BadTests(ConfigTestCase):
         )  # fmt: skip
 
     @given(
-        st.sampled_from(["listen", "unit_url", "hosts", "topics", "session", "send", "validator"]),
+        st.sampled_from(
+            ["listen", "unit_url", "hosts", "topics", "session", "send", "validator", "limits"]
+        ),
         st.sampled_from(
             ["1", "true", '""', '"x"', "[]", "[1]", "{}", "{kind = 1}", "nan", "1e999"]
         ),

@@ -72,3 +72,18 @@ class DeadlinesTests(SynchronousTestCase):
         self.clock.pump([1] * 40)
         self.assertEqual(self.over, [("a", 10), ("a", 20), ("a", 30)])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_an_action_may_end_the_wait_of_another_that_is_over_too(self) -> None:
+        def ending(member: str) -> None:
+            self.expired(member)
+            deadlines.cancel("b")
+            deadlines.cancel("c")
+            deadlines.start("c")
+
+        deadlines = Deadlines[str](self.clock, 10, ending)
+        for member in "abc":
+            deadlines.start(member)
+        self.clock.advance(10)
+        self.assertEqual(self.over, [("a", 10)])
+        deadlines.cancel("c")
+        self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -9,12 +9,14 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc import config, service
+from topicsvc import config, limits, reload, service, websocket
+from topicsvc.backlog import STALL_TIMEOUT
+from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
 from topicsvc.errors import ConfigError
-from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER
+from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, MAX_WAITING_REQUESTS, TRY_AGAIN_LATER
 from topicsvc.validators.local import make_key, write_key
-from topicsvc.web import answers
+from topicsvc.web import answers, send, site
 
 ROOT = Path(__file__).parent.parent
 KINDS = [
@@ -96,6 +98,29 @@ class ConfigurationTests(SynchronousTestCase):
         self.assertGreaterEqual(examples, 4)
 
 
+class OperationTests(SynchronousTestCase):
+    def test_every_figure_is_the_true_one(self) -> None:
+        text = " ".join(page("docs/configuration.md").split())
+        parts = service.SENDS_GRACE, websocket.CLOSE_TIMEOUT, service.STOP_MARGIN
+        for figure in (
+            f"at most `stop.drain` + {sum(parts):.0f} seconds: {parts[0]:.0f} for the sends, "
+            f"{parts[1]:.0f} for the last close handshake, {parts[2]:.0f} for the rest",
+            f"fewer than {doors.FEW_DAYS} days left",
+            f"more than {trials.WRONG} s apart | more than {trials.SLOW} s apart",
+            f"fewer than {trials.FEW_FILES} |",
+        ):
+            self.assertIn(figure, text)
+        self.assertIn(f"warns {doors.FEW_DAYS} days before", page("docs/deployment.md"))
+
+    def test_what_needs_a_restart_is_told(self) -> None:
+        [row] = re.findall(
+            r"^\| (`listen`.*?) \| nothing: the log", page("docs/configuration.md"), re.MULTILINE
+        )
+        told = set(re.findall(r"`\[?([\w.]+)\]?`", row))
+        known = " ".join(reload._FIXED.values()).replace(" or ", " ")
+        self.assertEqual(told, set(re.findall(r"[\w.]+", known)))
+
+
 class CommandTests(SynchronousTestCase):
     def test_every_command_of_the_docs_is_understood(self) -> None:
         """Those that need a service are run in tests.integration.test_commands."""
@@ -106,7 +131,7 @@ class CommandTests(SynchronousTestCase):
                 seen.add(words[0])
                 for option in (word for word in words if word.startswith("--")):
                     self.assertIn(option, self.help(words[0]), line)
-        self.assertEqual(seen, {"token", "subscribe", "send", "check"})
+        self.assertEqual(seen, {"token", "subscribe", "send", "check", "doctor"})
 
     def help(self, command: str) -> str:
         import contextlib
@@ -155,9 +180,49 @@ class ProtocolTests(SynchronousTestCase):
             self.assertIn("    " + reply[2:].decode() + "\n", text)
 
 
+class SecurityTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        text = page("docs/security.md")
+        self.rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+
+    def test_every_bound_that_counts_is_there_and_no_other(self) -> None:
+        self.assertEqual(set(self.rows), set(limits.COUNTED))
+
+    def test_every_default_is_the_true_one(self) -> None:
+        default = limits.LimitSettings()
+        words = {"none": 0, "any": frozenset(), "256 MiB": 256 * 2**20}
+        words["the limit of open files less 256"] = 0
+        for name, told in self.rows.items():
+            value = words[told] if told in words else int(told)
+            self.assertEqual(value, getattr(default, name), name)
+
+    def test_every_figure_is_the_true_one(self) -> None:
+        text = page("docs/security.md")
+        head = site.TopicChannel.totalHeadersSize // 1024
+        for figure in (
+            f"less {limits.RESERVE} ",
+            f"up to {limits.COURTESY} at once, and {limits.COURTESY} a second",
+            f"at most {limits.MAX_ADDRESSES:,} addresses",
+            f"head together | {site.HEAD_TIMEOUT:.0f} s, {head} KiB",
+            f"body of a request | {site.BODY_TIMEOUT:.0f} s",
+            f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
+            f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
+            f"close handshake | {websocket.CLOSE_TIMEOUT:.0f} s",
+            f"and {STALL_TIMEOUT:.0f} s in which nothing",
+            f"token is checked | {MAX_WAITING_REQUESTS} |",
+            f"sends under way | {send.MAX_UNDER_WAY} |",
+        ):
+            self.assertIn(figure, text)
+
+    def test_every_close_reason_is_in_the_protocol(self) -> None:
+        told = page("docs/protocol.md")
+        for reason in re.findall(r"close 1008 `([\w ]+)`", page("docs/security.md")):
+            self.assertIn(reason, told)
+
+
 class LinkTests(SynchronousTestCase):
     def test_every_link_within_the_project_leads_somewhere(self) -> None:
-        for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for path in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
             for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text("utf-8")):
                 self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
 

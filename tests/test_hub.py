@@ -144,6 +144,35 @@ class DeliveryTests(HubTests):
         self.assertIs(listeners[0].taken[0][0], listeners[1].taken[0][0])
         self.assertEqual(len(self.encoded), 3)
 
+    def test_a_walk_is_timed_from_its_first_message_to_its_last_member(self) -> None:
+        for _ in range(SHARE):  # the last of them ends a share, and the walk with the next turn
+            self.join()
+        self.bring(b"1")
+        self.clock.rightNow += 0.25
+        self.bring(b"2")
+        self.clock.rightNow += 0.25
+        self.turn()
+        self.turn()
+        self.assertEqual((self.hub.fan_out.sum, sum(self.hub.fan_out.counts)), (0.5, 1))
+        self.clock.rightNow += 5
+        self.bring(b"3")
+        self.turn()
+        self.turn()
+        self.assertEqual((self.hub.fan_out.sum, sum(self.hub.fan_out.counts)), (0.5, 2))
+        self.assertEqual(self.hub.messages, 3)
+
+    def test_messages_that_come_during_a_walk_wait_for_it_and_that_is_timed(self) -> None:
+        for _ in range(SLICE + 1):
+            self.join()
+        self.bring(b"1")
+        self.turn()
+        self.clock.rightNow += 1
+        self.bring(b"2")
+        self.clock.rightNow += 2
+        for _ in range(3):
+            self.turn()
+        self.assertEqual((self.hub.fan_out.sum, sum(self.hub.fan_out.counts)), (3 + 2, 2))
+
     def test_a_message_for_nobody_costs_nothing(self) -> None:
         listener = self.join()
         self.hub.leave(TOPIC, listener)

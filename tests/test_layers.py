@@ -11,10 +11,18 @@ import topicsvc
 
 ROOT = Path(topicsvc.__file__).parent
 
-PURE = {"address", "wire", "session", "heartbeat", "errors", "ports"}
-APPLICATION = {"hub", "outbound", "deadlines", "rechecks"}
-ADAPTERS = {"websocket", "transmit", "web", "brokers", "validators"}
-COMPOSITION = {"service", "config", "demo", "cli"}
+PURE = {
+    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session",
+    "tally", "wire",
+}  # fmt: skip
+APPLICATION = {
+    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "visits",
+}  # fmt: skip
+ADAPTERS = {
+    "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
+    "websocket",
+}  # fmt: skip
+COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jwt
 from hypothesis import given
 from hypothesis import strategies as st
+from jwt.api_jws import PyJWS as _PyJWS
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -75,6 +76,9 @@ class LocalValidatorTests(SynchronousTestCase):
             "topics a text": self.sign(topics=TOPIC.path),
             "topics odd": self.sign(topics=[1, None]),
             "topic no pattern": self.sign(topics=["*"]),
+            "one of the topics no pattern": self.sign(topics=[TOPIC.path, "*"]),
+            "claims no object": _PyJWS().encode(b"[1]", KEY, algorithm="HS256"),
+            "claims no JSON": _PyJWS().encode(b"exp", KEY, algorithm="HS256"),
             "may absent": self.sign(may="absent"),
             "may a text": self.sign(may="receive"),
             "exp absent": self.sign(exp="absent"),
@@ -101,6 +105,27 @@ class LocalValidatorTests(SynchronousTestCase):
         for name, token in table.items():
             with self.subTest(name=name):
                 self.failureResultOf(self.ask(token), TokenInactive)
+
+    def test_a_token_that_is_known_is_judged_anew(self) -> None:
+        token = self.sign(nbf=1000, topics=["/cell1/box1/*"])
+        self.successResultOf(self.ask(token))
+        elsewhere = TopicAddress("cell1", "box2", ("col",), "name")
+        self.failureResultOf(self.validator.validate(token, elsewhere), TokenInactive)
+        self.clock.rightNow = 999.0
+        self.failureResultOf(self.ask(token), TokenInactive)
+        self.clock.rightNow = 2000.0
+        self.failureResultOf(self.ask(token), TokenInactive)
+
+    def test_what_is_remembered_is_bounded_and_holds_no_token(self) -> None:
+        validator = LocalValidator(KEY, self.clock, most=3)
+        tokens = [self.sign(exp=1500 + number) for number in range(5)]
+        for token in [*tokens, *tokens]:
+            self.successResultOf(validator.validate(token, TOPIC))
+            self.assertLessEqual(len(validator._known), 3)
+        self.failureResultOf(validator.validate("x.y.z", TOPIC), TokenInactive)
+        self.assertEqual(len(validator._known), 3)
+        for token in tokens:
+            self.assertNotIn(token, repr(validator._known))
 
     @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1))
     def test_any_text_is_refused(self, text: str) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.deadlines import Deadlines
+from topicsvc.backlog import Backlog
+from topicsvc.limits import Limits
 from topicsvc.outbound import CHUNK, Outbound
 
 
@@ -61,8 +62,9 @@ class OutboundTestCase(SynchronousTestCase):
     def build(self) -> None:
         self.clock = Clock()
         self.overflows = 0
-        stalls = Deadlines[Outbound](self.clock, 10, Outbound.stalled)
-        self.outbound = FakeOutbound(1000, stalls, self.overflow)
+        self.limits = Limits(self.clock)
+        self.backlog = Backlog(self.limits, self.clock)
+        self.outbound = FakeOutbound(1000, self.backlog, self.overflow)
 
     def overflow(self, waiting: int) -> None:
         self.overflows += 1

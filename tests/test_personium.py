@@ -18,11 +18,14 @@ from tests import fake_unit
 from tests.fake_unit import (
     ENTITY_BOMB,
     EXTERNAL_ENTITY,
+    NAMESPACE_BOMB,
     PASSWORD,
+    PREFIX_BOMB,
     USERNAME,
     FakeUnit,
     Token,
     Trap,
+    adds_header,
     answers,
     claims,
     multistatus,
@@ -114,6 +117,15 @@ class QuestionTests(JudgeTestCase):
             self.assertEqual(headers["accept-encoding"], "identity")
             self.assertNotIn("cookie", headers)
 
+    def test_a_unit_on_an_address(self) -> None:
+        for host in ("127.0.0.1:8080", "[::1]", "[2001:db8::1]:8080"):
+            unit = Unit(f"http://{host}/", cell_urls="path")
+            asker = Asker(self.agent)
+            self.validator = PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock)
+            self.unit.requests.clear()
+            self.assert_granted()
+            self.assertEqual({headers["host"] for _, _, headers in self.unit.requests}, {host})
+
     def test_names_beyond_ascii(self) -> None:
         topic = TopicAddress("cell1", "__", ("\N{HIRAGANA LETTER A}",), "n\xe9")
         self.unit._topics.append(topic)
@@ -144,6 +156,16 @@ class CellByHostTests(JudgeTestCase):
             ],
         )
 
+    def test_a_cell_that_no_host_can_be_named_after_does_not_exist(self) -> None:
+        for cell in ("a" * 64, "cell-", "ab--cd", "xn--a"):
+            self.assert_refused(topic=TopicAddress(cell, "box1", ("col",), "name"))
+        self.assertEqual(self.unit.requests, [])
+
+    def test_a_host_name_s_limits(self) -> None:
+        for cell in ("a" * 63, "a--b", "1", "xn--bcher-kva"):
+            self.assert_not_found(TopicAddress(cell, "box1", ("col",), "name"))
+            self.assertTrue(self.unit.requests)
+
 
 class VerdictTests(JudgeTestCase):
     """What follows from the unit's answers."""
@@ -162,8 +184,7 @@ class VerdictTests(JudgeTestCase):
             ("OPTIONS, GET", True, False),
             ("OPTIONS,POST,PUT", False, True),
             ("OPTIONS", False, False),
-            ("", False, False),
-            ("GETTER, XPOST, get", False, False),
+            ("OPTIONS, GETTER, XPOST, get", False, False),
         ):
             self.unit.tokens["live"].may = may
             self.assert_granted(may_receive=receive, may_send=send)
@@ -257,9 +278,34 @@ class FaultTests(JudgeTestCase):
         self.assert_granted()
 
     def test_xml_that_is_none_or_too_much(self) -> None:
-        for body in (b"", b"<html>", b"{}", ENTITY_BOMB, EXTERNAL_ENTITY, b"<a>" * 80000):
+        for body in (b"", b"<html>", b"{}", ENTITY_BOMB, EXTERNAL_ENTITY,
+                     NAMESPACE_BOMB, PREFIX_BOMB, b"<a>" * 80000):  # fmt: skip
             self.unit.has(says_of_collection(body), "PROPFIND")
             self.assert_undecided()
+
+    def test_rights_that_make_no_sense(self) -> None:
+        for allow in ("", "GET, POST", "options, GET", "OPTION"):
+            self.unit.has(answers(200, Allow=allow), "OPTIONS")
+            self.assert_undecided()
+        self.unit.has(answers(200), "OPTIONS")
+        self.assert_undecided()
+
+    def test_headers_that_are_no_text(self) -> None:
+        for method, header, verdict in (
+            ("OPTIONS", "Allow", ValidatorUnavailable),
+            ("PROPFIND", "Content-Encoding", ValidatorUnavailable),
+            ("POST", "Content-Encoding", ValidatorUnavailable),
+            ("PROPFIND", "Content-Type", None),  # where no charset stands in it
+            ("POST", "Set-Cookie", None),
+        ):
+            with self.subTest(method=method, header=header):
+                self.unit.recovers()
+                self.unit.has(adds_header(header, b"\xff\xfe\x80"), method)
+                if verdict is None:
+                    self.assert_granted()
+                else:
+                    self.assert_undecided()
+                self.assertEqual(self.unit.in_flight, 0)
 
     def test_introspection_that_makes_no_sense(self) -> None:
         for fault in (
@@ -270,6 +316,7 @@ class FaultTests(JudgeTestCase):
             claims(active=True, exp=str(EXPIRY)),
             claims(active=True, exp=EXPIRY * 1000),
             claims(active=True, exp=10**400),
+            answers(200, b'{"active":true,"active":false,"exp":%d}' % EXPIRY),
             answers(200, b"[" * 100000),
             answers(200, b""),
             answers(200, b"<html>"),

@@ -132,12 +132,71 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "second-token")
 
+    def test_a_turn_that_is_missed_is_taken_when_the_client_s_check_has_no_verdict(self) -> None:
+        client = self.subscribe()
+        client.present("second-token")
+        client.present("third-token")
+        self.advance(INTERVAL + 1)
+        self.assertEqual(self.rechecker.questions, [])
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.assertEqual(self.rechecker.last.token, "first-token")
+        self.assertEqual(len(self.validator.questions), 2)
+        self.rechecker.last.refuse()
+        client.assert_refused("AccessToken", "Token inactive", 1008)
+
+    def test_what_waits_behind_a_turn_that_was_missed_is_taken_up(self) -> None:
+        client = self.subscribe()
+        client.present("second-token")
+        client.present("third-token")
+        self.advance(INTERVAL + 1)
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.rechecker.last.grant(self.now + 3600)
+        self.assertEqual(self.validator.last.token, "third-token")
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.assertEqual(len(self.rechecker.questions), 1)
+
+    def test_a_grant_makes_up_for_a_turn_that_was_missed(self) -> None:
+        client = self.subscribe()
+        client.present("second-token")
+        self.advance(INTERVAL + 1)
+        self.validator.last.grant(self.now + 3600)
+        client.assert_success(3600)
+        client.present("third-token")
+        self.validator.last.be_unavailable()
+        client.assert_error("AccessToken", "Service unavailable")
+        self.assertEqual(self.rechecker.questions, [])
+
     def test_a_session_that_runs_out_meanwhile_is_closed_at_the_next_beat(self) -> None:
         client = self.subscribe(life=INTERVAL + 1)
         self.wait_for_recheck()
         self.advance(61)
         self.assertTrue(self.rechecker.last.was_cancelled)
         self.assert_close(client.frames()[-1], 1008, "Session expired")
+
+    def test_a_session_that_has_run_out_is_not_brought_back_without_a_word(self) -> None:
+        client = self.subscribe(life=INTERVAL + 1)
+        expiry = self.now + INTERVAL + 1
+        self.wait_for_recheck()
+        self.clock.advance(expiry - self.now)
+        self.bring(b"1")
+        self.rechecker.last.grant(self.now + 3600)
+        self.bring(b"2")
+        client.assert_nothing()
+        client.present("second-token")
+        client.assert_refused("Unknown", "Session expired", 1008)
+
+    def test_what_was_asked_before_it_ran_out_is_answered(self) -> None:
+        client = self.subscribe(life=INTERVAL + 1)
+        expiry = self.now + INTERVAL + 1
+        self.wait_for_recheck()
+        client.present("second-token")
+        self.clock.advance(expiry - self.now)
+        self.rechecker.last.grant(self.now + 3600)
+        self.validator.last.grant(self.now + 60)
+        client.assert_success(60)
 
     def test_a_client_that_leaves_meanwhile(self) -> None:
         client = self.subscribe()

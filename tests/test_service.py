@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from twisted.application.service import IService, IServiceMaker
@@ -15,6 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
 from topicsvc import config, demo
+from topicsvc.errors import ConfigError, TokenInactive
+from topicsvc.limits import LimitSettings
 from topicsvc.service import Options, TopicService, makeService
 from topicsvc.validators.local import LocalValidator, make_key, write_key
 
@@ -110,6 +114,11 @@ class TopicServiceTests(TestCase):
         yield service.stopService()
         self.assertEqual(service._parts()["staying"], False)
 
+    def test_a_socket_that_systemd_has_not_opened_ends_the_start_with_one_line(self) -> None:
+        settings = self.settings("", "systemd:domain=INET:index=0")
+        [line] = self.assertRaises(ConfigError, TopicService, settings, reactor).problems
+        self.assertIn("start the .socket unit", line)
+
     @inlineCallbacks
     def test_a_taken_port_ends_the_start_with_one_line(self) -> object:
         first = TopicService(self.settings(), reactor)
@@ -122,6 +131,37 @@ class TopicServiceTests(TestCase):
         self.assertIn("in use", line)
         yield second.stopService()
         yield first.stopService()
+
+    def test_what_is_counted_outlives_a_reload(self) -> None:
+        service = TopicService(self.settings(), reactor)
+        judge = service._judge
+        for _ in range(2):
+            refused = service._judge.validator.validate("nonsense", demo.TOPIC)
+            self.failureResultOf(refused, TokenInactive)
+            service.reread = self.settings  # with another key
+            service.reload()
+        self.assertIsNot(service._judge, judge)
+        _, text = service.metrics.page("")
+        self.assertIn(b'topicsvc_token_checks_total{outcome="refused"} 2.0\n', text)
+
+    def test_other_bounds_hold_at_once_and_what_was_refused_stays_counted(self) -> None:
+        service = TopicService(self.settings(), reactor)
+        first = service.limits.arrive("192.0.2.1")
+        service.reread = lambda: replace(self.settings(), limits=LimitSettings(connections=1))
+        service.reload()
+        self.assertEqual(service.limits.arrive("192.0.2.2").refused_by, "connections")
+        service.reread = self.settings
+        service.reload()
+        self.assertIsNone(service.limits.arrive("192.0.2.2").refused_by)
+        _, text = service.metrics.page("")
+        self.assertIn(b'topicsvc_limit_hits_total{limit="connections"} 1.0\n', text)
+        self.assertIn(b'topicsvc_limit_hits_total{limit="per_address"} 0.0\n', text)
+        first.leave()
+
+    def test_0_connections_is_the_file_limit_less_a_reserve(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        service = TopicService(self.settings(), reactor)
+        self.assertEqual(service.limits.most_connections, max(soft - 256, soft // 2))
 
 
 class DemoTests(SynchronousTestCase):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.ports import Grant
-from topicsvc.session import Close, Join, Reply, Session, State, Validate
+from topicsvc.session import Begin, Close, Join, Reply, Session, State, Validate
 
 TOKEN = b'{"AccessToken":"x"}'
 
@@ -83,6 +83,8 @@ class PromiseTests(SynchronousTestCase):
                 elif isinstance(effect, Join):
                     self.assertIsNone(asked)
                     asked = "join"
+                elif isinstance(effect, Begin):
+                    self.assertIs(effect, effects[0], "it begins before it is told so")
                 elif isinstance(effect, Reply):
                     replies += 1
                 else:

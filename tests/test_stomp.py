@@ -78,7 +78,7 @@ class PropertyTests(SynchronousTestCase):
         found, error = decode(stream)
         self.assertEqual(decode(stream), (found, error))
 
-    @given(names, values)
+    @given(names.filter(lambda name: name != "content-length"), values)
     def test_a_header_never_adds_a_line(self, name: str, value: str) -> None:
         for command in ("CONNECT", "SEND"):
             try:

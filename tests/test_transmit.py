@@ -24,8 +24,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.harness import MemoryTransport, ServiceTestCase
 from tests.integration.certificates import Authority
 from topicsvc import transmit
-from topicsvc.deadlines import Deadlines
-from topicsvc.outbound import Outbound
+from topicsvc.backlog import Backlog
+from topicsvc.limits import Limits
 from topicsvc.transmit import SocketOutbound, TlsOutbound, TransportOutbound, way_out
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
@@ -41,7 +41,7 @@ class Sender(Protocol):
 
     def connectionMade(self) -> None:
         self.transport.write(HANDSHAKE_ANSWER)
-        self.outbound = self.test.open(self.transport, LIMIT, self.test.stalls, print)
+        self.outbound = self.test.open(self.transport, LIMIT, self.test.backlog, print)
         self.test.ready.callback(self)
 
     def connectionLost(self, reason: object) -> None:
@@ -87,7 +87,8 @@ class WayOutTests:
 
     @inlineCallbacks
     def setUp(self) -> Any:
-        self.stalls = Deadlines[Outbound](reactor, 60, Outbound.stalled)
+        self.backlog = Backlog(Limits(reactor), reactor, stall_timeout=60)
+        self.stalls = self.backlog.stalls
         self.ready: Deferred[Sender] = Deferred()
         factory = Factory.forProtocol(lambda: Sender(self))
         port = yield self.listen(factory)

@@ -9,11 +9,13 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fakes import FakeValidator
+from tests.fakes import FakeValidator, Question
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.ports import Grant
+from topicsvc.tally import CheckTally
 from topicsvc.validators.cached import Cached
+from topicsvc.validators.counted import Counted
 from topicsvc.validators.in_time import InTime
 from topicsvc.validators.limited import PATIENCE, Limited
 from topicsvc.validators.outages import SILENCE, Outages
@@ -143,6 +145,16 @@ class LimitedTests(WrapperTestCase):
         self.assertEqual(self.asked, ["a", "b"])
         self.assert_no_timers()
 
+    def test_one_who_has_waited_too_long_may_take_others_along(self) -> None:
+        checks = self.ask(*"abcde")
+        checks[2].addErrback(lambda _: (checks[3].cancel(), checks[0].cancel()))
+        self.advance(PATIENCE)
+        self.failureResultOf(checks[3], CancelledError)
+        self.failureResultOf(checks[0], CancelledError)
+        self.assertEqual(self.asked, ["a", "b", "e"])
+        self.assertNoResult(checks[4])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_verdicts_that_come_at_once_do_not_nest(self) -> None:
         validator = Limited(self.judge, self.clock, concurrency=1, most=5000)
         checks = [validator.validate(str(number), TOPIC) for number in range(5000)]
@@ -222,7 +234,8 @@ class SharedTests(WrapperTestCase):
 class CachedTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.validator = Cached(self.judge, self.clock, 30, most=3)
+        self.tally = CheckTally()
+        self.validator = Cached(self.judge, self.clock, 30, self.tally, most=3)
 
     def ask(self, token: str = "a", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
         return self.validator.validate(token, topic)
@@ -240,6 +253,13 @@ class CachedTests(WrapperTestCase):
         self.advance(0.001)
         self.assertNoResult(self.ask())
 
+    def test_it_is_counted_what_memory_knew(self) -> None:
+        self.grant()
+        self.ask()
+        self.ask("b")
+        self.validator.fresh.validate("a", TOPIC)
+        self.assertEqual((self.tally.cache_hits, self.tally.cache_misses), (1, 2))
+
     def test_never_past_its_expiry(self) -> None:
         self.grant(expires_at=1010)
         self.advance(9.999)
@@ -252,6 +272,17 @@ class CachedTests(WrapperTestCase):
         self.advance(20)
         self.judge.last.grant(9000)
         self.successResultOf(check)
+        self.advance(10)
+        self.assertNoResult(self.ask())
+
+    def test_one_who_asks_later_and_shares_the_answer_makes_it_no_younger(self) -> None:
+        self.validator = Cached(Shared(self.judge), self.clock, 30)
+        checks = [self.ask()]
+        self.advance(20)
+        checks.append(self.ask())
+        self.judge.last.grant(9000)
+        for check in checks:
+            self.successResultOf(check)
         self.advance(10)
         self.assertNoResult(self.ask())
 
@@ -322,6 +353,59 @@ class CachedTests(WrapperTestCase):
         self.judge.last.refuse()
         self.failureResultOf(check, TokenInactive)
         self.assertNoResult(self.ask())
+
+
+class CountedTests(WrapperTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.tally = CheckTally()
+        self.validator = Counted(self.judge, self.clock, self.tally)
+
+    def ended(self, check: Deferred[Grant]) -> dict[str, int]:
+        """How checks ended so far, once this one has."""
+        check.addErrback(lambda _: None)
+        self.successResultOf(check)
+        self.assertEqual(self.tally.under_way, 0)
+        return {outcome: count for outcome, count in self.tally.outcomes.items() if count}
+
+    def test_each_outcome_has_its_name_and_its_time(self) -> None:
+        for number, (outcome, answer) in enumerate(
+            (
+                ("granted", lambda question: question.grant(2000)),
+                ("refused", Question.refuse),
+                ("unavailable", Question.be_unavailable),
+                ("failed", lambda question: question.answer.errback(ZeroDivisionError())),
+            ),
+            1,
+        ):
+            check = self.validator.validate("a", TOPIC)
+            self.assertEqual(self.tally.under_way, 1)
+            self.advance(0.5)
+            answer(self.judge.last)
+            self.assertEqual(self.ended(check)[outcome], 1)
+            self.assertEqual((sum(self.tally.seconds.counts), self.tally.seconds.sum),
+                             (number, number * 0.5))  # fmt: skip
+
+    def test_a_topic_that_does_not_exist_is_a_no(self) -> None:
+        check = self.validator.validate("a", TOPIC)
+        self.judge.last.answer.errback(TopicNotFound("said the test"))
+        self.assertEqual(self.ended(check), {"refused": 1})
+
+    def test_who_leaves_makes_no_time(self) -> None:
+        check = self.validator.validate("a", TOPIC)
+        self.advance(9)
+        check.cancel()
+        self.assertEqual(self.ended(check), {"cancelled": 1})
+        self.assertEqual(self.tally.seconds.sum, 0)
+
+    def test_a_verdict_that_takes_a_while_though_it_comes_at_once_is_timed(self) -> None:
+        def works(token: str, topic: TopicAddress) -> Grant:
+            self.clock.rightNow += 0.25
+            return Grant("me", 2000, True, True)
+
+        self.judge.at_once = works
+        self.assertEqual(self.ended(self.validator.validate("a", TOPIC)), {"granted": 1})
+        self.assertEqual(self.tally.seconds.sum, 0.25)
 
 
 class OutagesTests(WrapperTestCase):

@@ -447,6 +447,11 @@ class UpgradeTests(HttpTestCase):
             client = self.client()
             client.request("GET", path, headers)
             self.assertNotIn("server", client.headers)
+        for method, status in (("OPTIONS", 200), ("GET", 405), ("POST", 405)):
+            client = self.client()
+            client.request(method, "*")
+            self.assertEqual(client.status, status)
+            self.assertNotIn("server", client.headers)
 
 
 class DeadlineTests(HttpTestCase):

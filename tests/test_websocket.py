@@ -566,9 +566,10 @@ class SlowReaderTests(ServiceTestCase):
         self.bring()
         slow.assert_nothing()
         self.assertEqual(len(quick.texts()), 1)
-        [event] = [event for event in events if "waiting" in event]
+        [event] = [event for event in events if event.get("reason") == "Slow consumer"]
         self.assertEqual((event["topic"], event["peer"]), (TOPIC.path, "192.0.2.7:50001"))
-        self.assertGreater(event["waiting"], 80_000)
+        self.assertGreater(int(event["detail"].removesuffix(" bytes waited")), 80_000)
+        self.assertIn("session.send_queue", event["advice"])
 
     def test_a_slow_reader_that_never_reads_again_is_aborted(self) -> None:
         slow = self.subscribe()

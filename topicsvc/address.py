@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -35,6 +36,9 @@ CellUrlStyle = Literal["host", "path"]
 
 MAX_PARTS = 16
 """Most parts of a path below the box, ``topic`` and the topic's name included."""
+
+MAX_KEPT = 1024
+"""Addresses of topics that are kept as they were read; the longest takes some 3 KB."""
 
 MAX_NAME = 249
 """Most characters of a broker name: what Kafka allows."""
@@ -184,7 +188,7 @@ class Unit:
         ValueError: `url` or a host cannot be used; the text says why.
     """
 
-    __slots__ = ("_cell_urls", "_hosts", "_netloc", "_scheme")
+    __slots__ = ("_cell_urls", "_hosts", "_netloc", "_scheme", "_send", "_websocket")
 
     def __init__(
         self, url: str, hosts: Iterable[str] = (), cell_urls: CellUrlStyle = "host"
@@ -197,6 +201,8 @@ class Unit:
         try:
             # Reading the port is what makes urlsplit look at it.
             port = "" if split.port is None else f":{split.port}"
+            if split.port == 0:
+                raise ValueError
         except ValueError:
             raise ValueError("not a port number") from None
         self._scheme = split.scheme
@@ -204,9 +210,27 @@ class Unit:
         self._netloc = host + port
         self._hosts = frozenset(name.lower() for name in hosts) or frozenset({host})
         self._cell_urls = cell_urls
+        # The same topics are asked for again and again. What is refused is not kept.
+        self._websocket = lru_cache(MAX_KEPT)(self._websocket_topic)
+        self._send = lru_cache(MAX_KEPT)(self._send_topic)
         for name in self._hosts:
             if not _HOST.fullmatch(name):
                 raise ValueError(f"{name!r} is not a host name")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unit) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return self._scheme, self._netloc, self._hosts, self._cell_urls
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The host names that are served, each also with a cell in front."""
+        return self._hosts
 
     @property
     def url(self) -> str:
@@ -218,6 +242,12 @@ class Unit:
         if self._cell_urls == "host":
             return f"{self._scheme}://{cell}.{self._netloc}/"
         return f"{self.url}{cell}/"
+
+    def cell_host(self, cell: str) -> str | None:
+        """The host that is the cell's own; None: its URL stands below the unit's."""
+        if self._cell_urls == "path":
+            return None
+        return f"{cell}.{self._netloc.partition(':')[0]}"
 
     def collection_url(self, topic: TopicAddress) -> str:
         """The URL of the stream collection that holds `topic`."""
@@ -233,7 +263,10 @@ class Unit:
         Raises:
             HostRefused, PathRefused: it names no topic of this unit.
         """
-        cell, segments = self._resolve(hosts, path)
+        return self._websocket(_only(hosts), path)
+
+    def _websocket_topic(self, host: bytes, path: bytes) -> TopicAddress:
+        cell, segments = self._resolve(host, path)
         if len(segments) != 3 or segments[0] != _WEBSOCKET_MARK:
             raise PathRefused("not a WebSocket URL of a topic")
         return TopicAddress.from_parts(cell, segments[1], segments[2].split("."))
@@ -244,7 +277,10 @@ class Unit:
         Raises:
             HostRefused, PathRefused: it names no topic of this unit.
         """
-        cell, segments = self._resolve(hosts, path)
+        return self._send(_only(hosts), path)
+
+    def _send_topic(self, host: bytes, path: bytes) -> TopicAddress:
+        cell, segments = self._resolve(host, path)
         if not segments:
             raise PathRefused("not the URL of a topic")
         return TopicAddress.from_parts(cell, segments[0], segments[1:])
@@ -253,19 +289,17 @@ class Unit:
         """Whether a path is in the WebSocket side's part of the URL space."""
         return _WEBSOCKET_MARK.encode() in path.split(b"/")[1:3]
 
-    def _resolve(self, hosts: Sequence[bytes] | None, path: bytes) -> tuple[str, list[str]]:
+    def _resolve(self, host: bytes, path: bytes) -> tuple[str, list[str]]:
         """Find the cell that host and path name, and the path's segments below it."""
-        cell = self._cell_of_host(hosts)
+        cell = self._cell_of_host(host)
         segments = _segments(path)
         if cell is None:
             return segments[0], segments[1:]
         return cell, segments
 
-    def _cell_of_host(self, hosts: Sequence[bytes] | None) -> str | None:
-        if hosts is None or len(hosts) != 1:
-            raise HostRefused("exactly one Host header is needed")
+    def _cell_of_host(self, header: bytes) -> str | None:
         try:
-            host = hosts[0].decode("ascii").lower()
+            host = header.decode("ascii").lower()
         except UnicodeDecodeError:
             raise HostRefused("not a host name") from None
         match = _AUTHORITY.fullmatch(host)
@@ -278,6 +312,17 @@ class Unit:
         if unit in self._hosts and _CELL.fullmatch(label):
             return label
         raise HostRefused("this host is not served here")
+
+
+def _only(hosts: Sequence[bytes] | None) -> bytes:
+    """The one Host header.
+
+    Raises:
+        HostRefused: there is none, or more than one.
+    """
+    if hosts is None or len(hosts) != 1:
+        raise HostRefused("exactly one Host header is needed")
+    return hosts[0]
 
 
 def _segments(path: bytes) -> list[str]:

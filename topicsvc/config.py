@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from topicsvc.address import CellUrlStyle, TopicPattern, Unit
 from topicsvc.brokers.login import Login
 from topicsvc.errors import ConfigError, PathRefused
+from topicsvc.limits import LimitSettings
+from topicsvc.origin import parse_origin
+from topicsvc.peers import parse_network
 from topicsvc.validators.agent import read_authorities
 from topicsvc.validators.introspection import Rule
 from topicsvc.validators.local import RIGHTS, read_key
@@ -64,6 +67,7 @@ class SendSettings:
 class LocalSettings:
     """Tokens are judged here, with this key."""
 
+    kind: ClassVar = "local"
     key: bytes = field(repr=False)
 
 
@@ -76,6 +80,7 @@ class PersoniumSettings:
         authorities: who vouches for its certificate; None: whom the system trusts.
     """
 
+    kind: ClassVar = "personium"
     unit: Unit
     username: str
     password: str = field(repr=False)
@@ -92,6 +97,7 @@ class IntrospectionSettings:
         audience: for whom it must have been made; None: not looked at.
     """
 
+    kind: ClassVar = "introspection"
     url: str
     client_id: str
     client_secret: str = field(repr=False)
@@ -125,6 +131,8 @@ class CheckSettings:
 class MemorySettings:
     """Messages stay in this process."""
 
+    kind: ClassVar = "memory"
+
 
 @dataclass(frozen=True, slots=True)
 class ActiveMQSettings:
@@ -136,6 +144,7 @@ class ActiveMQSettings:
         closes_on_loss: whether sessions are closed when the broker is lost.
     """
 
+    kind: ClassVar = "activemq"
     endpoint: str
     login: Login | None = None
     closes_on_loss: bool = False
@@ -151,6 +160,8 @@ class KafkaSettings:
         authorities: who vouches for its certificate, in PEM; None: TLS is not spoken.
         closes_on_loss: whether sessions are closed when the broker is lost.
     """
+
+    kind: ClassVar = "kafka"
 
     bootstrap: str
     login: Login | None = None
@@ -188,10 +199,17 @@ class Config:
     session: SessionSettings = field(default_factory=SessionSettings)
     send: SendSettings = field(default_factory=SendSettings)
     broker: BrokerSettings = field(default_factory=MemorySettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     stop: StopSettings = field(default_factory=StopSettings)
 
 
-def read(path: Path, listen: Iterable[str] = (), admin: str | None = None) -> Config:
+Look = Callable[["Config"], Iterable[str]]
+"""Says what else is wrong with settings, a line for each, as far as they could be read."""
+
+
+def read(
+    path: Path, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+) -> Config:
     """Read a configuration file; see `load`.
 
     Raises:
@@ -203,11 +221,19 @@ def read(path: Path, listen: Iterable[str] = (), admin: str | None = None) -> Co
         raise ConfigError([f"{path}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8"]) from error
-    return load(text, listen, admin)
+    return load(text, listen, admin, look)
 
 
-def load(text: str, listen: Iterable[str] = (), admin: str | None = None) -> Config:
+def load(
+    text: str, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+) -> Config:
     """Read settings in TOML. Options that are given override it.
+
+    Args:
+        text: the file.
+        listen: endpoints in place of the file's.
+        admin: the admin side's endpoint in place of the file's.
+        look: looks at what only others understand, so that all is said in one go.
 
     Raises:
         ConfigError: with all that is wrong.
@@ -222,7 +248,7 @@ def load(text: str, listen: Iterable[str] = (), admin: str | None = None) -> Con
     if not endpoints:
         table.problem("listen", "nothing to listen on", 'an endpoint, ["tcp:8080"]')
     config = _config(table, endpoints, admin)
-    table.finish()
+    table.finish(() if look is None else look(config))
     return config
 
 
@@ -256,6 +282,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
         validator=_validator(validator, table),
         checks=_checks(validator),
         broker=_broker(table.table("broker")),
+        limits=_limits(table.table("limits")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
     )
 
@@ -342,8 +369,8 @@ def _rule(table: Table) -> Rule:
     if not table.texts("topics"):
         table.problem("topics", "none", 'a list, ["/cell1/box1/*"]')
     scope = table.text("scope", None, "one scope") or ""
-    if len(scope.split()) > 1:
-        table.problem("scope", f"{scope!r} is more than one", "one scope")
+    if scope and scope.split() != [scope]:
+        table.problem("scope", f"{scope!r} is not", "one scope, without blanks")
     return Rule(scope, topics, frozenset(may))
 
 
@@ -362,11 +389,14 @@ _INTROSPECTION_URL = 'a URL, "https://as.example/token/introspect"'
 
 def _checks(table: Table) -> CheckSettings:
     default = CheckSettings()
+    recheck = table.number("recheck", default.recheck, 0, _DAY)
+    if 0 < recheck < 1:  # all its time would go into it
+        table.problem("recheck", f"{recheck!r} is not", f"0, or a number from 1 to {_DAY}")
     return CheckSettings(
         timeout=table.number("timeout", default.timeout, 0.1, 300),
         concurrency=table.whole("concurrency", default.concurrency, 1, 1000),
         cache=table.number("cache", default.cache, 0, _DAY),
-        recheck=table.number("recheck", default.recheck, 0, _DAY),
+        recheck=recheck,
     )
 
 
@@ -475,6 +505,42 @@ def _one_line(path: Path) -> str:
     return secret
 
 
+def _limits(table: Table) -> LimitSettings:
+    default = LimitSettings()
+
+    def bound(key: str, least: int = 0, most: int = 10**6) -> int:
+        return table.whole(key, getattr(default, key), least, most)
+
+    return LimitSettings(
+        connections=bound("connections"),
+        per_address=bound("per_address"),
+        waiting=bound("waiting"),
+        waiting_per_address=bound("waiting_per_address"),
+        accepts_per_second=bound("accepts_per_second"),
+        failed_tokens_per_minute=bound("failed_tokens_per_minute"),
+        messages_per_minute=bound("messages_per_minute"),
+        frames_per_message=bound("frames_per_message", least=1, most=_MEBIBYTE),
+        queued_bytes=bound("queued_bytes", least=_MEBIBYTE, most=2**40),
+        trusted_proxies=_each(table, "trusted_proxies", parse_network, _NETWORK),
+        allowed_origins=frozenset(_each(table, "allowed_origins", parse_origin, _ORIGIN)),
+    )
+
+
+def _each(table: Table, key: str, parse: Callable[[str], T], allowed: str) -> tuple[T, ...]:
+    """What `parse` makes of each text of a list."""
+    parsed = []
+    for text in table.texts(key):
+        try:
+            parsed.append(parse(text))
+        except ValueError as error:
+            table.problem(key, f"{text!r}: {error}", allowed)
+    return tuple(parsed)
+
+
+_NETWORK = '"192.0.2.1", "10.0.0.0/8" or "2001:db8::/32"'
+_ORIGIN = '"https://app.example", "https://app.example:8443" or "null"'
+
+
 class Table:
     """One table of the file: hands out its values and keeps a list of what is wrong.
 
@@ -506,13 +572,19 @@ class Table:
         if line not in self._problems:
             self._problems.append(line)
 
-    def finish(self) -> None:
+    def finish(self, more: Iterable[str] = ()) -> None:
         """Look for settings that nobody asked for; raise if anything is wrong.
+
+        Args:
+            more: problems that others have found; of a key that is known to be wrong
+                nothing more is said.
 
         Raises:
             ConfigError: with all problems noted.
         """
         self._report_unknown()
+        wrong = {line.partition(":")[0] for line in self._problems}
+        self._problems += [line for line in more if line.partition(":")[0] not in wrong]
         if self._problems:
             raise ConfigError(self._problems)
 

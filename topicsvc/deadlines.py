@@ -6,7 +6,7 @@ keeps that order, and only its first entry needs a timer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -41,6 +41,17 @@ class Deadlines(Generic[T]):
     def __contains__(self, member: object) -> bool:
         return member in self._due
 
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._due))
+
+    def last(self, seconds: float) -> None:
+        """What begins from now on lasts so long, though it never ends before what began earlier."""
+        self._seconds = seconds
+
+    def left(self, member: T) -> float:
+        """Seconds that `member` still waits; 0: it does not."""
+        return max(0.0, self._due.get(member, 0.0) - self._clock.seconds())
+
     def start(self, member: T) -> None:
         """Begin to wait for `member`; one that is already waited for keeps its time."""
         self._due.setdefault(member, self._clock.seconds() + self._seconds)
@@ -64,8 +75,10 @@ class Deadlines(Generic[T]):
                 break
             over.append(member)
         for member in over:
-            del self._due[member]
-        for member in over:
+            # What one does may have ended the wait of another, or begun it anew.
+            if self._due.get(member, now + 1) > now:
+                continue
+            self.cancel(member)
             try:
                 self._expired(member)
             except Exception:

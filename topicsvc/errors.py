@@ -12,7 +12,8 @@
     |   `-- TopicNotFound       the token lives, the topic does not exist
     |-- Unavailable             nobody could be asked
     |   |-- ValidatorUnavailable
-    |   `-- BrokerUnavailable
+    |   |-- BrokerUnavailable
+    |   `-- TooManyFailedTokens     who shows a token has shown too many bad ones
     |-- StompError              bytes that are not STOMP 1.2
     `-- ConfigError             settings that cannot be used, each with its key
 """
@@ -31,6 +32,7 @@ __all__ = [
     "PathRefused",
     "StompError",
     "TokenInactive",
+    "TooManyFailedTokens",
     "TopicNotFound",
     "TopicsvcError",
     "Unavailable",
@@ -84,6 +86,18 @@ class ValidatorUnavailable(Unavailable):
 
 class BrokerUnavailable(Unavailable):
     """The broker cannot take a message or confirm a subscription now."""
+
+
+class TooManyFailedTokens(Unavailable):
+    """Nobody was asked about a token: too many from its address were no good.
+
+    Attributes:
+        seconds: until tokens from there are looked at again.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("too many tokens from this address were no good")
+        self.seconds = seconds
 
 
 class StompError(TopicsvcError):

@@ -46,12 +46,14 @@ class Pulse:
         self._sent += 1
         return self._sent.to_bytes(_SEQUENCE_BYTES, "big")
 
-    def pong(self, payload: bytes) -> None:
-        """A pong came. Only one that answers an outstanding ping counts."""
-        if len(payload) == _SEQUENCE_BYTES:
-            sequence = int.from_bytes(payload, "big")
-            if self._answered < sequence <= self._sent:
-                self._answered = self._sent
+    def pong(self, payload: bytes) -> bool:
+        """A pong came: whether it answers an outstanding ping. Only such counts."""
+        if len(payload) != _SEQUENCE_BYTES:
+            return False
+        is_answer = self._answered < int.from_bytes(payload, "big") <= self._sent
+        if is_answer:
+            self._answered = self._sent
+        return is_answer
 
 
 class Wheel(Generic[T]):

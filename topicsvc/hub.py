@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from topicsvc.address import TopicAddress
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Broker, Member, Message, Subscription
+from topicsvc.tally import Histogram
 
 __all__ = ["SLICE", "Hub"]
 
@@ -37,6 +38,13 @@ A reader that keeps up is never handed more in one turn than it can take in the 
 """
 
 
+FAN_OUT_BOUNDS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0),
+)
+"""Seconds."""
+
+
 class Hub:
     """Who listens to what.
 
@@ -44,6 +52,13 @@ class Hub:
         broker: brings the messages.
         clock: tells the time and turns.
         encode: makes the frame of a message.
+
+    Attributes:
+        messages: messages that the broker brought for topics with members.
+        offered: messages offered to members, once for each; some may take none any more.
+        offered_size: their bytes.
+        fan_out: seconds from the broker's delivery of a walk's first message to its last
+            member, give or take a glance.
     """
 
     _log = Logger()
@@ -54,6 +69,11 @@ class Hub:
         self._broker = broker
         self._clock = clock
         self._encode = encode
+        self.messages = 0
+        self.offered = 0
+        self.offered_size = 0
+        self._came = 0.0  # when the first message of this turn came
+        self.fan_out = Histogram(FAN_OUT_BOUNDS)
         self._channels: dict[TopicAddress, _Channel] = {}
         self._ready: deque[_Channel] = deque()
         self._turn: IDelayedCall | None = None
@@ -63,6 +83,11 @@ class Hub:
     def topics(self) -> int:
         """Topics that somebody listens to or waits for."""
         return len(self._channels)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that has come is written to all members."""
+        return not self._ready
 
     def join(self, topic: TopicAddress, member: Member) -> Deferred[None]:
         """Make `member` a member of `topic`.
@@ -171,6 +196,9 @@ class Hub:
         except Exception:
             self._log.failure("a message could not be encoded and is dropped")
             return
+        self.messages += 1
+        if not channel.frames:
+            self._came = channel.since = self._came or self._clock.seconds()
         channel.frames.append(frame)
         if not channel.ready:
             channel.ready = True
@@ -184,6 +212,7 @@ class Hub:
     def _walk(self) -> None:
         """Deliver one slice, each ready topic in its turn."""
         self._turn = None
+        self._came = 0.0
         budget = SLICE
         while self._ready and budget > 0:
             channel = self._ready.popleft()
@@ -212,8 +241,12 @@ class Hub:
             except Exception:
                 self._log.failure("a member failed to take a message")
             if delivered == share:
-                return delivered
-        channel.walk = None
+                break
+        else:
+            channel.walk = None
+            self.fan_out.observe((now or seconds()) - walk.since)
+        self.offered += delivered * count
+        self.offered_size += delivered * len(frames)
         return max(1, delivered)
 
 
@@ -224,6 +257,7 @@ class _Channel:
         "frames",
         "members",
         "ready",
+        "since",
         "subscription",
         "topic",
         "waiting",
@@ -236,6 +270,7 @@ class _Channel:
         self.waiting: dict[Member, Deferred[None]] = {}
         self.subscription: Subscription | None = None
         self.frames: deque[bytes] = deque()
+        self.since = 0.0  # when the first of the frames came
         self.ready = False
         self.walk: _Walk | None = None
 
@@ -243,7 +278,7 @@ class _Channel:
 class _Walk:
     """What is being delivered, to whom: those who were members when it began."""
 
-    __slots__ = ("count", "frames", "members")
+    __slots__ = ("count", "frames", "members", "since")
 
     def __init__(self, channel: _Channel) -> None:
         taken = [channel.frames.popleft()]
@@ -253,4 +288,5 @@ class _Walk:
             size += len(taken[-1])
         self.frames = b"".join(taken)
         self.count = len(taken)
+        self.since = channel.since  # stays for what stays behind: rather too long than short
         self.members: Iterator[Member] = iter(tuple(channel.members))

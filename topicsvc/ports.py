@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from topicsvc.address import TopicAddress
 
-__all__ = ["Broker", "Grant", "Member", "Message", "Subscription", "TokenValidator"]
+__all__ = ["Broker", "Grant", "Losses", "Member", "Message", "Subscription", "TokenValidator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,25 @@ class Message:
     body: bytes
 
 
+@dataclass(slots=True)
+class Losses:
+    """How often a broker was lost, and for how long messages may have been missed.
+
+    Attributes:
+        reconnects: connections that were made again after they were lost.
+        gaps: times that topics with listeners were without a subscription; with Kafka, times
+            that a partition no longer had the messages that came next.
+        seconds: how long in all, from the last sign of the broker's life; Kafka's gaps are not
+            measured in time.
+        misrouted: messages that the broker brought for another topic than was subscribed.
+    """
+
+    reconnects: int = 0
+    gaps: int = 0
+    seconds: float = 0
+    misrouted: int = 0
+
+
 class TokenValidator(Protocol):
     """Judges tokens."""
 
@@ -72,6 +91,11 @@ class Broker(Protocol):
     @property
     def is_up(self) -> bool:
         """Whether it can confirm and accept now, and all that is subscribed is live."""
+        ...
+
+    @property
+    def losses(self) -> Losses:
+        """What went wrong since the start. Known at any time: nobody is asked."""
         ...
 
     def subscribe(

@@ -6,65 +6,74 @@
 from __future__ import annotations
 
 import gc
-import re
+import os
+import resource
+import signal
 import sys
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
-from twisted.application import strports
-from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    gatherResults,
+    inlineCallbacks,
+    maybeDeferred,
+)
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python import usage
-from twisted.web.server import Site
 from zope.interface import implementer
 
-from topicsvc import __version__, config, demo
+from topicsvc import __version__, config, demo, logs
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.config import (
     ActiveMQSettings,
     BrokerSettings,
     Config,
-    IntrospectionSettings,
     KafkaSettings,
     MemorySettings,
-    PersoniumSettings,
 )
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
-from topicsvc.ports import Broker, TokenValidator
-from topicsvc.validators.agent import JudgeAgent
-from topicsvc.validators.asking import Asker
-from topicsvc.validators.cached import Cached
-from topicsvc.validators.existing import ExistingTopics
-from topicsvc.validators.in_time import InTime
-from topicsvc.validators.introspection import IntrospectionValidator
-from topicsvc.validators.limited import Limited
-from topicsvc.validators.local import LocalValidator
-from topicsvc.validators.outages import Outages
-from topicsvc.validators.personium import PersoniumValidator
-from topicsvc.validators.shared import Shared
-from topicsvc.web.admin import admin_tree
+from topicsvc.judge import Judge
+from topicsvc.lag import ReactorLag
+from topicsvc.limits import Limits
+from topicsvc.listening import Listener, endpoint_problem, reason_of
+from topicsvc.notify import Notifier
+from topicsvc.ports import Broker
+from topicsvc.reload import Changes, compare
+from topicsvc.signals import Signals
+from topicsvc.tally import CheckTally
+from topicsvc.web.admin import AdminSite, AdminTree
+from topicsvc.web.metrics import Metrics, Sources
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
-from topicsvc.websocket import Connections, Revocation
+from topicsvc.websocket import CLOSE_TIMEOUT, Connections
 from topicsvc.wire import data_frame
 
-__all__ = ["Options", "TopicService", "makeService"]
+__all__ = ["Options", "TopicService", "endpoint_problems", "makeService", "make_broker"]
 
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Net allocations before a pass over the youngest objects, and passes before one over older."""
 
-_PORT = re.compile(r"(?:^(?:haproxy:)?(?:tcp6?|ssl):|:port=)(\d+)")
+SENDS_GRACE = 3.0
+"""Seconds that sends which are under way may take when the service stops."""
 
-_TLS_DIRECTORY = re.compile(r"tls:((?:\\.|[^:\\])+)")
+SETTLE = 0.25
+"""Seconds after the last accepted send in which a broker outside brings it back."""
+
+STOP_MARGIN = 5.0
+"""Seconds for all that is neither a send, nor the drain, nor a close handshake."""
+
+_TURN = 0.01
 
 
 class Options(usage.Options):
@@ -77,7 +86,10 @@ class Options(usage.Options):
     )
     optParameters: ClassVar = [
         ["config", "c", None, "Read the settings from this TOML file."],
-        ["admin", "a", None, "Serve health on this endpoint, as in tcp:9090:interface=127.0.0.1."],
+        [
+            *("admin", "a", None),
+            "Serve health and metrics on this endpoint, as in tcp:9090:interface=127.0.0.1.",
+        ],
     ]
     optFlags: ClassVar = [
         ["demo", None, "Run alone, with a key and a token made on the spot."],
@@ -115,6 +127,9 @@ class Options(usage.Options):
             raise usage.UsageError(
                 "nothing to run: give --config FILE, or try --demo (docs/configuration.md)"
             )
+        if self["config"]:
+            # It is read again after a daemon has gone to another directory.
+            self["config"] = str(Path(self["config"]).absolute())
 
     def settings(self) -> Config:
         """The configuration that these options ask for.
@@ -124,22 +139,45 @@ class Options(usage.Options):
         """
         if self["demo"]:
             return demo.settings(self["listen"], self["admin"])
-        return config.read(Path(self["config"]), self["listen"], self["admin"])
+        return config.read(Path(self["config"]), self["listen"], self["admin"], endpoint_problems)
 
 
 def makeService(options: Options) -> IService:
     """What ``twistd`` runs. A wrong setting ends the process with one line for each."""
     from twisted.internet import reactor
 
+    wrong = logs.problem(getattr(options, "parent", None) or {})
+    if wrong is not None:
+        _give_up([wrong])
     try:
         settings = options.settings()
         service = TopicService(settings, reactor)
     except ConfigError as error:
         _give_up(error.problems)
     spare_the_garbage_collector()
+    service.reread = (lambda: settings) if options["demo"] else options.settings
     if options["demo"]:
         service.on_start = lambda ports: demo.announce(settings, ports, reactor.seconds())
     return service
+
+
+def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
+    """What is wrong with the endpoints, a line for each; see `endpoint_problem`."""
+    from twisted.internet import reactor
+
+    texts = [("listen", text) for text in settings.listen]
+    if settings.admin:
+        texts.append(("admin", settings.admin))
+    problems = []
+    for setting, text in texts:
+        wrong = endpoint_problem(text, reactor, is_start)
+        if wrong is not None:
+            problems.append(f"{setting}: {text!r}: {wrong}; allowed: a Twisted endpoint, tcp:8080")
+    try:
+        make_broker(settings.broker, reactor)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
 
 
 def spare_the_garbage_collector() -> None:
@@ -162,7 +200,7 @@ class TopicService(Service):
         reactor: the reactor; also the clock.
 
     Raises:
-        ConfigError: an endpoint cannot be made.
+        ConfigError: endpoints cannot be made.
     """
 
     name = "topicsvc"
@@ -170,156 +208,238 @@ class TopicService(Service):
 
     def __init__(self, settings: Config, reactor: Any) -> None:
         self.on_start: Any = None
-        self._stopping = False
-        self.broker = _broker(settings.broker, reactor)
-        self._judge = _Judge(settings, reactor)
+        self.reread: Callable[[], Config] | None = None
+        self._settings = settings
+        self._reactor = reactor
+        self._stopping: Deferred[None] | None = None
+        self._signals = Signals(reactor)
+        self._notifier = Notifier(os.environ, reactor, time.monotonic)
+        problems = endpoint_problems(settings)
+        if problems:
+            raise ConfigError(problems)
+        self.broker = make_broker(settings.broker, reactor)
+        self._checks = CheckTally()
+        self._judge = Judge(settings, reactor, self._checks)
         validator = self._judge.validator
-        hub = Hub(self.broker, reactor, data_frame)
+        self.limits = Limits(reactor, settings.limits, _most_files())
+        self._hub = Hub(self.broker, reactor, data_frame)
         self.connections = Connections(
             validator,
-            hub,
+            self._hub,
             reactor,
             settings.session,
             settings.stop.drain,
             revocation=self._judge.revocation,
+            limits=self.limits,
         )
-        send = None
-        if settings.send.enabled:
-            send = SendResource(
-                settings.unit, validator, self.broker, reactor, settings.send.trust_via
+        self._send = SendResource(
+            settings.unit, validator, self.broker, reactor, settings.send.trust_via
+        )
+        self._tree = TopicTree(
+            settings.unit,
+            UpgradeResource(settings.unit, self.connections.protocol),
+            self._send if settings.send.enabled else None,
+        )
+        self._site = TopicSite(self._tree, reactor, settings.send.max_body, self.limits)
+        self._listeners = [
+            Listener("listen", text, self._site, reactor) for text in settings.listen
+        ]
+        self._admin: list[Listener] = []
+        self._lag = ReactorLag(reactor)
+        self.metrics = Metrics(
+            Sources(
+                connections=self.connections,
+                hub=self._hub,
+                broker=self.broker,
+                site=self._site,
+                limits=self.limits,
+                checks=self._checks,
+                lag=self._lag,
+                kinds=lambda: {
+                    "validator": self._settings.validator.kind,
+                    "broker": self._settings.broker.kind,
+                },
             )
-        tree = TopicTree(
-            settings.unit, UpgradeResource(settings.unit, self.connections.protocol), send
         )
-        site = TopicSite(tree, reactor, settings.send.max_body)
-        self._listeners = [_Listener("listen", text, site, reactor) for text in settings.listen]
         if settings.admin:
-            admin = _AdminSite(admin_tree(self._parts), reactor=reactor)
-            self._listeners.append(_Listener("admin", settings.admin, admin, reactor))
+            admin = AdminSite(AdminTree(self._parts, self.metrics), reactor)
+            self._admin.append(Listener("admin", settings.admin, admin, reactor))
 
     @property
     def ports(self) -> list[IListeningPort]:
         """What is listening: one port for each endpoint, in the order of the settings."""
-        return [listener.port for listener in self._listeners if listener.port is not None]
+        listeners = [*self._listeners, *self._admin]
+        return [listener.port for listener in listeners if listener.port is not None]
 
     def privilegedStartService(self) -> None:
         """Bind the ports, while the process may still take those below 1024."""
         super().privilegedStartService()  # type: ignore[no-untyped-call]
-        for listener in self._listeners:
+        for listener in [*self._listeners, *self._admin]:
             try:
-                listener.service.privilegedStartService()
+                listener.bind()
             except Exception as error:  # whatever an endpoint raises
-                reason: object = error
-                if isinstance(error, CannotListenError):
-                    reason = getattr(error.socketError, "strerror", None) or error.socketError
-                _give_up([f"{listener.setting}: {listener.text}: {reason}"])
+                _give_up([f"{listener.setting}: {listener.text}: {reason_of(error)}"])
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        if self.reread is not None:
+            # Before anybody can know that we are there: until then SIGHUP kills.
+            self._signals.take(signal.SIGHUP, self.reload)
+        self._lag.startService()
         self.broker.startService()
         self.connections.startService()
-        for listener in self._listeners:
-            listener.service.startService()
+        for listener in [*self._listeners, *self._admin]:
+            listener.start()
         self._log.info(
             "topicsvc {version} serves {count} ports", version=__version__, count=len(self.ports)
         )
         if self.on_start is not None:
             self.on_start(self.ports)
+        self._reactor.callWhenRunning(self._notifier.ready)
+
+    def reload(self) -> None:
+        """Read settings and certificates again and go over to them: all, or none of it."""
+        if self._stopping is not None or self.reread is None:
+            return
+        self._notifier.reloading()
+        try:
+            self._reload(compare(self._settings, self.reread()))
+        except ConfigError as error:
+            for problem in error.problems:
+                self._log.error("not reloaded, the old settings hold: {problem}", problem=problem)
+        except Exception:
+            self._log.failure("a fault of ours: not reloaded")
+        finally:
+            self._notifier.ready()
+
+    def _reload(self, changes: Changes) -> None:
+        replacements = self._read_certificates()
+        judge = None
+        if changes.judge:
+            judge = Judge(changes.settings, self._reactor, self._checks)
+        # From here on nothing can be wrong any more.
+        self._go_over(changes.settings, judge)
+        for what in changes.waiting:
+            self._log.warn("{what}: needs a restart; the old value holds", what=what)
+        taken = [*changes.taken, *(replace() for replace in replacements)]
+        self._log.info("reloaded: {what}", what=", ".join(taken) or "nothing has changed")
+
+    def _read_certificates(self) -> list[Callable[[], str]]:
+        """What puts all certificates in place, once all of them are known to be good."""
+        replacements = []
+        problems = []
+        for listener in [*self._listeners, *self._admin]:
+            try:
+                replace = listener.reread()
+            except ValueError as error:
+                problems.append(f"{listener.setting}: {listener.text!r}: {error}")
+            else:
+                if replace is not None:
+                    replacements.append(replace)
+        if problems:
+            raise ConfigError(problems)
+        return replacements
+
+    def _go_over(self, settings: Config, judge: Judge | None) -> None:
+        self._settings = settings
+        if judge is not None:
+            old, self._judge = self._judge, judge
+            # Checks that are under way there end there.
+            old.stop().addErrback(lambda failure: self._log.failure("closing failed", failure))
+        self.connections.configure(
+            self._judge.validator, settings.session, settings.stop.drain, self._judge.revocation
+        )
+        self._send.configure(self._judge.validator, settings.send.trust_via)
+        self._tree.offer(self._send if settings.send.enabled else None)
+        self._site.max_body = settings.send.max_body
+        self.limits.settings = settings.limits
+
+    def stopService(self) -> Deferred[None]:
+        """Stop without losing anything; fires when that is done or has taken too long.
+
+        A second signal ends it at once.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        bound = SENDS_GRACE + self._settings.stop.drain + CLOSE_TIMEOUT + STOP_MARGIN
+        self._log.info(
+            "stopping: {sessions} sessions are closed within {drain} seconds",
+            sessions=len(self.connections),
+            drain=self._settings.stop.drain,
+        )
+        self._notifier.stopping(bound)
+        stopping: Deferred[None] = self._stop()
+        self._stopping = stopping
+
+        def hurry() -> None:
+            self._log.warn("stopping at once: a second signal")
+            stopping.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._signals.take_once(number, hurry)
+
+        def too_late(_: object, seconds: float) -> None:
+            self._log.error("stopping has taken {seconds} s: the rest is cut", seconds=seconds)
+
+        def ended(result: Any) -> Any:
+            self._lag.stopService()
+            self._signals.restore()
+            self._notifier.stopped()
+            return result
+
+        stopping.addTimeout(bound, self._reactor, too_late)
+        stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        return stopping.addBoth(ended)
 
     @inlineCallbacks
-    def stopService(self) -> Generator[Deferred[Any], Any, None]:
-        super().stopService()  # type: ignore[no-untyped-call]
-        self._stopping = True
-        for listener in self._listeners:
-            yield maybeDeferred(listener.service.stopService)
+    def _stop(self) -> Generator[Deferred[Any], Any, None]:
+        """From the outside in: the admin side answers to the end, and says that we stop."""
+        self._tree.drain()
+        yield gatherResults([listener.stop() for listener in self._listeners])
+        yield self._accepted_is_delivered()
         yield maybeDeferred(self.connections.stopService)
+        self._send.give_up()
         yield self._judge.stop()
         yield maybeDeferred(self.broker.stopService)
+        yield gatherResults([listener.stop() for listener in self._admin])
+
+    @inlineCallbacks
+    def _accepted_is_delivered(self) -> Generator[Deferred[Any], Any, None]:
+        """Wait until what senders were told is taken is written to all sessions here.
+
+        Not for ever: a judge or a broker that hangs holds nobody up for long.
+        """
+        until = self._reactor.seconds() + SENDS_GRACE
+        answered = self._send.all_answered()
+        while not answered.called and self._reactor.seconds() < until:
+            yield deferLater(self._reactor, _TURN)
+        # A broker outside brings back a moment later what it has taken.
+        settled = min(self._send.accepted_at + SETTLE, until)
+        while self._reactor.seconds() < settled:
+            yield deferLater(self._reactor, _TURN)
+        while not self._hub.is_idle and self._reactor.seconds() < until:
+            yield deferLater(self._reactor, 0)
 
     def _parts(self) -> dict[str, bool]:
         return {
-            "listening": len(self.ports) == len(self._listeners),
-            "staying": not self._stopping,
+            "listening": len(self.ports) == len(self._listeners) + len(self._admin),
+            "staying": self._stopping is None,
             "broker": self.broker.is_up,
         }
-
-
-class _Judge:
-    """Who judges tokens, with all that stands around.
-
-    From the outside in: which topics exist, what was granted a moment ago, what is under
-    way, the log of outages, how many at once, how long at most; then the judge itself.
-
-    Attributes:
-        validator: for tokens that are shown.
-        revocation: for those of live sessions; None: they are not looked at again.
-    """
-
-    _PERSONIUM_QUESTIONS = 3
-    _RECHECKS_SHARE = 4
-
-    def __init__(self, settings: Config, reactor: Any) -> None:
-        self._settings = settings
-        self._reactor = reactor
-        self._agent: JudgeAgent | None = None
-        checks = settings.checks
-        fresh = self._fresh()
-        validator = fresh
-        if checks.cache:
-            cached = Cached(fresh, reactor, checks.cache)
-            validator, fresh = cached, cached.fresh
-        if settings.topics and not isinstance(settings.validator, PersoniumSettings):
-            validator = ExistingTopics(validator, settings.topics)
-        self.validator = validator
-        self.revocation: Revocation | None = None
-        if checks.recheck:
-            # Clients that wait for an answer come first.
-            at_once = max(1, checks.concurrency // self._RECHECKS_SHARE)
-            self.revocation = Revocation(fresh, checks.recheck, at_once)
-
-    def stop(self) -> Deferred[None]:
-        """Close the connections to the judge."""
-        return succeed(None) if self._agent is None else self._agent.close()
-
-    def _fresh(self) -> TokenValidator:
-        judge: TokenValidator
-        settings, checks, clock = self._settings.validator, self._settings.checks, self._reactor
-        match settings:
-            case PersoniumSettings():
-                asker = self._asker(settings.authorities, self._PERSONIUM_QUESTIONS)
-                judge = PersoniumValidator(
-                    asker, settings.unit, settings.username, settings.password, clock
-                )
-            case IntrospectionSettings():
-                judge = IntrospectionValidator(
-                    self._asker(settings.authorities, 1),
-                    settings.url,
-                    settings.client_id,
-                    settings.client_secret,
-                    settings.rules,
-                    clock,
-                    settings.issuer,
-                    settings.audience,
-                )
-            case _:
-                return LocalValidator(settings.key, clock)
-        limited = Limited(InTime(judge, clock, checks.timeout), clock, checks.concurrency)
-        return Shared(Outages(limited, clock))
-
-    def _asker(self, authorities: Any, questions: int) -> Asker:
-        connections = questions * self._settings.checks.concurrency
-        self._agent = JudgeAgent(self._reactor, authorities, connections)
-        return Asker(self._agent)
 
 
 class _BrokerService(Broker, Protocol):
     """A broker that is also a service."""
 
+    @property
+    def complaint(self) -> str:
+        """Why it is not up, as far as it can be told."""
+        ...
+
     def startService(self) -> None: ...
     def stopService(self) -> Any: ...
 
 
-def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
+def make_broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
     """The broker that the settings ask for.
 
     Raises:
@@ -349,69 +469,10 @@ def _broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
             return KafkaBroker(options, reactor, settings.closes_on_loss)
 
 
-class _Listener:
-    """One endpoint of the settings and what listens on it."""
-
-    def __init__(self, setting: str, text: str, factory: IProtocolFactory, reactor: Any) -> None:
-        self.setting = setting
-        self.text = text
-        self.port: IListeningPort | None = None
-        try:
-            _look_at_port(text)
-            _look_for_certificates(text)
-            self.service: StreamServerEndpointService = strports.service(text, factory, reactor)
-        except Exception as error:  # whatever a parser of endpoints raises
-            raise ConfigError(
-                [f"{setting}: {text!r}: {error}; allowed: a Twisted endpoint, tcp:8080"]
-            ) from error
-        self.service.endpoint = _Noting(self.service.endpoint, self)
-
-
-@implementer(IStreamServerEndpoint)
-class _Noting:
-    """An endpoint that remembers its port."""
-
-    def __init__(self, endpoint: IStreamServerEndpoint, listener: _Listener) -> None:
-        self._endpoint = endpoint
-        self._listener = listener
-
-    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        def note(port: IListeningPort) -> IListeningPort:
-            self._listener.port = port
-            return port
-
-        return self._endpoint.listen(factory).addCallback(note)
-
-
-def _look_at_port(endpoint: str) -> None:
-    """Complain of a port number that is none: Twisted would when it listens.
-
-    Raises:
-        ValueError: there is no such port.
-    """
-    for found in _PORT.finditer(endpoint):
-        if int(found[1]) > 65535:
-            raise ValueError(f"{found[1]} is no port, 0 to 65535")
-
-
-def _look_for_certificates(endpoint: str) -> None:
-    """Complain of a ``tls:`` directory without certificates: Twisted would serve none.
-
-    Raises:
-        ValueError: there are none.
-    """
-    match = _TLS_DIRECTORY.match(endpoint)
-    if match is not None:
-        directory = Path(match[1].replace("\\:", ":"))
-        if not any(directory.glob("**/*.pem")):
-            raise ValueError(f"no .pem file in {directory}")
-
-
-class _AdminSite(Site):
-    """The admin side; probes are not worth a line of log each."""
-
-    def log(self, request: Any) -> None:
-        pass
+def _most_files() -> int | None:
+    """How many files this process may have open; None: any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 class CannotStart(SystemExit, Exception):

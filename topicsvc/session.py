@@ -32,6 +32,7 @@ __all__ = [
     "POLICY_VIOLATION",
     "TRY_AGAIN_LATER",
     "UNSUPPORTED_DATA",
+    "Begin",
     "Close",
     "Effect",
     "Join",
@@ -73,6 +74,11 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """The session begins: `Success` comes next, for the first time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """Write `frame`."""
 
@@ -87,7 +93,7 @@ class Close:
     reason: str
 
 
-Effect = Validate | Recheck | Join | Reply | Close
+Effect = Validate | Recheck | Join | Begin | Reply | Close
 
 
 class _Check(Enum):
@@ -118,28 +124,31 @@ class Session:
         keeps_token: whether the token is remembered, so that it can be checked unasked.
 
     Attributes:
+        keeps_token: see above; it may change, for tokens that are shown from then on.
         deliver_until: data may be written before this time, and from it on no more.
     """
 
     __slots__ = (
         "_check",
         "_expires_at",
-        "_keeps_token",
+        "_is_due",
         "_shown",
         "_state",
         "_timestamps",
         "_token",
         "_waiting",
         "deliver_until",
+        "keeps_token",
     )
 
     def __init__(self, timestamps: wire.Timestamps = "seconds", keeps_token: bool = False) -> None:
         self._timestamps = timestamps
-        self._keeps_token = keeps_token
+        self.keeps_token = keeps_token
         self._state = State.AWAITING
         self._expires_at = 0.0
         self.deliver_until = 0.0
         self._check = _Check.NONE
+        self._is_due = False
         self._shown: str | None = None
         self._token: str | None = None
         self._waiting: deque[tuple[bytes, bool, float]] | None = None
@@ -168,12 +177,16 @@ class Session:
             return []
         if not grant.may_receive or grant.expires_at <= now:
             return self.refused(now)
+        if self._check is _Check.UNASKED and self._expires_at <= now:
+            # What came since was not delivered, and the client would not know.
+            return self._next(now)
         self._expires_at = grant.expires_at
         if self._state is State.ACTIVE:
             self.deliver_until = grant.expires_at
         if self._check is _Check.UNASKED:
             return self._next(now)
         self._token, self._shown = self._shown, None
+        self._is_due = False
         if self._state is State.CHECKING:
             self._state = State.JOINING
             return [Join()]
@@ -187,7 +200,7 @@ class Session:
             return self.refused(now)
         self._state = State.ACTIVE
         self.deliver_until = self._expires_at
-        return self._welcome(now)
+        return [Begin(), *self._welcome(now)]
 
     def refused(self, now: float) -> list[Effect]:
         """The token was judged, and the answer is no."""
@@ -204,12 +217,15 @@ class Session:
     def recheck(self, now: float) -> list[Effect]:
         """It is time to see whether the token still holds.
 
-        Nothing is asked while a check is under way: its verdict will do.
+        Nothing is asked while a check is under way: its verdict will do. If it has none, it is
+        asked then: whoever keeps showing tokens that cannot be decided is looked at all the same.
         """
-        if self._state is not State.ACTIVE or now >= self._expires_at or self._busy:
+        if self._state is not State.ACTIVE or now >= self._expires_at or self._token is None:
             return []
-        if self._token is None:
+        if self._busy:
+            self._is_due = self._check is _Check.ASKED
             return []
+        self._is_due = False
         self._check = _Check.UNASKED
         return [Recheck(self._token)]
 
@@ -255,7 +271,7 @@ class Session:
             token = wire.parse_token(payload)
         except InvalidMessage:
             return self._refuse(wire.INVALID_MESSAGE, now)
-        if self._keeps_token:
+        if self.keeps_token:
             self._shown = token
         if self._state is State.ACTIVE:
             self._check = _Check.ASKED
@@ -276,7 +292,9 @@ class Session:
         reply = Reply(wire.error_reply(wire.SERVICE_UNAVAILABLE, now, self._timestamps))
         if self._check is _Check.ASKED:
             self._shown = None
-            return [reply, *self._next(now)]
+            self._check = _Check.NONE
+            overdue = self.recheck(now) if self._is_due else []
+            return [reply, *(overdue or self._next(now))]
         return [reply, *self._close(code, reason)]
 
     def _next(self, now: float) -> list[Effect]:

@@ -22,7 +22,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from topicsvc.deadlines import Deadlines
+from topicsvc.backlog import Backlog
 from topicsvc.outbound import Outbound
 
 __all__ = ["SocketOutbound", "TlsOutbound", "TransportOutbound", "way_out"]
@@ -38,17 +38,17 @@ _TRANSPORT_BUFFER = 65536
 
 
 def way_out(
-    transport: Any, limit: int, stalls: Deadlines[Outbound], overflow: Callable[[int], None]
+    transport: Any, limit: int, backlog: Backlog, overflow: Callable[[int], None]
 ) -> Outbound:
     """The shortest way out through `transport`; for the rest see `Outbound`."""
     layer = _unwrap(transport)
     if isinstance(layer, TLSMemoryBIOProtocol):
         lower = _unwrap(layer.transport)
         if _is_transparent(lower) and _is_transparent_tls(layer):
-            return TlsOutbound(layer, lower, limit, stalls, overflow)
+            return TlsOutbound(layer, lower, limit, backlog, overflow)
     elif _is_transparent(layer):
-        return SocketOutbound(layer, limit, stalls, overflow)
-    return TransportOutbound(transport, limit, stalls, overflow)
+        return SocketOutbound(layer, limit, backlog, overflow)
+    return TransportOutbound(transport, limit, backlog, overflow)
 
 
 def _unwrap(transport: Any) -> Any:

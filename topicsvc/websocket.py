@@ -6,6 +6,7 @@ heartbeat, the deadlines, stopping) is in `Connections`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -13,18 +14,22 @@ from typing import Any, ClassVar
 
 import txaio
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import IReactorTime, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.address import TopicAddress
+from topicsvc.backlog import Backlog
 from topicsvc.deadlines import Deadlines
 from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.heartbeat import SLOTS, Pulse, Wheel
 from topicsvc.hub import Hub
+from topicsvc.journal import Entry, Journal
+from topicsvc.limits import Limits
 from topicsvc.outbound import Outbound
 from topicsvc.ports import Grant, TokenValidator
 from topicsvc.rechecks import Rechecks
@@ -33,6 +38,7 @@ from topicsvc.session import (
     INTERNAL_ERROR,
     POLICY_VIOLATION,
     TRY_AGAIN_LATER,
+    Begin,
     Close,
     Effect,
     Join,
@@ -42,11 +48,11 @@ from topicsvc.session import (
     Validate,
 )
 from topicsvc.transmit import way_out
-from topicsvc.wire import SERVICE_UNAVAILABLE, Timestamps
+from topicsvc.visits import Visit
+from topicsvc.wire import SERVICE_UNAVAILABLE, Timestamps, pong_frame
 
 __all__ = [
     "CLOSE_TIMEOUT",
-    "STALL_TIMEOUT",
     "Connections",
     "Revocation",
     "SessionSettings",
@@ -56,11 +62,13 @@ __all__ = [
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
 
-STALL_TIMEOUT = 10.0
-"""Seconds after which a peer that takes nothing is a slow consumer."""
+_FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
+"""What Autobahn ends a connection for (RFC 6455, section 7.4.1)."""
 
 _MAX_CLOSE_REASON = 123
 _SLOW_CONSUMER = "Slow consumer"
+_TOO_MANY_MESSAGES = "Too many messages"
+_TOO_MANY_FRAMES = "Too many frames"
 
 txaio.use_twisted()
 
@@ -107,28 +115,34 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     Args:
         topic: what the client asked for.
         connections: the house it lives in.
+        visit: what it counts as.
     """
 
     # Autobahn reports every fault of every stranger; ours are in `_log`.
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
     _log: ClassVar[Logger] = Logger()
 
+    _detail = ""
+
     failedByMe: bool
     message_data: list[bytes] | None
     CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
 
-    def __init__(self, topic: TopicAddress, connections: Connections) -> None:
+    def __init__(self, topic: TopicAddress, connections: Connections, visit: Visit) -> None:
         super().__init__()
         self.topic = topic
         self._house = connections
+        self._visit = visit
+        self._frames = 0
         self._session = Session(
             connections.settings.timestamps, keeps_token=connections.revocation is not None
         )
         self._pulse = Pulse(connections.settings.ping_limit)
         self._outbound: Outbound
         self._under_way: Deferred[Any] | None = None
-        self._is_member = False
+        self.is_member = False
         self._closed_because = ""
+        self._entry: Entry
 
     # What the house asks.
 
@@ -146,6 +160,10 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             else:
                 self.sendPing(ping)
 
+    def keep_token(self, keeps: bool) -> None:
+        """Whether the next token that is shown will be looked at again."""
+        self._session.keeps_token = keeps
+
     def recheck(self) -> bool:
         """See whether the token still holds; whether that takes a while."""
         effects = self._session.recheck(self._now())
@@ -162,12 +180,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def slow(self, waiting: int) -> None:
         """So many bytes wait for this peer: too many, or for too long."""
-        self._log.info(
-            "{peer} reads {topic} too slowly, {waiting} bytes wait: closing its session",
-            peer=self.peer,
-            topic=self.topic.path,
-            waiting=waiting,
-        )
+        self._detail = f"{waiting} bytes waited"
         self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER))
 
     def abort(self) -> None:
@@ -190,15 +203,18 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def connectionMade(self) -> None:
         """The HTTP side has handed the transport over."""
-        address = self.transport.getPeer()
-        self.peer = f"{getattr(address, 'host', address)}:{getattr(address, 'port', 0)}"
-        self._connectionMade()
+        self.peer = self._visit.peer
+        self._entry = self._house.journal.open(self.peer, self.topic.path)
+        # Not by way of the server's, which describes each connection for a debug line.
+        WebSocketProtocol._connectionMade(self)
+        self.factory.countConnections += 1
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         self._outbound = way_out(
-            self.transport, self._house.settings.send_queue, self._house.stalls, self.slow
+            self.transport, self._house.settings.send_queue, self._house.backlog, self.slow
         )
         self._outbound.broker_lost = self.broker_lost
+        self._outbound.withheld = self._house.journal.withhold
 
     def dataReceived(self, data: bytes) -> None:
         # Not by way of Autobahn's, which describes each piece for a debug line.
@@ -211,8 +227,21 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onOpen(self) -> None:
         self._house.opened(self)
 
+    def onMessageBegin(self, isBinary: bool) -> None:
+        super().onMessageBegin(isBinary)
+        self._frames = 0
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        super().onMessageFrameBegin(length)
+        self._frames += 1
+        if not self.failedByMe and not self._visit.takes_frames(self._frames):
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_FRAMES)
+
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self._perform(self._session.received(payload, isBinary, self._now()))
+        if self._visit.takes_message():
+            self._perform(self._session.received(payload, isBinary, self._now()))
+        else:
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
 
     def onMessageEnd(self) -> None:
         # Not by way of Autobahn's, which notifies observers that there are none of.
@@ -220,8 +249,16 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             self.onMessage(b"".join(self.message_data or ()), self.message_is_binary)
         self.message_data = None
 
+    def onPing(self, payload: bytes) -> None:
+        if not self._visit.takes_control():
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
+        elif self.state == self.STATE_OPEN:
+            # Where something waits, the newest alone is answered (RFC 6455, section 5.5.3).
+            self._outbound.write_newest(pong_frame(payload))
+
     def onPong(self, payload: bytes) -> None:
-        self._pulse.pong(payload)
+        if not self._pulse.pong(payload) and not self._visit.takes_control():
+            self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool:
         """The peer closes, or answers our close."""
@@ -234,7 +271,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.remoteCloseCode = code
         self.wasClean = True
         if self.state == self.STATE_OPEN:
-            self._end("the client closed")
+            self._end("Client closed")
             # It reads no more: what waits for it would only hold up the answer.
             self._outbound.discard()
             self.sendCloseFrame(code=code, isReply=True)
@@ -242,15 +279,17 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         return True
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self._end("the connection was lost")
+        self._end("Connection lost")
         self._outbound.discard()
+        self._house.journal.close(self._entry)
         self._house.gone(self)
-        self._log.info(
-            "{peer} left {topic}: {reason}",
-            peer=self.peer,
-            topic=self.topic.path,
-            reason=self._closed_because,
-        )
+        self._visit.leave()
+
+    def _connectionLost(self, reason: Any) -> None:
+        super()._connectionLost(reason)
+        # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
+        self._outbound.let_go()
+        self.is_open = self.is_closed = None
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Every frame, Autobahn's own too, goes out behind those written before."""
@@ -261,10 +300,12 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self.failedByMe:
             return
         self.failedByMe = True
+        self.data = b""  # what has come behind it is not looked at either
         if self.state != self.STATE_OPEN:
             self.dropConnection(abort=False)
             return
-        self._end(reason)
+        self._detail = reason if code in _FAILURES else ""
+        self._end(_FAILURES.get(code, reason))
         self._outbound.discard()
         self._send_close(code, reason)
         self._outbound.finish()
@@ -294,14 +335,16 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             if self._closed_because:  # what was written before has shown that the peer is slow
                 return
             match effect:
+                case Begin():
+                    self._house.journal.begin(self._entry)
                 case Reply(frame):
                     self._outbound.write(frame)
                 case Close(code, reason):
                     self._end(reason)
                     self._send_close(code, reason)
                 case Validate(token):
-                    validate = self._house.validator.validate
-                    self._own(maybeDeferred(validate, token, self.topic), self._judged)
+                    judge = self._visit.judge
+                    self._own(judge(self._house.validator, token, self.topic), self._judged)
                 case Recheck(token):
                     again = self._house.validate_again
                     self._own(maybeDeferred(again, token, self.topic), self._judged)
@@ -327,7 +370,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _joined(self, _: None) -> None:
         self._answered()
-        self._is_member = True
+        self.is_member = True
         self._house.joined(self)
         self._perform(self._session.joined(self._now()))
 
@@ -350,13 +393,16 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def _end(self, why: str) -> None:
         """The session is over, whatever becomes of the connection: leave nothing behind."""
         self._session.lost()
-        self._closed_because = self._closed_because or why
+        if not self._closed_because:
+            self._closed_because = why
+            messages, size = self._outbound.messages, self._outbound.size
+            self._house.journal.end(self._entry, why, self._detail, messages, size)
         self._house.tokens.cancel(self)
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.cancel()
-        if self._is_member:
-            self._is_member = False
+        if self.is_member:
+            self.is_member = False
             self._house.left(self)
             self._house.hub.leave(self.topic, self._outbound)
 
@@ -386,6 +432,7 @@ class Connections(Service):
         drain: seconds over which the close frames are spread when the service stops.
         random: spreads them.
         revocation: how revoked tokens are noticed; None: they are not, before they expire.
+        limits: how much there may be of everything; None: as much as by default.
     """
 
     name = "connections"
@@ -400,46 +447,93 @@ class Connections(Service):
         drain: float = 0,
         random: Random | None = None,
         revocation: Revocation | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        self.validator = validator
         self.hub = hub
         self.clock = clock
-        self.settings = settings
-        self._drain = drain
         self._random = random or Random()  # noqa: S311 - no secret, only spread
+        self.journal = Journal(clock)
         self._wheel: Wheel[TopicProtocol] = Wheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
         self._is_stopping = False
+        self._leaving: deque[tuple[float, TopicProtocol]] = deque()
+        self._next_leaves: IDelayedCall | None = None
         self._all_gone: Deferred[None] | None = None
-        self.revocation = revocation
         self._rechecks: Rechecks[TopicProtocol] | None = None
-        if revocation is not None:
-            self._rechecks = Rechecks(
-                clock,
-                revocation.interval,
-                revocation.at_once,
-                TopicProtocol.recheck,
-                self._random,
-            )
         self.tokens = Deadlines[TopicProtocol](
             clock, settings.token_timeout, TopicProtocol.token_timeout
         )
         self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
-        self.stalls = Deadlines[Outbound](clock, STALL_TIMEOUT, Outbound.stalled)
+        self.backlog = Backlog(limits or Limits(clock), clock)
+        self.configure(validator, settings, drain, revocation)
+
+    def configure(
+        self,
+        validator: TokenValidator,
+        settings: SessionSettings,
+        drain: float,
+        revocation: Revocation | None,
+    ) -> None:
+        """Go over to these settings, for what begins from now on; live sessions stay.
+
+        A session that began while revocation was not looked for keeps no token that could
+        be looked at again, before its client shows one.
+        """
+        self.validator = validator
+        self.settings = settings
+        self._drain = drain
         self._factory = _websocket_factory(settings)
+        self.tokens.last(settings.token_timeout)
+        if self._heart.running:
+            self._heart.stop()
+            self._heart.start(settings.ping_interval / SLOTS, now=False)
+        self._look_again(revocation)
+
+    def _look_again(self, revocation: Revocation | None) -> None:
+        if self._rechecks is not None:
+            self._rechecks.stop()
+        self.revocation = revocation
+        self._rechecks = None
+        for protocol in self._wheel:
+            protocol.keep_token(revocation is not None)
+        if revocation is None:
+            return
+        self._rechecks = Rechecks(
+            self.clock,
+            revocation.interval,
+            revocation.at_once,
+            TopicProtocol.recheck,
+            self._random,
+        )
+        for protocol in self._wheel:
+            if protocol.is_member:
+                self._rechecks.add(protocol)
+        if self.running:
+            self._rechecks.start()
 
     def __len__(self) -> int:
         return len(self._wheel)
 
-    def protocol(self, topic: TopicAddress) -> TopicProtocol | None:
+    @property
+    def delivered(self) -> tuple[int, int]:
+        """Data messages that were handed to all connections, those gone too; their bytes."""
+        hub, journal = self.hub, self.journal
+        return hub.offered - journal.withheld, hub.offered_size - journal.withheld_size
+
+    def protocol(self, topic: TopicAddress, visit: Visit) -> TopicProtocol | None:
         """A new connection to `topic`, for the HTTP side to hand a transport to.
 
-        None: the service is stopping.
+        Args:
+            topic: what its client wants.
+            visit: what it counts as; `Visit.leave` is from now on the connection's to call.
+
+        Returns:
+            None: the service is stopping.
         """
         if self._is_stopping:
             return None
-        protocol = self._factory.protocol(topic, self)
+        protocol = self._factory.protocol(topic, self, visit)
         protocol.factory = self._factory
         return protocol  # type: ignore[no-any-return]
 
@@ -453,6 +547,9 @@ class Connections(Service):
         self._wheel.discard(protocol)
         self.closing.cancel(protocol)
         if self._all_gone is not None and not self._wheel:
+            self._leaving.clear()
+            if self._next_leaves is not None:
+                self._next_leaves.cancel()
             self._all_gone.callback(None)
             self._all_gone = None
 
@@ -499,9 +596,29 @@ class Connections(Service):
         self._all_gone = all_gone
         members = list(self._wheel)
         self._random.shuffle(members)
-        for place, member in enumerate(members):
-            self.clock.callLater(self._drain * place / len(members), member.going_away)
+        share = self._drain / len(members)
+        now = self.clock.seconds()
+        # Each within its own share of the time, so that clients that come back at once come
+        # evenly, and at a moment of its own in it.
+        self._leaving = deque(
+            (now + share * (place + self._random.random()), member)
+            for place, member in enumerate(members)
+        )
+        self._send_away()
         return all_gone
+
+    def _send_away(self) -> None:
+        """Close those whose moment has come."""
+        now = self.clock.seconds()
+        while self._leaving and self._leaving[0][0] <= now:
+            _, member = self._leaving.popleft()
+            try:
+                member.going_away()
+            except Exception:
+                self._log.failure("{peer} could not be told that we stop", peer=member.peer)
+        self._next_leaves = None
+        if self._leaving:
+            self._next_leaves = self.clock.callLater(self._leaving[0][0] - now, self._send_away)
 
     def _beat(self, turns: int) -> None:
         """Turn the wheel; after a pause, or a jump of the clock, at most once around."""

@@ -23,6 +23,7 @@ __all__ = [
     "error_reply",
     "json_text",
     "parse_token",
+    "pong_frame",
     "success_reply",
     "text_frame",
     "token_request",
@@ -63,6 +64,7 @@ _request_decoder = json.JSONDecoder(
 _body_decoder = json.JSONDecoder(
     parse_int=_number, parse_float=_number, parse_constant=_no_constant
 )
+_encoder = json.JSONEncoder(separators=(",", ":"))
 
 
 def parse_token(payload: bytes) -> str:
@@ -148,5 +150,10 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f%s%s" % (length.to_bytes(8, "big"), payload)
 
 
+def pong_frame(payload: bytes) -> bytes:
+    """One unmasked pong that holds `payload`, at most 125 bytes."""
+    return b"\x8a%c%s" % (len(payload), payload)
+
+
 def _compact(members: dict[str, Any]) -> bytes:
-    return json.dumps(members, separators=(",", ":")).encode("ascii")
+    return _encoder.encode(members).encode("ascii")

@@ -12,6 +12,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+LIFE = datetime.timedelta(days=80)
+"""As long as a well-kept certificate has left, so that a scan has nothing to say about it."""
+
+REVOKED = "http://localhost/revoked.crl"
+"""Where a certificate says that a list of revoked ones is; nobody fetches it."""
+
 
 class Authority:
     """Issues certificates into a directory.
@@ -28,11 +34,13 @@ class Authority:
         self.ca_file = directory / "ca.pem"
         self.ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, *hosts: str, name: str = "server") -> tuple[Path, Path]:
+    def issue(
+        self, *hosts: str, name: str = "server", life: datetime.timedelta = LIFE
+    ) -> tuple[Path, Path]:
         """Write a key and a certificate for `hosts`; return the paths of the two files."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
-        certificate = self._build(subject, key, hosts=hosts)
+        certificate = self._build(subject, key, hosts=hosts, life=life)
         key_file, cert_file = self.directory / f"{name}-key.pem", self.directory / f"{name}.pem"
         key_file.write_bytes(
             key.private_bytes(
@@ -54,6 +62,7 @@ class Authority:
         key: ec.EllipticCurvePrivateKey,
         hosts: tuple[str, ...] = (),
         is_ca: bool = False,
+        life: datetime.timedelta = LIFE,
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
@@ -62,13 +71,16 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - datetime.timedelta(days=2))
+            .not_valid_after(now + life)
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         )
         if hosts:
             names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)
+            place = x509.UniformResourceIdentifier(REVOKED)
+            lists = [x509.DistributionPoint([place], None, None, None)]
+            builder = builder.add_extension(x509.CRLDistributionPoints(lists), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
 

@@ -20,7 +20,12 @@ class Client:
     """
 
     def __init__(
-        self, port: int, host: str, path: str, context: ssl.SSLContext | None = None
+        self,
+        port: int,
+        host: str,
+        path: str,
+        context: ssl.SSLContext | None = None,
+        source: str = "127.0.0.1",
     ) -> None:
         self._runner = asyncio.Runner()
         options = {"server_hostname": host} if context else {}
@@ -30,6 +35,7 @@ class Client:
                     f"{'wss' if context else 'ws'}://{host}{path}",
                     host="127.0.0.1",
                     port=port,
+                    local_addr=(source, 0),
                     ssl=context,
                     compression="deflate",
                     open_timeout=TIMEOUT,
@@ -47,6 +53,10 @@ class Client:
     def recv(self) -> Any:
         """The next message; fails when none comes in time."""
         return self._run(asyncio.wait_for(self._connection.recv(), TIMEOUT))
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in which pings are answered."""
+        self._run(asyncio.sleep(seconds))
 
     def close(self) -> None:
         try:

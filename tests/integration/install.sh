@@ -17,3 +17,12 @@ command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends de
 # Kafka, one node of which the tests start: its artifacts come from Maven's repository.
 command -v mvn >/dev/null || apt-get install -y -qq --no-install-recommends maven
 mvn -q -B -f kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$PWD/kafka/jars"
+
+# A scanner of TLS servers, for test_tls_scan, with the tools that it calls; and a browser.
+apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium
+
+# What stands in front of a topicsvc, with the files of examples/, and what reads systemd's units.
+apt-get install -y -qq --no-install-recommends nginx-light haproxy systemd
+
+# Prometheus and its promtool, for test_metrics. Nothing is started as a service.
+apt-get install -y -qq --no-install-recommends prometheus

@@ -19,6 +19,7 @@ from tests.fake_unit import PASSWORD, USERNAME, FakeUnit, Token, Trap
 from tests.harness import Client
 from topicsvc import config
 from topicsvc.address import TopicAddress
+from topicsvc.limits import LimitSettings
 from topicsvc.service import TopicService
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
@@ -130,13 +131,17 @@ class JudgedTestCase(TestCase):
         """Build a service and start all of it but its ports."""
         self.service = TopicService(settings, reactor)
         self.connections = self.service.connections
+        # All clients here are at one address.
+        self.service.limits.settings = LimitSettings(
+            waiting_per_address=0, failed_tokens_per_minute=0
+        )
         self.service.broker.startService()
         self.connections.startService()
         unit = settings.unit
         validator = self.service._judge.validator
         send = SendResource(unit, validator, self.service.broker, reactor, False)
         upgrade = UpgradeResource(unit, self.connections.protocol)
-        self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000)
+        self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000, self.service.limits)
         self.addCleanup(self.stop)
 
     @inlineCallbacks

@@ -21,7 +21,7 @@ TOPICSVC = [
     "import sys; from topicsvc.cli.main import main; sys.exit(main())",
 ]
 
-_PORT = re.compile(r"(?:TopicSite|_AdminSite)(?: \(TLS\))? starting on (\d+)")
+_PORT = re.compile(r"(?:TopicSite|AdminSite)(?: \((?:TLS|PROXY)\))? starting on (\d+)")
 
 
 def environment() -> dict[str, str]:
@@ -53,13 +53,13 @@ class Process:
     def text(self) -> str:
         return "".join(self.output)
 
-    def wait_for(self, pattern: str, timeout: float = TIMEOUT) -> re.Match[str]:
-        """Wait until the output matches `pattern`."""
+    def wait_for(self, pattern: str, timeout: float = TIMEOUT, after: int = 0) -> re.Match[str]:
+        """Wait until the output matches `pattern`, beyond so many lines."""
         match = None
 
         def look() -> bool:
             nonlocal match
-            match = re.search(pattern, self.text)
+            match = re.search(pattern, "".join(self.output[after:]))
             return match is not None or not self._reader.is_alive()
 
         with self._news:
@@ -99,15 +99,22 @@ class Process:
 class Service(Process):
     """``twistd topicsvc``, listening.
 
+    Args:
+        arguments: of topicsvc.
+        directory: where it runs.
+        twistd: arguments of twistd.
+
     Attributes:
         ports: the port numbers, in the order of the settings.
     """
 
-    def __init__(self, *arguments: str, directory: Path, **options: Any) -> None:
-        twistd = [*TWISTD, "--nodaemon", "--pidfile=", "--rundir", str(directory)]
-        super().__init__([*twistd, "topicsvc", *arguments], **options)
+    def __init__(
+        self, *arguments: str, directory: Path, twistd: Iterable[str] = (), **options: Any
+    ) -> None:
+        foreground = ["--nodaemon", "--pidfile=", "--rundir", str(directory)]
+        super().__init__([*TWISTD, *foreground, *twistd, "topicsvc", *arguments], **options)
         try:
-            self.wait_for(r"topicsvc \S+ serves \d+ ports?\n")
+            self.wait_for(r"topicsvc \S+ serves \d+ ports?\b")
         except AssertionError:
             self.stop()
             raise

@@ -61,6 +61,7 @@ class Program:
         log: where its output goes.
         environment: its whole environment; None: ours.
         directory: where it runs.
+        pass_fds: descriptors that it inherits.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Program:
         log: Path,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
-        self._command = list(command)
+        self.command = list(command)
         self._log = log
-        self._environment = environment
+        self.environment = environment
         self._directory = directory
+        self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.kill)
 
@@ -82,12 +85,13 @@ class Program:
         assert self._process is None or self._process.poll() is not None
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env=self.environment,
                 cwd=self._directory,
+                pass_fds=self._pass_fds,
             )
 
     @property
@@ -99,28 +103,28 @@ class Program:
         return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
 
     def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
+        self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it as a power cut would."""
         if self.runs:
-            self._signal(signal.SIGKILL)
+            self.signal(signal.SIGKILL)
             self._process.wait()
 
     def stop(self, seconds: float = 10) -> None:
         """End it in order; by force if it does not."""
         if self.runs:
-            self._signal(signal.SIGCONT)
-            self._signal(signal.SIGTERM)
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
             try:
                 self._process.wait(seconds)
             except subprocess.TimeoutExpired:
                 self.kill()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 

@@ -25,6 +25,7 @@ from tests.harness import Client as MemoryClient
 from tests.integration.client import Client
 from tests.integration.judged import HOST, JudgedTestCase, sleep
 from tests.integration.process import Service
+from topicsvc.logs import as_json
 from topicsvc.validators import outages
 from topicsvc.validators.asking import basic
 
@@ -124,6 +125,7 @@ class LogTests(CanaryTestCase):
         for event in events:
             self.assert_clean("an event", eventAsText(event))
             self.assert_clean("an event's fields", repr(event))
+            self.assert_clean("an event as JSON", as_json(event))
 
     @inlineCallbacks
     def live_session(self) -> Generator[Deferred[Any], Any, MemoryClient]:
@@ -161,7 +163,15 @@ class LogTests(CanaryTestCase):
 
 
 class ProcessTests(CanaryTestCase):
-    """A service of its own: its log, its answers, its health page, its command line."""
+    """A service of its own: its log, its answers, its admin pages, its command line."""
+
+    twistd: tuple[str, ...] = ()
+
+    def assert_log(self, text: str) -> None:
+        """There was something to be found in the log."""
+        self.assertIn("tokens cannot be judged", text)
+        self.assertRegex(text, r"session \d+ of \S+ on /cell1/box1/col/topic/name begins")
+        self.assertIn("Token inactive; ", text)
 
     @inlineCallbacks
     def test_nothing_that_comes_out_holds_a_secret(self) -> Test:
@@ -178,9 +188,11 @@ class ProcessTests(CanaryTestCase):
             password_file = "{self.secret_file().absolute()}"
             timeout = {self.check_timeout}
             recheck = 1
+            [limits]
+            failed_tokens_per_minute = 0
         """)
         service = yield deferToThread(
-            Service, "--config", str(file.absolute()), directory=self.directory
+            Service, "--config", str(file.absolute()), directory=self.directory, twistd=self.twistd
         )
         self.addCleanup(lambda: deferToThread(service.stop))
         listen, admin = service.ports
@@ -193,14 +205,34 @@ class ProcessTests(CanaryTestCase):
         for path in ("/", "/health/live", "/health/ready", "/metrics", f"/?{LIVE}"):
             text = yield deferToThread(_fetch, admin, "GET", path)
             self.assert_clean(path, text)
+            if path == "/metrics":
+                self.assertIn('\ntopicsvc_sessions_ended_total{reason="token_inactive"}', text)
+                self.assertNotIn("cell1", text)
         self.assert_judged()
         command = Path(f"/proc/{service.child.pid}/cmdline").read_text()
         self.assertIn("topicsvc.toml", command)
         self.assert_clean("the command line", command)
         yield deferToThread(service.stop)
-        self.assertIn("tokens cannot be judged", service.text)
-        self.assertIn(" left /cell1/box1/col/topic/name", service.text)
+        self.assert_log(service.text)
         self.assert_clean("the log", service.text)
+
+
+class JsonTests(ProcessTests):
+    """The same with the log as JSON: every line is an object."""
+
+    twistd = ("--logger", "topicsvc.logs.json_lines")
+
+    def assert_log(self, text: str) -> None:
+        records = [json.loads(line) for line in text.splitlines()]
+        super().assert_log("\n".join(record["message"] for record in records))
+        ends = [record for record in records if "reason" in record and "session" in record]
+        self.assertEqual(
+            {record["reason"] for record in ends},
+            {"Client closed", "Token inactive", "Service unavailable"},
+        )
+        self.assertEqual(len({record["session"] for record in ends}), len(ends))
+        for record in ends:
+            self.assertEqual(record["topic"], "/cell1/box1/col/topic/name")
 
 
 def _use(port: int, token: str) -> Iterable[str]:

@@ -6,14 +6,17 @@ not grown by 5 MB, and no check has outlasted its deadline by half a second.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet._sslverify import IOpenSSLTrustRoot
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IHostnameResolver, IHostResolution
+from twisted.internet.protocol import Factory, Protocol
 from twisted.trial import util
 from zope.interface import implementer
 
@@ -21,7 +24,10 @@ from tests import fake_unit
 from tests.fake_unit import (
     ENTITY_BOMB,
     EXTERNAL_ENTITY,
+    NAMESPACE_BOMB,
+    PREFIX_BOMB,
     Fault,
+    adds_header,
     answers,
     answers_after,
     claims,
@@ -43,6 +49,7 @@ from tests.integration.judged import (
 )
 from topicsvc.address import Unit
 from topicsvc.config import Config
+from topicsvc.validators import agent
 
 METHODS = ("PROPFIND", "OPTIONS", "POST", "*")
 
@@ -107,6 +114,24 @@ class FaultTests(JudgedTestCase):
             self.assert_outcome("closes kept connections", outcome, SUCCESS)
 
     @inlineCallbacks
+    def test_drops_connections_that_are_kept(self) -> Test:
+        channels: set[Any] = set()
+
+        def notes_its_channel(request: Any, reply: fake_unit.Reply) -> Any:
+            channels.add(request.channel)
+            return fake_unit.answers_at_once(request, reply)
+
+        self.service._judge._agent._pool.cachedConnectionTimeout = 0.2
+        self.unit.has(notes_its_channel)
+        outcome = yield self.present()
+        self.assert_outcome("drops connections that are kept", outcome, SUCCESS)
+        for channel in channels:
+            channel.transport.abortConnection()
+        yield sleep(0.4)  # the pool lets go of them
+        outcome = yield self.present()
+        self.assert_outcome("drops connections that are kept", outcome, SUCCESS)
+
+    @inlineCallbacks
     def test_drops_every_connection(self) -> Test:
         yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.drops_every_connection)
 
@@ -148,6 +173,17 @@ class FaultTests(JudgedTestCase):
     def test_document_types_and_entity_bombs(self) -> Test:
         for body in (ENTITY_BOMB, EXTERNAL_ENTITY, b"<!DOCTYPE x>" + multistatus(["name"])[39:]):
             yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_namespace_bombs(self) -> Test:
+        for body in (NAMESPACE_BOMB, PREFIX_BOMB):
+            yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
+
+    @inlineCallbacks
+    def test_headers_that_are_no_text(self) -> Test:
+        for header in ("Allow", "Content-Encoding"):
+            fault = adds_header(header, b"\xff\xfe\x80")
+            yield self.assert_reply(SERVICE_UNAVAILABLE, fault, "OPTIONS")
 
     @inlineCallbacks
     def test_a_body_of_a_gibibyte(self) -> Test:
@@ -195,6 +231,52 @@ class FaultTests(JudgedTestCase):
         self.assertLess(outcome.seconds, TIMEOUT / 2)
 
 
+class ConnectionTests(JudgedTestCase):
+    """A unit that is never reached: the deadline holds for the way there as well."""
+
+    url = ""
+
+    @property
+    def unit_url(self) -> str:
+        return self.url
+
+    @inlineCallbacks
+    def assert_unreachable(self, what: str, url: str) -> Test:
+        self.url = url
+        self.start(self.settings())
+        for _ in range(2):
+            outcome = yield self.present()
+            self.assert_outcome(what, outcome, SERVICE_UNAVAILABLE)
+            self.assertGreater(outcome.seconds, TIMEOUT / 2, what)
+
+    def test_a_name_that_nobody_resolves(self) -> Deferred[None]:
+        before = reactor.installNameResolver(SilentResolver())
+        self.addCleanup(reactor.installNameResolver, before)
+        return self.assert_unreachable("no name", "https://unit1.example/")
+
+    def test_a_connection_that_nobody_takes(self) -> Deferred[None]:
+        full = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.addCleanup(full.close)
+        for _ in range(3):
+            waiting = socket.socket()
+            self.addCleanup(waiting.close)
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        port = full.getsockname()[1]
+        return self.assert_unreachable("no connection", f"http://127.0.0.1:{port}/")
+
+    @inlineCallbacks
+    def test_a_handshake_that_never_ends(self) -> Test:
+        taken: list[bytes] = []
+        left: list[object] = []
+        port = reactor.listenTCP(0, Silent(taken, left), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        yield self.assert_unreachable("no handshake", f"https://127.0.0.1:{port.getHost().port}/")
+        self.assertTrue(taken)
+        self.assertNotIn(b"live", b"".join(taken))
+        self.assertEqual(len(left), 6, "a connection was left behind")
+
+
 class OverTLS(JudgedTestCase):
     """The unit has a certificate of an authority that we know."""
 
@@ -238,6 +320,31 @@ class OtherNameTests(StrangerTestCase):
 
     def test_a_certificate_for_another_name(self) -> Deferred[None]:
         return self.assert_told_nothing(self.settings())
+
+
+class Silent(Factory):
+    """Takes what comes, and says nothing."""
+
+    noisy = False
+
+    def __init__(self, taken: list[bytes], left: list[object]) -> None:
+        self._taken = taken
+        self._left = left
+
+    def buildProtocol(self, _: Any) -> Any:
+        protocol: Any = Protocol()
+        protocol.dataReceived = self._taken.append
+        protocol.connectionLost = self._left.append
+        return protocol
+
+
+@implementer(IHostnameResolver)
+class SilentResolver:
+    """Finds nothing, and does not say so."""
+
+    def resolveHostName(self, receiver: Any, name: str, *_: Any, **__: Any) -> Any:
+        receiver.resolutionBegan(resolution := _Resolution(name))
+        return resolution
 
 
 @implementer(IHostnameResolver)
@@ -289,3 +396,37 @@ class CellByHostTests(OverTLS):
         self.assertEqual(resolver.names, {"cell1.unit1.example"})
         outcome = yield self.present("unknown")
         self.assert_outcome("a cell by host", outcome, TOKEN_INACTIVE)
+
+    @inlineCallbacks
+    def test_hosts_that_clients_make_up_cost_nothing_for_good(self) -> Test:
+        before = reactor.installNameResolver(LoopbackResolver())
+        self.addCleanup(reactor.installNameResolver, before)
+        self.patch(agent, "_MOST_OPENED", 5)
+        settings = self.settings()
+        authorities = CountedAuthorities(settings.validator.authorities)
+        judge = replace(settings.validator, authorities=authorities)
+        self.start(replace(settings, validator=judge))
+        for number in range(20):
+            client = self.connect_http()
+            self.assertEqual(client.upgrade(host=f"made-up-{number}.unit1.example"), 101)
+            client.present("live")
+            text, _ = yield self.reply(client)
+            self.assertIn("Token inactive", text)
+            client.vanish()
+        self.assertEqual(len({headers["host"] for _, _, headers in self.unit.requests}), 20)
+        self.assertEqual(authorities.loaded, 1, "with the system's each is nearly a megabyte")
+        pool = self.service._judge._agent._pool
+        self.assertLessEqual(len(pool._connections), 6)
+
+
+@implementer(IOpenSSLTrustRoot)
+class CountedAuthorities:
+    """Counts how often authorities are read into a context."""
+
+    def __init__(self, authorities: Any) -> None:
+        self._authorities = authorities
+        self.loaded = 0
+
+    def _addCACertsToContext(self, context: Any) -> None:
+        self.loaded += 1
+        self._authorities._addCACertsToContext(context)

@@ -45,20 +45,27 @@ class Unit:
 
 
 class Topicsvc:
-    """One process."""
+    """One process.
 
-    def __init__(self, unit: Unit) -> None:
+    Args:
+        unit: what it shares with others.
+        drain: seconds over which its sessions are closed when it stops.
+        endpoint: where it listens; none: on a free port.
+    """
+
+    def __init__(self, unit: Unit, drain: float = 0, endpoint: str = "") -> None:
         self._unit = unit
         self.port, self.admin = free_port(), free_port()
+        endpoint = endpoint or f"tcp:{self.port}:interface=127.0.0.1:backlog=1000"
         configuration = unit.directory / f"topicsvc-{self.port}.toml"
         configuration.write_text(
-            f'listen = ["tcp:{self.port}:interface=127.0.0.1:backlog=1000"]\n'
+            f'listen = ["{endpoint}"]\n'
             f'admin = "tcp:{self.admin}:interface=127.0.0.1"\n'
             'unit_url = "http://localhost/"\n'
             'hosts = ["127.0.0.1"]\n'
             f'[validator]\nkind = "local"\nkey_file = "{unit.key_file}"\n'
             f"[broker]\n{unit.broker}\n"
-            "[stop]\ndrain = 0\n"
+            f"[stop]\ndrain = {drain}\n"
         )
         twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
         self.program = Program(

@@ -9,7 +9,7 @@ for a subscription that is not there. All topics are subscribed again before `is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import ClassVar
 from uuid import uuid4
@@ -23,12 +23,11 @@ from topicsvc.address import TopicAddress
 from topicsvc.brokers.link import Link
 from topicsvc.brokers.listeners import Deliver, Listeners, Lost, Topic
 from topicsvc.brokers.login import Login
-from topicsvc.brokers.losses import Losses
 from topicsvc.brokers.stomp import Frame
 from topicsvc.brokers.textmessage import ascii_json, json_body
 from topicsvc.brokers.under_way import UnderWay
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.ports import Message, Subscription
+from topicsvc.ports import Losses, Message, Subscription
 
 __all__ = ["TIME_TO_LIVE", "ActiveMQBroker"]
 
@@ -62,9 +61,9 @@ class ActiveMQBroker(Service):
         random: Random | None = None,
     ) -> None:
         random = random or Random()  # noqa: S311 - no secret, only spread
-        self.losses = Losses()
-        self._reader = _Reader(clock, closes_on_loss, self.losses, self._changed)
-        self._sender = _Sender(clock, self._changed)
+        self._losses = Losses()
+        self._reader = _Reader(clock, closes_on_loss, self._losses)
+        self._sender = _Sender(clock)
         self._reader.link = Link("reader", endpoint, clock, login, self._reader, random)
         self._sender.link = Link("sender", endpoint, clock, login, self._sender, random)
 
@@ -72,6 +71,17 @@ class ActiveMQBroker(Service):
     def is_up(self) -> bool:
         """See `topicsvc.ports.Broker`."""
         return self._reader.is_up and self._sender.link.is_up
+
+    @property
+    def losses(self) -> Losses:
+        """See `topicsvc.ports.Broker`."""
+        reconnects = self._reader.link.reconnects + self._sender.link.reconnects
+        return replace(self._losses, reconnects=reconnects)
+
+    @property
+    def complaint(self) -> str:
+        """Why it is not up, as far as it can be told."""
+        return self._reader.link.complaint or self._sender.link.complaint
 
     @property
     def topics(self) -> int:
@@ -102,10 +112,6 @@ class ActiveMQBroker(Service):
         closing = gatherResults([link.stopService() for link in links])
         return closing.addCallback(lambda _: None)
 
-    def _changed(self) -> None:
-        if self.running:
-            self.losses.note(self.is_up)
-
 
 def _destination(topic: TopicAddress) -> str:
     """A topic's name in STOMP.
@@ -121,9 +127,8 @@ class _Sender:
 
     link: Link
 
-    def __init__(self, clock: IReactorTime, changed: Callable[[], None]) -> None:
+    def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._changed = changed
         self._under_way = UnderWay()
 
     def publish(self, message: Message) -> Deferred[None]:
@@ -145,13 +150,13 @@ class _Sender:
     # What the link tells.
 
     def connected(self) -> None:
-        self._changed()
+        pass
 
     def message(self, frame: Frame) -> None:
         pass
 
     def lost(self, heard_at: float) -> None:
-        self._changed()
+        pass
 
 
 class _Reader:
@@ -160,17 +165,10 @@ class _Reader:
     _log: ClassVar[Logger] = Logger()
     link: Link
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        closes_on_loss: bool,
-        losses: Losses,
-        changed: Callable[[], None],
-    ) -> None:
+    def __init__(self, clock: IReactorTime, closes_on_loss: bool, losses: Losses) -> None:
         self._clock = clock
         self._closes_on_loss = closes_on_loss
         self._losses = losses
-        self._changed = changed
         self._listeners = Listeners(clock, _destination, self._ask, self._let_go)
         self._restoring: set[str] = set()
         self._down_since: float | None = None
@@ -223,7 +221,6 @@ class _Reader:
                 count=len(self),
                 seconds=seconds,
             )
-        self._changed()
 
     # What the link tells.
 
@@ -256,7 +253,6 @@ class _Reader:
         self._listeners.fail(topics, BrokerUnavailable("the connection was lost"))
         if not self.link.running:
             return
-        self._changed()
         if len(self) and self._down_since is None:
             self._down_since = heard_at
             self._losses.gaps += 1

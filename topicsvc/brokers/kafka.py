@@ -26,11 +26,10 @@ from topicsvc.brokers.kafka_options import Options, is_topic_name
 from topicsvc.brokers.kafka_producer import Producer
 from topicsvc.brokers.kafka_questions import Ends, NoSuchTopic, Questions
 from topicsvc.brokers.listeners import Deliver, Listeners, Lost, Topic
-from topicsvc.brokers.losses import Losses
 from topicsvc.brokers.textmessage import json_body
 from topicsvc.brokers.under_way import Answered, UnderWay
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
-from topicsvc.ports import Message, Subscription
+from topicsvc.ports import Losses, Message, Subscription
 
 __all__ = ["KafkaBroker"]
 
@@ -78,6 +77,11 @@ class KafkaBroker(Service):
     def is_up(self) -> bool:
         """See `topicsvc.ports.Broker`."""
         return self._reader.is_up
+
+    @property
+    def complaint(self) -> str:
+        """Why it is not up, as far as it can be told."""
+        return self._reader.complaint
 
     @property
     def topics(self) -> int:
@@ -159,6 +163,7 @@ class _Reader:
         self._life = Life(clock, self._ask_for_life, self._came, self._went, self.complain)
         self._down_since: float | None = None
         self._sampled = 0
+        self.complaint = ""
         self._complaints: set[str] = set()
         self._wishes: dict[str, int] = {}  # ids, and how often each was asked for in vain
         self._is_asking = False
@@ -298,11 +303,12 @@ class _Reader:
         return self._questions.alive(sample)
 
     def _came(self) -> None:
+        self.complaint = ""
         self._complaints.clear()
-        self._losses.note(True)
         if self._down_since is None:
             self._log.info("connected to Kafka")
             return
+        self._losses.reconnects += 1
         self._log.warn(
             "the broker is back after {seconds:.1f} s: {count} topics are read on from where "
             "they were",
@@ -313,7 +319,6 @@ class _Reader:
 
     def _went(self, why: str) -> None:
         self._down_since = self._clock.seconds()
-        self._losses.note(False)
         topics = tuple(self._listeners)
         self._listeners.fail(
             [topic for topic in topics if not topic.is_live],
@@ -334,7 +339,7 @@ class _Reader:
 
     def complain(self, why: str) -> None:
         """Say what is wrong, each thing once until the broker is there again."""
-        why = _DETAIL.sub("", why)
+        why = self.complaint = _DETAIL.sub("", why)
         if why not in self._complaints and len(self._complaints) < MOST_COMPLAINTS:
             self._complaints.add(why)
             self._log.warn("trouble with the broker: {why}", why=why)

@@ -96,6 +96,9 @@ class Link(Service):
         login: who we are; None: nobody in particular.
         owner: hears what happens.
         random: spreads attempts.
+
+    Attributes:
+        complaint: why there is no connection, as far as it can be told; none: nothing is wrong.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -115,7 +118,8 @@ class Link(Service):
         self.owner = owner
         self._random = random
         self._attempts = 0
-        self._complaint = ""
+        self._connects = 0
+        self.complaint = ""
         self._connection: Connection | None = None
         self._client = ClientService(
             _Bounded(endpoint, clock, self._unreachable),
@@ -128,6 +132,11 @@ class Link(Service):
     def is_up(self) -> bool:
         """Whether requests can be made."""
         return self._connection is not None and self._connection.is_up
+
+    @property
+    def reconnects(self) -> int:
+        """Times that the broker has let us in after the first."""
+        return max(0, self._connects - 1)
 
     def request(self, frame: Frame, answered: Answered) -> None:
         """Send `frame` and wait for its receipt; `answered` hears the outcome."""
@@ -169,8 +178,9 @@ class Link(Service):
 
     def greeted(self) -> None:
         """The broker has let us in."""
+        self._connects += 1
         self._attempts = 0
-        self._complaint = ""
+        self.complaint = ""
         self._log.info("the {name} is connected to the broker", name=self.name)
         self.owner.connected()
 
@@ -184,8 +194,8 @@ class Link(Service):
 
     def complain(self, format_: str, why: str) -> None:
         """Say what is wrong, once for each reason in a row."""
-        if why != self._complaint:
-            self._complaint = why
+        if why != self.complaint:
+            self.complaint = why
             self._log.warn(format_, name=self.name, why=why)
 
     def _unreachable(self, failure: Failure) -> None:

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from topicsvc.address import TopicAddress
-from topicsvc.ports import Message, Subscription
+from topicsvc.ports import Losses, Message, Subscription
 
 __all__ = ["MemoryBroker"]
 
@@ -28,12 +28,18 @@ class MemoryBroker(Service):
     name = "memory broker"
 
     def __init__(self) -> None:
+        self.losses = Losses()
         self._subscriptions: dict[TopicAddress, dict[_Subscription, None]] = {}
 
     @property
     def is_up(self) -> bool:
         """Always: it is where we are."""
         return True
+
+    @property
+    def complaint(self) -> str:
+        """None ever."""
+        return ""
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from topicsvc import __version__
-from topicsvc.cli import check, send, subscribe, token
+from topicsvc.cli import check, doctor, send, subscribe, token
 from topicsvc.cli.terminal import Failed
 from topicsvc.validators.local import RIGHTS
 
@@ -86,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("check", help="say what is wrong with a configuration")
     look.add_argument("--config", required=True, type=Path, metavar="FILE", help="the file")
     look.set_defaults(run=check.run)
+
+    attempt = commands.add_parser("doctor", help="try a configuration for real")
+    attempt.add_argument("--config", required=True, type=Path, metavar="FILE", help="the file")
+    _add_token(attempt)
+    attempt.add_argument(
+        "--topic",
+        metavar="PATH",
+        help="subscribe to /cell1/box1/col/topic/name with the token, and send a message if it may",
+    )
+    attempt.set_defaults(run=doctor.run)
     return parser
 
 

@@ -15,7 +15,7 @@ from topicsvc.cli.terminal import Failed, find_token, run_reactor
 from topicsvc.errors import InvalidBody
 from topicsvc.wire import json_text
 
-__all__ = ["run"]
+__all__ = ["post", "run"]
 
 TIMEOUT = 30
 
@@ -39,21 +39,37 @@ def run(options: Namespace) -> None:
 
 @inlineCallbacks
 def _send_all(url: str, token: str, lines: Iterable[bytes]) -> Generator[Deferred[Any], Any, None]:
-    headers: dict[bytes | str, bytes | str] = {
-        "authorization": f"Bearer {token}",
-        "content-type": "application/json",
-    }
     for number, line in enumerate(lines, 1):
         try:
             body = json_text(line)
         except InvalidBody as error:
             raise Failed(f"message {number}: {error}") from error
-        response = yield treq.post(
-            url, data=body, headers=headers, allow_redirects=False, timeout=TIMEOUT
-        )
-        text = yield response.text("utf-8")
-        if response.code != 200:
-            raise Failed(f"message {number}: {response.code} {_why(text)}")
+        refused = yield post(url, token, body)
+        if refused:
+            raise Failed(f"message {number}: {refused}")
+
+
+@inlineCallbacks
+def post(url: str, token: str, body: bytes, host: str = "") -> Generator[Deferred[Any], Any, str]:
+    """Send one message; fires with why it was not taken, or nothing.
+
+    Args:
+        url: the topic's.
+        token: the sender's.
+        body: one JSON value.
+        host: the service's own name, where `url` has only its address.
+    """
+    headers: dict[bytes | str, bytes | str] = {
+        "authorization": f"Bearer {token}",
+        "content-type": "application/json",
+    }
+    if host:
+        headers["host"] = host
+    response = yield treq.post(
+        url, data=body, headers=headers, allow_redirects=False, timeout=TIMEOUT
+    )
+    text = yield response.text("utf-8")
+    return "" if response.code == 200 else f"{response.code} {_why(text)}"
 
 
 def _why(text: str) -> str:

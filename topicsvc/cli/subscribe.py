@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import txaio
@@ -15,7 +16,7 @@ from twisted.internet.ssl import optionsForClientTLS
 from topicsvc import wire
 from topicsvc.cli.terminal import Failed, find_token, run_reactor, say
 
-__all__ = ["run"]
+__all__ = ["Subscriber", "run"]
 
 OPEN_TIMEOUT = 20
 
@@ -36,7 +37,7 @@ def run(options: Namespace) -> None:
         raise Failed(f"{options.url}: {error}") from error
     factory.setProtocolOptions(openHandshakeTimeout=OPEN_TIMEOUT, failByDrop=False)
     done: Deferred[None] = Deferred()
-    factory.protocol = lambda: _Subscriber(token, options.count, done)
+    factory.protocol = lambda: Subscriber(token, done, options.count)
     factory.clientConnectionFailed = lambda _, reason: done.errback(
         Failed(f"{options.url}: {reason.getErrorMessage()}")
     )
@@ -49,11 +50,34 @@ def run(options: Namespace) -> None:
     run_reactor(connect)
 
 
-class _Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
+def _say_welcome(seconds: int) -> None:
+    print(f"subscribed for {seconds} seconds", file=sys.stderr, flush=True)
+
+
+class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
+    """Shows a token and takes what comes.
+
+    Args:
+        token: the token.
+        done: fires when enough has come, or fails with why no more will.
+        count: how many messages are enough; None: no number is.
+        take: takes each message, on one line; says whether it wants more.
+        welcomed: hears that the session has begun, and for how many seconds.
+    """
+
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
 
-    def __init__(self, token: str, count: int | None, done: Deferred[None]) -> None:
+    def __init__(
+        self,
+        token: str,
+        done: Deferred[None],
+        count: int | None = None,
+        take: Callable[[str], bool] = say,
+        welcomed: Callable[[int], None] = _say_welcome,
+    ) -> None:
         super().__init__()
+        self._take = take
+        self._welcomed = welcomed
         self._token = token
         self._left = count
         self._done = done
@@ -69,7 +93,7 @@ class _Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
             self._answered(json.loads(payload))
             return
         # A line break can stand only between the parts of a JSON text, never inside one.
-        if not say(payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8")):
+        if not self._take(payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8")):
             self._left = 1
         if self._left is not None:
             self._left -= 1
@@ -83,7 +107,7 @@ class _Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
 
     def _answered(self, reply: dict[str, Any]) -> None:
         if reply.get("Result") == "Success":
-            print(f"subscribed for {reply['ExpiresIn']} seconds", file=sys.stderr, flush=True)
+            self._welcomed(reply["ExpiresIn"])
         else:
             self._refusal = str(reply.get("Reason"))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL.crypto import Error as CryptoError
+from twisted.internet._sslverify import ClientTLSOptions
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
@@ -15,13 +16,16 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import ClientFactory
-from twisted.internet.ssl import Certificate, trustRootFromCertificates
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    platformTrust,
+    trustRootFromCertificates,
+)
 from twisted.python.failure import Failure
 from twisted.web.client import (
     URI,
     Agent,
-    BrowserLikePolicyForHTTPS,
-    HostnameCachingHTTPSPolicy,
     HTTPConnectionPool,
     RequestTransmissionFailed,
     ResponseNeverReceived,
@@ -31,6 +35,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from topicsvc.validators.asking import MAX_BODY
+from topicsvc.validators.lookups import SparingReactor
 
 __all__ = ["MAX_ANSWER", "JudgeAgent", "read_authorities"]
 
@@ -44,7 +49,9 @@ Where cells have hosts of their own a connection serves one cell alone, so none 
 """
 
 _PEM_END = b"-----END CERTIFICATE-----"
-_HOSTS_REMEMBERED = 1000
+
+_MOST_OPENED = 1000
+"""Connections after which the pool starts afresh: it forgets no host that it has ever seen."""
 
 
 def read_authorities(path: Path) -> Any:
@@ -121,7 +128,11 @@ def _was_closed(failure: Failure) -> bool:
 
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
-    """Where a request goes; counts the connections that are open."""
+    """Where a request goes; counts the connections that are open.
+
+    A client chooses a cell, and with it a host. So all hosts share one context for TLS: with
+    the system's authorities in it, each of its own would be a megabyte and 6 ms.
+    """
 
     def __init__(
         self,
@@ -130,27 +141,31 @@ class _Endpoints:
         kept: int,
         close_kept: Callable[[], Deferred[None]],
     ) -> None:
-        self._reactor = reactor
-        self._tls = HostnameCachingHTTPSPolicy(
-            BrowserLikePolicyForHTTPS(authorities), _HOSTS_REMEMBERED
-        )
+        # All that may be under way ask of hosts of their own, and once more.
+        self._reactor = SparingReactor(reactor, 2 * kept)
+        self._tls = CertificateOptions(trustRoot=authorities or platformTrust())
         self._kept = kept
         self._close_kept = close_kept
         self._open = 0
+        self._opened = 0
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """See `twisted.web.iweb.IAgentEndpointFactory`."""
         host = uri.host.decode("ascii")
         endpoint: Any = HostnameEndpoint(self._reactor, host, uri.port)
         if uri.scheme == b"https":
-            endpoint = wrapClientTLS(self._tls.creatorForNetloc(uri.host, uri.port), endpoint)
+            # Private to Twisted, but the one way to its check of names with a shared context.
+            verifying = ClientTLSOptions(self._tls.clientConnectionForTLS, host)
+            endpoint = wrapClientTLS(verifying, endpoint)
         return _Endpoint(endpoint, self)
 
     def opened(self) -> None:
         """A connection is there."""
         self._open += 1
-        if self._open > 2 * self._kept:
+        self._opened += 1
+        if self._open > 2 * self._kept or self._opened > _MOST_OPENED:
             # The pool bounds what it keeps by host; this bounds it over all hosts.
+            self._opened = 0
             self._close_kept()
 
     def gone(self) -> None:
@@ -192,10 +207,15 @@ class _Bounding(ClientFactory):
             protocol.connectionLost,
         )
         taken = 0
+        is_lost = False
 
         def make_connection(transport: Any) -> None:
+            def leave() -> None:
+                if not is_lost:  # the pool also leaves those that the peer has left
+                    transport.abortConnection()
+
             self._endpoints.opened()
-            transport.loseConnection = transport.abortConnection
+            transport.loseConnection = leave
             made(transport)
 
         def data_received(data: bytes) -> None:
@@ -209,6 +229,8 @@ class _Bounding(ClientFactory):
                 taken = 0
 
         def connection_lost(reason: Failure) -> None:
+            nonlocal is_lost
+            is_lost = True
             self._endpoints.gone()
             lost(reason)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote_plus
 
+import idna
+from hyperlink import URL
 from OpenSSL.SSL import Error as TLSError
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
@@ -28,7 +30,7 @@ from zope.interface import implementer
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 
-__all__ = ["MAX_BODY", "Answer", "Asker", "basic", "bearer"]
+__all__ = ["MAX_BODY", "Answer", "Asker", "basic", "bearer", "is_host_name"]
 
 MAX_BODY = 262144
 """Most bytes of an answer's body; the longest good one is a few KiB."""
@@ -51,8 +53,15 @@ class Answer:
     body: bytes
 
     def header(self, name: str) -> str:
-        """The values of a header, joined by commas (RFC 9110, section 5.3)."""
-        return ", ".join(self.headers.getRawHeaders(name, []))
+        """The values of a header, joined by commas (RFC 9110, section 5.3).
+
+        Bytes beyond ASCII are opaque (section 5.5): each becomes a character of its own.
+        """
+        return _values(self.headers, name).decode("latin-1")
+
+
+def _values(headers: Headers, name: str) -> bytes:
+    return b", ".join(headers.getRawHeaders(name.encode("ascii"), []))
 
 
 def bearer(token: str) -> str:
@@ -64,6 +73,15 @@ def bearer(token: str) -> str:
     if not _TOKEN.fullmatch(token):
         raise TokenInactive("not visible ASCII")
     return f"Bearer {token}"
+
+
+def is_host_name(name: str) -> bool:
+    """Whether a host can have this name (RFC 5891): a cell's grammar allows for more."""
+    try:
+        idna.encode(name)
+    except idna.IDNAError:
+        return False
+    return True
 
 
 def basic(name: str, password: str) -> str:
@@ -103,7 +121,7 @@ class Asker:
         try:
             response = yield self._client.request(
                 method,
-                url,
+                _Uri.from_text(url),
                 headers=Headers({name: [value] for name, value in headers.items()}),
                 data=None if form is None else dict(form),
                 allow_redirects=False,
@@ -118,6 +136,13 @@ class Asker:
             return Answer(response.code, response.headers, body)
         # Outside of the handler, so that the exception does not drag along what was sent.
         raise ValidatorUnavailable(f"{method}: {fault}")
+
+
+class _Uri(URL):
+    """A URL of ASCII alone, which treq would only spoil: an IPv6 address is no name to it."""
+
+    def to_uri(self) -> URL:
+        return self
 
 
 def _fault(error: BaseException) -> str:
@@ -195,8 +220,8 @@ class _Plain:
         return asked.addCallback(self._take)
 
     def _take(self, response: IResponse) -> IResponse | Deferred[IResponse]:
-        encodings = ",".join(response.headers.getRawHeaders("content-encoding", []))
-        if encodings.strip().lower() in ("", "identity"):
+        encodings = _values(response.headers, "content-encoding")
+        if encodings.strip().lower() in (b"", b"identity"):
             return response
         # Its body is not read: the connection is of no more use.
         refused: Deferred[bytes] = _read(response)

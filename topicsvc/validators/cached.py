@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive
 from topicsvc.ports import Grant, TokenValidator
+from topicsvc.tally import CheckTally
 
 __all__ = ["MAX_KEPT", "Cached"]
 
@@ -29,7 +30,11 @@ class Cached:
         validator: asked.
         clock: tells the time.
         seconds: how long a grant may be reused.
+        tally: where it is counted how often memory could answer.
         most: grants that are kept.
+
+    Attributes:
+        fresh: the same validator, for those who must know what holds now.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class Cached:
         validator: TokenValidator,
         clock: IReactorTime,
         seconds: float,
+        tally: CheckTally | None = None,
         most: int = MAX_KEPT,
     ) -> None:
         self._validator = validator
@@ -45,6 +51,7 @@ class Cached:
         self._most = most
         self._key = secrets.token_bytes(32)
         self._kept: dict[bytes, _Kept] = {}
+        self._tally = tally or CheckTally()
         self.fresh: TokenValidator = _Fresh(self)
 
     def __len__(self) -> int:
@@ -55,7 +62,9 @@ class Cached:
         kept = self._kept.get(self._name(token, topic))
         # A grant of the future is one from before the clock was set back.
         if kept is not None and kept.since <= self._clock.seconds() < kept.until:
+            self._tally.cache_hits += 1
             return succeed(kept.grant)
+        self._tally.cache_misses += 1
         return self.ask(token, topic)
 
     def ask(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
@@ -76,6 +85,9 @@ class Cached:
 
     def _keep(self, grant: Grant, name: bytes, now: float) -> Grant:
         """Keep `grant`; its time runs from the moment of the question."""
+        kept = self._kept.get(name)
+        if kept is not None and kept.grant is grant:
+            return grant  # this question was shared: whoever asked it first is the one to count
         self._kept.pop(name, None)
         if not grant.may_receive and not grant.may_send:
             return grant  # as good as a no, which is not kept either

@@ -46,7 +46,9 @@ def read_claims(body: bytes, now: float) -> Claims:
             not until when.
     """
     try:
-        members = json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        members = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError):
         raise ValidatorUnavailable("introspection: not JSON") from None
     if not isinstance(members, dict):
@@ -70,10 +72,18 @@ def read_claims(body: bytes, now: float) -> Claims:
     return Claims(
         _text(members.get("sub")),
         expires_at,
-        frozenset(scope.split()),
+        frozenset(scope.split(" ")) - {""},  # and by nothing else: RFC 6749, section 3.3
         _text(members.get("iss")),
         _audience(members.get("aud")),
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two values they take: neither is (RFC 8259, section 4)."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a key stands twice")
+    return members
 
 
 def _refuse(constant: str) -> Any:

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import jwt
+from jwt.algorithms import HMACAlgorithm
+from jwt.api_jws import PyJWS
+from jwt.utils import force_bytes
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
@@ -23,9 +29,20 @@ from topicsvc.address import TopicAddress, TopicPattern
 from topicsvc.errors import PathRefused, TokenInactive
 from topicsvc.ports import Grant
 
-__all__ = ["RIGHTS", "LocalValidator", "make_key", "read_key", "sign_token", "write_key"]
+__all__ = [
+    "MAX_KNOWN",
+    "RIGHTS",
+    "LocalValidator",
+    "make_key",
+    "read_key",
+    "sign_token",
+    "write_key",
+]
 
 RIGHTS = ("receive", "send")
+
+MAX_KNOWN = 10000
+"""Tokens whose signatures are remembered: some 8 MB."""
 
 _ALGORITHM = "HS256"
 _KEY_BYTES = 32
@@ -73,18 +90,43 @@ def sign_token(
     return jwt.encode(claims, key, algorithm=_ALGORITHM)
 
 
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """What a token of ours says."""
+
+    grant: Grant
+    not_before: float
+    topics: tuple[TopicPattern, ...]
+
+
+class _PreparedKey(HMACAlgorithm):
+    """HS256 with a key that is known to be one: PyJWT would look again for each token."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        return force_bytes(key)
+
+
 class LocalValidator:
     """Judges tokens by their signature and claims.
+
+    A sender shows its token with each message: a signature that was found good is looked at
+    no more. Such tokens are known by a keyed hash, whose key is made anew in each process.
 
     Args:
         key: what tokens are signed with.
         clock: what expiry is measured by.
+        most: tokens that are remembered; past it the oldest goes first.
     """
 
-    def __init__(self, key: bytes, clock: IReactorTime) -> None:
-        # A key of PyJWT's own kind is looked at once, not for each token.
-        self._key = jwt.PyJWK({"kty": "oct", "alg": _ALGORITHM, "k": _base64url(key)})
+    def __init__(self, key: bytes, clock: IReactorTime, most: int = MAX_KNOWN) -> None:
+        self._key = key
         self._clock = clock
+        self._signatures = PyJWS(algorithms=[_ALGORITHM])
+        self._signatures.unregister_algorithm(_ALGORITHM)
+        self._signatures.register_algorithm(_ALGORITHM, _PreparedKey(HMACAlgorithm.SHA256))
+        self._known: dict[bytes, _Token] = {}
+        self._most = most
+        self._secret = secrets.token_bytes(32)
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.ports.TokenValidator`; answers at once."""
@@ -94,35 +136,46 @@ class LocalValidator:
             return fail(no)
 
     def _grant(self, token: str, topic: TopicAddress) -> Grant:
+        known = self._look_up(token)
+        now = self._clock.seconds()
+        if known.grant.expires_at <= now:
+            raise TokenInactive("expired")
+        if known.not_before > now:
+            raise TokenInactive("not yet valid")
+        if not any(pattern.matches(topic) for pattern in known.topics):
+            raise TokenInactive("not for this topic")
+        return known.grant
+
+    def _look_up(self, token: str) -> _Token:
+        name = blake2b(token.encode("utf-8"), digest_size=32, key=self._secret).digest()
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = self._read(token)
+            if len(self._known) > self._most:
+                del self._known[next(iter(self._known))]
+        return known
+
+    def _read(self, token: str) -> _Token:
+        """Look at signature and claims; the time is the caller's."""
         try:
-            # The time is ours to check: PyJWT would read a clock of its own.
-            claims = jwt.decode(
-                token,
-                self._key,
-                algorithms=[_ALGORITHM],
-                options={
-                    "require": ["exp"],
-                    "verify_exp": False,
-                    "verify_nbf": False,
-                    "verify_iat": False,
-                    "verify_aud": False,
-                },
-            )
+            payload = self._signatures.decode(token, self._key, algorithms=[_ALGORITHM])
+            claims = json.loads(payload)
         except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
             raise TokenInactive("not a token of ours") from error
-        now = self._clock.seconds()
-        if not _is_time(claims["exp"]) or claims["exp"] <= now:
-            raise TokenInactive("expired")
-        if "nbf" in claims and (not _is_time(claims["nbf"]) or claims["nbf"] > now):
-            raise TokenInactive("not yet valid")
+        if not isinstance(claims, dict):
+            raise TokenInactive("its claims are no object")
+        subject: Any = claims.get("sub")
+        expires_at: Any = claims.get("exp")
+        not_before: Any = claims.get("nbf", 0)
+        if not (subject is None or isinstance(subject, str)):
+            raise TokenInactive('"sub" is no text')
+        if not _is_time(expires_at) or not _is_time(not_before):
+            raise TokenInactive('"exp" or "nbf" is no time')
         may = claims.get("may")
-        if not isinstance(may, list) or not _speaks_of(claims.get("topics"), topic):
-            raise TokenInactive("not for this topic")
-        return Grant(claims.get("sub"), claims["exp"], "receive" in may, "send" in may)
-
-
-def _base64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+        if not isinstance(may, list):
+            raise TokenInactive('"may" is no list')
+        grant = Grant(subject, expires_at, "receive" in may, "send" in may)
+        return _Token(grant, not_before, _patterns(claims.get("topics")))
 
 
 def _is_time(claim: Any) -> bool:
@@ -130,10 +183,10 @@ def _is_time(claim: Any) -> bool:
     return isinstance(claim, (int, float)) and not isinstance(claim, bool) and 0 <= claim < 2**53
 
 
-def _speaks_of(patterns: Any, topic: TopicAddress) -> bool:
-    if not isinstance(patterns, list):
-        return False
+def _patterns(claim: Any) -> tuple[TopicPattern, ...]:
+    if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
+        raise TokenInactive('"topics" is no list of texts')
     try:
-        return any(TopicPattern.parse(pattern).matches(topic) for pattern in patterns)
-    except (PathRefused, AttributeError):
-        return False
+        return tuple(map(TopicPattern.parse, claim))
+    except PathRefused as error:
+        raise TokenInactive('"topics" holds what is no topic') from error

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.ports import Grant
-from topicsvc.validators.asking import Answer, Asker, basic, bearer
+from topicsvc.validators.asking import Answer, Asker, basic, bearer, is_host_name
 from topicsvc.validators.claims import Claims, read_claims
 from topicsvc.validators.collection import has_topic
 from topicsvc.validators.together import together
@@ -49,6 +49,9 @@ class PersoniumValidator:
     def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
         """See `topicsvc.ports.TokenValidator`."""
         authorization = bearer(token)
+        host = self._unit.cell_host(topic.cell)
+        if host is not None and not is_host_name(host):
+            raise TokenInactive("no such cell: no host has its name")
         questions: list[Deferred[Any]] = [
             maybeDeferred(self._find, authorization, topic),
             maybeDeferred(self._rights, authorization, topic),
@@ -94,7 +97,10 @@ class PersoniumValidator:
             return None
         if answer.status != 200:
             raise ValidatorUnavailable(f"OPTIONS: status {answer.status}")
-        return methods(answer.header("allow"))
+        allowed = methods(answer.header("allow"))
+        if "OPTIONS" not in allowed:  # it is allowed to everybody
+            raise ValidatorUnavailable("OPTIONS: not allowed, says the answer to it")
+        return allowed
 
     @inlineCallbacks
     def _life(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Claims]:
@@ -103,6 +109,26 @@ class PersoniumValidator:
         A unit answers 401 and 403 here to credentials of ours that it does not know, and
         never because of the token.
         """
+        answer: Answer | None = yield self._introspect(token, topic)
+        if answer is None:
+            raise TokenInactive("introspection: no such cell")
+        return read_claims(answer.body, self._clock.seconds())
+
+    @inlineCallbacks
+    def knows_us(self, topic: TopicAddress) -> Generator[Deferred[Any], Any, bool]:
+        """Show our credentials to the topic's cell; fires with whether there is such a cell.
+
+        Fails with:
+            ValidatorUnavailable: they are not the unit's, or it cannot be asked.
+        """
+        answer: Answer | None = yield self._introspect("none", topic)
+        return answer is not None
+
+    @inlineCallbacks
+    def _introspect(
+        self, token: str, topic: TopicAddress
+    ) -> Generator[Deferred[Any], Any, Answer | None]:
+        """What the topic's cell says of a token; None: there is no such cell."""
         answer: Answer = yield self._asker.ask(
             "POST",
             self._unit.cell_url(topic.cell) + "__introspect",
@@ -114,10 +140,10 @@ class PersoniumValidator:
                 f"introspection: status {answer.status}; are username and password the unit's?"
             )
         if answer.status == 404:
-            raise TokenInactive("introspection: no such cell")
+            return None
         if answer.status != 200:
             raise ValidatorUnavailable(f"introspection: status {answer.status}")
-        return read_claims(answer.body, self._clock.seconds())
+        return answer
 
 
 def methods(allow: str) -> frozenset[str]:

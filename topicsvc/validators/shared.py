@@ -55,9 +55,9 @@ class Shared:
     def _ended(self, result: Grant | Failure, key: _Question, check: _Check) -> None:
         if self._under_way.get(key) is check:
             del self._under_way[key]
-        # An asker that acts on the verdict may make others leave.
-        while check.askers:
-            asker = next(iter(check.askers))
+        for asker in tuple(check.askers):
+            if asker not in check.askers:
+                continue  # one before it has acted on the verdict and made it leave
             del check.askers[asker]
             if isinstance(result, Failure):
                 asker.errback(result)

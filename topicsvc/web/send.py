@@ -6,7 +6,13 @@ import re
 from collections.abc import Generator
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    inlineCallbacks,
+    maybeDeferred,
+    succeed,
+)
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -18,13 +24,14 @@ from topicsvc.errors import (
     InvalidBody,
     PathRefused,
     TokenInactive,
+    TooManyFailedTokens,
     TopicNotFound,
     Unavailable,
 )
 from topicsvc.ports import Broker, Grant, Message, TokenValidator
 from topicsvc.web import answers
-from topicsvc.web.answers import ApiError, answer, url_of
-from topicsvc.web.site import TopicRequest
+from topicsvc.web.answers import ApiError, answer, too_many_failed_tokens, url_of
+from topicsvc.web.site import SEND_METHODS, TopicRequest
 from topicsvc.wire import json_text
 
 __all__ = ["MAX_UNDER_WAY", "SendResource"]
@@ -34,7 +41,6 @@ MAX_UNDER_WAY = 1000
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
 _TOKEN = re.compile(r"[!-~]{1,32768}")
-_SENDS = (b"POST", b"PUT")
 _ALLOWED = b"OPTIONS, POST, PUT"
 _ALL_METHODS = b"OPTIONS, POST, PUT, GET"
 _PREFLIGHT_AGE = b"600"
@@ -51,6 +57,9 @@ class SendResource(Resource):
         broker: takes the data.
         clock: what expiry is measured by.
         trust_via: whether ``X-Personium-Via`` may say who sends.
+
+    Attributes:
+        accepted_at: when a message was last accepted, in seconds since the epoch.
     """
 
     isLeaf = True
@@ -65,11 +74,32 @@ class SendResource(Resource):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
-        self._validator = validator
         self._broker = broker
         self._clock = clock
+        self.configure(validator, trust_via)
+        self._under_way: dict[Deferred[Any], None] = {}
+        self._all_answered: Deferred[None] | None = None
+        self._gives_up = False
+        self.accepted_at = 0.0
+
+    def configure(self, validator: TokenValidator, trust_via: bool) -> None:
+        """Judge what is sent from now on by these."""
+        self._validator = validator
         self._trust_via = trust_via
-        self._under_way = 0
+
+    def all_answered(self) -> Deferred[None]:
+        """Fires when nothing is under way any more."""
+        if not self._under_way:
+            return succeed(None)
+        if self._all_answered is None:
+            self._all_answered = Deferred()
+        return self._all_answered
+
+    def give_up(self) -> None:
+        """Answer what is still under way with 503: whoever is asked will not be waited for."""
+        self._gives_up = True
+        for deciding in tuple(self._under_way):
+            deciding.cancel()
 
     def render(self, request: TopicRequest) -> bytes | int:
         """See `twisted.web.resource.IResource`."""
@@ -89,19 +119,20 @@ class SendResource(Resource):
             if token is None:
                 request.setHeader(b"allow", _ALL_METHODS)
                 return b""
-        elif request.method not in _SENDS:
+        elif request.method not in SEND_METHODS:
             return answer(request, answers.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
         if token is None:
             return self._refuse(request, topic, answers.NO_TOKEN)
         if not _TOKEN.fullmatch(token):
             return self._token_inactive(request, topic)
-        if self._under_way >= MAX_UNDER_WAY:
+        if len(self._under_way) >= MAX_UNDER_WAY:
             return answer(request, answers.TOO_MANY_REQUESTS)
-        self._under_way += 1
         deciding = self._decide(request, topic, token)
+        self._under_way[deciding] = None
         request.notifyFinish().addErrback(lambda _: deciding.cancel())
         deciding.addErrback(self._give_answer, request, topic)
         deciding.addCallbacks(request.finish_with, lambda failure: _fault(request, failure))
+        deciding.addBoth(self._answered, deciding)
         return NOT_DONE_YET
 
     @inlineCallbacks
@@ -109,21 +140,26 @@ class SendResource(Resource):
         self, request: TopicRequest, topic: TopicAddress, token: str
     ) -> Generator[Deferred[Any], Any, bytes]:
         """Do what `request` asks for; the result is the body of its answer."""
-        try:
-            grant: Grant = yield maybeDeferred(self._validator.validate, token, topic)
-            if grant.expires_at <= self._clock.seconds():
-                raise TokenInactive("expired")
-            if request.method == b"OPTIONS":
-                request.setHeader(b"allow", _methods(grant))
-                return b""
-            if not grant.may_send:
-                return answer(request, answers.NO_PRIVILEGE)
-            body = json_text(request.content.read())
-            sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
-            yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
+        grant: Grant = yield request.visit.judge(self._validator, token, topic)
+        if grant.expires_at <= self._clock.seconds():
+            raise TokenInactive("expired")
+        if request.method == b"OPTIONS":
+            request.setHeader(b"allow", _methods(grant))
             return b""
-        finally:
-            self._under_way -= 1
+        if not grant.may_send:
+            return answer(request, answers.NO_PRIVILEGE)
+        body = json_text(request.content.read())
+        sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
+        yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
+        self.accepted_at = self._clock.seconds()
+        return b""
+
+    def _answered(self, result: Any, deciding: Deferred[Any]) -> Any:
+        del self._under_way[deciding]
+        if not self._under_way and self._all_answered is not None:
+            all_answered, self._all_answered = self._all_answered, None
+            all_answered.callback(None)
+        return result
 
     def _sender(self, request: TopicRequest, grant: Grant) -> str | None:
         """The URL of the cell that sends, as far as somebody trusted tells it."""
@@ -138,9 +174,13 @@ class SendResource(Resource):
 
     def _give_answer(self, failure: Failure, request: TopicRequest, topic: TopicAddress) -> bytes:
         """The answer to a request that was refused or could not be served."""
+        if self._gives_up and failure.check(CancelledError):
+            return answer(request, answers.UNAVAILABLE)
         kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
         if kind is InvalidBody:
             return answer(request, answers.NOT_JSON)
+        if isinstance(failure.value, TooManyFailedTokens):
+            return too_many_failed_tokens(request, failure.value.seconds)
         if kind is Unavailable:
             return answer(request, answers.UNAVAILABLE)
         if failure.check(TopicNotFound):
@@ -174,7 +214,7 @@ def _bearer(request: TopicRequest) -> str | None:
 def _methods(grant: Grant) -> bytes:
     allowed = [b"OPTIONS"]
     if grant.may_send:
-        allowed += _SENDS
+        allowed += SEND_METHODS
     if grant.may_receive:
         allowed.append(b"GET")
     return b", ".join(allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from typing import Any
 
@@ -9,13 +10,17 @@ from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import HTTPChannel, datetimeToString
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from topicsvc.address import Unit
 from topicsvc.deadlines import Deadlines
-from topicsvc.web import answers
+from topicsvc.limits import Limits
+from topicsvc.visits import Visit
+from topicsvc.web import answers, client
+from topicsvc.web.answers import ApiError
 
 __all__ = ["TopicRequest", "TopicSite", "TopicTree"]
 
@@ -24,6 +29,11 @@ HEAD_TIMEOUT = 10.0
 
 BODY_TIMEOUT = 30.0
 """Seconds for a whole body."""
+
+SEND_METHODS = (b"POST", b"PUT")
+
+STATUSES = (200, 400, 401, 403, 404, 405, 413, 500, 503)
+"""What a send may be answered with. Each is counted from 0, or its first would not be seen."""
 
 IDLE_TIMEOUT = 60.0
 """Seconds that a connection may be silent between two requests."""
@@ -41,21 +51,44 @@ class TopicTree(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._upgrade = upgrade
+        self._is_draining = False
+        self.offer(send)
+
+    def offer(self, send: IResource | None) -> None:
+        """Take what is sent; None: take nothing."""
         self._send = send
 
-    def render(self, request: Request) -> Any:
+    def drain(self) -> None:
+        """From now on answer every request with 503, and close its connection."""
+        self._is_draining = True
+
+    def render(self, request: TopicRequest) -> Any:
         """See `twisted.web.resource.IResource`."""
+        if self._is_draining:
+            request.close_after()
+            request.setHeader(b"access-control-allow-origin", b"*")
+            return answers.answer(request, answers.UNAVAILABLE)
+        if request.path == b"*":  # the server as a whole (RFC 9110, section 9.3.7)
+            if request.method == b"OPTIONS":
+                return b""
+            headers = {b"allow": b"OPTIONS"}
+            return answers.answer(request, answers.METHOD_NOT_ALLOWED, headers=headers)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)
 
 
 class TopicRequest(Request):
-    """A request whose body is bounded while it arrives, and whose answer has no banner."""
+    """A request whose body is bounded while it arrives."""
 
     channel: TopicChannel
     content: BytesIO
     _received = 0
+
+    @property
+    def visit(self) -> Visit:
+        """What its connection counts as."""
+        return self.channel.visit
 
     def gotLength(self, length: int | None) -> None:
         """Keep the body in memory, whatever its length: it is bounded."""
@@ -64,13 +97,20 @@ class TopicRequest(Request):
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > self.channel.site.max_body:
-            self.channel.refuse_body()
+            self.channel.refuse(answers.TOO_BIG, str(self.channel.site.max_body))
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
-    def render(self, resrc: IResource) -> None:
-        self.responseHeaders.removeHeader(b"server")
-        super().render(resrc)  # type: ignore[no-untyped-call]
+    def process(self) -> None:
+        """Let the one resource answer: there is no tree to walk, and no banner to show."""
+        self.site = self.channel.site
+        self.prepath: list[bytes] = []
+        self.postpath: list[bytes] = []
+        self.setHeader(b"date", datetimeToString())
+        try:
+            self.render(self.site.resource)
+        except Exception:
+            self.processingFailed(Failure())
 
     def processingFailed(self, reason: Any) -> Any:
         """A fault of ours: log it, and tell the client no more than that."""
@@ -81,30 +121,57 @@ class TopicRequest(Request):
             self.finish_with(answers.answer(self, answers.INTERNAL_ERROR))
         return reason
 
+    def close_after(self) -> None:
+        """No other request is taken from this connection."""
+        self.channel.persistent = False
+        self.setHeader(b"connection", b"close")
+
     def finish_with(self, body: bytes) -> None:
         """Write the whole body of an answer that was not given at once."""
         self.setHeader(b"content-length", b"%d" % len(body))
         self.write(body)
         self.finish()
 
+    def finish(self) -> None:
+        """The answer is complete: count it, if it answers a send."""
+        if self.method in SEND_METHODS:
+            self.channel.site.sends[self.code] += 1
+        super().finish()  # type: ignore[no-untyped-call]
+
 
 class TopicChannel(HTTPChannel):
     """An HTTP/1.1 connection that can become a WebSocket.
 
-    What it waits for has an absolute deadline, which no dripping of bytes prolongs.
+    What it waits for has an absolute deadline, which no dripping of bytes prolongs. The first
+    begins before the TLS handshake and before a PROXY header.
+
+    Attributes:
+        visit: what it counts as.
+        refused: all has been said, what still comes is read and forgotten.
     """
 
     site: TopicSite
     transport: Any
+    visit: Visit
     refused = False
     _deadline: Deadlines[TopicChannel] | None = None
 
     def connectionMade(self) -> None:
+        self.site.connections += 1
+        limits = self.site.limits
+        host = client.arriving_host(self.transport, limits.settings.trusted_proxies)
+        self.visit = limits.arrive(host)
+        if self.visit.is_dropped:
+            self.refused = True
+            # Before a TLS handshake, which is what costs.
+            self.transport.abortConnection()
+            return
         super().connectionMade()  # type: ignore[no-untyped-call]
         self._wait(self.site.heads)
 
     def hand_over(self, protocol: Protocol) -> None:
         """Give the transport to `protocol`, and what the client sends behind its request."""
+        self.site.connections -= 1
         transport, self.transport = self.transport, None
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
@@ -115,17 +182,15 @@ class TopicChannel(HTTPChannel):
         protocol.makeConnection(transport)
         self._networkProducer.resumeProducing()
 
-    def refuse_body(self) -> None:
-        """Answer 413 before the body has arrived, and read no more of it."""
+    def refuse(self, error: ApiError, about: str = "") -> None:
+        """Answer before the request has arrived in full, and read no more of it."""
         if self.refused:
             return
         self.refused = True
-        body = answers.TOO_BIG.body(str(self.site.max_body))
-        self.transport.write(
-            b"HTTP/1.1 413 Request Entity Too Large\r\n"
-            b"Content-Type: application/json\r\nAccess-Control-Allow-Origin: *\r\n"
-            b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
+        if getattr(self, "_command", None) in SEND_METHODS:
+            self.site.sends[error.status] += 1
+        self.transport.unregisterProducer()
+        self.transport.write(answers.early_answer(error, about))
         # Closing at once with bytes unread would reset the connection and the answer with it:
         # what still comes is read and forgotten for a while.
         if ISSLTransport.providedBy(self.transport):
@@ -139,8 +204,12 @@ class TopicChannel(HTTPChannel):
         if self._deadline is self.site.closes:
             self.transport.abortConnection()
         else:
-            self._wait(self.site.closes)
             self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Close; a peer that does not, after our TLS close alert say, is not waited for long."""
+        self._wait(self.site.closes)
+        super().loseConnection()  # type: ignore[no-untyped-call]
 
     def dataReceived(self, data: bytes) -> None:
         if self.refused:
@@ -149,13 +218,34 @@ class TopicChannel(HTTPChannel):
             self._wait(self.site.heads)
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
-    def allHeadersReceived(self) -> None:
-        if self.length is not None and self.length > self.site.max_body:
-            self.refuse_body()
+    def lineReceived(self, line: bytes) -> None:
+        if self.refused:
             return
-        super().allHeadersReceived()  # type: ignore[no-untyped-call]
-        if self.length != 0:
-            self._wait(self.site.bodies)
+        if line[:1] in (b" ", b"\t"):
+            # A folded header (RFC 9112, section 5.2), or a blank before the first (2.2).
+            self.refuse(answers.BAD_REQUEST)
+        else:
+            super().lineReceived(line)  # type: ignore[no-untyped-call]
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.refuse(answers.BAD_REQUEST)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refuse(answers.BAD_REQUEST)
+
+    def allHeadersReceived(self) -> None:
+        headers = self.requests[-1].requestHeaders
+        client.recognize(self.visit, self.transport, headers, self.site.limits.settings)
+        if self.visit.refused_by is not None:
+            self.refuse(answers.TOO_MANY_REQUESTS)
+        elif _has_strange_coding(headers, self._version):
+            self.refuse(answers.BAD_REQUEST)
+        elif self.length is not None and self.length > self.site.max_body:
+            self.refuse(answers.TOO_BIG, str(self.site.max_body))
+        else:
+            super().allHeadersReceived()  # type: ignore[no-untyped-call]
+            if self.length != 0:
+                self._wait(self.site.bodies)
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self.refused:
@@ -171,8 +261,14 @@ class TopicChannel(HTTPChannel):
         super().requestDone(request)  # type: ignore[no-untyped-call]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.site.connections -= 1
         self._wait(None)
+        self.visit.leave()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
+        self.transport.unregisterProducer()
+        self._transferDecoder = None
+        self.requests.clear()
 
     def _wait(self, deadline: Deadlines[TopicChannel] | None) -> None:
         """Wait for what `deadline` bounds, and for nothing else."""
@@ -190,12 +286,19 @@ class TopicSite(Site):
         resource: the root.
         clock: keeps the timeouts.
         max_body: most bytes of a request's body.
+        limits: how many connections there may be, and whose.
+
+    Attributes:
+        connections: HTTP connections that are open; one that became a WebSocket is not.
+        sends: sends that were answered, by HTTP status.
     """
 
     protocol = TopicChannel  # type: ignore[assignment]
     requestFactory = TopicRequest
 
-    def __init__(self, resource: IResource, clock: IReactorTime, max_body: int) -> None:
+    def __init__(
+        self, resource: IResource, clock: IReactorTime, max_body: int, limits: Limits
+    ) -> None:
         super().__init__(  # type: ignore[no-untyped-call]
             resource,
             TopicRequest,
@@ -204,6 +307,9 @@ class TopicSite(Site):
             reactor=clock,
         )
         self.max_body = max_body
+        self.limits = limits
+        self.connections = 0
+        self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
         self.heads = Deadlines(clock, HEAD_TIMEOUT, TopicChannel.too_late)
         self.bodies = Deadlines(clock, BODY_TIMEOUT, TopicChannel.too_late)
         self.idles = Deadlines(clock, IDLE_TIMEOUT, TopicChannel.too_late)
@@ -215,3 +321,11 @@ class TopicSite(Site):
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 only: over HTTP/2 a WebSocket cannot be handed over."""
         return [b"http/1.1"]
+
+
+def _has_strange_coding(headers: Headers, version: bytes) -> bool:
+    """Whether the length of a body could be read in two ways (RFC 9112, section 6.1)."""
+    codings = headers.getRawHeaders(b"transfer-encoding")
+    if codings is None:
+        return False
+    return version != b"HTTP/1.1" or [each.lower() for each in codings] != [b"chunked"]

@@ -10,8 +10,9 @@ from twisted.web.server import NOT_DONE_YET
 
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import HostRefused, PathRefused
+from topicsvc.visits import Visit
 from topicsvc.web import answers
-from topicsvc.web.answers import answer, url_of
+from topicsvc.web.answers import answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import TopicRequest
 from topicsvc.websocket import TopicProtocol
 
@@ -31,7 +32,9 @@ class UpgradeResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, unit: Unit, build: Callable[[TopicAddress], TopicProtocol | None]) -> None:
+    def __init__(
+        self, unit: Unit, build: Callable[[TopicAddress, Visit], TopicProtocol | None]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._build = build
@@ -60,8 +63,14 @@ class UpgradeResource(Resource):
         fault = _fault(request)
         if fault is not None:
             return answer(request, answers.NOT_A_HANDSHAKE, fault)
+        visit = request.visit
+        if not visit.takes_origins(request.requestHeaders.getRawHeaders(b"origin")):
+            return answer(request, answers.ORIGIN_REFUSED)
+        seconds = visit.bars()
+        if seconds:
+            return too_many_failed_tokens(request, seconds)
         [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
-        protocol = self._build(topic)
+        protocol = self._build(topic, visit)
         if protocol is None:
             return answer(request, answers.UNAVAILABLE)
         request.channel.hand_over(protocol)

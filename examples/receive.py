@@ -1,0 +1,87 @@
+"""Receive from a topic, and come back when the connection is lost.
+
+    pip install websockets
+    export TOPICSVC_TOKEN=...
+    python receive.py wss://cell1.unit1.example/__topic/box1/col.topic.name
+
+Prints one message a line. Whoever can get new tokens presents one on the same connection
+before the old one runs out: see `renew`.
+"""
+
+import asyncio
+import json
+import os
+import random
+import sys
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+LONGEST_WAIT = 30.0
+BEFORE_EXPIRY = 0.8  # of a token's life
+FINAL = {1003, 1008}  # the token or a message of ours was at fault, or we were too slow
+
+
+def current_token() -> str:
+    """The token to present now. Ask your authorization server here."""
+    return os.environ["TOPICSVC_TOKEN"]
+
+
+async def present(connection) -> None:
+    """Show who we are; the first time it opens the session, then it prolongs it."""
+    await connection.send(json.dumps({"AccessToken": current_token()}))
+
+
+async def renew(connection, seconds: int) -> None:
+    """Present the next token in time; data goes on meanwhile."""
+    await asyncio.sleep(seconds * BEFORE_EXPIRY)
+    await present(connection)
+
+
+async def session(url: str) -> tuple[bool, int]:
+    """One connection; returns whether a token was granted, and the close code."""
+    renewing = None
+    async with connect(url) as connection:
+        await present(connection)
+        try:
+            while True:
+                message = json.loads(await connection.recv())
+                if "Response" not in message:
+                    print(json.dumps(message["Body"]), "from", message["From"], flush=True)
+                elif message["Result"] == "Success":
+                    print("granted for", message["ExpiresIn"], "s", file=sys.stderr, flush=True)
+                    if renewing:
+                        renewing.cancel()
+                    renewing = asyncio.create_task(renew(connection, message["ExpiresIn"]))
+                else:
+                    print("refused:", message["Reason"], file=sys.stderr, flush=True)
+        except ConnectionClosed:
+            return renewing is not None, connection.close_code or 1006
+        finally:
+            if renewing:
+                renewing.cancel()
+
+
+async def main(url: str) -> None:
+    """Receive until that makes no more sense."""
+    failures = 0
+    while True:
+        code = 1006
+        try:
+            was_granted, code = await session(url)
+            failures = 0 if was_granted else failures
+        except InvalidStatus as error:
+            if error.response.status_code < 500:
+                sys.exit(f"not a topic: HTTP {error.response.status_code}")
+        except OSError as error:
+            print(error, file=sys.stderr, flush=True)
+        if code in FINAL:
+            sys.exit(f"closed: {code}")
+        wait = min(2.0**failures, LONGEST_WAIT) * random.uniform(0.5, 1.5)
+        failures += 1
+        print(f"closed: {code}; again in {wait:.1f} s", file=sys.stderr, flush=True)
+        await asyncio.sleep(wait)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,340 @@
+"""Where bytes of strangers come in. Each target takes any bytes, and raises if we are at fault.
+
+A stranger is also a unit that answers a question, and a broker: both are across a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from random import Random
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from tests.fakes import Question
+from tests.harness import EPOCH, HANDSHAKE, HOST, MAX_BODY, WEBSOCKET_PATH, Client, ServiceTestCase
+from tests.stomp_server import ScriptedBroker
+from topicsvc.address import MAX_NAME, TopicAddress, TopicPattern, Unit
+from topicsvc.brokers.activemq import ActiveMQBroker
+from topicsvc.brokers.stomp import Decoder, encode
+from topicsvc.brokers.textmessage import json_body
+from topicsvc.errors import (
+    AddressError,
+    InvalidBody,
+    InvalidMessage,
+    StompError,
+    TokenInactive,
+    ValidatorUnavailable,
+)
+from topicsvc.ports import Message
+from topicsvc.validators.claims import read_claims
+from topicsvc.validators.collection import has_topic
+from topicsvc.validators.personium import methods
+from topicsvc.wire import json_text, parse_token
+
+__all__ = ["CUT", "SEEDS", "TARGETS"]
+
+CUT = b"~|~"
+"""Where this stands in the bytes of a stream, one piece ends and the next begins."""
+
+UNIT = Unit("https://unit1.example/", ["unit1.example", "127.0.0.1", "[::1]"])
+LONG = 100.0
+"""Seconds: longer than any deadline but those of living sessions."""
+
+
+@contextlib.contextmanager
+def nothing_logged() -> Iterator[None]:
+    """Raise if a failure is logged meanwhile."""
+    failures: list[Failure] = []
+
+    def look(event: LogEvent) -> None:
+        if "log_failure" in event:
+            failures.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(look)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(look)
+    for failure in failures:
+        raise AssertionError(f"logged: {failure.getTraceback()}") from failure.value
+
+
+# Pure functions.
+
+
+def address(data: bytes) -> None:
+    """Host headers, one a line, an empty line, and a path; also as paths of settings."""
+    hosts, _, path = data.partition(b"\n\n")
+    for read in (UNIT.websocket_topic, UNIT.send_topic):
+        with contextlib.suppress(AddressError):
+            _check_topic(read(hosts.split(b"\n"), path))
+    UNIT.is_websocket_path(path)
+    text = path.decode("utf-8", "surrogateescape")
+    with contextlib.suppress(AddressError):
+        _check_topic(TopicAddress.from_path(text))
+    with contextlib.suppress(AddressError):
+        TopicPattern.parse(text)
+
+
+def host(data: bytes) -> None:
+    """One Host header above a good path: it names the unit or a cell of it, or nothing."""
+    below = b"/__topic/box1/col.topic.name"
+    for path in (below, b"/cell1" + below):
+        try:
+            topic = UNIT.websocket_topic([data], path)
+        except AddressError:
+            continue
+        name = data.lower().decode("ascii")
+        if path is below:
+            assert name.startswith(topic.cell + "."), name
+        else:
+            assert topic.cell == "cell1", name
+            assert name.partition(":")[0] in ("unit1.example", "127.0.0.1", "["), name
+
+
+def _check_topic(topic: TopicAddress) -> None:
+    assert TopicAddress.from_path(topic.path) == topic
+    assert len(topic.broker_name) <= MAX_NAME
+    assert topic.broker_name.count(".") == len(topic.parts) - 1
+    assert not set(topic.broker_name) & set(" ,*>?:/\\#%;\0\r\n"), topic
+
+
+def message(data: bytes) -> None:
+    """What a WebSocket message or an HTTP body holds."""
+    with contextlib.suppress(InvalidMessage):
+        token = parse_token(data)
+        assert token.isascii()
+        assert token.isprintable()
+    with contextlib.suppress(InvalidBody):
+        assert json_text(data) in data
+
+
+def propfind(data: bytes) -> None:
+    """A unit's answers: a content type, a line end, and XML; also as an Allow header."""
+    content_type, _, body = data.partition(b"\n")
+    with contextlib.suppress(ValidatorUnavailable):
+        has_topic(body, content_type.decode("latin-1"), "name")
+    methods(content_type.decode("latin-1"))
+
+
+def introspection(data: bytes) -> None:
+    """An answer to "is this token active?"."""
+    with contextlib.suppress(TokenInactive, ValidatorUnavailable):
+        claims = read_claims(data, EPOCH)
+        assert claims.expires_at > EPOCH
+
+
+def stomp(data: bytes) -> None:
+    """A broker's frames, in pieces; what was read can be written and read again."""
+    decoder = Decoder(max_head=1000, max_body=1000)
+    with contextlib.suppress(StompError):
+        for piece in data.split(CUT):
+            decoder.feed(piece)
+            while (frame := decoder.next_frame()) is not None:
+                with contextlib.suppress(StompError):
+                    again = Decoder()
+                    again.feed(encode(frame))
+                    assert again.next_frame() == frame
+    with contextlib.suppress(InvalidBody):
+        json_text(json_body(data))
+
+
+# Streams, in memory and in virtual time.
+
+
+def broker(data: bytes) -> None:
+    """A broker that greets us and then says this, to both connections."""
+    with nothing_logged():
+        clock = Clock()
+        clock.rightNow = EPOCH
+        server = ScriptedBroker(clock)
+        inbox: list[Message] = []
+        activemq = ActiveMQBroker(server, clock, random=Random(1))
+        activemq.startService()
+        _pass_turns(clock)
+        topic = TopicAddress("cell1", "box1", ("col",), "name")
+        for asked in (
+            activemq.subscribe(topic, inbox.append),
+            activemq.publish(Message(topic, None, b"1")),
+        ):
+            asked.addErrback(lambda _: None)
+        _pass_turns(clock)
+        for peer in list(server.live):
+            for piece in data.split(CUT):
+                peer.say_bytes(piece)
+                _pass_turns(clock)
+        for arrived in inbox:
+            assert arrived.topic == topic
+            json_text(arrived.body)
+        stopping: Deferred[None] = activemq.stopService()
+        for _ in range(10):
+            clock.advance(1)
+            _pass_turns(clock)
+        assert stopping.called
+        assert clock.getDelayedCalls() == []
+
+
+def _pass_turns(clock: Clock) -> None:
+    for _ in range(4):
+        clock.advance(0)
+
+
+class _Service(ServiceTestCase):
+    """A service in memory, outside of a test run."""
+
+    def runTest(self) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def started(cls) -> _Service:
+        service = cls("runTest")
+        service.setUp()
+        service.broker.confirms_at_once = True
+        return service
+
+
+_ANSWERS: list[Callable[[Question], None]] = [
+    lambda question: question.grant(EPOCH + 50),
+    Question.refuse,
+    Question.be_unavailable,
+    lambda question: None,
+    lambda question: question.grant(EPOCH + 50, may_send=False, may_receive=False),
+]
+
+
+def request(data: bytes) -> None:
+    """Whatever a client writes, in pieces. The first byte chooses how tokens are judged."""
+    _converse(data[:1], data[1:])
+
+
+def frames(data: bytes) -> None:
+    """Whatever a client writes behind a good handshake."""
+    lines = [f"GET {WEBSOCKET_PATH} HTTP/1.1", f"Host: {HOST}"]
+    lines += [f"{name}: {value}" for name, value in HANDSHAKE.items()]
+    head = "\r\n".join([*lines, "", ""]).encode()
+    _converse(data[:1], head + CUT + data[1:])
+
+
+def _converse(choice: bytes, data: bytes) -> None:
+    judge = _ANSWERS[(choice or b"\0")[0] % len(_ANSWERS)]
+    with nothing_logged():
+        service = _Service.started()
+        client = Client(service)
+        for piece in data.split(CUT):
+            client.send_raw(piece)
+            for question in service.validator.questions:
+                if not question.answer.called:
+                    judge(question)
+            service.turn()
+        service.advance(LONG)
+        for published in service.broker.published:
+            assert json_text(published.body) == published.body
+            assert len(published.body) <= MAX_BODY
+        assert b"TwistedWeb" not in client.transport.written
+        client.transport.drain()
+        client.vanish()
+        service.turn()
+        service.assert_nothing_left()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    each.__name__: each
+    for each in (
+        address, host, message, propfind, introspection, stomp, broker, request, frames,
+    )
+}  # fmt: skip
+"""All, by name."""
+
+
+def _http(*lines: str, body: bytes = b"") -> bytes:
+    return b"\0" + "\r\n".join([*lines, "", ""]).encode() + body
+
+
+_UPGRADE = [f"{name}: {value}" for name, value in HANDSHAKE.items()]
+_PROPFIND = (
+    b'application/xml; charset="utf-8"\n<?xml version="1.0"?><multistatus xmlns="DAV:"><response>'
+    b'<propstat><prop><resourcetype><p:stream xmlns:p="urn:x-personium:xmlns"/></resourcetype>'
+    b'<p:topics xmlns:p="urn:x-personium:xmlns"><p:topic>name</p:topic></p:topics></prop>'
+    b"<status>HTTP/1.1 200 OK</status></propstat></response></multistatus>"
+)
+
+SEEDS: dict[str, list[bytes]] = {
+    "address": [
+        b"cell1.unit1.example\n\n/__topic/box1/col.topic.name",
+        b"unit1.example:443\n\n/cell1/box1/dir/col/topic/n%61me",
+        b"127.0.0.1\nunit1.example\n\n/cell1/__topic/__/%E3%81%82.topic.name?x",
+        b"\n\n/cell1/box1/*",
+        b"",
+    ],
+    "host": [b"cell1.unit1.example", b"[::1]:80", b"127.0.0.1", b"unit1.example.", b"\xff", b""],
+    "message": [
+        b'{"AccessToken":"AA~91"}',
+        b'{"AccessToken":"\\ud800","x":[1.5e400,NaN]}',
+        b"[" * 2000,
+        b" 1 ",
+        b"",
+    ],
+    "propfind": [
+        _PROPFIND,
+        b"text/xml; charset=klingon\n<?xml version='1.0' encoding='utf-16'?><a/>",
+        b'OPTIONS, GET\n<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+        b"",
+    ],
+    "introspection": [
+        b'{"active":true,"exp":1544059820000,"scope":"a b","aud":["x",1],"nbf":1}',
+        b'{"active":true,"exp":2518612600,"sub":"https://cell1.unit1.example/#me"}',
+        b'{"active":false}',
+        b'{"active":true,"exp":1e999}',
+        b"",
+    ],
+    "stomp": [
+        b"CONNECTED\nversion:1.2\nheart-beat:5000,5000\n\n\0",
+        b'MESSAGE\nsubscription:1\ncontent-length:3\n\n{"a' + CUT + b'":1}\0\n\n',
+        b"ERROR\nmessage:a\\cb\n\nwhy\0",
+        b'{"a":"\xed\xa0\xbd\xed\xb8\x80\xc0\x80"}',
+        b"",
+    ],
+    "broker": [
+        b"MESSAGE\nsubscription:1\ndestination:/topic/cell1.box1.col.topic.name\n\n{}\0",
+        b"MESSAGE\nsubscription:x\n\n\xff\0" + CUT + b"ERROR\nmessage:no\n\n\0",
+        b"RECEIPT\nreceipt-id:1\n\n\0" + CUT + b"ERROR\nreceipt-id:2\n\n\0",
+        b"CONNECTED\n\n\0",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"",
+    ],
+    "request": [
+        _http(f"GET {WEBSOCKET_PATH} HTTP/1.1", f"Host: {HOST}", *_UPGRADE),
+        _http(
+            "POST /box1/col/topic/name HTTP/1.1",
+            f"Host: {HOST}",
+            "Authorization: Bearer a",
+            "Content-Length: 2",
+            body=b"{" + CUT + b"}",
+        ),
+        _http(
+            "PUT /box1/col/topic/name HTTP/1.1",
+            f"Host: {HOST}",
+            "Authorization: Bearer a",
+            "Transfer-Encoding: chunked",
+            "Expect: 100-continue",
+            body=b"3\r\n[1]\r\n0\r\n\r\n",
+        )
+        + b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\1" + _http("OPTIONS / HTTP/1.0", "Authorization: Bearer a")[1:],
+        b"\0PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"",
+    ],
+    "frames": [
+        b"\0\x81\x97\0\0\0\0" + b'{"AccessToken":"AA~91"}' + CUT + b"\x88\x82\0\0\0\0\x03\xe8",
+        b"\1\x81\x97\0\0\0\0" + b'{"AccessToken":"AA~91"}' + CUT + b"\x89\x80\0\0\0\0",
+        b"\0\x01\x81\0\0\0\0\xe2" + CUT + b"\x80\x82\0\0\0\0\x98\x83",
+        b"\0\x82\xfe\xff\xff\0\0\0\0" + b"x" * 100,
+        b"\0\x81\xff\x40\0\0\0\0\0\0\0\0\0\0\0",
+        b"",
+    ],
+}
+"""What a fuzzer starts from, for each target."""

@@ -1,0 +1,186 @@
+"""A client that is not polite: it writes any bytes, and reads what comes until the end."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+from dataclasses import dataclass, field
+
+TIMEOUT = 10.0
+MASK = b"\x0f\xf0\x55\xaa"
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+def frame(
+    opcode: int,
+    payload: bytes = b"",
+    *,
+    fin: bool = True,
+    rsv: int = 0,
+    masked: bool = True,
+    width: int | None = None,
+    announced: int | None = None,
+) -> bytes:
+    """One frame of a client, well-formed unless told otherwise (RFC 6455, section 5.2).
+
+    Args:
+        opcode: 0 to 15.
+        payload: what is really sent.
+        fin: whether it is the last of its message.
+        rsv: the three reserved bits.
+        masked: whether it is masked, as a client's must be.
+        width: bytes of the extended length: 0, 2 or 8; None: as few as will do.
+        announced: the length that the header tells; None: the true one.
+    """
+    size = len(payload) if announced is None else announced
+    if width is None:
+        width = 0 if size < 126 else 2 if size < 65536 else 8
+    short = {0: size, 2: 126, 8: 127}[width]
+    head = bytes([fin << 7 | rsv << 4 | opcode, masked << 7 | short])
+    head += size.to_bytes(width, "big") if width else b""
+    if not masked:
+        return head + payload
+    times = len(payload) // 4 + 1
+    mask = int.from_bytes((MASK * times)[: len(payload)], "big")
+    content = (int.from_bytes(payload, "big") ^ mask).to_bytes(len(payload), "big")
+    return head + MASK + content
+
+
+def close(code: int, reason: bytes = b"") -> bytes:
+    """A close frame."""
+    return frame(CLOSE, code.to_bytes(2, "big") + reason)
+
+
+def handshake(path: str, host: str, *headers: str) -> bytes:
+    """A good opening handshake."""
+    lines = [
+        f"GET {path} HTTP/1.1",
+        f"Host: {host}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@dataclass
+class Told:
+    """What a server has said until it closed.
+
+    Attributes:
+        frames: opcode and payload of each.
+        code: of the close frame; None: none came, or none was in it.
+        ended: the stream came to its end; not if it was reset or is still open.
+    """
+
+    frames: list[tuple[int, bytes]] = field(default_factory=list)
+    code: int | None = None
+    ended: bool = False
+
+
+class RawClient:
+    """One connection to a loopback port.
+
+    Args:
+        port: where.
+        context: for TLS; None: plain.
+        host: the name that TLS asks for.
+        room: bytes that the system keeps for a client that does not read; 0: as it likes.
+    """
+
+    def __init__(
+        self, port: int, context: ssl.SSLContext | None = None, host: str = "", room: int = 0
+    ) -> None:
+        self.socket = socket.socket()
+        if room:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_hostname=host)
+        self._buffer = b""
+
+    def write(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def drip(self, data: bytes) -> None:
+        """Write byte by byte; stop when the server takes no more."""
+        try:
+            for byte in data:
+                self.socket.sendall(bytes([byte]))
+        except OSError:
+            return
+
+    def upgrade(self, path: str, host: str, *headers: str) -> int:
+        """Ask for a WebSocket; return the status."""
+        self.write(handshake(path, host, *headers))
+        return self.read_head()[0]
+
+    def read_head(self) -> tuple[int, bytes]:
+        """Read the head of an answer: its status, and all of it."""
+        while b"\r\n\r\n" not in self._buffer:
+            data = self.socket.recv(65536)
+            if not data:
+                return 0, self._buffer
+            self._buffer += data
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        return int(head.split(b" ")[1]), head
+
+    def read_frame(self) -> tuple[int, bytes] | None:
+        """The next frame; None: the stream has ended."""
+        while (frame := self._take()) is None:
+            data = self.socket.recv(65536)
+            if not data:
+                return None
+            self._buffer += data
+        return frame
+
+    def read_to_end(self) -> Told:
+        """Read all that comes; a close is answered, as RFC 6455, section 5.5.1, has it."""
+        told = Told()
+        try:
+            while (frame := self.read_frame()) is not None:
+                told.frames.append(frame)
+                opcode, payload = frame
+                if opcode == CLOSE:
+                    told.code = int.from_bytes(payload[:2], "big") if payload else None
+                    self._answer(payload[:2])
+            told.ended = not self._buffer
+        except OSError:
+            pass
+        return told
+
+    def _answer(self, code: bytes) -> None:
+        try:
+            self.socket.sendall(frame(CLOSE, code))
+        except OSError:
+            return
+
+    def _take(self) -> tuple[int, bytes] | None:
+        """Take one frame of a server off what was read."""
+        data = self._buffer
+        if len(data) < 2:
+            return None
+        assert data[0] & 0x70 == 0, "no extension was negotiated"
+        assert data[1] < 128, "a server's frame has no mask"
+        size, at = data[1], 2
+        if size > 125:
+            at = 4 if size == 126 else 10
+            size = int.from_bytes(data[2:at], "big")
+        if len(data) < at + size:
+            return None
+        self._buffer = data[at + size :]
+        return data[0] & 15, data[at : at + size]
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Go without a word."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()

@@ -1,0 +1,159 @@
+"""Strangers over real sockets: how long each kind of endpoint waits, and what one too many gets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.integration.certificates import Authority
+from tests.integration.raw import RawClient
+from tests.integration.test_end_to_end import (
+    LOOPBACK,
+    SEND_PATH,
+    WEBSOCKET_PATH,
+    EndToEndTestCase,
+)
+from topicsvc.web import site
+
+HOST = "cell1.unit1.example"
+ROOM = 4.0
+"""Seconds that a busy machine may be late."""
+
+Stranger = Callable[[], None]
+
+
+class StrangerTestCase(EndToEndTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        authority = Authority(self.directory)
+        key, cert = authority.issue(HOST)
+        chosen = self.directory / "certificates"
+        chosen.mkdir()
+        (chosen / "server.pem").write_bytes(cert.read_bytes() + key.read_bytes())
+        self.context = authority.client_context()
+        self.endpoints = (
+            LOOPBACK,
+            f"ssl:0:privateKey={key}:certKey={cert}:interface=127.0.0.1",
+            f"tls:{chosen}:port=0:interface=127.0.0.1",
+            f"haproxy:{LOOPBACK}",
+        )
+
+    def serve(self, more: str = "") -> list[int]:
+        file: Path = self.configure(*self.endpoints, more=more)
+        service = self.start("--config", str(file))
+        self.assertEqual(len(service.ports), len(self.endpoints))
+        return service.ports
+
+
+class DeadlineTests(StrangerTestCase):
+    def test_every_kind_of_endpoint_waits_as_long_and_no_longer(self) -> None:
+        tcp, over_ssl, over_tls, haproxy = self.serve()
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300)
+        proxy = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+        head = f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode() + b"x" * 100
+        waits = {
+            "tcp, silent": (tcp, b"", b""),
+            "tcp, dripping": (tcp, b"", head),
+            "ssl, silent": (over_ssl, b"", b""),
+            "ssl, dripping": (over_ssl, b"", hello),
+            "tls, silent": (over_tls, b"", b""),
+            "tls, dripping": (over_tls, b"", hello),
+            "haproxy, silent": (haproxy, b"", b""),
+            "haproxy, dripping behind": (haproxy, proxy, head),
+            "haproxy, dripping": (haproxy, proxy[:10], b"1" * 60),
+        }
+        lasted: dict[str, float] = {}
+        threads = [
+            threading.Thread(target=self.last, args=(lasted, name, *wait))
+            for name, wait in waits.items()
+        ]
+        threads.append(threading.Thread(target=self.never_closes, args=(lasted, over_ssl)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        answered = lasted.pop("ssl, answered")
+        self.assertEqual(set(lasted), set(waits))
+        for name, seconds in lasted.items():
+            with self.subTest(name=name):
+                self.assertGreater(seconds, site.HEAD_TIMEOUT - 0.5)
+                self.assertLess(seconds, site.HEAD_TIMEOUT + ROOM)
+        self.assertGreater(answered, site.CLOSE_TIMEOUT - 0.5)
+        self.assertLess(answered, site.CLOSE_TIMEOUT + ROOM)
+
+    def last(
+        self, lasted: dict[str, float], name: str, port: int, first: bytes, drip: bytes
+    ) -> None:
+        """Note how long a connection lasts that says `first`, and then a byte now and then."""
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(first)
+            stranger.settimeout(0.25)
+            while time.monotonic() - began < 30:
+                try:
+                    stranger.sendall(drip[:1])
+                    drip = drip[1:]
+                    if not stranger.recv(4096):
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+        lasted[name] = time.monotonic() - began
+
+    def never_closes(self, lasted: dict[str, float], port: int) -> None:
+        """Note how long our end waits for a peer that has its answer and does not close."""
+        client = RawClient(port, self.context, HOST)
+        client.write(
+            f"OPTIONS {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
+        )
+        status, _ = client.read_head()
+        began = time.monotonic()
+        bare = socket.socket(fileno=client.socket.detach())
+        bare.settimeout(30)
+        try:
+            while bare.recv(4096):  # the close alert, and then the end
+                pass
+        except ConnectionResetError:
+            pass
+        bare.close()
+        lasted["ssl, answered"] = time.monotonic() - began if status == 200 else -1
+
+
+class TooManyTests(StrangerTestCase):
+    def test_one_too_many_can_read_why_over_each_kind_of_endpoint(self) -> None:
+        tcp, over_ssl, over_tls, haproxy = self.serve("[limits]\nconnections = 1")
+        first = RawClient(tcp)
+        self.addCleanup(first.close)
+        self.assertEqual(first.upgrade(WEBSOCKET_PATH, HOST), 101)
+        for port, context, before in (
+            (tcp, None, b""),
+            (over_ssl, self.context, b""),
+            (over_tls, self.context, b""),
+            (haproxy, None, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
+        ):
+            for ask in (self.asks_for_a_websocket, self.sends_a_lot):
+                with self.subTest(port=port, ask=ask.__name__):
+                    client = RawClient(port, context, HOST)
+                    client.write(before)
+                    ask(client)
+                    status, head = client.read_head()
+                    self.assertEqual(status, 503)
+                    self.assertIn(b"\r\nRetry-After: 1\r\n", head + b"\r\n")
+                    client.close()
+        first.close()
+        served = RawClient(tcp)
+        self.addCleanup(served.close)
+        self.assertEqual(served.upgrade(WEBSOCKET_PATH, HOST), 101)
+
+    def asks_for_a_websocket(self, client: RawClient) -> None:
+        client.write(
+            f"GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\n\r\n".encode()
+        )
+
+    def sends_a_lot(self, client: RawClient) -> None:
+        head = f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 500000\r\n\r\n"
+        client.write(head.encode() + b"x" * 500_000)

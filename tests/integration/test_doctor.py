@@ -1,0 +1,302 @@
+"""``topicsvc doctor``: each trial, where all is well and where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from datetime import timedelta
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+from twisted.web.server import Site
+
+from tests.fake_unit import (
+    PASSWORD,
+    USERNAME,
+    FakeUnit,
+    Token,
+    adds_header,
+    answers,
+    never_answers,
+)
+from tests.integration.activemq_server import ActiveMQ, need_activemq
+from tests.integration.certificates import Authority
+from tests.integration.process import TOPICSVC, Service, environment
+from tests.integration.processes import free_port
+from topicsvc.address import TopicAddress
+from topicsvc.validators.local import make_key, sign_token, write_key
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+FAR = 2**31
+
+
+def days(number: int) -> timedelta:
+    """That many days and some seconds."""
+    return timedelta(days=number, minutes=1)
+
+
+class DoctorTestCase(TestCase):
+    timeout = 120
+
+    def setUp(self) -> Any:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.key = make_key()
+        write_key(self.directory / "key", self.key)
+        self.validator = f'kind = "local"\nkey_file = "{self.directory / "key"}"'
+        self.broker = 'kind = "memory"'
+        self.listen = [f"tcp:{free_port()}:interface=127.0.0.1"]
+        self.more = ""
+
+    def file(self, name: str, text: str) -> Path:
+        path = self.directory / name
+        path.write_text(text)
+        return path
+
+    def configuration(self) -> Path:
+        return self.file(
+            "topicsvc.toml",
+            f"""
+            listen = {json.dumps(self.listen)}
+            unit_url = "https://unit1.example/"
+            [validator]
+            {self.validator}
+            [broker]
+            {self.broker}
+            {self.more}
+            """,
+        )
+
+    def token(self, *may: str, life: int = FAR) -> str:
+        return sign_token(self.key, None, [TOPIC.path], may or ("receive", "send"), life)
+
+    def doctor(self, token: str | None = None, by: str = "file") -> Deferred[list[str]]:
+        """Run it; fires with its lines. Its exit code must be what they say."""
+        command = [*TOPICSVC, "doctor", "--config", str(self.configuration())]
+        given = environment()
+        if token is not None:
+            command += ["--topic", TOPIC.path]
+            if by == "file":
+                command += ["--token-file", str(self.file("token", token))]
+            else:
+                given["TOPICSVC_TOKEN"] = token
+
+        def run() -> list[str]:
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=given, timeout=90, check=False
+            )
+            lines = done.stdout.splitlines()
+            has_failed = any(line.startswith("FAIL") for line in lines)
+            self.assertEqual(done.returncode, int(has_failed), done.stdout + done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+            self.assertEqual(done.stderr.count("\n"), int(has_failed), done.stderr)
+            for secret in filter(None, (token, PASSWORD)):
+                self.assertNotIn(secret, done.stdout + done.stderr)
+            return lines
+
+        return deferToThread(run)
+
+    def assert_found(self, lines: list[str], level: str, what: str, words: str) -> None:
+        for line in lines:
+            if line.startswith(f"{level:<4}  {what}") and words in line:
+                return
+        self.fail(f"no {level} {what} with {words!r} in:\n" + "\n".join(lines))
+
+
+class LocalTests(DoctorTestCase):
+    @inlineCallbacks
+    def test_all_is_well_the_whole_way(self) -> Any:
+        for by in ("file", "environment"):
+            lines = yield self.doctor(self.token(), by)
+            self.assertEqual({line[:4] for line in lines}, {"ok  "}, lines)
+            for what, words in (
+                ("settings", "topicsvc.toml"),
+                (f"listen {self.listen[0]}", "free"),
+                ("broker", "memory"),
+                ("validator", "judged here"),
+                ("clock", ""),
+                ("files", "enough for"),
+                ("token", "it may receive and send, for"),
+                ("subscribe", TOPIC.path),
+                ("send", TOPIC.path),
+                ("receive", "has arrived"),
+            ):
+                self.assert_found(lines, "ok", what, words)
+
+    @inlineCallbacks
+    def test_tokens_that_may_less(self) -> Any:
+        lines = yield self.doctor(self.token("receive"))
+        self.assertIn("subscribe", lines[-1])
+        lines = yield self.doctor(self.token("send"))
+        self.assertIn("send", lines[-1])
+        lines = yield self.doctor(self.token(life=1))
+        self.assert_found(lines, "FAIL", "token", "it is refused for " + TOPIC.path)
+        self.more = "[send]\nenabled = false"
+        lines = yield self.doctor(self.token())
+        self.assert_found(lines, "warn", "send", "[send] enabled")
+
+    @inlineCallbacks
+    def test_settings_that_are_wrong(self) -> Any:
+        self.listen = ["tcp:99999"]
+        self.more = "[stop]\ndrain = -1"
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "settings", "listen: 'tcp:99999'")
+        self.assert_found(lines, "FAIL", "settings", "stop.drain")
+
+    @inlineCallbacks
+    def test_files_that_are_too_few(self) -> Any:
+        self.more = "[limits]\nconnections = 1000000"
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "files", "limits.connections needs 1000256")
+
+    @inlineCallbacks
+    def test_ports_that_are_taken(self) -> Any:
+        authority = Authority(self.directory)
+        key, cert = authority.issue("unit1.example", "*.unit1.example", life=days(100))
+        port = free_port()
+        tls = f"ssl:{port}:privateKey={key}:certKey={cert}:interface=127.0.0.1"
+        plain = f"tcp:{free_port()}:interface=127.0.0.1"
+        self.listen = [tls, plain]
+        service = Service("--config", str(self.configuration()), directory=self.directory)
+        self.addCleanup(service.stop)
+        lines = yield self.doctor()
+        self.assert_found(lines, "ok", f"listen {tls}", "in use, and answered over TLS")
+        self.assert_found(lines, "ok", f"listen {plain}", "in use, and answered")
+        authority.issue("unit1.example", "*.unit1.example", life=days(100))
+        lines = yield self.doctor()
+        self.assert_found(lines, "warn", f"listen {tls}", "another certificate than is on disk")
+        self.listen = [plain.replace("tcp:", "ssl:") + f":privateKey={key}:certKey={cert}"]
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "listen ssl:", "does not answer")
+
+    @inlineCallbacks
+    def test_ports_that_are_for_the_privileged(self) -> Any:
+        if os.geteuid() == 0:
+            self.listen = ["tcp:80:interface=192.0.2.1"]  # nobody has that address
+            words = "assign requested address"
+        else:
+            self.listen = ["tcp:80:interface=127.0.0.1"]
+            words = "CAP_NET_BIND_SERVICE"
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "listen", words)
+
+    @inlineCallbacks
+    def test_certificates(self) -> Any:
+        authority = Authority(self.directory)
+        for hosts, left, level, words in (
+            (("unit1.example", "*.unit1.example"), 100, "ok", "100 days left"),
+            (("unit1.example", "*.unit1.example"), 20, "warn", "20 days left: renew it"),
+            (("unit1.example", "*.unit1.example"), -1, "FAIL", "it ended on"),
+            (("unit1.example",), 100, "warn", "not for *.unit1.example"),
+            (("unit2.example",), 100, "FAIL", "it is for unit2.example only"),
+        ):
+            key, cert = authority.issue(*hosts, life=days(left))
+            self.listen = [f"ssl:{free_port()}:privateKey={key}:certKey={cert}"]
+            lines = yield self.doctor()
+            self.assert_found(lines, level, "certificate for unit1.example", words)
+
+
+class UnitTests(DoctorTestCase):
+    """Fixture: a unit that judges."""
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        super().setUp()
+        self.unit = FakeUnit(reactor, [TOPIC])
+        self.unit.tokens["live"] = Token(int(reactor.seconds()) + 3600)
+        site: Site = self.unit.site()
+        site.noisy = False
+        port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
+        self.addCleanup(port.stopListening)
+        self.password = self.file("password", PASSWORD)
+        self.validator = (
+            f'kind = "personium"\nurl = "http://localhost:{port.getHost().port}/"\n'
+            f'cell_urls = "path"\nusername = "{USERNAME}"\npassword_file = "{self.password}"\n'
+            "timeout = 2"
+        )
+
+    @inlineCallbacks
+    def test_it_is_asked_the_whole_way(self) -> Any:
+        lines = yield self.doctor("live")
+        self.assert_found(lines, "ok", "validator", "says no to a token that is none")
+        self.assert_found(lines, "ok", "clock", "as that of http://localhost:")
+        self.assert_found(lines, "ok", "receive", "has arrived")
+        lines = yield self.doctor("dead")
+        self.assert_found(lines, "FAIL", "token", "it is refused")
+
+    @inlineCallbacks
+    def test_a_password_that_is_not_the_unit_s(self) -> Any:
+        self.password.write_text("another")
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "validator", "are username and password the unit's?")
+
+    @inlineCallbacks
+    def test_a_cell_that_is_none(self) -> Any:
+        self.unit.has(answers(404), "POST")
+        lines = yield self.doctor()
+        self.assert_found(lines, "warn", "validator", "knows no cell topicsvc-doctor")
+
+    @inlineCallbacks
+    def test_a_unit_that_is_not_there_or_grants_anything(self) -> Any:
+        self.unit.has(answers(500))
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "validator", "status 500")
+        self.validator = self.validator.replace("localhost", "nowhere.invalid")
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "validator", "")
+        self.assert_found(lines, "FAIL", "clock", "does not tell the time")
+
+    @inlineCallbacks
+    def test_a_unit_that_hangs(self) -> Any:
+        self.unit.has(never_answers)
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "validator", "no answer within 2")
+        self.assert_found(lines, "ok", "files", "")
+
+    @inlineCallbacks
+    def test_cells_by_host_that_the_domain_name_system_does_not_know(self) -> Any:
+        self.validator = self.validator.replace('"path"', '"host"')
+        lines = yield self.doctor()
+        self.assert_found(lines, "warn", "validator", "the domain name system knows no cell")
+        self.assert_found(lines, "ok", "clock", "")
+
+    @inlineCallbacks
+    def test_clocks_that_differ(self) -> Any:
+        for apart, level, words in ((-20, "warn", "s ahead of"), (300, "FAIL", "s behind")):
+            date = formatdate(reactor.seconds() + apart, usegmt=True).encode()
+            self.unit.has(adds_header("date", date), "GET")
+            lines = yield self.doctor()
+            self.assert_found(lines, level, "clock", words)
+
+
+class BrokerTests(DoctorTestCase):
+    @inlineCallbacks
+    def test_a_broker_that_lets_us_in_and_one_that_does_not(self) -> Any:
+        need_activemq()
+        server = ActiveMQ(("topicsvc", "right"))
+        self.addCleanup(server.remove)
+        yield server.start()
+        password = self.file("broker-password", "right")
+        self.broker = (
+            f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{server.stomp}"\n'
+            f'username = "topicsvc"\npassword_file = "{password}"'
+        )
+        lines = yield self.doctor(self.token())
+        self.assert_found(lines, "ok", "broker", "has let us in")
+        self.assert_found(lines, "ok", "receive", "has arrived")
+        password.write_text("wrong")
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "broker", "invalid")
+
+    @inlineCallbacks
+    def test_a_broker_that_is_not_there(self) -> Any:
+        self.broker = f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{free_port()}"'
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "broker", "refused")

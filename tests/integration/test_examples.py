@@ -1,0 +1,288 @@
+"""The examples of clients run as they stand: the page in a real browser, the program in Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from tests.integration.process import Process, Service, environment
+from tests.integration.processes import until
+from tests.integration.requirements import need
+from tests.integration.test_end_to_end import SEND_PATH, TOPIC, WEBSOCKET_PATH
+from topicsvc.validators.local import make_key, sign_token, write_key
+
+Test = Generator[Deferred[Any], Any, None]
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+CELL_URL = "http://cell1.localhost/"
+PING_INTERVAL = 1
+PING_LIMIT = 2
+BROWSER_START = 60.0
+
+CHROMIUM = [
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+DRIVER = b"""
+"use strict";
+// What somebody at the keyboard does, and what they see.
+const tell = (what, text) =>
+  fetch("/report", { method: "POST", body: JSON.stringify([what, text]) });
+new MutationObserver(() => tell("state", state.textContent))
+  .observe(state, { childList: true });
+new MutationObserver((changes) => {
+  for (const change of changes) {
+    for (const item of change.addedNodes) tell("message", item.textContent);
+  }
+}).observe(messages, { childList: true });
+(async () => {
+  for (;;) {
+    const task = await (await fetch("/task", { cache: "no-store" })).json();
+    if (task !== null) {
+      document.getElementById("url").value = task.url;
+      document.getElementById("token").value = task.token;
+      form.requestSubmit();
+    }
+    await new Promise((done) => setTimeout(done, 100));
+  }
+})();
+"""
+
+
+class _File(Resource):
+    """What is always the same."""
+
+    isLeaf = True
+
+    def __init__(self, content: bytes, kind: str) -> None:
+        super().__init__()
+        self._content = content
+        self._kind = kind
+
+    def render_GET(self, request: Any) -> bytes:
+        request.setHeader("content-type", self._kind)
+        return self._content
+
+
+class Page(Resource):
+    """Serves the example, at work under a driver, and keeps what it reports.
+
+    Attributes:
+        reports: what was seen, in its order: ``state`` or ``message``, and the text.
+        tasks: what is to be typed in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        example = (EXAMPLES / "browser.html").read_bytes()
+        driven = example.replace(b"</body>", b'<script src="/driver.js"></script></body>')
+        assert driven != example
+        self.reports: list[tuple[str, str]] = []
+        self.tasks: list[dict[str, str]] = []
+        self.putChild(b"", _File(driven, "text/html; charset=utf-8"))
+        self.putChild(b"driver.js", _File(DRIVER, "text/javascript"))
+        self.putChild(b"task", _Call(self._task))
+        self.putChild(b"report", _Call(self._report))
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """What a browser asks for by itself, as the page's icon: nothing."""
+        return _File(b"", "text/plain")
+
+    def _task(self, _: bytes) -> bytes:
+        return json.dumps(self.tasks.pop(0) if self.tasks else None).encode()
+
+    def _report(self, body: bytes) -> bytes:
+        what, text = json.loads(body)
+        self.reports.append((what, text))
+        return b""
+
+    def seen(self, what: str) -> list[str]:
+        return [text for kind, text in self.reports if kind == what]
+
+    def last(self, what: str) -> str:
+        return (self.seen(what) or [""])[-1]
+
+
+class _Call(Resource):
+    isLeaf = True
+
+    def __init__(self, call: Callable[[bytes], bytes]) -> None:
+        super().__init__()
+        self._call = call
+
+    def render(self, request: Any) -> bytes:
+        return self._call(request.content.read())
+
+
+class ExampleTestCase(TestCase):
+    """A service, and what can be asked of it."""
+
+    timeout = 180
+
+    def start(self, more: str = "") -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.key = make_key()
+        write_key(self.directory / "key", self.key)
+        file = self.directory / "topicsvc.toml"
+        file.write_text(
+            f"""
+            listen = ["tcp:0:interface=127.0.0.1"]
+            unit_url = "http://localhost/"
+            hosts = ["127.0.0.1"]
+            [session]
+            ping_interval = {PING_INTERVAL}
+            ping_limit = {PING_LIMIT}
+            [validator]
+            kind = "local"
+            key_file = "{self.directory / "key"}"
+            [stop]
+            drain = 0
+            {more}
+            """
+        )
+        self.service = Service("--config", str(file), directory=self.directory)
+        self.addCleanup(self.service.stop)
+        [self.port] = self.service.ports
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/cell1{WEBSOCKET_PATH}"
+
+    def token(self, life: int = 3600) -> str:
+        expiry = int(reactor.seconds()) + life
+        return sign_token(self.key, CELL_URL, [TOPIC], ("receive", "send"), expiry)
+
+    def send(self, body: str) -> Deferred[Any]:
+        """Send one message with the command, which waits until it is taken."""
+        return deferToThread(
+            subprocess.run,
+            [
+                *(sys.executable, "-c", "import sys; from topicsvc.cli.main import main; main()"),
+                *("send", f"http://127.0.0.1:{self.port}/cell1{SEND_PATH}", body),
+            ],
+            env={**environment(), "TOPICSVC_TOKEN": self.token()},
+            check=True,
+            timeout=30,
+        )
+
+
+class BrowserTests(ExampleTestCase):
+    @inlineCallbacks
+    def serve(self, port: int = 0) -> Generator[Deferred[Any], Any, tuple[Page, str]]:
+        """The page on a port; fires with it and its origin."""
+        page = Page()
+        site = Site(page)
+        site.noisy = False
+        site.log = lambda request: None
+        listening = yield serverFromString(reactor, f"tcp:{port}:interface=127.0.0.1").listen(site)
+        self.addCleanup(listening.stopListening)
+        return page, f"http://127.0.0.1:{listening.getHost().port}"
+
+    def browse(self, *urls: str) -> None:
+        """A browser of its own that shows the pages."""
+        need(shutil.which("chromium"), "chromium")
+        profile = self.directory / "profile"
+        with (self.directory / "chromium.log").open("wb") as log:
+            browser = subprocess.Popen(
+                [*CHROMIUM, f"--user-data-dir={profile}", *urls],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "HOME": str(self.directory)},
+            )
+
+        def close() -> None:
+            # A browser is several processes: all of this session, and no other.
+            os.killpg(browser.pid, signal.SIGKILL)
+            browser.wait()
+
+        self.addCleanup(close)
+
+    @inlineCallbacks
+    def test_the_page_receives_and_renews(self) -> Test:
+        self.start()
+        page, origin = yield self.serve()
+        page.tasks.append({"url": self.url, "token": self.token(1000)})
+        self.browse(origin + "/")
+        yield until(lambda: "good for 9" in page.last("state"), "a grant", BROWSER_START)
+        yield self.send('{"hoge": 1.0}')
+        golden = f'{CELL_URL}: {{"hoge":1}}'
+        yield until(lambda: page.last("message") == golden, "a message")
+
+        # A browser that did not answer pings would be gone by now.
+        yield deferLater(reactor, PING_INTERVAL * (PING_LIMIT + 3))
+        self.assertEqual(len(page.seen("state")), 1, page.reports)
+
+        page.tasks.append({"url": self.url, "token": self.token(5000)})
+        yield until(lambda: "good for 4" in page.last("state"), "another grant")
+        yield self.send('"again"')
+        yield until(lambda: page.last("message") == f'{CELL_URL}: "again"', "another message")
+        self.assertEqual(len(page.seen("state")), 2, "one connection")
+
+        page.tasks.append({"url": self.url, "token": "nonsense"})
+        yield until(lambda: "Closed" in page.last("state"), "the end")
+        self.assertEqual(
+            page.seen("state")[2:],
+            ["Refused: Token inactive.", "Closed: 1008 Token inactive."],
+        )
+
+
+class PythonTests(ExampleTestCase):
+    def receive(self, token: str) -> Process:
+        os.environ["TOPICSVC_TOKEN"] = token
+        self.addCleanup(os.environ.pop, "TOPICSVC_TOKEN")
+        program = Process([sys.executable, str(EXAMPLES / "receive.py"), self.url])
+        self.addCleanup(program.stop)
+        return program
+
+    @inlineCallbacks
+    def test_the_program_receives_renews_and_comes_back(self) -> Test:
+        self.start()
+        program = self.receive(self.token(4000))
+        program.wait_for(r"granted for (4000|39\d\d) s")
+        yield self.send('{"hoge":1}')
+        program.wait_for(r'\{"hoge": 1\} from http://cell1.localhost/\n')
+        yield deferLater(reactor, PING_INTERVAL * (PING_LIMIT + 2))
+        self.assertNotIn("closed", program.text)
+        self.service.stop()
+        program.wait_for(r"closed: 1001; again in ")
+        program.wait_for(r"(?s)again in .*Connect")  # nobody is there
+
+    def test_the_program_renews_in_time(self) -> None:
+        self.start()
+        program = self.receive(self.token(6))
+        program.wait_for(r"(?s)granted.*granted for [12] s")
+
+    def test_the_program_tells_when_it_is_refused(self) -> None:
+        self.start()
+        program = self.receive("nonsense")
+        program.wait_for("refused: Token inactive")
+        program.wait_for("closed: 1008")
+        self.assertEqual(program.wait(), 1)

@@ -1,0 +1,212 @@
+"""Nothing is left of sessions that are over, whatever their fate.
+
+The service runs in this process, on real sockets, so that its objects can be counted; its
+clients are a process of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from tests.integration.certificates import Authority
+from tests.integration.judged import resident
+from tests.integration.process import environment
+from tests.integration.processes import until
+from tests.integration.strangers import Orders
+from topicsvc import config
+from topicsvc.address import TopicAddress
+from topicsvc.ports import Message
+from topicsvc.service import TopicService
+from topicsvc.validators.local import make_key, sign_token, write_key
+
+Test = Generator[Deferred[Any], Any, None]
+
+HOST = "cell1.unit1.example"
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+SESSIONS = 5120
+"""Each fate as often as the others of its half: half of them are cut off."""
+
+WARM_UP = 400
+LIFE = 3
+"""Seconds that some tokens live after the start of a round."""
+
+OURS = ("topicsvc.", "twisted.", "autobahn.", "OpenSSL.", "txaio.", "zope.")
+
+
+REMEMBERED = {
+    "topicsvc.validators.local._Token",  # each is read once: the last ones that were shown,
+    "topicsvc.ports.Grant",  # and their parts
+    "topicsvc.address.TopicPattern",
+    "twisted.internet.base.DelayedCall",  # cancelled ones wait in a heap until they are many
+}
+"""What is kept for a while, and how much of it is bounded."""
+
+
+@dataclass
+class Count:
+    """What there is, once all sessions are over."""
+
+    connections: int
+    http: int
+    files: int
+    delayed_calls: list[str]
+    subscriptions: int
+    readers: int
+    objects: Counter[str]
+
+
+class LeakTests(TestCase):
+    timeout = 300
+
+    @inlineCallbacks
+    def setUp(self) -> Test:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.key = make_key()
+        write_key(self.directory / "key", self.key)
+        self.ca_file = ""
+        self.service = TopicService(
+            config.load(
+                f"""
+                listen = ["{self.endpoint()}"]
+                unit_url = "https://unit1.example/"
+                [session]
+                ping_interval = 5
+                [validator]
+                kind = "local"
+                key_file = "{self.directory / "key"}"
+                [stop]
+                drain = 0
+                [limits]  # all of these strangers have one address
+                waiting_per_address = 0
+                failed_tokens_per_minute = 0
+                """
+            ),
+            reactor,
+        )
+        self.service.privilegedStartService()
+        self.service.startService()
+        self.addCleanup(self.service.stopService)
+        self.published = LoopingCall(self.publish)
+        yield
+
+    def endpoint(self) -> str:
+        return "tcp:0:interface=127.0.0.1:backlog=1000"
+
+    def publish(self) -> None:
+        self.service.broker.publish(Message(TOPIC, None, b'"to whoever is there"'))
+
+    def token(self, until_when: float) -> str:
+        return sign_token(self.key, "x", [TOPIC.path], ("receive", "send"), int(until_when))
+
+    @inlineCallbacks
+    def run_sessions(self, count: int) -> Generator[Deferred[Any], Any, dict[str, int]]:
+        """Let clients come and go; fires with how often each fate was met."""
+        [port] = self.service.ports
+        now = int(reactor.seconds())
+        orders = Orders(
+            port=port.getHost().port,
+            ca_file=self.ca_file,
+            host=HOST,
+            websocket_path="/__topic/box1/col.topic.name",
+            send_path="/box1/col/topic/name",
+            token=self.token(now + 3600),
+            short_token=self.token(now + LIFE),
+            short_until=now + LIFE,
+            count=count,
+        )
+        self.published.start(0.02)
+        done = yield deferToThread(
+            subprocess.run,
+            [sys.executable, "-m", "tests.integration.strangers"],
+            input=json.dumps(asdict(orders)),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=200,
+        )
+        self.published.stop()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads(done.stdout)
+
+    @inlineCallbacks
+    def settled(self) -> Generator[Deferred[Any], Any, Count]:
+        """Wait until nobody is connected any more; fires with what there still is."""
+        yield until(lambda: not self.readers(), "all connections are gone")
+        yield deferLater(reactor, 0.2)
+        return Count(
+            connections=len(self.service.connections),
+            http=self.service._site.connections,
+            files=len(os.listdir("/proc/self/fd")),
+            delayed_calls=sorted(repr(call.func) for call in reactor.getDelayedCalls()),
+            subscriptions=self.service._hub.topics,
+            readers=self.readers(),
+            objects=Counter(
+                name
+                for each in gc.get_objects()
+                if (name := f"{type(each).__module__}.{type(each).__qualname__}").startswith(OURS)
+            ),
+        )
+
+    def readers(self) -> int:
+        """Sockets that the reactor looks at: those of clients alone."""
+        return sum(type(each).__name__ == "Server" for each in reactor.getReaders())
+
+    @inlineCallbacks
+    def test_nothing_is_left_of_5120_sessions_of_mixed_fates(self) -> Test:
+        # What does not free itself is left to the garbage collector. That is kept rare, and to
+        # what has lived for long it hardly ever comes; here it does not come until the end.
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        yield self.run_sessions(WARM_UP)  # what the first make for good is no leak
+        before = yield self.settled()
+        memory = resident()
+        met = yield self.run_sessions(SESSIONS)
+        after = yield self.settled()
+        growth = resident() - memory
+        self.assertEqual(sum(met.values()), SESSIONS)
+        gone = sum(count for fate, count in met.items() if fate.startswith(("goes", "connects")))
+        self.assertEqual(gone, SESSIONS / 2)
+        self.assertEqual((after.connections, after.http, after.subscriptions), (0, 0, 0))
+        self.assertEqual(after.files, before.files)
+        self.assertEqual(after.delayed_calls, before.delayed_calls)
+        left = after.objects - before.objects
+        self.assertLess(left.total(), SESSIONS / 100, left)
+        gc.collect()
+        collected = yield self.settled()
+        behind = collected.objects - before.objects
+        for name in REMEMBERED:
+            self.assertLess(behind.pop(name, 0), 50, name)
+        self.assertEqual(str(behind), str(Counter()), "left behind")
+        if os.environ.get("TOPICSVC_FIGURES"):
+            print(
+                f"\n    {self.id()}: {met}\n    {growth / 1e6:+.2f} MB, {after.files} files, "
+                f"{len(after.delayed_calls)} delayed calls, {after.objects.total()} objects, "
+                f"left to the garbage collector: {left.total()}"
+            )
+
+
+class LeaksOverTlsTests(LeakTests):
+    """The same over TLS."""
+
+    def endpoint(self) -> str:
+        authority = Authority(self.directory)
+        key, certificate = authority.issue(HOST)
+        self.ca_file = str(authority.ca_file)
+        return f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1:backlog=1000"

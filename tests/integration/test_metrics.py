@@ -1,0 +1,408 @@
+"""The figures of a real process add up with what its clients did, and Prometheus can use them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as classic
+from twisted.trial.unittest import SynchronousTestCase
+from websockets.exceptions import ConnectionClosed
+
+from tests.integration.client import Client
+from tests.integration.process import Process, Service
+from tests.integration.processes import free_port
+from tests.integration.requirements import need
+from topicsvc.endings import ENDINGS, label
+from topicsvc.validators.local import make_key, sign_token, write_key
+
+ROOT = Path(__file__).parent.parent.parent
+HOST = "cell1.unit1.example"
+WEBSOCKET_PATH = "/__topic/box1/col.topic."
+SEND_PATH = "/box1/col/topic/"
+SUBJECT = "https://cell2.unit1.example/#me"
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+PATIENCE = 30.0
+_GOODBYE = b"\x88\x82\0\0\0\0\x03\xe8"
+SLOW_BODY = b'"%s"' % (b"x" * 900_000)
+
+
+class MetricsTestCase(SynchronousTestCase):
+    """A service of its own, with its log as JSON."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.key = make_key()
+        key_file = self.directory / "key"
+        write_key(key_file, self.key)
+        file = self.directory / "topicsvc.toml"
+        file.write_text(
+            f"""
+            listen = ["{LOOPBACK}"]
+            admin = "{LOOPBACK}"
+            unit_url = "https://unit1.example/"
+            [session]
+            ping_interval = 1
+            ping_limit = 100
+            token_timeout = 3
+            [send]
+            max_body = 1000000
+            [validator]
+            kind = "local"
+            key_file = "{key_file}"
+            cache = 60
+            [stop]
+            drain = 0
+            """
+        )
+        twistd = ("--logger", "topicsvc.logs.json_lines")
+        self.service = Service("--config", str(file), directory=self.directory, twistd=twistd)
+        self.addCleanup(self.service.stop)
+        self.port, self.admin = self.service.ports
+
+    def token(self, *may: str, life: int = 3600) -> str:
+        rights = may or ("receive", "send")
+        return sign_token(self.key, SUBJECT, ["/cell1/*"], rights, int(time.time()) + life)
+
+    def connect(self, topic: str = "name") -> Client:
+        client = Client(self.port, HOST, WEBSOCKET_PATH + topic)
+        self.addCleanup(client.close)
+        return client
+
+    def subscribe(self, token: str, topic: str = "name") -> Client:
+        client = self.connect(topic)
+        client.send(json.dumps({"AccessToken": token}))
+        self.assertEqual(json.loads(client.recv())["Result"], "Success")
+        return client
+
+    def http(self, token: str | None, body: bytes = b"1", path: str = SEND_PATH + "name") -> int:
+        """Send; return the status."""
+        authorization = "" if token is None else f"Authorization: Bearer {token}\r\n"
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as raw:
+            raw.sendall(
+                f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n{authorization}"
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            with raw.makefile("rb") as answer:
+                return int(answer.read().split(b" ")[1])
+
+    def raw(self, topic: str = "name") -> socket.socket:
+        """A client that does as it likes, after the handshake."""
+        raw = socket.socket()
+        self.addCleanup(raw.close)
+        raw.settimeout(10)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", self.port))
+        raw.sendall(
+            f"GET {WEBSOCKET_PATH}{topic} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += raw.recv(1)
+        self.assertIn(b" 101 ", head)
+        return raw
+
+    def fetch(self, accept: str = "text/plain") -> str:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.admin}/metrics", headers={"Accept": accept}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def scrape(self) -> dict[str, float]:
+        """All samples, as ``name`` or ``name label value ...``."""
+        return {
+            " ".join([sample.name, *(word for pair in sample.labels.items() for word in pair)]):
+            sample.value
+            for family in classic(self.fetch())
+            for sample in family.samples
+        }  # fmt: skip
+
+    def until(self, is_so: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not is_so():
+            self.assertLess(time.monotonic(), end, what)
+            time.sleep(0.1)
+
+    def ended(self) -> list[dict[str, Any]]:
+        """The lines that sessions have left behind at their end."""
+        records = [json.loads(line) for line in self.service.text.splitlines()]
+        return [record for record in records if "has_begun" in record]
+
+
+class ScrapeTests(MetricsTestCase):
+    def test_the_figures_add_up(self) -> None:
+        sends: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        checks: Counter[str] = Counter()
+        good, only_receives = self.token(), self.token("receive")
+        checks["granted"] += 2  # of each once: then memory knows it
+
+        # These stay.
+        listeners = [self.subscribe(good) for _ in range(5)]
+        started, hits = 5, 4
+        # Two of them run out: no data is theirs from then on.
+        for life in (1, 2):
+            self.subscribe(self.token(life=life), "other")
+            checks["granted"] += 1
+            started += 1
+            reasons["Session expired"] += 1
+        # Some are refused.
+        for token in ("nonsense", self.token("send")):
+            client = self.connect()
+            client.send(json.dumps({"AccessToken": token}))
+            self.assertEqual(json.loads(client.recv())["Reason"], "Token inactive")
+            reasons["Token inactive"] += 1
+        checks["refused"] += 1
+        checks["granted"] += 1  # it is live, though it may not receive
+        # Some do not speak the protocol, or say nothing at all.
+        for message in ("hello", b"hello", '{"AccessToken":""}'):
+            self.connect().send(message)
+            reasons["Invalid message"] += 1
+        self.connect().send("x" * 100_000)
+        reasons["Message too big"] += 1
+        self.raw().sendall(b"\x81\x85\0\0\0\0\xff\xff\xff\xff\xff")
+        reasons["Invalid UTF-8"] += 1
+        self.raw().sendall(b"\x83\x80\0\0\0\0")
+        reasons["Protocol error"] += 1
+        self.raw()
+        reasons["Token timeout"] += 1
+
+        # Data: what is sent reaches all who listen.
+        messages = 20
+        for number in range(messages):
+            self.assertEqual(self.http(good, b"%d" % number), 200)
+            sends["200"] += 1
+            hits += 1
+        size = 0
+        for client in listeners:
+            for number in range(messages):
+                text = client.recv()
+                self.assertEqual(json.loads(text)["Body"], number)
+                size += len(text) + 2  # a frame's head, of so short a message
+        # Sends that go wrong.
+        for token, body, status in (
+            (None, b"1", 401),
+            ("nonsense", b"1", 401),
+            (only_receives, b"1", 403),
+            (good, b"no json", 400),
+            (good, b"1" * 1_000_001, 413),
+        ):
+            self.assertEqual(self.http(token, body), status)
+            sends[str(status)] += 1
+        checks["refused"] += 1
+        hits += 1
+        self.assertEqual(self.http(good, path="/nowhere"), 404)
+        sends["404"] += 1
+
+        # One reads nothing, and is cut off; another on its topic gets all.
+        slow, quick = self.raw("big"), self.subscribe(good, "big")
+        checks["granted"] += 1  # another topic: memory does not know
+        started += 2
+        slow.sendall(_text(json.dumps({"AccessToken": good}).encode()))
+        self.assertIn(b"Success", slow.recv(200))
+        hits += 1
+        big = 0
+        while not any(each["reason"] == "Slow consumer" for each in self.ended()):
+            self.assertLess(big, 100, "nobody is slow")
+            self.assertEqual(self.http(good, SLOW_BODY, SEND_PATH + "big"), 200)
+            self.assertEqual(len(json.loads(quick.recv())["Body"]), 900_000)
+            sends["200"] += 1
+            hits += 1
+            big += 1
+        reasons["Slow consumer"] += 1
+        slow.close()
+
+        # One says too much.
+        talking = self.subscribe(good)
+        started += 1
+        hits += 1
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(200):
+                talking.send(json.dumps({"AccessToken": good}))
+                self.assertEqual(json.loads(talking.recv())["Result"], "Success")
+                hits += 1
+        reasons["Too many messages"] += 1
+        # One says goodbye, one vanishes.
+        for reason, goodbye in (("Client closed", _GOODBYE), ("Connection lost", b"")):
+            leaving = self.raw()
+            leaving.sendall(_text(json.dumps({"AccessToken": good}).encode()))
+            self.assertIn(b"Success", leaving.recv(200))
+            started += 1
+            hits += 1
+            leaving.sendall(goodbye)
+            leaving.close()
+            reasons[reason] += 1
+
+        self.until(lambda: len(self.ended()) == sum(reasons.values()), "all have ended")
+        self.until(lambda: self.scrape()["topicsvc_sessions state closing"] == 0, "all are gone")
+        lines = self.ended()
+        samples = self.scrape()
+        refused = {name: n for name, n in samples.items() if "_limit_hits_" in name and n}
+        self.assertEqual(refused, {"topicsvc_limit_hits_total limit messages_per_minute": 1})
+        self.assertEqual(Counter(line["reason"] for line in lines), reasons)
+        self.assertEqual(
+            {reason: samples[f"topicsvc_sessions_ended_total reason {label(reason)}"]
+             for reason in ENDINGS},
+            {reason: reasons[reason] for reason in ENDINGS},
+        )  # fmt: skip
+        alive = len(listeners) + 1
+        self.assertEqual(samples["topicsvc_sessions state active"], alive)
+        self.assertEqual(samples["topicsvc_sessions state waiting"], 0)
+        self.assertEqual(samples["topicsvc_sessions_started_total"], started)
+        self.assertEqual(samples["topicsvc_websockets_opened_total"], alive + sum(reasons.values()))
+        self.assertEqual(len({line["session"] for line in lines}), len(lines))
+        self.assertEqual(sum(line["has_begun"] for line in lines), started - alive)
+
+        [taken] = [line["messages"] for line in lines if line["reason"] == "Slow consumer"]
+        self.assertTrue(1 <= taken <= big, taken)
+        head = len('{"From":"https://cell2.unit1.example/","Body":}') + 10
+        self.assertEqual(samples["topicsvc_messages_total"], messages + big)
+        self.assertEqual(samples["topicsvc_deliveries_total"], 5 * messages + big + taken)
+        self.assertEqual(
+            samples["topicsvc_delivered_bytes_total"],
+            size + (big + taken) * (len(SLOW_BODY) + head),
+        )
+        self.assertEqual(samples["topicsvc_topics"], 2)
+        walks = samples["topicsvc_fan_out_seconds_count"]
+        self.assertTrue(1 <= walks <= messages + big, walks)
+        self.assertEqual(samples["topicsvc_slow_readers"], 0)
+        self.assertEqual(samples["topicsvc_queued_bytes"], 0)
+
+        for status in ("200", "400", "401", "403", "404", "405", "413", "500", "503"):
+            self.assertEqual(samples[f"topicsvc_sends_total status {status}"], sends[status])
+        self.assertEqual(samples["topicsvc_http_connections"], 0)
+        for outcome in ("granted", "refused", "unavailable", "cancelled", "failed"):
+            self.assertEqual(
+                samples[f"topicsvc_token_checks_total outcome {outcome}"], checks[outcome], outcome
+            )
+        self.assertEqual(samples["topicsvc_token_check_seconds_count"], sum(checks.values()))
+        self.assertEqual(samples["topicsvc_token_cache_misses_total"], sum(checks.values()))
+        self.assertEqual(samples["topicsvc_token_cache_hits_total"], hits)
+        self.assertEqual(samples["topicsvc_broker_up"], 1)
+        self.assertGreater(samples["topicsvc_reactor_lag_seconds_count"], 1)
+        self.assertGreater(samples["process_open_fds"], alive)
+        self.assertGreater(samples["process_resident_memory_bytes"], 10_000_000)
+        modern = self.fetch("application/openmetrics-text; version=1.0.0")
+        self.assertEqual(
+            {family.name for family in openmetrics(modern)},
+            {family.name for family in classic(self.fetch())},
+        )
+
+
+def _text(payload: bytes) -> bytes:
+    """A client's text frame."""
+    return b"\x81\xfe" + len(payload).to_bytes(2, "big") + bytes(4) + payload
+
+
+class PrometheusTests(MetricsTestCase):
+    """A real Prometheus scrapes, and answers the dashboard's queries."""
+
+    def setUp(self) -> None:
+        need(shutil.which("prometheus") and shutil.which("promtool"), "Debian's prometheus")
+        super().setUp()
+        self.at = free_port()
+        file = self.directory / "prometheus.yml"
+        alerts = ROOT / "examples" / "prometheus-alerts.yml"
+        file.write_text(
+            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+            f"rule_files: [{json.dumps(str(alerts))}]\n"
+            "scrape_configs:\n"
+            "  - job_name: topicsvc\n"
+            f'    static_configs: [{{targets: ["127.0.0.1:{self.admin}"]}}]\n'
+        )
+        self.assert_promtool("check", "config", str(file))
+        prometheus = Process(
+            [
+                "prometheus",
+                f"--config.file={file}",
+                f"--storage.tsdb.path={self.directory / 'data'}",
+                f"--web.listen-address=127.0.0.1:{self.at}",
+            ]
+        )
+        self.addCleanup(prometheus.stop)
+        prometheus.wait_for("Server is ready to receive web requests")
+
+    def assert_promtool(self, *arguments: str, text: str | None = None) -> None:
+        done = subprocess.run(
+            ["promtool", *arguments],
+            input=text,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=30,
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        url = f"http://127.0.0.1:{self.at}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        result = self.ask("query", query=expression)["result"]
+        assert isinstance(result, list)
+        return result
+
+    def test_the_dashboard_shows_what_there_is_and_no_alert_is_wrong(self) -> None:
+        self.assert_promtool("check", "metrics", text=self.fetch())
+        self.until(lambda: self.query("topicsvc_sends_total"), "the first scrape")
+        token = self.token()
+        listener = self.subscribe(token)
+        self.assertEqual(self.http(token), 200)
+        self.assertEqual(json.loads(listener.recv())["Body"], 1)
+        self.connect().send("hello")
+        self.until(
+            lambda: (
+                self.query('rate(topicsvc_sends_total{status="200"}[10s]) > 0')
+                and self.query("rate(topicsvc_sessions_ended_total[10s]) > 0")
+            ),
+            "what happened is seen",
+        )
+        [active] = self.query('topicsvc_sessions{state="active"}')
+        self.assertEqual(active["value"][1], "1")
+        dashboard = json.loads((ROOT / "examples" / "grafana-dashboard.json").read_text("utf-8"))
+        count = 0
+        for panel in dashboard["panels"]:
+            for target in panel.get("targets", ()):
+                expression = target["expr"].replace("$__rate_interval", "20s")
+                expression = re.sub(r"\$(job|instance)", ".*", expression)
+                if "limit_hits" not in expression:  # nobody was refused
+                    self.assertTrue(self.query(expression), expression)
+                count += 1
+        self.assertGreater(count, 25)
+        self.until(lambda: self.rules_with("unknown") == [], "all rules were evaluated")
+        self.assertEqual(len(self.rules_with("ok")), 9)
+        firing = [each["labels"]["alertname"] for each in self.ask("alerts")["alerts"]]
+        self.assertEqual(firing, [])
+
+    def test_a_service_that_is_down_wakes_somebody(self) -> None:
+        self.until(lambda: self.query("topicsvc_broker_up == 1"), "the first scrape")
+        self.service.stop()
+        self.until(
+            lambda: "TopicsvcDown" in str(self.ask("alerts")), "the alert is pending or firing"
+        )
+
+    def rules_with(self, health: str) -> list[str]:
+        return [
+            rule["name"]
+            for group in self.ask("rules")["groups"]
+            for rule in group["rules"]
+            if rule["health"] == health
+        ]

@@ -1,0 +1,253 @@
+"""Behind nginx and HAProxy, with the files of examples/: only ports and paths are other ones."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.certificates import Authority
+from tests.integration.client import Client
+from tests.integration.process import Process, Service
+from tests.integration.processes import free_port, listens
+from tests.integration.requirements import need
+from topicsvc.validators.local import make_key, sign_token, write_key
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+PING = 1.0
+WEBSOCKET_PATH = "/__topic/box1/col.topic.name"
+SEND_PATH = "/box1/col/topic/name"
+TOPIC = "/cell1/box1/col/topic/name"
+SOURCE = "127.0.0.77"
+"""The client's own address, which is not the proxy's."""
+
+FORMS = (("cell1.unit1.example", ""), ("unit1.example", "/cell1"))
+
+
+class Unit(http.server.ThreadingHTTPServer):
+    """Stands where the unit is, and says so."""
+
+    def __init__(self) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = f"the unit: {self.headers['Host']}{self.path}".encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_OPTIONS = do_GET
+
+            def log_message(self, *_: object) -> None: ...
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.serve_forever)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+class ProxyTestCase(SynchronousTestCase):
+    """Fixture: a topicsvc and a unit; a subclass puts a proxy in front of both."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.key = make_key()
+        write_key(self.directory / "key", self.key)
+        self.authority = Authority(self.directory)
+        self.context = self.authority.client_context()
+        self.key_pem, self.cert_pem = self.authority.issue("unit1.example", "*.unit1.example")
+        self.unit = Unit()
+        self.addCleanup(self.unit.stop)
+        self.port = free_port()
+
+    def start(self, number: int, endpoint: str, port: int, admin: int) -> Service:
+        file = self.directory / f"topicsvc{number}.toml"
+        file.write_text(
+            f"""
+            listen = ["{endpoint}tcp:{port}:interface=127.0.0.1"]
+            admin = "tcp:{admin}:interface=127.0.0.1"
+            unit_url = "https://unit1.example/"
+            [session]
+            ping_interval = {PING}
+            [validator]
+            kind = "local"
+            key_file = "{self.directory / "key"}"
+            [limits]
+            trusted_proxies = ["127.0.0.1"]
+            [stop]
+            drain = 0
+            """
+        )
+        service = Service("--config", str(file), directory=self.directory)
+        self.addCleanup(service.stop)
+        return service
+
+    def run_proxy(self, *command: str) -> Process:
+        proxy = Process(command)
+        self.addCleanup(proxy.stop)
+        deadline = time.monotonic() + 20
+        while not listens(self.port):
+            self.assertIsNone(proxy.child.poll(), proxy.text)
+            self.assertLess(time.monotonic(), deadline, proxy.text)
+            time.sleep(0.05)
+        return proxy
+
+    def substituted(self, example: str, *pairs: tuple[str, str]) -> str:
+        """The example with ports and paths of this test."""
+        text = (EXAMPLES / example).read_text("utf-8")
+        for before, after in pairs:
+            self.assertIn(before, text)
+            text = text.replace(before, after)
+        return text
+
+    def token(self) -> str:
+        return sign_token(self.key, "https://cell2.unit1.example/#me", [TOPIC],
+                          ["receive", "send"], 2**31)  # fmt: skip
+
+    def join(self, host: str, prefix: str) -> Client:
+        client = Client(self.port, host, prefix + WEBSOCKET_PATH, self.context, SOURCE)
+        self.addCleanup(client.close)
+        client.send(json.dumps({"AccessToken": self.token()}))
+        self.assertEqual(json.loads(client.recv())["Result"], "Success")
+        return client
+
+    def request(self, method: str, host: str, path: str, body: bytes = b"") -> tuple[int, str]:
+        """Status and body of the answer."""
+        raw = socket.create_connection(("127.0.0.1", self.port), 10, (SOURCE, 0))
+        with self.context.wrap_socket(raw, server_hostname=host) as stream:
+            head = (
+                f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
+                f"Authorization: Bearer {self.token()}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            stream.sendall(head.encode() + body)
+            answer = http.client.HTTPResponse(stream)
+            answer.begin()
+            return answer.status, answer.read().decode()
+
+    def assert_both_forms(self) -> None:
+        for host, prefix in FORMS:
+            client = self.join(host, prefix)
+            status, _ = self.request("POST", host, prefix + SEND_PATH, b'{"by":"POST"}')
+            self.assertEqual(status, 200)
+            self.assertEqual(json.loads(client.recv())["Body"], {"by": "POST"})
+
+    def assert_the_unit_is_behind_the_rest(self) -> None:
+        for method, path in (("GET", "/cell1/"), ("GET", SEND_PATH), ("OPTIONS", SEND_PATH)):
+            status, body = self.request(method, "unit1.example", path)
+            self.assertEqual((status, body), (200, f"the unit: unit1.example{path}"))
+
+    def assert_outlives(self, client: Client, seconds: float) -> None:
+        """A session on which nothing is sent but pings."""
+        client.wait(seconds)
+        status, _ = self.request("POST", "cell1.unit1.example", SEND_PATH, b'"later"')
+        self.assertEqual(status, 200)
+        self.assertEqual(json.loads(client.recv())["Body"], "later")
+
+
+class NginxTests(ProxyTestCase):
+    def setUp(self) -> None:
+        need(shutil.which("nginx"), "nginx (tests/integration/install.sh)")
+        super().setUp()
+        behind = free_port()
+        self.service = self.start(1, "", behind, free_port())
+        site = self.substituted(
+            "nginx/topicsvc.conf",
+            ("443 ssl", f"127.0.0.1:{self.port} ssl"),
+            ("127.0.0.1:8081", f"127.0.0.1:{behind}"),
+            ("127.0.0.1:8080", f"127.0.0.1:{self.unit.server_port}"),
+            ("/etc/topicsvc/tls/fullchain.pem", str(self.cert_pem)),
+            ("/etc/topicsvc/tls/privkey.pem", str(self.key_pem)),
+            # Above the ping interval of this test, as the example's is above the default.
+            ("150s", "2500ms"),
+        )
+        (self.directory / "site.conf").write_text(site)
+        (self.directory / "nginx.conf").write_text(
+            f"""
+            daemon off; worker_processes 1; pid {self.directory}/nginx.pid;
+            error_log stderr warn;
+            events {{ worker_connections 200; }}
+            http {{
+                access_log off;
+                client_body_temp_path {self.directory}/body;
+                proxy_temp_path {self.directory}/proxy;
+                fastcgi_temp_path {self.directory}/fastcgi;
+                uwsgi_temp_path {self.directory}/uwsgi;
+                scgi_temp_path {self.directory}/scgi;
+                include {self.directory}/site.conf;
+            }}
+            """
+        )
+        self.run_proxy("nginx", "-c", f"{self.directory}/nginx.conf", "-p", str(self.directory))
+
+    def test_both_forms_and_the_unit_behind_the_rest(self) -> None:
+        self.assert_both_forms()
+        self.assert_the_unit_is_behind_the_rest()
+        self.assertRegex(self.service.text, rf"{re.escape(SOURCE)}\b.*/cell1/box1/col/topic/name")
+
+    def test_a_session_outlives_pings_and_the_proxy_s_patience(self) -> None:
+        self.assert_outlives(self.join(*FORMS[0]), 4 * PING)
+
+    def test_the_example_s_patience_is_longer_than_two_pings(self) -> None:
+        text = (EXAMPLES / "nginx/topicsvc.conf").read_text()
+        for seconds in re.findall(r"proxy_(?:read|send)_timeout (\d+)s;", text):
+            self.assertGreater(int(seconds), 120)
+
+
+class HAProxyTests(ProxyTestCase):
+    def setUp(self) -> None:
+        need(shutil.which("haproxy"), "haproxy (tests/integration/install.sh)")
+        super().setUp()
+        ports = [free_port() for _ in range(2)]
+        admins = [free_port() for _ in range(2)]
+        self.services = [
+            self.start(number, "haproxy:", ports[number], admins[number]) for number in range(2)
+        ]
+        both = self.directory / "both.pem"
+        both.write_bytes(self.cert_pem.read_bytes() + self.key_pem.read_bytes())
+        self.file = self.directory / "haproxy.cfg"
+        self.file.write_text(
+            self.substituted(
+                "haproxy/haproxy.cfg",
+                (":443 ssl", f"127.0.0.1:{self.port} ssl"),
+                ("127.0.0.1:8081", f"127.0.0.1:{ports[0]}"),
+                ("127.0.0.1:8082", f"127.0.0.1:{ports[1]}"),
+                ("port 9091", f"port {admins[0]}"),
+                ("port 9092", f"port {admins[1]}"),
+                ("127.0.0.1:8080", f"127.0.0.1:{self.unit.server_port}"),
+                ("/etc/topicsvc/tls/both.pem", str(both)),
+                ("maxconn 40000", "maxconn 100"),
+                ("150s", "2500ms"),
+            )
+        )
+
+    def test_both_forms_and_the_unit_behind_the_rest(self) -> None:
+        # Two processes with a broker of their own each would not see each other's data.
+        self.services[1].stop()
+        self.run_proxy("haproxy", "-db", "-f", str(self.file))
+        self.assert_both_forms()
+        self.assert_the_unit_is_behind_the_rest()
+        self.assert_outlives(self.join(*FORMS[0]), 4 * PING)
+        address = re.escape(SOURCE)
+        self.assertRegex(self.services[0].text, rf"{address}:\d+ .*/cell1/box1/col/topic/name")
+        self.assertNotRegex(self.services[0].text, r" 127\.0\.0\.1:\d+ ")
+
+    def test_one_that_stops_gets_nobody_new(self) -> None:
+        self.run_proxy("haproxy", "-db", "-f", str(self.file))
+        before = [self.join(*FORMS[0]) for _ in range(4)]
+        self.assertEqual(len(before), 4)
+        self.services[0].stop()
+        for _ in range(4):
+            self.join(*FORMS[1])

@@ -1,0 +1,190 @@
+"""SIGHUP to a whole process: certificates, settings, and files that are wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+
+from cryptography import x509
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.integration.certificates import Authority
+from tests.integration.process import Service
+from tests.integration.test_end_to_end import LOOPBACK, WEBSOCKET_PATH, EndToEndTestCase
+from topicsvc.validators.local import make_key, write_key
+
+HOST = "cell1.unit1.example"
+NAMES = ("unit1.example", "*.unit1.example")
+
+
+class ReloadTestCase(EndToEndTestCase):
+    def reload(self, service: Service, pattern: str) -> str:
+        """Send SIGHUP, wait until the log matches `pattern`; return what it says since."""
+        before = len(service.output)
+        service.child.send_signal(signal.SIGHUP)
+        service.wait_for(pattern, after=before)
+        return "".join(service.output[before:])
+
+
+class CertificateTests(ReloadTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.authority = Authority(self.directory)
+        self.key_pem, self.cert_pem = self.authority.issue(*NAMES)
+        self.pems = self.directory / "pems"
+        self.pems.mkdir()
+        self.bundle()
+        self.service = self.start(
+            "--config",
+            str(
+                self.configure(
+                    f"ssl:0:privateKey={self.key_pem}:certKey={self.cert_pem}:interface=127.0.0.1",
+                    f"tls:{self.pems}:port=0:interface=127.0.0.1",
+                )
+            ),
+        )
+        self.context = self.authority.client_context()
+
+    def bundle(self) -> None:
+        (self.pems / "unit.pem").write_bytes(self.key_pem.read_bytes() + self.cert_pem.read_bytes())
+
+    def renew(self) -> int:
+        """Replace the certificate on disk; its serial number."""
+        self.authority.issue(*NAMES)
+        self.bundle()
+        return x509.load_pem_x509_certificate(self.cert_pem.read_bytes()).serial_number
+
+    def serials(self) -> list[int]:
+        """What new clients of both ports see."""
+        serials = []
+        for port in self.service.ports:
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+                self.context.wrap_socket(raw, server_hostname=HOST) as stream,
+            ):
+                shown = stream.getpeercert(binary_form=True)
+            serials.append(x509.load_der_x509_certificate(shown).serial_number)
+        return serials
+
+    def test_new_clients_see_the_new_one_and_old_sessions_go_on(self) -> None:
+        before = self.serials()
+        old = [
+            self.connect(port, HOST, WEBSOCKET_PATH, self.context) for port in self.service.ports
+        ]
+        for client in old:
+            self.present(client, self.token())
+        serial = self.renew()
+        self.assertEqual(self.serials(), before, "not before SIGHUP")
+        told = self.reload(self.service, "reloaded: ")
+        self.assertEqual(told.count(f"(serial {serial:x}, until "), 2, told)
+        self.assertEqual(self.serials(), [serial, serial])
+        self.assertNotIn(serial, before)
+        port = self.service.ports[0]
+        self.assertEqual(
+            self.send(port, HOST, "/box1/col/topic/name", b"1", "POST", self.context), 200
+        )
+        for client in old:
+            self.assertEqual(json.loads(client.recv())["Body"], 1)
+        new = self.connect(port, HOST, WEBSOCKET_PATH, self.context)
+        self.present(new, self.token())
+        self.assertNotIn("PRIVATE", self.service.text)
+
+    def test_a_broken_file_changes_nothing(self) -> None:
+        before = self.serials()
+        self.renew()
+        (self.pems / "unit.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense")
+        told = self.reload(self.service, "not reloaded")
+        self.assertIn("not reloaded, the old settings hold: listen: 'tls:", told)
+        self.assertEqual(self.serials(), before, "of the good file neither")
+        self.bundle()
+        self.authority.issue(*NAMES, name="other")
+        self.key_pem.write_bytes((self.directory / "other-key.pem").read_bytes())
+        told = self.reload(self.service, "not reloaded")
+        self.assertIn("do not match", told)
+        self.assertEqual(self.serials(), before)
+        serial = self.renew()
+        self.reload(self.service, "reloaded: ")
+        self.assertEqual(self.serials(), [serial, serial], "mended, it is taken")
+
+
+class SettingsTests(ReloadTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.file = self.configure(LOOPBACK)
+        self.service = self.start("--config", str(self.file))
+        [self.port] = self.service.ports
+
+    def change(self, before: str, after: str) -> None:
+        text = self.file.read_text()
+        self.assertIn(before, text)
+        self.file.write_text(text.replace(before, after))
+
+    def is_welcome(self, token: str) -> bool:
+        client = self.connect(self.port, HOST, WEBSOCKET_PATH)
+        client.send(json.dumps({"AccessToken": token}))
+        return json.loads(client.recv())["Result"] == "Success"
+
+    def test_another_key_and_other_sessions_settings(self) -> None:
+        session = self.connect(self.port, HOST, WEBSOCKET_PATH)
+        self.present(session, self.token())
+        old_token = self.token()
+        self.key, key_file = make_key(), self.directory / "key2"
+        write_key(key_file, self.key)
+        self.change(str(self.key_file), str(key_file))
+        self.change(
+            "[validator]",
+            "[session]\nmax_message = 2000\n[send]\nmax_body = 10\n[validator]",
+        )
+        told = self.reload(self.service, "reloaded: ")
+        self.assertIn("reloaded: [send], [session], [validator]\n", told)
+        self.assertTrue(self.is_welcome(self.token()))
+        self.assertFalse(self.is_welcome(old_token))
+        client = self.connect(self.port, HOST, WEBSOCKET_PATH)
+        client.send("x" * 3000)
+        self.assertEqual(self.assertRaises(ConnectionClosed, client.recv).rcvd.code, 1009)
+        self.assertEqual(self.send(self.port, HOST, "/box1/col/topic/name", b"1" * 20), 413)
+        self.assertEqual(self.send(self.port, HOST, "/box1/col/topic/name", b"1"), 200)
+        self.assertEqual(json.loads(session.recv())["Body"], 1, "the old session goes on")
+        self.change("max_body = 10", "enabled = false")
+        self.reload(self.service, r"reloaded: \[send\]")
+        self.assertNotEqual(self.send(self.port, HOST, "/box1/col/topic/name", b"1"), 200)
+
+    def test_limits(self) -> None:
+        session = self.connect(self.port, HOST, WEBSOCKET_PATH)
+        self.present(session, self.token())
+        self.change("[validator]", "[limits]\nper_address = 1\n[validator]")
+        self.assertIn("reloaded: [limits]\n", self.reload(self.service, "reloaded: "))
+        refused = self.assertRaises(InvalidStatus, self.connect, self.port, HOST, WEBSOCKET_PATH)
+        self.assertEqual(refused.response.status_code, 503)
+        self.present(session, self.token())
+
+    def test_a_wrong_file_leaves_the_old_settings_and_says_all_that_is_wrong(self) -> None:
+        self.change("[validator]", "[session]\nmax_message = 2000\nping_limit = 0\n[validator]")
+        self.change(str(self.key_file), "nowhere")
+        told = self.reload(self.service, "key_file")
+        self.assertIn("not reloaded, the old settings hold: session.ping_limit: 0 is not", told)
+        self.assertIn("not reloaded, the old settings hold: validator.key_file: nowhere: ", told)
+        self.assertTrue(self.is_welcome(self.token()))
+        client = self.connect(self.port, HOST, WEBSOCKET_PATH)
+        client.send("x" * 3000)
+        self.assertEqual(json.loads(client.recv())["Reason"], "Invalid message")
+        self.file.write_text("not TOML")
+        self.reload(self.service, "not reloaded, the old settings hold: not TOML")
+        self.file.unlink()
+        self.reload(self.service, "not reloaded, the old settings hold: .*No such file")
+        self.assertTrue(self.is_welcome(self.token()))
+
+    def test_what_cannot_change_is_said(self) -> None:
+        self.change("unit1.example", "unit2.example")
+        self.change("drain = 0", "drain = 0.5")
+        told = self.reload(self.service, "reloaded: ")
+        self.assertIn("unit_url, hosts or validator.cell_urls: needs a restart", told)
+        self.assertIn("reloaded: [stop]\n", told)
+        self.assertTrue(self.is_welcome(self.token()))
+
+
+class DemoTests(ReloadTestCase):
+    def test_a_demo_keeps_its_key(self) -> None:
+        service = self.start("--demo", "--listen", LOOPBACK)
+        self.reload(service, "reloaded: nothing has changed")

@@ -1,0 +1,341 @@
+"""Stopping whole processes: two thousand sessions at once, and one process after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+
+from tests.integration.activemq_server import ActiveMQ, Shared, need_activemq
+from tests.integration.processes import Program, until
+from tests.integration.topicsvc_process import Subscriber, Topicsvc, Unit
+from topicsvc.address import TopicAddress
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "stop")
+DRAIN = 4.0
+SESSIONS = 2000
+AT_ONCE = 50
+CLOSE_TIMEOUT = 5.0
+MARGIN = 8.0
+
+_log = Logger()
+shared = Shared(ActiveMQ)
+
+
+def figure(what: str, **figures: object) -> None:
+    _log.info("FIGURE {what}: {figures}", what=what, figures=figures)
+
+
+class Stalls:
+    """How long the machine has kept this process from looking, at most: what came then came late.
+
+    Attributes:
+        longest: seconds.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._looked_at = reactor.seconds()
+        self._looking = LoopingCall(self._look)
+        self._looking.start(0.05)
+
+    def stop(self) -> None:
+        if self._looking.running:
+            self._looking.stop()
+
+    def _look(self) -> None:
+        now = reactor.seconds()
+        self.longest = max(self.longest, now - self._looked_at - 0.05)
+        self._looked_at = now
+
+
+class Leaver(Subscriber):
+    """Remembers when it was told to go."""
+
+    closed_at = 0.0
+
+    def _frame(self, opcode: int, payload: bytes) -> None:
+        if opcode == 8:
+            self.closed_at = reactor.seconds()
+        super()._frame(opcode, payload)
+
+
+class StopTestCase(TestCase):
+    timeout = 120
+    broker = 'kind = "memory"'
+
+    def setUp(self) -> Any:
+        directory = tempfile.TemporaryDirectory(prefix="topicsvc-stop-")
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.unit = Unit(self.directory, self.broker)
+
+    def topicsvc(self, drain: float) -> Topicsvc:
+        service = Topicsvc(self.unit, drain)
+        self.addCleanup(service.program.kill)
+        return service
+
+
+class ManySessionsTests(StopTestCase):
+    @inlineCallbacks
+    def test_two_thousand_sessions_are_told_over_the_window(self) -> Any:
+        service = self.topicsvc(DRAIN)
+        yield service.start()
+        leavers: list[Leaver] = []
+        for _ in range(SESSIONS // AT_ONCE):
+            batch = [service.join(TOPIC, Leaver()) for _ in range(AT_ONCE)]
+            leavers += yield gatherResults(batch)
+        stalls = Stalls()
+        self.addCleanup(stalls.stop)
+        began = reactor.seconds()
+        service.program.signal(signal.SIGTERM)
+        yield until(lambda: not service.parts["staying"], "it says that it stops", 2)
+        refused = yield deferToThread(self.is_refused, service.port)
+        yield gatherResults([leaver.gone for leaver in leavers])
+        yield until(lambda: not service.program.runs, "the process is gone", 15)
+        took = reactor.seconds() - began
+        moments = sorted(leaver.closed_at - began for leaver in leavers)
+        fullest = most_within(moments, 0.5)
+        figure(
+            "2,000 sessions",
+            stall=stalls.longest,
+            first=moments[0],
+            last=moments[-1],
+            half_second=fullest,
+            end=took,
+        )
+        self.assertEqual({leaver.close_code for leaver in leavers}, {1001})
+        self.assertTrue(refused, "no new connections")
+        self.assertLess(took, DRAIN + CLOSE_TIMEOUT + MARGIN)
+        # Evenly: no half second takes much more than its eighth, and all of them take part.
+        self.assertLess(fullest, 2 * SESSIONS * (0.5 + stalls.longest) / DRAIN)
+        room = 0.2 + stalls.longest / DRAIN
+        for tenth in range(1, 10):
+            share = sum(moment < DRAIN * tenth / 10 for moment in moments) / SESSIONS
+            self.assertTrue(tenth / 10 - room < share < tenth / 10 + room, (tenth, share))
+
+    def is_refused(self, port: int) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def most_within(moments: list[float], seconds: float) -> int:
+    """Most of `moments`, which are sorted, that lie within so many seconds."""
+    most = first = 0
+    for last, moment in enumerate(moments):
+        while moments[first] < moment - seconds:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+class LastMessage:
+    """For every broker: what a sender was told is taken reaches the sessions of this process."""
+
+    @inlineCallbacks
+    def test_what_was_answered_200_arrives_before_the_close(self) -> Any:
+        service = self.topicsvc(0)
+        yield service.start()
+        members = yield gatherResults([service.join(TOPIC) for _ in range(20)])
+        status = yield deferToThread(service.send, TOPIC.send_path, b'"last"')
+        service.program.signal(signal.SIGTERM)
+        self.assertEqual(status, 200)
+        yield gatherResults([member.gone for member in members])
+        for member in members:
+            self.assertEqual([json.loads(each)["Body"] for each in member.messages], ["last"])
+            self.assertEqual(member.close_code, 1001)
+        yield until(lambda: not service.program.runs, "the process is gone", 10)
+
+
+class MemoryTests(LastMessage, StopTestCase): ...
+
+
+class SignalTests(StopTestCase):
+    @inlineCallbacks
+    def test_a_second_signal_ends_it_at_once(self) -> Any:
+        service = self.topicsvc(60)
+        yield service.start()
+        yield gatherResults([service.join(TOPIC) for _ in range(20)])
+        service.program.signal(signal.SIGTERM)
+        yield until(lambda: not service.parts["staying"], "it says that it stops", 5)
+        service.program.signal(signal.SIGTERM)
+        took = yield until(lambda: not service.program.runs, "the process is gone", 5)
+        figure("a second signal", seconds=took)
+        self.assertIn("stopping at once: a second signal", service.program.log)
+        self.assertNotIn("Traceback", service.program.log)
+
+    @inlineCallbacks
+    def test_systemd_is_told(self) -> Any:
+        systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(systemd.close)
+        systemd.bind(str(self.directory / "notify"))
+        systemd.setblocking(False)
+        service = self.topicsvc(0)
+        service.program.environment |= {
+            "NOTIFY_SOCKET": str(self.directory / "notify"),
+            "WATCHDOG_USEC": "400000",
+        }
+        told: list[str] = []
+
+        def hears(words: str) -> bool:
+            try:
+                while True:
+                    told.append(systemd.recv(1000).decode())
+            except BlockingIOError:
+                return any(words in each for each in told)
+
+        yield service.start()
+        yield until(lambda: hears("READY=1"), "ready", 10)
+        yield until(lambda: hears("WATCHDOG=1"), "the watchdog is fed", 10)
+        told.clear()
+        service.program.pause()
+        hears("")
+        told.clear()
+        yield deferLater(reactor, 1)
+        self.assertFalse(hears("WATCHDOG=1"), "a loop that stands still feeds nobody")
+        service.program.resume()
+        yield until(lambda: hears("WATCHDOG=1"), "fed again", 10)
+        service.program.signal(signal.SIGHUP)
+        yield until(lambda: hears("RELOADING=1\nMONOTONIC_USEC="), "reloading", 10)
+        yield until(lambda: hears("READY=1"), "and ready again", 10)
+        service.program.signal(signal.SIGTERM)
+        yield until(lambda: hears("STOPPING=1\nEXTEND_TIMEOUT_USEC="), "stopping", 10)
+        yield until(lambda: not service.program.runs, "the process is gone", 10)
+
+
+class Instance(Topicsvc):
+    """One of several processes on one socket that systemd would have opened."""
+
+    def __init__(self, unit: Unit, drain: float, shared_socket: socket.socket) -> None:
+        super().__init__(unit, drain, "systemd:domain=INET:index=0")
+        self.port = shared_socket.getsockname()[1]
+        # systemd passes descriptor 3, to the process that it names.
+        number = shared_socket.fileno()
+        command = 'exec 3<&"$0"; exec env LISTEN_FDS=1 LISTEN_FDNAMES=x LISTEN_PID=$$ "$@"'
+        self.program = Program(
+            ["/bin/bash", "-c", command, str(number), *self.program.command],
+            unit.directory / f"instance-{self.admin}.log",
+            {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            unit.directory,
+            pass_fds=[number],
+        )
+
+
+class Returner:
+    """A client that comes back at once, whenever it is sent away."""
+
+    def __init__(self, port: Topicsvc) -> None:
+        self._port = port
+        self.returns: list[float] = []
+        self.failures = 0
+        self.messages = 0
+        self.session: Subscriber | None = None
+        self._is_done = False
+
+    def begin(self) -> Deferred[Any]:
+        return self._port.join(TOPIC).addCallback(self._joined)
+
+    def leave(self) -> Deferred[Any]:
+        self._is_done = True
+        return self.session.leave()
+
+    @property
+    def latest(self) -> int:
+        """The number of the latest message in this session."""
+        if self.session is None or not self.session.messages:
+            return -1
+        return json.loads(self.session.messages[-1])["Body"]
+
+    def _joined(self, session: Subscriber) -> None:
+        self.session = session
+        session.gone.addCallback(lambda _: self._come_back())
+
+    def _come_back(self) -> None:
+        if self._is_done:
+            return
+        self.messages += len(self.session.messages)
+        self.session = None
+        self.returns.append(reactor.seconds())
+        self._port.join(TOPIC).addCallbacks(self._joined, self._failed)
+
+    def _failed(self, _: Failure) -> None:
+        self.failures += 1
+        reactor.callLater(0.2, self._try_again)
+
+    def _try_again(self) -> None:
+        if not self._is_done:
+            self._port.join(TOPIC).addCallbacks(self._joined, self._failed)
+
+
+class ActiveMQTests(LastMessage, StopTestCase):
+    CLIENTS = 200
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        need_activemq()
+        server = yield shared.get()
+        self.broker = f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{server.stomp}"'
+        super().setUp()
+
+    @inlineCallbacks
+    def test_two_processes_on_one_port_under_a_steady_stream(self) -> Any:
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1000)
+        self.addCleanup(listening.close)
+        instances = [Instance(self.unit, DRAIN, listening) for _ in range(2)]
+        for instance in instances:
+            self.addCleanup(instance.program.kill)
+        yield gatherResults([instance.start() for instance in instances])
+        clients = [Returner(instances[0]) for _ in range(self.CLIENTS)]
+        for at in range(0, self.CLIENTS, AT_ONCE):
+            yield gatherResults([client.begin() for client in clients[at : at + AT_ONCE]])
+        statuses: list[int] = []
+
+        def send() -> Deferred[None]:
+            sent = deferToThread(instances[0].send, TOPIC.send_path, b"%d" % len(statuses))
+            return sent.addCallbacks(statuses.append, lambda _: statuses.append(0))
+
+        stalls = Stalls()
+        self.addCleanup(stalls.stop)
+        stream = LoopingCall(send)
+        streaming = stream.start(0.02)
+        for instance in instances:
+            instance.program.signal(signal.SIGTERM)
+            yield until(lambda i=instance: not i.program.runs, "it is gone", 20)
+            yield instance.start()
+        yield until(lambda: all(client.session for client in clients), "all are back", 10)
+        sent = len(statuses)
+        yield until(lambda: all(client.latest > sent for client in clients), "all receive", 10)
+        stream.stop()
+        yield streaming
+        moments = sorted(moment for client in clients for moment in client.returns)
+        figure(
+            "a rolling restart",
+            returns=len(moments),
+            most_in_a_second=most_within(moments, 1),
+            failures=sum(client.failures for client in clients),
+            stall=stalls.longest,
+            sends=len(statuses),
+            not_taken=sum(status != 200 for status in statuses),
+        )
+        for client in clients:
+            client.leave()
+        yield gatherResults([client.session.gone for client in clients])
+        # Who was on the first went to the second, and from there all went to the first.
+        self.assertGreaterEqual(len(moments), self.CLIENTS)
+        most = 1.5 * self.CLIENTS / DRAIN * (1 + stalls.longest)
+        self.assertLessEqual(most_within(moments, 1), most)
+        self.assertGreater(sum(status == 200 for status in statuses), 0.95 * len(statuses))

@@ -1,0 +1,50 @@
+"""Signals reach the reactor, and handlers go as they came."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.signals import Signals
+
+
+class FakeReactor:
+    """Keeps what it is to call."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def callFromThread(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+
+class SignalsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.signals = Signals(self.reactor)
+        self.addCleanup(self.signals.restore)
+
+    def action(self) -> None: ...
+
+    def test_a_signal_is_left_to_the_loop(self) -> None:
+        self.signals.take(signal.SIGHUP, self.action)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        self.assertEqual(self.reactor.calls, [self.action, self.action])
+
+    def test_of_a_signal_that_is_taken_once_the_next_kills(self) -> None:
+        self.signals.take_once(signal.SIGUSR2, self.action)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        self.assertEqual(self.reactor.calls, [self.action])
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), signal.SIG_DFL)
+
+    def test_what_was_there_before_is_put_back(self) -> None:
+        before = signal.getsignal(signal.SIGHUP)
+        self.signals.take(signal.SIGHUP, self.action)
+        self.signals.take(signal.SIGHUP, self.action)
+        self.assertNotEqual(signal.getsignal(signal.SIGHUP), before)
+        self.signals.restore()
+        self.assertEqual(signal.getsignal(signal.SIGHUP), before)

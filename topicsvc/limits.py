@@ -1,0 +1,236 @@
+"""Application: how much of everything there may be, in all and for each address.
+
+Adapters ask before they give, and say what a stranger gets who is refused; docs/security.md
+explains each bound. Each refusal is counted under the name of the setting that made it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from topicsvc.pace import paced
+from topicsvc.peers import Network
+from topicsvc.visits import Visit
+
+__all__ = ["COUNTED", "COURTESY", "MAX_ADDRESSES", "RESERVE", "LimitSettings", "Limits"]
+
+RESERVE = 256
+"""File descriptors that are not for clients: those of the broker, of validators, of logs."""
+
+COURTESY = 64
+"""Connections over a bound that are still told so, at once and a second: out of the reserve."""
+
+MAX_ADDRESSES = 10_000
+"""Addresses whose failed tokens are remembered: 2 MB or so. The oldest make room."""
+
+MINUTE = 60.0
+
+COUNTED = (
+    "connections",
+    "per_address",
+    "waiting",
+    "waiting_per_address",
+    "accepts_per_second",
+    "failed_tokens_per_minute",
+    "messages_per_minute",
+    "frames_per_message",
+    "queued_bytes",
+    "allowed_origins",
+)
+"""The settings whose refusals are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What an operator may set about bounds; see docs/configuration.md. 0: no bound.
+
+    Attributes:
+        connections: in all; 0: what the process may open as files, less `RESERVE`.
+        per_address: connections.
+        waiting: connections that have not shown a live token.
+        waiting_per_address: the same, of one address.
+        accepts_per_second: new connections.
+        failed_tokens_per_minute: of one address, whatever the topic.
+        messages_per_minute: of one session; its pings are counted apart, up to the same number.
+        frames_per_message: that a client's message may be cut into.
+        queued_bytes: for all slow readers together.
+        trusted_proxies: whose forwarded headers are believed.
+        allowed_origins: of pages that may connect, as `topicsvc.origin` writes them; empty: any.
+    """
+
+    connections: int = 0
+    per_address: int = 0
+    waiting: int = 1000
+    waiting_per_address: int = 100
+    accepts_per_second: int = 0
+    failed_tokens_per_minute: int = 30
+    messages_per_minute: int = 60
+    frames_per_message: int = 128
+    queued_bytes: int = 268435456
+    trusted_proxies: tuple[Network, ...] = ()
+    allowed_origins: frozenset[str] = frozenset()
+
+
+class Limits:
+    """Counts what there is, and says when there is enough.
+
+    Args:
+        clock: tells and keeps the time.
+        settings: the bounds.
+        files: how many files the process may have open; None: any number.
+
+    Attributes:
+        settings: the bounds; others may take their place at any time, and hold from then on.
+        hits: how often each bound has refused something, by the name of its setting.
+        connections: who is in.
+        waiting: those of them that have not shown a live token.
+        turned_away: connections that are over a bound and are being told so.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        settings: LimitSettings | None = None,
+        files: int | None = None,
+    ) -> None:
+        self.settings = settings or LimitSettings()
+        self.hits: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self._clock = clock
+        self._files = files
+        self.connections = _Room()
+        self.waiting = _Room()
+        self.turned_away = 0
+        self._accepts_whole_at = 0.0
+        self._courtesy_whole_at = 0.0
+        self._told_at: dict[str, float] = {}
+        self._failed: dict[str, _Failures] = {}
+
+    def arrive(self, host: str | None) -> Visit:
+        """A connection was accepted; what is returned stands for it until it leaves.
+
+        Whoever serves it looks at `Visit.refused_by` and `Visit.is_dropped`.
+
+        Args:
+            host: its address; None: not known yet, or none that it could be counted by.
+        """
+        now = self._clock.seconds()
+        visit = Visit(self)
+        if self.settings.accepts_per_second:
+            whole_at = paced(self._accepts_whole_at, now, self.settings.accepts_per_second, 1)
+            if whole_at is None:
+                visit.refuse("accepts_per_second")
+            else:
+                self._accepts_whole_at = whole_at
+        if visit.refused_by is None:
+            visit.enter(host)
+        if visit.refused_by is None:
+            return visit
+        whole_at = paced(self._courtesy_whole_at, now, COURTESY, 1)
+        if self.turned_away >= COURTESY or whole_at is None:
+            visit.is_dropped = True
+        else:
+            self._courtesy_whole_at = whole_at
+            self.turned_away += 1
+        return visit
+
+    @property
+    def most_connections(self) -> int:
+        """How many there may be in all; 0: any number."""
+        if self.settings.connections or self._files is None:
+            return self.settings.connections
+        return max(self._files - RESERVE, self._files // 2)
+
+    def hit(self, name: str) -> None:
+        """A bound has refused something: count it, and tell the log now and then."""
+        self.hits[name] += 1
+        now = self._clock.seconds()
+        if abs(now - self._told_at.get(name, 0.0)) >= MINUTE:
+            self._told_at[name] = now
+            self._log.warn(
+                "{setting} refuses, {count} times so far (docs/security.md)",
+                setting=f"limits.{name}",
+                count=self.hits[name],
+            )
+
+    def failed(self, address: str) -> None:
+        """A token that somebody at `address` has shown is no good."""
+        failures = self._failures(address)
+        if failures is None:
+            if len(self._failed) >= MAX_ADDRESSES:
+                del self._failed[next(iter(self._failed))]
+            failures = self._failed[address] = _Failures(self._clock.seconds())
+        failures.count += 1
+
+    def barred_for(self, address: str | None) -> float:
+        """Seconds for which no token from `address` is looked at; 0: they are."""
+        most = self.settings.failed_tokens_per_minute
+        failures = None if address is None or not most else self._failures(address)
+        if failures is None or failures.count < most:
+            return 0
+        return failures.since + MINUTE - self._clock.seconds()
+
+    def _failures(self, address: str) -> _Failures | None:
+        """Those of `address` in its minute; all whose minute is over are forgotten."""
+        now = self._clock.seconds()
+        while self._failed:
+            # They stand in the order of their beginnings.
+            oldest, failures = next(iter(self._failed.items()))
+            if 0 <= now - failures.since < MINUTE:
+                break
+            del self._failed[oldest]
+        return self._failed.get(address)
+
+    def paced(self, whole_at: float) -> float | None:
+        """One more message of a session whose allowance is whole at that time; see `pace`."""
+        most = self.settings.messages_per_minute
+        if not most:
+            return 0.0
+        whole_at_then = paced(whole_at, self._clock.seconds(), most, MINUTE)
+        if whole_at_then is None:
+            self.hit("messages_per_minute")
+        return whole_at_then
+
+    def is_over(self, expires_at: float) -> bool:
+        """Whether that time has come."""
+        return expires_at <= self._clock.seconds()
+
+
+@dataclass(slots=True)
+class _Failures:
+    """Tokens of an address that were no good, in the minute that began with the first."""
+
+    since: float
+    count: int = 0
+
+
+class _Room:
+    """How many are in, in all and of each address."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._of: dict[str, int] = {}
+
+    def is_full(self, address: str | None, most: int) -> bool:
+        return bool(most) and address is not None and self._of.get(address, 0) >= most
+
+    def enter(self, address: str | None) -> None:
+        self.total += 1
+        if address is not None:
+            self._of[address] = self._of.get(address, 0) + 1
+
+    def leave(self, address: str | None) -> None:
+        self.total -= 1
+        if address is not None:
+            self._of[address] -= 1
+            if not self._of[address]:
+                del self._of[address]
+
+    def move(self, old: str | None, new: str | None) -> None:
+        self.leave(old)
+        self.enter(new)

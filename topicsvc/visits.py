@@ -1,0 +1,183 @@
+"""Application: one connection of a stranger, and what it may do within the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.python.failure import Failure
+
+from topicsvc.address import TopicAddress
+from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
+from topicsvc.origin import parse_origin
+from topicsvc.peers import counted_as
+from topicsvc.ports import Grant, TokenValidator
+
+if TYPE_CHECKING:
+    from topicsvc.limits import Limits
+
+__all__ = ["Visit"]
+
+
+class Visit:
+    """One connection, as far as it counts.
+
+    Attributes:
+        peer: who it is, for the log.
+        address: what it is counted by; None: nothing.
+        refused_by: the setting whose bound it is over; None: it may stay.
+        is_dropped: too many are refused even to be told so: close it at once.
+    """
+
+    __slots__ = (
+        "_controls",
+        "_host",
+        "_is_in",
+        "_limits",
+        "_messages",
+        "_waits",
+        "address",
+        "is_dropped",
+        "peer",
+        "refused_by",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self.peer = ""
+        self.address: str | None = None
+        self.refused_by: str | None = None
+        self.is_dropped = False
+        self._limits = limits
+        self._host: str | None = None
+        self._is_in = False
+        self._waits = False
+        self._messages = 0.0
+        self._controls = 0.0
+
+    def enter(self, host: str | None) -> None:
+        """Count it, if there is room; else see `refused_by`."""
+        limits, settings = self._limits, self._limits.settings
+        most = limits.most_connections
+        if most and limits.connections.total >= most:
+            self.refuse("connections")
+        elif settings.waiting and limits.waiting.total >= settings.waiting:
+            self.refuse("waiting")
+        else:
+            address = None if host is None else counted_as(host)
+            self._look_for_room(address, is_waiting=True)
+            if self.refused_by is None:
+                self._host, self.address = host, address
+                self._is_in = self._waits = True
+                limits.connections.enter(address)
+                limits.waiting.enter(address)
+
+    def comes_from(self, host: str) -> None:
+        """It is known now, or anew, whom this connection serves."""
+        if host == self._host:
+            return
+        self._host = host
+        address = counted_as(host)
+        if self._is_in and address != self.address:
+            self._look_for_room(address, self._waits)
+            self._limits.connections.move(self.address, address)
+            if self._waits:
+                self._limits.waiting.move(self.address, address)
+        self.address = address
+
+    def refuse(self, name: str) -> None:
+        """The bound that `name` sets does not let it stay."""
+        self.refused_by = name
+        self._limits.hit(name)
+
+    def leave(self) -> None:
+        """The connection is gone."""
+        if self._is_in:
+            self._showed_token()
+            self._is_in = False
+            self._limits.connections.leave(self.address)
+        elif not self.is_dropped:
+            self._limits.turned_away -= 1
+
+    def bars(self) -> float:
+        """Seconds for which no token of its address is looked at; 0: they are."""
+        seconds = self._limits.barred_for(self.address)
+        if seconds:
+            self._limits.hit("failed_tokens_per_minute")
+        return seconds
+
+    def judge(self, validator: TokenValidator, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """Ask about a token, unless too many from this address were no good.
+
+        Fails with:
+            TooManyFailedTokens: nobody was asked; else as `TokenValidator.validate`.
+        """
+        seconds = self.bars()
+        if seconds:
+            return fail(TooManyFailedTokens(seconds))
+        asked = maybeDeferred(validator.validate, token, topic)
+        return asked.addCallbacks(self._granted, self._not_granted)
+
+    def takes_message(self) -> bool:
+        """Whether its client may send another message now; asking counts as one."""
+        whole_at = self._limits.paced(self._messages)
+        if whole_at is not None:
+            self._messages = whole_at
+        return whole_at is not None
+
+    def takes_control(self) -> bool:
+        """The same of a ping, or of a pong that nobody asked for."""
+        whole_at = self._limits.paced(self._controls)
+        if whole_at is not None:
+            self._controls = whole_at
+        return whole_at is not None
+
+    def takes_frames(self, count: int) -> bool:
+        """Whether a message may be cut into so many frames."""
+        if count <= self._limits.settings.frames_per_message:
+            return True
+        self._limits.hit("frames_per_message")
+        return False
+
+    def takes_origins(self, values: Sequence[bytes] | None) -> bool:
+        """Whether a page with these ``Origin`` headers may connect; who has none is no browser."""
+        allowed = self._limits.settings.allowed_origins
+        if not allowed or not values:
+            return True
+        try:
+            [value] = values
+            is_allowed = parse_origin(value.decode("ascii")) in allowed
+        except ValueError:  # more than one, or none that could be
+            is_allowed = False
+        if not is_allowed:
+            self._limits.hit("allowed_origins")
+        return is_allowed
+
+    def _look_for_room(self, address: str | None, is_waiting: bool) -> None:
+        limits, settings = self._limits, self._limits.settings
+        if limits.connections.is_full(address, settings.per_address):
+            self.refuse("per_address")
+        elif is_waiting and limits.waiting.is_full(address, settings.waiting_per_address):
+            self.refuse("waiting_per_address")
+
+    def _granted(self, grant: Grant) -> Grant:
+        if self._limits.is_over(grant.expires_at):
+            self._failed()
+        else:
+            self._showed_token()
+        return grant
+
+    def _not_granted(self, failure: Failure) -> Failure:
+        # A live token for a topic that does not exist is no guess at tokens.
+        if failure.check(TokenInactive) and not failure.check(TopicNotFound):
+            self._failed()
+        return failure
+
+    def _failed(self) -> None:
+        if self.address is not None:
+            self._limits.failed(self.address)
+
+    def _showed_token(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._limits.waiting.leave(self.address)

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import topicsvc
 from topicsvc import config, limits, reload, service, websocket
 from topicsvc.backlog import STALL_TIMEOUT
-from topicsvc.cli import trials
+from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
 from topicsvc.errors import ConfigError
 from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, MAX_WAITING_REQUESTS, TRY_AGAIN_LATER
@@ -104,12 +104,12 @@ class OperationTests(SynchronousTestCase):
         for figure in (
             f"at most `stop.drain` + {sum(parts):.0f} seconds: {parts[0]:.0f} for the sends, "
             f"{parts[1]:.0f} for the last close handshake, {parts[2]:.0f} for the rest",
-            f"fewer than {trials.FEW_DAYS} days left",
+            f"fewer than {doors.FEW_DAYS} days left",
             f"more than {trials.WRONG} s apart | more than {trials.SLOW} s apart",
             f"fewer than {trials.FEW_FILES} |",
         ):
             self.assertIn(figure, text)
-        self.assertIn(f"warns {trials.FEW_DAYS} days before", page("docs/deployment.md"))
+        self.assertIn(f"warns {doors.FEW_DAYS} days before", page("docs/deployment.md"))
 
     def test_what_needs_a_restart_is_told(self) -> None:
         [row] = re.findall(

@@ -17,7 +17,15 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 from twisted.web.server import Site
 
-from tests.fake_unit import PASSWORD, USERNAME, FakeUnit, Token, adds_header, answers
+from tests.fake_unit import (
+    PASSWORD,
+    USERNAME,
+    FakeUnit,
+    Token,
+    adds_header,
+    answers,
+    never_answers,
+)
 from tests.integration.activemq_server import ActiveMQ, need_activemq
 from tests.integration.certificates import Authority
 from tests.integration.process import TOPICSVC, Service, environment
@@ -244,6 +252,20 @@ class UnitTests(DoctorTestCase):
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "validator", "")
         self.assert_found(lines, "FAIL", "clock", "does not tell the time")
+
+    @inlineCallbacks
+    def test_a_unit_that_hangs(self) -> Any:
+        self.unit.has(never_answers)
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "validator", "no answer within 2")
+        self.assert_found(lines, "ok", "files", "")
+
+    @inlineCallbacks
+    def test_cells_by_host_that_the_domain_name_system_does_not_know(self) -> Any:
+        self.validator = self.validator.replace('"path"', '"host"')
+        lines = yield self.doctor()
+        self.assert_found(lines, "warn", "validator", "the domain name system knows no cell")
+        self.assert_found(lines, "ok", "clock", "")
 
     @inlineCallbacks
     def test_clocks_that_differ(self) -> Any:

@@ -7,7 +7,7 @@ import signal
 import socket
 
 from cryptography import x509
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.integration.certificates import Authority
 from tests.integration.process import Service
@@ -149,6 +149,15 @@ class SettingsTests(ReloadTestCase):
         self.change("max_body = 10", "enabled = false")
         self.reload(self.service, r"reloaded: \[send\]")
         self.assertNotEqual(self.send(self.port, HOST, "/box1/col/topic/name", b"1"), 200)
+
+    def test_limits(self) -> None:
+        session = self.connect(self.port, HOST, WEBSOCKET_PATH)
+        self.present(session, self.token())
+        self.change("[validator]", "[limits]\nper_address = 1\n[validator]")
+        self.assertIn("reloaded: [limits]\n", self.reload(self.service, "reloaded: "))
+        refused = self.assertRaises(InvalidStatus, self.connect, self.port, HOST, WEBSOCKET_PATH)
+        self.assertEqual(refused.response.status_code, 503)
+        self.present(session, self.token())
 
     def test_a_wrong_file_leaves_the_old_settings_and_says_all_that_is_wrong(self) -> None:
         self.change("[validator]", "[session]\nmax_message = 2000\nping_limit = 0\n[validator]")

@@ -6,6 +6,8 @@ The targets are those of the fuzzer, `tests.fuzz`; here hypothesis feeds them.
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import Question
 from tests.fuzz import targets
+from tests.fuzz.__main__ import parser
 from tests.fuzz.targets import CUT, SEEDS, TARGETS
 from tests.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
 from tests.strategies import topics
@@ -259,3 +262,14 @@ class TargetTests(SynchronousTestCase):
                                ("message", "parse_token"), ("stomp", "json_body")):  # fmt: skip
             self.patch(targets, function, fails)
             self.assertRaises(ZeroDivisionError, TARGETS[name], SEEDS[name][0])
+
+
+class PageTests(SynchronousTestCase):
+    def test_the_fuzzer_s_commands_are_those_of_the_page(self) -> None:
+        page = (Path(__file__).parent.parent / "docs" / "security.md").read_text("utf-8")
+        told = re.findall(r"^ {4}python -m tests\.fuzz *(\w*)(.*?) *#", page, re.MULTILINE)
+        self.assertEqual(len(told), 2)
+        for target, options in told:
+            self.assertIn(target, ["", *TARGETS])
+            parsed = parser().parse_args([*target.split(), *options.split()])
+            self.assertEqual(parsed.seconds, 600 if target else 60)

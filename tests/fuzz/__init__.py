@@ -5,6 +5,6 @@ every test run; by hand, for as long as wanted, a fuzzer that follows the code's
 does::
 
     pip install '.[fuzz]'
-    python -m tests.fuzz                    each target for a minute
-    python -m tests.fuzz request -s 600     one, for ten minutes
+    python -m tests.fuzz                    # each target for a minute
+    python -m tests.fuzz request -s 600     # one, for ten minutes
 """

@@ -204,13 +204,13 @@ class BrowserTests(ExampleTestCase):
         self.addCleanup(listening.stopListening)
         return page, f"http://127.0.0.1:{listening.getHost().port}"
 
-    def browse(self, *urls: str) -> None:
-        """A browser of its own that shows the pages."""
+    def browse(self, url: str, name: str = "browser") -> None:
+        """A browser of its own that shows the page."""
         need(shutil.which("chromium"), "chromium")
-        profile = self.directory / "profile"
-        with (self.directory / "chromium.log").open("wb") as log:
+        profile = self.directory / name
+        with (self.directory / f"{name}.log").open("wb") as log:
             browser = subprocess.Popen(
-                [*CHROMIUM, f"--user-data-dir={profile}", *urls],
+                [*CHROMIUM, f"--user-data-dir={profile}", url],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -252,6 +252,20 @@ class BrowserTests(ExampleTestCase):
             page.seen("state")[2:],
             ["Refused: Token inactive.", "Closed: 1008 Token inactive."],
         )
+
+    @inlineCallbacks
+    def test_a_page_of_a_forbidden_origin_is_refused(self) -> Test:
+        allowed, origin = yield self.serve()
+        forbidden, other_origin = yield self.serve()
+        self.start(f'[limits]\nallowed_origins = ["{origin}"]')
+        for page in (allowed, forbidden):
+            page.tasks.append({"url": self.url, "token": self.token()})
+        self.browse(origin + "/", "allowed")
+        self.browse(other_origin + "/", "forbidden")
+        yield until(lambda: "good for" in allowed.last("state"), "a grant", BROWSER_START)
+        yield until(lambda: len(forbidden.seen("state")) > 1, "two refusals", BROWSER_START)
+        # A browser tells a page no more of a refused handshake than that.
+        self.assertEqual(set(forbidden.seen("state")), {"Closed: 1006 , trying again."})
 
 
 class PythonTests(ExampleTestCase):

@@ -123,6 +123,12 @@ row(
 )
 row("pongs that nobody asked for are good", frame(PONG, b"x") * 9 + close(1000), 1000)
 
+# Floods: limits.frames_per_message and limits.messages_per_minute, by default 128 and 60.
+row("more fragments than a message may have", first() + more() * 200, POLICY_VIOLATION)
+invalid("as many fragments as a message may have", first() + more() * 126 + last())
+row("more pings than a minute may have", frame(PING) * 61, 1008, *[(PONG, b"")] * 60)
+row("more pongs than a minute may have", frame(PONG) * 61, POLICY_VIOLATION)
+
 # Section 5.2: lengths.
 for size in (0, 1, 125):
     payload = b"x" * size

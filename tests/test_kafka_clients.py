@@ -391,8 +391,9 @@ class ProducerTests(TestCase):
         self.assertIsInstance((yield outcome), BrokerUnavailable)
 
     @inlineCallbacks
-    def test_a_producer_that_is_spent_is_made_anew(self) -> Any:
+    def test_a_producer_that_is_spent_is_made_anew_and_a_bad_turn_is_survived(self) -> Any:
         made: list[Any] = []
+        faults: list[Exception] = []
 
         class Spent:
             def __init__(self, options: Any) -> None:
@@ -404,6 +405,9 @@ class ProducerTests(TestCase):
                 self.waiting.append(on_delivery)
 
             def poll(self, timeout: float) -> None:
+                if len(made) == 2 and not faults:
+                    faults.append(RuntimeError("said the test"))
+                    raise faults[0]
                 error = None
                 if self.is_spent:
                     error = KafkaError(KafkaError._FATAL, "said the test", True)
@@ -426,6 +430,7 @@ class ProducerTests(TestCase):
             yield until(lambda: len(made) == 2, "it is made anew")
         self.assertIsInstance(outcomes[0], BrokerUnavailable)
         self.assertIsNone(outcomes[1])
+        self.assertEqual(self.flushLoggedErrors(RuntimeError)[0].value, faults[0])
 
     def test_a_failure_to_make_one_is_told(self) -> None:
         producer = Producer({"no.such.option": "1"}, reactor)

@@ -20,6 +20,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from tests.broker_contract import BrokerContract, Inbox
@@ -334,6 +335,9 @@ class TlsAndLoginTests(TestCase):
 
     @inlineCallbacks
     def test_who_is_let_in_and_to_what(self) -> Any:
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
         good = self.broker("open:sesame", self.other_pem + self.pem)
         others = [
             self.broker("wrong", self.pem),
@@ -356,3 +360,5 @@ class TlsAndLoginTests(TestCase):
             yield self.assertFailure(other.publish(Message(topic, CELL, b"2")), BrokerUnavailable)
         self.assertTrue(good.is_up)
         self.assertEqual(inbox.bodies, [b"1"])
+        self.assertNotIn("sesame", repr(events))
+        self.assertIn("Invalid username or password", repr(events))

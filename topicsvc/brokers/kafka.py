@@ -107,7 +107,7 @@ class KafkaBroker(Service):
         def hand_over(answered: Answered) -> None:
             def told(outcome: BrokerUnavailable | None) -> None:
                 if outcome is not None:
-                    self._reader.complain(f"a message was not taken: {outcome}")
+                    self._reader.complain(f"a message for {name} was not taken: {outcome}")
                 answered(outcome)
 
             self._producer.send(name, sender, body, told)

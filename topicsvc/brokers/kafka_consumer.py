@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, ClassVar, Protocol
 
 from confluent_kafka import Consumer as KafkaConsumer
@@ -34,7 +34,7 @@ FEW = 1
 """Topics up to which each is asked for by itself, and not the list of all."""
 
 PATIENCE = 0.5
-"""Seconds that such a question may take."""
+"""Seconds that such a question may take, and before a new turn after one that failed."""
 
 _NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION)
 _REFUSED = (
@@ -110,7 +110,7 @@ class Consumer:
         self._places: dict[tuple[str, int], _Place] = {}
         self._strangers: set[str] = set()
         self._is_held = False
-        self._is_stopping = False
+        self._stopping = Event()
         self._stopped: Deferred[None] = Deferred()
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class Consumer:
 
     def stop(self) -> Deferred[None]:
         """Read no more; fires when the client is closed."""
-        self._is_stopping = True
+        self._stopping.set()
         self._inflow.close()
         return self._stopped
 
@@ -142,11 +142,12 @@ class Consumer:
     # On the thread.
 
     def _serve(self) -> None:
-        while not self._is_stopping:
+        while not self._stopping.is_set():
             try:
                 self._turn()
             except Exception:
                 self._tell(self._log.failure, "a turn of the thread that reads failed", Failure())
+                self._stopping.wait(PATIENCE)
         self._client.close()
         self._tell(self._stopped.callback, None)
 

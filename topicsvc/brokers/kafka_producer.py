@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, ClassVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as KafkaProducer
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka_options import PRODUCER, Options
 from topicsvc.brokers.under_way import Answered
@@ -47,7 +48,7 @@ class Producer:
         self._make = make
         self._client: Any = None
         self._outcomes: deque[tuple[Answered, BrokerUnavailable | None]] = deque()
-        self._is_stopping = False
+        self._stopping = Event()
         self._is_spent = False
         self._stopped: Deferred[None] = Deferred()
 
@@ -58,7 +59,7 @@ class Producer:
 
     def stop(self) -> Deferred[None]:
         """Send no more; fires when the outcome of all that was sent is told."""
-        self._is_stopping = True
+        self._stopping.set()
         return self._stopped
 
     def send(self, topic: str, sender: str | None, body: bytes, answered: Answered) -> None:
@@ -78,22 +79,28 @@ class Producer:
     # On the thread.
 
     def _serve(self) -> None:
-        client = self._client
-        while not self._is_stopping:
-            client.poll(TURN)
-            self._report()
-            if self._is_spent:
-                client = self._renew(client)
-        client.flush(LAST_WORDS)
-        self._end(client)
+        while not self._stopping.is_set():
+            try:
+                self._turn()
+            except Exception:
+                failed = "a turn of the thread that sends failed"
+                self._reactor.callFromThread(self._log.failure, failed, Failure())
+                self._stopping.wait(TURN)
+        self._client.flush(LAST_WORDS)
+        self._end(self._client)
         self._reactor.callFromThread(self._stopped.callback, None)
 
-    def _renew(self, client: Any) -> Any:
+    def _turn(self) -> None:
+        self._client.poll(TURN)
+        self._report()
+        if self._is_spent:
+            self._renew()
+
+    def _renew(self) -> None:
         """Librdkafka ends a producer that cannot keep its promise of "once and in order"."""
+        spent, self._client = self._client, self._make(self._options)
         self._is_spent = False
-        self._client = self._make(self._options)
-        self._end(client)
-        return self._client
+        self._end(spent)
 
     def _end(self, client: Any) -> None:
         """What is not accepted by now is not."""

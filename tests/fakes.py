@@ -131,9 +131,9 @@ class FakeBroker:
         newest = self.subscriptions[-1]
         newest.answer.callback(newest)
 
-    def deny(self) -> None:
+    def deny(self, why: Exception | None = None) -> None:
         """Say that the newest subscription cannot be confirmed."""
-        self.subscriptions[-1].answer.errback(BrokerUnavailable("said the test"))
+        self.subscriptions[-1].answer.errback(why or BrokerUnavailable("said the test"))
 
     def break_promises(self) -> None:
         """Say of every live subscription that messages may have been missed."""

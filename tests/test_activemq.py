@@ -11,9 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.stomp_server import ScriptedBroker, ScriptedPeer
 from topicsvc.address import TopicAddress
-from topicsvc.brokers import activemq, link
+from topicsvc.brokers import activemq, link, listeners, under_way
 from topicsvc.brokers.activemq import ActiveMQBroker
-from topicsvc.brokers.link import Login
+from topicsvc.brokers.login import Login
 from topicsvc.brokers.stomp import Frame
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Message, Subscription
@@ -292,10 +292,10 @@ class SubscribeTests(ActiveMQTests):
     def test_the_last_to_leave_ends_it_a_little_later(self) -> None:
         one, two = self.subscribed(), self.subscribed()
         self.successResultOf(one.stop())
-        self.pass_time(activemq.LINGER * 2)
+        self.pass_time(listeners.LINGER * 2)
         self.assertEqual(self.reader.destinations, [destination()])
         two.stop()
-        self.pass_time(activemq.LINGER - 0.5)
+        self.pass_time(listeners.LINGER - 0.5)
         self.assertEqual(self.reader.destinations, [destination()])
         self.pass_time(1)
         self.assertEqual(self.reader.destinations, [])
@@ -303,11 +303,11 @@ class SubscribeTests(ActiveMQTests):
 
     def test_who_comes_back_at_once_costs_nothing(self) -> None:
         self.subscribed().stop()
-        self.pass_time(activemq.LINGER - 0.5)
+        self.pass_time(listeners.LINGER - 0.5)
         self.reader.obeys = False
         again = self.broker.subscribe(topic(), self.inbox.append)
         self.successResultOf(again)
-        self.pass_time(activemq.LINGER * 2)
+        self.pass_time(listeners.LINGER * 2)
         self.assertEqual(len(self.reader.sent("SUBSCRIBE")), 1)
         self.assertEqual(self.reader.destinations, [destination()])
         self.reader.obeys = True
@@ -325,7 +325,7 @@ class SubscribeTests(ActiveMQTests):
         self.failureResultOf(waiting)
         self.reader.obeys = True
         self.reader.obey(self.reader.sent("SUBSCRIBE")[0])
-        self.pass_time(activemq.LINGER + 1)
+        self.pass_time(listeners.LINGER + 1)
         self.assertEqual(self.reader.destinations, [])
 
     def test_a_refused_topic_harms_no_other(self) -> None:
@@ -391,7 +391,7 @@ class MessageTests(ActiveMQTests):
 
     def test_what_was_sent_for_an_earlier_subscription_is_not_passed_on(self) -> None:
         self.subscribed().stop()
-        self.pass_time(activemq.LINGER + 1)
+        self.pass_time(listeners.LINGER + 1)
         self.subscribed()
         earlier, now = (frame.headers["id"] for frame in self.reader.sent("SUBSCRIBE"))
         self.assertNotEqual(earlier, now)
@@ -451,23 +451,23 @@ class PublishTests(ActiveMQTests):
         self.failureResultOf(first, BrokerUnavailable)
 
     def test_how_many_are_under_way_is_bounded(self) -> None:
-        self.patch(activemq, "MAX_UNDER_WAY", 3)
+        self.patch(under_way, "MAX_UNDER_WAY", 3)
         self.sender.obeys = False
-        under_way = [self.publish() for _ in range(3)]
+        sent = [self.publish() for _ in range(3)]
         self.failureResultOf(self.publish(), BrokerUnavailable)
-        under_way[0].addErrback(lambda _: None)
-        under_way[0].cancel()
+        sent[0].addErrback(lambda _: None)
+        sent[0].cancel()
         self.failureResultOf(self.publish(), BrokerUnavailable)
         self.sender.obey(self.sender.sent("SEND")[0])
         one_more = self.publish()
         self.assertEqual(len(self.sender.sent("SEND")), 4)
         for frame in self.sender.sent("SEND")[1:]:
             self.sender.obey(frame)
-        for each in (*under_way[1:], one_more):
+        for each in (*sent[1:], one_more):
             self.successResultOf(each)
 
     def test_how_much_is_under_way_is_bounded(self) -> None:
-        self.patch(activemq, "MAX_BYTES_UNDER_WAY", 10)
+        self.patch(under_way, "MAX_BYTES_UNDER_WAY", 10)
         self.sender.obeys = False
         big = self.publish(b'"' + b"x" * 100 + b'"')
         self.failureResultOf(self.publish(), BrokerUnavailable)
@@ -559,7 +559,7 @@ class LossTests(ActiveMQTests):
         reader = self.server.live[-1]
         reader.obey(reader.frames[0])
         subscription.stop()
-        for _ in range(round(activemq.LINGER) + 1):
+        for _ in range(round(listeners.LINGER) + 1):
             reader.say_bytes(b"\n")
             self.pass_time(1)
         self.assertTrue(self.broker.is_up)

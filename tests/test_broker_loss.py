@@ -14,7 +14,7 @@ from tests.fakes import FakeBroker, FakeValidator
 from topicsvc import hub
 from topicsvc.address import TopicAddress
 from topicsvc.brokers.memory import MemoryBroker
-from topicsvc.errors import BrokerUnavailable
+from topicsvc.errors import BrokerUnavailable, TopicNotFound
 from topicsvc.hub import Hub
 from topicsvc.limits import Limits
 from topicsvc.ports import Message
@@ -191,6 +191,14 @@ class SessionTests(SynchronousTestCase):
         reply, close = self.answers()
         self.assertEqual(json.loads(reply)["Reason"], "Service unavailable")
         self.assertEqual(close[:2], (1013).to_bytes(2, "big"))
+
+    def test_a_topic_that_the_broker_cannot_have_is_told_from_no_other_refusal(self) -> None:
+        self.broker.confirms_at_once = False
+        self.validator.last.grant(expires_at=3600)
+        self.broker.deny(TopicNotFound("no such name"))
+        reply, close = self.answers()
+        self.assertEqual(json.loads(reply)["Reason"], "Token inactive")
+        self.assertEqual(close[:2], (1008).to_bytes(2, "big"))
 
 
 HANDSHAKE = (

@@ -6,10 +6,21 @@ from pathlib import Path
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.integration.certificates import Authority
+from topicsvc import config
 from topicsvc.brokers.activemq import ActiveMQBroker
-from topicsvc.brokers.link import Login
+from topicsvc.brokers.kafka import KafkaBroker
+from topicsvc.brokers.kafka_options import connection_options
+from topicsvc.brokers.login import Login
 from topicsvc.brokers.memory import MemoryBroker
-from topicsvc.config import ActiveMQSettings, BrokerSettings, Config, MemorySettings, load
+from topicsvc.config import (
+    ActiveMQSettings,
+    BrokerSettings,
+    Config,
+    KafkaSettings,
+    MemorySettings,
+    load,
+)
 from topicsvc.errors import ConfigError
 from topicsvc.service import TopicService
 from topicsvc.validators.local import make_key, write_key
@@ -22,7 +33,7 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.directory.mkdir()
         write_key(self.directory / "key", make_key())
 
-    def config(self, broker: str) -> Config:
+    def load(self, broker: str) -> Config:
         return load(
             'listen = ["tcp:0"]\nadmin = "tcp:0"\nunit_url = "https://unit1.example/"\n'
             f'[validator]\nkind = "local"\nkey_file = "{self.directory / "key"}"\n'
@@ -30,7 +41,7 @@ class BrokerSettingsTests(SynchronousTestCase):
         )
 
     def broker(self, text: str) -> BrokerSettings:
-        return self.config(text).broker
+        return self.load(text).broker
 
     def problems(self, text: str) -> tuple[str, ...]:
         return self.assertRaises(ConfigError, self.broker, text).problems
@@ -67,6 +78,64 @@ class BrokerSettingsTests(SynchronousTestCase):
         assert isinstance(settings, ActiveMQSettings)
         self.assertEqual(settings.login, Login("topicsvc", "sesame"))
 
+    def test_kafka(self) -> None:
+        self.assertEqual(
+            self.broker('kind = "kafka"\nbootstrap = "localhost:9092"'),
+            KafkaSettings("localhost:9092"),
+        )
+
+    def test_all_of_kafka(self) -> None:
+        authority = Authority(self.directory)
+        settings = self.broker(
+            'kind = "kafka"\nbootstrap = "host1:9092,[::1]:9092,10.0.0.1:9092"\n'
+            f'on_loss = "close"\nca_file = "{authority.ca_file}"\n'
+            f'username = "topicsvc"\n{self.file("open:sesame ")}'
+        )
+        login = Login("topicsvc", "open:sesame ")
+        pem = authority.ca_file.read_text()
+        self.assertEqual(
+            settings, KafkaSettings("host1:9092,[::1]:9092,10.0.0.1:9092", login, pem, True)
+        )
+        self.assertNotIn("sesame", repr(settings))
+
+    def test_how_kafka_is_reached(self) -> None:
+        login = Login("topicsvc", "sesame")
+        protocols = [
+            connection_options("h:1", who, ca)["security.protocol"]
+            for who in (None, login)
+            for ca in (None, "PEM")
+        ]
+        self.assertEqual(protocols, ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])
+        options = connection_options("h:1", login, "PEM")
+        self.assertEqual(options["sasl.mechanism"], "PLAIN")
+        self.assertEqual(options["ssl.ca.pem"], "PEM")
+
+    def test_kafka_without_its_client(self) -> None:
+        self.patch(config, "find_spec", lambda _: None)
+        problems = self.problems('kind = "kafka"\nbootstrap = "localhost:9092"')
+        self.assertEqual(len(problems), 1)
+        self.assertTrue(problems[0].startswith("broker.kind: "))
+        self.assertIn("pip install 'topicsvc[kafka]'", problems[0])
+
+    def test_what_is_wrong_with_kafka_is_said_in_one_line_each(self) -> None:
+        base = 'kind = "kafka"\nbootstrap = "localhost:9092"\n'
+        cases = {
+            'kind = "kafka"': "broker.bootstrap: missing",
+            'kind = "kafka"\nbootstrap = "localhost"': "broker.bootstrap",
+            'kind = "kafka"\nbootstrap = "kafka://localhost:9092"': "broker.bootstrap",
+            'kind = "kafka"\nbootstrap = "a:1, b:1"': "broker.bootstrap",
+            base + 'ca_file = "/no/such/file"': "broker.ca_file",
+            base + self.file("no PEM").replace("password_file", "ca_file"): "broker.ca_file",
+            base + 'username = "topicsvc"': "broker.password_file: missing",
+            base + self.file("sesame"): "broker.username: missing",
+            base + 'endpoint = "tcp:localhost:1"': "broker.endpoint: there is no such setting",
+        }
+        for text, expected in cases.items():
+            problems = self.problems(text)
+            self.assertEqual(len(problems), 1, text)
+            self.assertTrue(problems[0].startswith(expected), problems[0])
+            self.assertNotIn("sesame", problems[0])
+
     def test_what_is_wrong_is_said_in_one_line_each(self) -> None:
         base = 'kind = "activemq"\nendpoint = "tcp:localhost:61613"\n'
         cases = {
@@ -89,13 +158,16 @@ class BrokerSettingsTests(SynchronousTestCase):
             self.assertNotIn("sesame", problems[0])
 
     def service(self, text: str) -> TopicService:
-        return TopicService(self.config(text), MemoryReactorClock())
+        return TopicService(self.load(text), MemoryReactorClock())
 
     def test_the_service_has_the_broker_that_was_asked_for(self) -> None:
         memory = self.service("")
         activemq = self.service('kind = "activemq"\nendpoint = "tcp:localhost:61613"')
         self.assertIsInstance(memory.broker, MemoryBroker)
         self.assertIsInstance(activemq.broker, ActiveMQBroker)
+        kafka = self.service('kind = "kafka"\nbootstrap = "localhost:9092"')
+        self.assertIsInstance(kafka.broker, KafkaBroker)
+        self.assertFalse(kafka._parts()["broker"])
 
     def test_readiness_asks_the_broker(self) -> None:
         memory = self.service("")

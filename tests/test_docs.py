@@ -24,6 +24,7 @@ KINDS = [
     ("personium", "memory"),
     ("introspection", "memory"),
     ("local", "activemq"),
+    ("local", "kafka"),
 ]
 
 

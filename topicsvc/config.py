@@ -11,13 +11,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from topicsvc.address import CellUrlStyle, TopicPattern, Unit
-from topicsvc.brokers.link import Login
+from topicsvc.brokers.login import Login
 from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.limits import LimitSettings
 from topicsvc.origin import parse_origin
@@ -33,6 +34,7 @@ __all__ = [
     "CheckSettings",
     "Config",
     "IntrospectionSettings",
+    "KafkaSettings",
     "LocalSettings",
     "MemorySettings",
     "PersoniumSettings",
@@ -148,7 +150,26 @@ class ActiveMQSettings:
     closes_on_loss: bool = False
 
 
-BrokerSettings = MemorySettings | ActiveMQSettings
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """Messages go through Kafka.
+
+    Attributes:
+        bootstrap: ``host:port`` of some of its servers, joined by commas.
+        login: who we are to it; None: nobody in particular.
+        authorities: who vouches for its certificate, in PEM; None: TLS is not spoken.
+        closes_on_loss: whether sessions are closed when the broker is lost.
+    """
+
+    kind: ClassVar = "kafka"
+
+    bootstrap: str
+    login: Login | None = None
+    authorities: str | None = None
+    closes_on_loss: bool = False
+
+
+BrokerSettings = MemorySettings | ActiveMQSettings | KafkaSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,9 +440,11 @@ def read_secret(path: Path) -> str:
 def _broker(table: Table) -> BrokerSettings:
     # A setting of every kind, though the memory broker is never lost.
     closes_on_loss = table.choice("on_loss", ("keep", "close")) == "close"
-    match table.choice("kind", ("memory", "activemq")):
+    match table.choice("kind", ("memory", "activemq", "kafka")):
         case "activemq":
             return _activemq(table, closes_on_loss)
+        case "kafka":
+            return _kafka(table, closes_on_loss)
         case _:
             return MemorySettings()
 
@@ -435,6 +458,31 @@ def _activemq(table: Table, closes_on_loss: bool) -> ActiveMQSettings:
 
 
 _BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
+
+
+def _kafka(table: Table, closes_on_loss: bool) -> KafkaSettings:
+    if find_spec("confluent_kafka") is None:
+        table.problem(
+            "kind",
+            "Kafka's client is not installed",
+            "\"kafka\" after pip install 'topicsvc[kafka]'",
+        )
+    allowed = '"host1:9092,host2:9092"'
+    bootstrap = table.text("bootstrap", None, allowed) or ""
+    if bootstrap and not _BOOTSTRAP.fullmatch(bootstrap):
+        table.problem("bootstrap", f"{bootstrap!r} is no list of servers", allowed)
+    authorities = table.file("ca_file", _pem, None, required=False)
+    return KafkaSettings(bootstrap, _login(table), authorities, closes_on_loss)
+
+
+_SERVER = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}"
+_BOOTSTRAP = re.compile(rf"{_SERVER}(?:,{_SERVER})*", re.ASCII)
+
+
+def _pem(path: Path) -> str:
+    """Read certificates as they are; what is wrong with them: see `read_authorities`."""
+    read_authorities(path)
+    return path.read_text("ascii", "replace")
 
 
 def _login(table: Table) -> Login | None:

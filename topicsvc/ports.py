@@ -51,8 +51,10 @@ class Losses:
 
     Attributes:
         reconnects: connections that were made again after they were lost.
-        gaps: times that topics with listeners were without a subscription.
-        seconds: how long in all, from the last sign of the broker's life.
+        gaps: times that topics with listeners were without a subscription; with Kafka, times
+            that a partition no longer had the messages that came next.
+        seconds: how long in all, from the last sign of the broker's life; Kafka's gaps are not
+            measured in time.
         misrouted: messages that the broker brought for another topic than was subscribed.
     """
 
@@ -114,6 +116,7 @@ class Broker(Protocol):
 
         Fails with:
             BrokerUnavailable: it cannot confirm now.
+            TopicNotFound: it can have no topic of this name.
         """
         ...
 
@@ -122,6 +125,7 @@ class Broker(Protocol):
 
         Fails with:
             BrokerUnavailable: it has not, or nobody knows.
+            TopicNotFound: it can have no topic of this name.
         """
         ...
 

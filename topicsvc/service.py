@@ -36,6 +36,7 @@ from topicsvc.config import (
     ActiveMQSettings,
     BrokerSettings,
     Config,
+    KafkaSettings,
     MemorySettings,
 )
 from topicsvc.errors import ConfigError
@@ -460,6 +461,12 @@ def make_broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
                     ]
                 ) from error
             return ActiveMQBroker(client, reactor, login, closes_on_loss)
+        case KafkaSettings():
+            from topicsvc.brokers.kafka import KafkaBroker
+            from topicsvc.brokers.kafka_options import connection_options
+
+            options = connection_options(settings.bootstrap, settings.login, settings.authorities)
+            return KafkaBroker(options, reactor, settings.closes_on_loss)
 
 
 def _most_files() -> int | None:

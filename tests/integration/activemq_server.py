@@ -7,7 +7,6 @@ import base64
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +99,10 @@ class ActiveMQ:
             ],
             self._directory / "log",
         )
+
+    @property
+    def settings(self) -> str:
+        return f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{self.stomp}"'
 
     @inlineCallbacks
     def start(self) -> Any:
@@ -225,19 +228,3 @@ def _encode(text: str) -> str:
 
 def _decode(word: str) -> str:
     return base64.b64decode(word).decode("utf-16-be", "surrogatepass")
-
-
-class Shared:
-    """Something that is started by the first test that needs it, and serves all after."""
-
-    def __init__(self, make: Callable[[], ActiveMQ]) -> None:
-        self._make = make
-        self._made: ActiveMQ | None = None
-
-    @inlineCallbacks
-    def get(self) -> Any:
-        if self._made is None:
-            self._made = self._make()
-        if not self._made.program.runs:
-            yield self._made.start()
-        return self._made

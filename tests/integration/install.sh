@@ -14,6 +14,10 @@ npm ci --prefix oidc --no-audit --no-fund
 apt-get install -y -qq --no-install-recommends activemq
 command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends default-jdk-headless
 
+# Kafka, one node of which the tests start: its artifacts come from Maven's repository.
+command -v mvn >/dev/null || apt-get install -y -qq --no-install-recommends maven
+mvn -q -B -f kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$PWD/kafka/jars"
+
 # A scanner of TLS servers, for test_tls_scan, with the tools that it calls; and a browser.
 apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
@@ -18,6 +18,8 @@ from twisted.internet.task import deferLater
 POLL = 0.05
 PORTS = (20000, 32000)
 _given: set[int] = set()
+
+T = TypeVar("T", bound="Server")
 
 
 def free_port() -> int:
@@ -125,3 +127,27 @@ class Program:
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+class Server(Protocol):
+    """A program with ports of its own."""
+
+    program: Program
+
+    def start(self) -> Any: ...
+
+
+class Shared(Generic[T]):
+    """A server that is started by the first test that needs it, and serves all after."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: T | None = None
+
+    @inlineCallbacks
+    def get(self) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        if not self._made.program.runs:
+            yield self._made.start()
+        return self._made

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -17,35 +14,32 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs12
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults, inlineCallbacks
+from twisted.internet.defer import inlineCallbacks
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.task import deferLater
-from twisted.internet.threads import deferToThread
-from twisted.logger import Logger
 from twisted.trial.unittest import TestCase
 
 from tests.broker_contract import BrokerContract, Inbox
-from tests.integration.activemq_server import ActiveMQ, JmsPeer, Shared, need_activemq
-from tests.integration.processes import until
-from tests.integration.topicsvc_process import Subscriber, Topicsvc, Unit
+from tests.integration.activemq_server import ActiveMQ, JmsPeer, need_activemq
+from tests.integration.broker_cases import (
+    CELL,
+    CloseOnLossCases,
+    HostileNamesCases,
+    KeepOnLossCases,
+    RightAfterSuccessCases,
+    directory,
+)
+from tests.integration.processes import Shared, until
 from topicsvc.address import TopicAddress
 from topicsvc.brokers.activemq import ActiveMQBroker
-from topicsvc.brokers.link import Login
+from topicsvc.brokers.login import Login
 from topicsvc.brokers.textmessage import ascii_json
-from topicsvc.errors import BrokerUnavailable, PathRefused
+from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Message
 
-NOTICED = 20
-BACK = 10
-CELL = "https://cell2.unit1.example/"
 EMOJI = "\N{GRINNING FACE}"
 
-_log = Logger()
 shared = Shared(ActiveMQ)
-
-
-def figure(what: str, seconds: float) -> None:
-    _log.info("FIGURE {what}: {seconds:.2f} s", what=what, seconds=seconds)
 
 
 class AdapterTests(TestCase):
@@ -152,39 +146,6 @@ class JmsTests(AdapterTests):
         ids = {str(UUID(message.message_id)) for message in self.peer.messages}
         self.assertEqual(len(ids), len(bodies))
 
-    @inlineCallbacks
-    def test_names_that_activemq_would_read_otherwise_never_reach_it(self) -> Any:
-        unit = Unit(_directory(self), f'kind = "activemq"\nendpoint = "{self.endpoint}"')
-        service = Topicsvc(unit)
-        self.addCleanup(service.program.stop)
-        yield service.start()
-        hostile = ["a>", "*", "a,cell2", "a,topic%3A%2F%2Fb", "a?consumer.retroactive=true", "a.b"]
-        hostile += ["%3E", "%2A", "a%2Cb", "a%3Fb", "a%0Ab", "a%00", ">", "a%2Eb", "%2F", "a:b"]
-        for name in hostile:
-            path = f"/cell1/__topic/box1/probe.topic.{name}"
-            subscriber = yield service.connect(path)
-            # What stands behind a "?" is a query: it is never looked at.
-            if name.startswith("a?"):
-                self.assertEqual(subscriber.status, 101)
-                self.assertTrue((yield subscriber.welcomed))
-                yield subscriber.leave()
-            else:
-                self.assertEqual(subscriber.status, 404, name)
-                self.assertEqual(service.send(f"/cell1/box1/probe/topic/{name}", b"1"), 404)
-            yield subscriber.gone
-        for name in ("a>", "*", "a,b", "a?b", "a.b", "a:b", "a/b", "a b", "a\n", ""):
-            self.assertRaises(PathRefused, TopicAddress, "cell1", "box1", ("probe",), name)
-        # An honest topic is the proof that the peer would have seen the others.
-        self.assertEqual(service.send("/cell1/box1/probe/topic/honest", b"1"), 200)
-        yield deferLater(reactor, 0.5)
-        topics = yield self.peer.topics()
-        probes = sorted(name for name in topics if "probe" in name)
-        self.assertEqual(probes, [f"cell1.box1.probe.topic.{name}" for name in ("a", "honest")])
-
-    @property
-    def endpoint(self) -> str:
-        return f"tcp:127.0.0.1:{self.server.stomp}"
-
 
 class TlsAndLoginTests(TestCase):
     """A broker that wants a password and shows a certificate."""
@@ -194,8 +155,7 @@ class TlsAndLoginTests(TestCase):
     @inlineCallbacks
     def setUp(self) -> Any:
         need_activemq()
-        directory = _directory(self)
-        authority, key_store = _certificates(directory)
+        authority, key_store = _certificates(directory(self))
         self.server = ActiveMQ(("topicsvc", "open:sesame\\"), (key_store, "key-store"))
         self.addCleanup(self.server.remove)
         yield self.server.start()
@@ -228,187 +188,44 @@ class TlsAndLoginTests(TestCase):
             yield self.assertFailure(other.publish(Message(topic, CELL, b"2")), BrokerUnavailable)
 
 
-class ProcessesTests(TestCase):
-    """Fixture: two topicsvc processes, a broker of their own, sessions at both."""
-
-    timeout = 120
-    on_loss = "keep"
-    sessions = 50
+class KeepOnLossTests(KeepOnLossCases, TestCase):
+    def make_server(self) -> ActiveMQ:
+        return ActiveMQ()
 
     @inlineCallbacks
-    def setUp(self) -> Any:
-        self.server = ActiveMQ()
-        self.addCleanup(self.server.remove)
-        yield self.server.start()
-        endpoint = f"tcp:127.0.0.1:{self.server.stomp}"
-        settings = f'kind = "activemq"\nendpoint = "{endpoint}"\non_loss = "{self.on_loss}"'
-        self.unit = Unit(_directory(self), settings)
-        self.services = [Topicsvc(self.unit), Topicsvc(self.unit)]
-        for service in self.services:
-            self.addCleanup(service.program.stop)
-        yield gatherResults([service.start() for service in self.services])
-        self.topic = TopicAddress("cell1", "box1", ("many",), "name")
-        self.subscribers = yield gatherResults(
-            [self.services[each % 2].join(self.topic) for each in range(self.sessions)]
-        )
-        self.addCleanup(self.leave)
-
-    def leave(self) -> Any:
-        return gatherResults([subscriber.leave() for subscriber in self.subscribers])
-
-    def send(self, number: int) -> int:
-        """Over HTTP, by turns through both processes; returns the status."""
-        service = self.services[number % 2]
-        return service.send(self.topic.send_path, b'{"number":%d}' % number)
-
-    @inlineCallbacks
-    def arrives(self, number: int) -> Any:
-        """A message, sent now, reaches every session; fires with how long that took."""
-        began = monotonic()
-        self.assertEqual(self.send(number), 200)
-        expected = b'"Body":{"number":%d}}' % number
-        yield until(
-            lambda: all(
-                each.messages and each.messages[-1].endswith(expected) for each in self.subscribers
-            ),
-            "the message reaches everybody",
-        )
-        return monotonic() - began
-
-
-class KeepOnLossTests(ProcessesTests):
-    """Fifty sessions that nothing drives away."""
-
-    @inlineCallbacks
-    def test_ten_thousand_messages_to_fifty_sessions(self) -> Any:
+    def send_many(self, count: int) -> Any:
         peer = JmsPeer(self.server)
         yield peer.start()
         self.addCleanup(peer.stop)
-        count = 10000
-        began = monotonic()
         yield peer.send_many(self.topic.broker_name, CELL, count)
-        figure(f"{count} messages sent by the JMS peer", monotonic() - began)
-        yield until(
-            lambda: all(len(each.messages) >= count for each in self.subscribers), "all arrive", 60
-        )
-        figure(f"{count} messages at each of {self.sessions} sessions", monotonic() - began)
-        yield self.arrives(count)
-        expected = [_data(CELL, number) for number in range(count)]
-        for subscriber in self.subscribers:
-            self.assertEqual(subscriber.messages[:-1], expected)
 
+    def check_numbers(self, numbers: list[int]) -> None:
+        # Number 2 was under way when the broker stopped: nobody knows, so it may come.
+        self.assertIn(numbers, ([1, 4], [1, 2, 4]))
+
+    def check_log(self, log: str) -> None:
+        self.assertEqual(log.count("is lost"), 1)
+
+
+class CloseOnLossTests(CloseOnLossCases, TestCase):
+    def make_server(self) -> ActiveMQ:
+        return ActiveMQ()
+
+
+class RightAfterSuccessTests(RightAfterSuccessCases, AdapterTests):
+    pass
+
+
+class HostileNamesTests(HostileNamesCases, AdapterTests):
     @inlineCallbacks
-    def test_kill_and_restart(self) -> Any:
-        yield self.arrives(1)
-        began = monotonic()
-        self.server.program.kill()
-        yield gatherResults([service.until_not_ready(NOTICED) for service in self.services])
-        figure("kill -9 noticed", monotonic() - began)
-        yield self.is_refused_while_away()
-        yield self.server.start()
-        yield self.is_back("restart")
+    def setUp(self) -> Any:
+        yield super().setUp()
+        self.peer = JmsPeer(self.server)
+        yield self.peer.start()
+        self.addCleanup(self.peer.stop)
 
-    @inlineCallbacks
-    def test_stop_and_continue(self) -> Any:
-        yield self.arrives(1)
-        began = monotonic()
-        self.server.program.pause()
-        sending = deferToThread(self.send, 2)
-        yield gatherResults([service.until_not_ready(NOTICED) for service in self.services])
-        figure("SIGSTOP noticed", monotonic() - began)
-        self.assertEqual((yield sending), 503)
-        yield self.is_refused_while_away()
-        yield deferLater(reactor, 30 - (monotonic() - began))
-        self.server.program.resume()
-        yield self.is_back("SIGCONT")
-
-    @inlineCallbacks
-    def is_refused_while_away(self) -> Any:
-        """New tokens and sends are refused, those who are there stay."""
-        self.assertEqual(self.send(3), 503)
-        for topic in (self.topic, TopicAddress("cell1", "box1", ("many",), "other")):
-            subscriber = yield self.services[0].connect(topic.websocket_path)
-            self.assertFalse((yield subscriber.welcomed))
-            self.assertEqual(subscriber.replies[0]["Reason"], "Service unavailable")
-            self.assertEqual(subscriber.close_code, 1013)
-
-    @inlineCallbacks
-    def is_back(self, what: str) -> Any:
-        """Everything works again in time, for all who were there and for who comes now."""
-        began = monotonic()
-        yield gatherResults([service.until_ready(BACK) for service in self.services])
-        newcomer = yield self.services[1].join(self.topic)
-        yield self.arrives(4)
-        figure(f"working again after {what}", monotonic() - began)
-        self.assertLess(monotonic() - began, BACK)
-        self.assertEqual([each.close_code for each in self.subscribers], [None] * self.sessions)
-        for subscriber in self.subscribers:
-            numbers = [json.loads(each)["Body"]["number"] for each in subscriber.messages]
-            # Number 2 was under way when the broker stopped: nobody knows, so it may come.
-            self.assertIn(numbers, ([1, 4], [1, 2, 4]))
-        yield until(lambda: newcomer.messages, "the newcomer has it too")
-        yield newcomer.leave()
-        for service in self.services:
-            self.assertEqual(service.program.log.count("is lost"), 1)
-
-
-class CloseOnLossTests(ProcessesTests):
-    """Sessions of an operator who wants clients to know of the gap."""
-
-    on_loss = "close"
-    sessions = 10
-
-    @inlineCallbacks
-    def test_sessions_are_closed_with_the_code_that_says_why(self) -> Any:
-        yield self.arrives(1)
-        self.server.program.kill()
-        yield gatherResults([subscriber.gone for subscriber in self.subscribers])
-        self.assertEqual([each.close_code for each in self.subscribers], [1013] * self.sessions)
-
-
-class RightAfterSuccessTests(AdapterTests):
-    """Whatever is sent after a client has read Success reaches it."""
-
-    timeout = 120
-    tries = 1000
-    at_once = 4
-
-    @inlineCallbacks
-    def test_nothing_is_missed(self) -> Any:
-        endpoint = f"tcp:127.0.0.1:{self.server.stomp}"
-        service = Topicsvc(Unit(_directory(self), f'kind = "activemq"\nendpoint = "{endpoint}"'))
-        self.addCleanup(service.program.stop)
-        yield service.start()
-        numbers = iter(range(self.tries))
-        began = monotonic()
-        yield gatherResults([self.try_all(service, numbers) for _ in range(self.at_once)])
-        figure(f"{self.tries} tries", monotonic() - began)
-
-    @inlineCallbacks
-    def try_all(self, service: Topicsvc, numbers: Any) -> Any:
-        for number in numbers:
-            # Each on a topic that nobody has subscribed before.
-            topic = TopicAddress("cell1", "box1", ("tries",), str(number))
-            message = Message(topic, CELL, b'{"number":%d}' % number)
-            sent: list[Any] = []
-            subscriber = Subscriber(
-                lambda message=message, sent=sent: sent.append(self.broker.publish(message))
-            )
-            yield service.join(topic, subscriber)
-            yield sent[0]
-            yield until(lambda each=subscriber: each.messages, f"message {number} arrives", 5)
-            self.assertEqual(subscriber.messages, [_data(CELL, number)])
-            yield subscriber.leave()
-
-
-def _data(sender: str, number: int) -> bytes:
-    return b'{"From":"%s","Body":{"number":%d}}' % (sender.encode(), number)
-
-
-def _directory(test: TestCase) -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="topicsvc-test-"))
-    test.addCleanup(shutil.rmtree, directory, ignore_errors=True)
-    return directory
+    def names_at_the_broker(self) -> Any:
+        return self.peer.topics()
 
 
 def _certificates(directory: Path) -> tuple[Path, Path]:

@@ -7,7 +7,6 @@ sends. A `Connection` is one of its attempts: the greeting, heart-beats both way
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 from typing import Any, ClassVar, Protocol
@@ -31,11 +30,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from topicsvc.brokers.login import Login
 from topicsvc.brokers.stomp import HEART_BEAT, Decoder, Frame, encode, parse_heart_beat
+from topicsvc.brokers.under_way import Answered
 from topicsvc.deadlines import Deadlines
 from topicsvc.errors import BrokerUnavailable, StompError
 
-__all__ = ["Answered", "Connection", "Link", "LinkOwner", "Login"]
+__all__ = ["Connection", "Link", "LinkOwner"]
 
 BEAT = 2.5
 """Seconds between two signs of life, and between two looks for the broker's."""
@@ -64,17 +65,6 @@ _PROMISED = 5000
 
 _SELDOM = 10000
 """Milliseconds: a broker that beats less often could not be watched."""
-
-Answered = Callable[[BrokerUnavailable | None], None]
-"""Takes a request's outcome, once: None, the broker has confirmed it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """Who we are to the broker."""
-
-    username: str
-    password: str = field(repr=False)
 
 
 class LinkOwner(Protocol):

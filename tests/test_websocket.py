@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
+from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
-from tests.harness import SENDER, TOPIC, ServiceTestCase
+from tests.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.ports import Message
 from topicsvc.websocket import SessionSettings
 
@@ -624,6 +628,34 @@ class SlowReaderTests(ServiceTestCase):
         self.clock.advance(5)
         self.turn()
         self.assert_nothing_left()
+
+
+class FreedTests(ServiceTestCase):
+    """The garbage collector, which is kept rare, has nothing to do with lost connections."""
+
+    def assert_freed(self, client: Client) -> None:
+        transport, client.transport = client.transport, None
+        protocol = ref(transport.protocol)
+        transport.lose(ConnectionDone())
+        transport.protocol = transport.producer = None
+        self.turn()
+        self.assertIsNone(protocol())
+
+    def setUp(self) -> None:
+        super().setUp()
+        gc.disable()
+        self.addCleanup(gc.enable)
+
+    def test_a_session(self) -> None:
+        self.assert_freed(self.subscribe())
+
+    def test_a_connection_without_a_token(self) -> None:
+        self.assert_freed(self.connect())
+
+    def test_a_request_whose_body_does_not_come_to_its_end(self) -> None:
+        client = self.client()
+        client.send_raw(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+        self.assert_freed(client)
 
 
 class StopTests(ServiceTestCase):

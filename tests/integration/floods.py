@@ -67,11 +67,11 @@ class Stranger(asyncio.Protocol):
         self._says = says
         self._drips = drips
         self._closed = closed
+        self._began = time.monotonic()  # before the service can know
         self.is_gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self._began = time.monotonic()
         if self._says:
             transport.write(self._says)
 

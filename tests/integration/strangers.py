@@ -29,7 +29,7 @@ class Orders:
     Attributes:
         port: of the service.
         ca_file: over TLS, trusting this; empty: plain.
-        host: the service's name; by path, `cell` stands before the rest.
+        host: the cell's.
         websocket_path: of a topic.
         send_path: of the same.
         token: a good one.

@@ -83,8 +83,8 @@ WHEN = {
 LATE = 4.0
 """Seconds that an end may come late on a machine that is busy with floods."""
 
-EARLY = 0.2
-"""Seconds that a client may see the start of its connection later than the service."""
+EARLY = 0.1
+"""Seconds between the clocks of two processes, and what rounding takes off."""
 
 
 class Watcher(Subscriber):

@@ -21,6 +21,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
+from twisted.trial import util
 from twisted.trial.unittest import TestCase
 
 from tests.integration.certificates import Authority
@@ -204,6 +205,9 @@ class LeakTests(TestCase):
 
 class LeaksOverTlsTests(LeakTests):
     """The same over TLS."""
+
+    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    suppress = (util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),)
 
     def endpoint(self) -> str:
         authority = Authority(self.directory)

@@ -60,8 +60,9 @@ class BrokerServer(Server, Protocol):
     def remove(self) -> None: ...
 
 
-def figure(what: str, seconds: float) -> None:
-    _log.info("FIGURE {what}: {seconds:.2f} s", what=what, seconds=seconds)
+def figure(what: str, number: float, unit: str = "s") -> None:
+    """Put what was measured into the test log."""
+    _log.info("FIGURE {what}: {number:.2f} {unit}", what=what, number=number, unit=unit)
 
 
 def directory(test: Any) -> Path:

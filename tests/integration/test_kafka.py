@@ -134,7 +134,7 @@ class KeepOnLossTests(KeepOnLossCases, TestCase):
         self.sending.stop()
         yield deferToThread(self.sender.finish)
         self.assertGreater(len(self.sender.accepted), 50)
-        figure(f"{len(self.sender.accepted)} messages sent over the outage", 0)
+        figure("sent over the outage", len(self.sender.accepted), "messages")
 
     def check_numbers(self, numbers: list[int]) -> None:
         # Number 2 was under way when the broker stopped: nobody knows, so it may come.

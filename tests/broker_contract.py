@@ -52,6 +52,8 @@ class BrokerContract:
 
     broker: Broker
     name = "contract"
+    brings_while_paused = False
+    """Whether it has nowhere to keep messages."""
 
     def topic(self, name: str = "name") -> TopicAddress:
         return TopicAddress("cell1", "box1", (self.name, "col"), name)
@@ -151,6 +153,41 @@ class BrokerContract:
             yield inbox.holds(1)
             self.assertEqual(inbox.bodies, [round_])
             yield subscription.stop()
+
+    @inlineCallbacks
+    def test_what_is_accepted_while_it_is_paused_comes_afterwards(self) -> Any:
+        inbox = Inbox()
+        subscription = yield self.broker.subscribe(self.topic("paused"), inbox)
+        self.broker.pause()
+        self.broker.pause()
+        bodies = [b"%d" % number for number in range(MANY)]
+        for body in bodies:
+            yield self.broker.publish(self.message(body, "paused"))
+        yield deferLater(reactor, 0.1)
+        self.assertEqual(inbox.bodies, bodies if self.brings_while_paused else [])
+        self.assertTrue(self.broker.is_up)
+        self.broker.resume()
+        self.broker.resume()
+        yield self.broker.publish(self.message(b'"last"', "paused"))
+        yield inbox.holds(MANY + 1)
+        self.assertEqual(inbox.bodies, [*bodies, b'"last"'])
+        yield subscription.stop()
+
+    @inlineCallbacks
+    def test_it_can_be_paused_by_whoever_is_served(self) -> Any:
+        inbox = Inbox()
+
+        def take(message: Message) -> None:
+            inbox(message)
+            self.broker.pause()
+            reactor.callLater(0, self.broker.resume)
+
+        subscription = yield self.broker.subscribe(self.topic("full"), take)
+        bodies = [b"%d" % number for number in range(MANY)]
+        yield from [self.broker.publish(self.message(body, "full")) for body in bodies]
+        yield inbox.holds(MANY)
+        self.assertEqual(inbox.bodies, bodies)
+        yield subscription.stop()
 
     @inlineCallbacks
     def test_a_listener_that_fails_does_not_harm_the_others(self) -> Any:

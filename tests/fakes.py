@@ -93,13 +93,17 @@ class FakeBroker:
     Attributes:
         confirms_at_once: subscriptions are confirmed when they are asked for.
         is_down: subscribing and publishing fail.
+        is_paused: what comes waits.
+        waiting: for `resume`.
     """
 
     confirms_at_once: bool = False
     is_down: bool = False
+    is_paused: bool = False
     losses: Losses = field(default_factory=Losses)
     subscriptions: list[FakeSubscription] = field(default_factory=list)
     published: list[Message] = field(default_factory=list)
+    waiting: list[Message] = field(default_factory=list)
 
     @property
     def is_up(self) -> bool:
@@ -126,6 +130,14 @@ class FakeBroker:
         self.bring(message)
         return succeed(None)
 
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+        while self.waiting and not self.is_paused:
+            self.bring(self.waiting.pop(0))
+
     def confirm(self) -> None:
         """Confirm the newest subscription."""
         newest = self.subscriptions[-1]
@@ -143,6 +155,9 @@ class FakeBroker:
 
     def bring(self, message: Message) -> None:
         """Deliver `message` to whoever is subscribed."""
+        if self.is_paused:
+            self.waiting.append(message)
+            return
         for subscription in self.live:
             if subscription.topic == message.topic:
                 try:

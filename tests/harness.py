@@ -303,7 +303,14 @@ class ServiceTestCase(SynchronousTestCase):
             limits=self.limits,
         )
         self.connections.startService()
-        send = SendResource(self.unit, self.validator, self.broker, self.clock, self.trust_via)
+        send = SendResource(
+            self.unit,
+            self.validator,
+            self.broker,
+            lambda: self.hub.is_full,
+            self.clock,
+            self.trust_via,
+        )
         upgrade = UpgradeResource(self.unit, self.connections.protocol)
         self.site = TopicSite(
             TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY, self.limits

@@ -96,6 +96,7 @@ class FakeConsumer:
     """Remembers what it is to read, for which subscription and from where."""
 
     owner: Any = None
+    is_paused: bool = False
     places: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
 
     def of(self, owner: Any) -> FakeConsumer:
@@ -116,6 +117,12 @@ class FakeConsumer:
         for place in [each for each in self.places if each[0] == name]:
             if self.places[place][0] == id_:
                 del self.places[place]
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
 
     def offsets(self, name: str) -> dict[int, int]:
         return {place[1]: offset for place, (_, offset) in self.places.items() if place[0] == name}

@@ -72,6 +72,7 @@ class ScriptedPeer(StringTransport):
     Attributes:
         frames: what the client has sent.
         beats: heart-beats that the client has sent.
+        is_unread: the client does not read; what is said waits for it.
         obeys: greets and confirms as soon as it is asked.
     """
 
@@ -80,6 +81,8 @@ class ScriptedPeer(StringTransport):
         self.frames: list[Frame] = []
         self.beats = 0
         self.is_gone = False
+        self.is_unread = False
+        self._unread = b""
         self.obeys = broker.obeys
         self._broker = broker
         self._protocol = protocol
@@ -103,6 +106,13 @@ class ScriptedPeer(StringTransport):
 
     def abortConnection(self) -> None:
         self._broker.clock.callLater(0, self.close, ConnectionAborted())
+
+    def pauseProducing(self) -> None:
+        self.is_unread = True
+
+    def resumeProducing(self) -> None:
+        self.is_unread = False
+        self._broker.clock.callLater(0, self.say_bytes, b"")
 
     # The test's side.
 
@@ -140,7 +150,9 @@ class ScriptedPeer(StringTransport):
         self.say_bytes(encode(Frame(command, named, body)))
 
     def say_bytes(self, data: bytes) -> None:
-        if not self.is_gone:
+        self._unread += data
+        if self._unread and not self.is_gone and not self.is_unread:
+            data, self._unread = self._unread, b""
             self._protocol.dataReceived(data)
 
     def close(self, reason: Exception | None = None) -> None:

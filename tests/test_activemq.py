@@ -658,3 +658,106 @@ class CloseOnLossTests(ActiveMQTests):
         self.broker.stopService()
         self.pass_time(1)
         self.assertEqual(self.losses, 0)
+
+
+class PauseTests(ActiveMQTests):
+    def setUp(self) -> None:
+        super().setUp()
+        self.subscribed()
+        self.broker.pause()
+
+    def bring(self, *bodies: bytes) -> None:
+        for body in bodies:
+            self.reader.bring(destination(), body)
+
+    def test_nothing_is_read_and_all_is_there_afterwards(self) -> None:
+        self.bring(b"1", b"2")
+        self.pass_time(5)
+        self.assertEqual(self.bodies, [])
+        self.successResultOf(self.accepted())
+        self.broker.resume()
+        self.pass_time(0)
+        self.bring(b"3")
+        self.assertEqual(self.bodies, [b"1", b"2", b"3"])
+
+    def accepted(self) -> Deferred[None]:
+        accepted = self.publish()
+        self.pass_time(0)
+        return accepted
+
+    def test_a_broker_that_we_do_not_hear_is_not_silent(self) -> None:
+        before = self.reader.beats
+        self.pass_time(300)
+        self.assertTrue(self.broker.is_up)
+        self.assertEqual(self.reader.beats - before, 120, "we still show signs of life")
+        self.broker.resume()
+        self.pass_time(60)
+        self.assertTrue(self.broker.is_up)
+        self.assertEqual(self.broker.losses.reconnects, 0)
+
+    def test_one_that_died_meanwhile_is_noticed_afterwards(self) -> None:
+        self.reader.obeys = False
+        self.pass_time(60)
+        self.assertTrue(self.broker.is_up)
+        self.broker.resume()
+        self.pass_time(NOTICED)
+        self.assertEqual(len(self.log_of("the reader has lost the broker: it is silent")), 1)
+        self.assertEqual(self.broker.losses.reconnects, 1)
+
+    def test_one_that_dies_whole_is_noticed_by_the_connection_that_sends(self) -> None:
+        self.server.freeze()
+        self.pass_time(NOTICED)
+        self.assertFalse(self.broker.is_up)
+
+    def test_a_receipt_that_we_do_not_read_is_not_late(self) -> None:
+        before = self.broker.subscribe(topic("before"), self.inbox.append)
+        self.pass_time(link.RECEIPT_TIMEOUT * 4)
+        self.assertNoResult(before)
+        self.broker.resume()
+        self.pass_time(0)
+        self.successResultOf(before)
+
+    def test_one_that_was_awaited_when_it_began_has_its_whole_time_afterwards(self) -> None:
+        self.broker.resume()
+        self.reader.obeys = False
+        waiting = self.subscribe("waiting")
+        self.broker.pause()
+        self.pass_time(link.RECEIPT_TIMEOUT * 4)
+        self.broker.resume()
+        for _ in range(round(link.RECEIPT_TIMEOUT) - 1):
+            self.reader.say_bytes(b"\n")
+            self.pass_time(1)
+        self.assertNoResult(waiting)
+        self.reader.say_bytes(b"\n")
+        self.pass_time(1)
+        self.failureResultOf(waiting, BrokerUnavailable)
+
+    def test_a_connection_that_is_lost_meanwhile_is_made_again_and_waits_too(self) -> None:
+        self.reader.close()
+        self.pass_time(BACK)
+        back = self.server.live[-1]
+        self.assertEqual(back.destinations, [destination()])
+        self.assertTrue(back.is_unread)
+        back.bring(destination(), b"1")
+        self.pass_time(60)
+        self.assertEqual((self.bodies, self.losses), ([], 0))
+        self.assertFalse(self.broker.is_up, "nobody can tell yet whether messages arrive")
+        self.broker.resume()
+        self.pass_time(0)
+        self.assertEqual(self.bodies, [b"1"])
+        self.assertTrue(self.broker.is_up)
+
+    def test_it_goes_on_after_a_pause_that_ends_while_the_broker_is_away(self) -> None:
+        self.server.go()
+        self.broker.resume()
+        self.server.is_there = True
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+        self.reader.bring(destination(), b"1")
+        self.server.live[1].bring(destination(), b"1")
+        self.assertEqual(self.bodies, [b"1"])
+
+    def test_it_stops_while_it_is_paused(self) -> None:
+        stopped = self.broker.stopService()
+        self.pass_time(link.STOP_TIMEOUT)
+        self.successResultOf(stopped)

@@ -8,10 +8,10 @@ from typing import Any
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
 
-from tests.harness import SEND_PATH, Client, ServiceTestCase
+from tests.harness import SEND_PATH, SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc import __version__, endings
 from topicsvc.lag import INTERVAL, ReactorLag
-from topicsvc.ports import Losses
+from topicsvc.ports import Losses, Message
 from topicsvc.tally import CheckTally
 from topicsvc.validators.counted import Counted
 from topicsvc.web.admin import AdminSite, AdminTree
@@ -201,6 +201,15 @@ class FigureTests(AdminTestCase):
                 "fan_out_seconds_count": 2,
             }
         )
+
+    def test_what_waits_for_its_delivery(self) -> None:
+        client = self.subscribe()
+        self.broker.bring(Message(TOPIC, SENDER, b"1"))
+        size = len(b'{"From":"%s","Body":1}' % SENDER.encode()) + 2
+        self.assert_figures({"hub_queued_bytes": size})
+        self.turn()
+        self.assertEqual(len(client.texts()), 1)
+        self.assert_figures({"hub_queued_bytes": 0})
 
     def test_slow_readers(self) -> None:
         slow, _ = self.subscribe(), self.subscribe()

@@ -10,6 +10,8 @@ from topicsvc.brokers.memory import MemoryBroker
 
 
 class MemoryBrokerTests(BrokerContract, TestCase):
+    brings_while_paused = True
+
     def setUp(self) -> None:
         self.broker = MemoryBroker()
         self.broker.startService()

@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc import config, limits, reload, service
+from topicsvc import config, hub, limits, reload, service
 from topicsvc.backlog import STALL_TIMEOUT
 from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
@@ -211,6 +211,8 @@ class SecurityTests(SynchronousTestCase):
             f"and {STALL_TIMEOUT:.0f} s in which nothing",
             f"token is checked | {MAX_WAITING_REQUESTS} |",
             f"sends under way | {send.MAX_UNDER_WAY} |",
+            f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "
+            f"until {hub.LOW_WATER >> 20} MiB are left",
         ):
             self.assertIn(figure, text)
 

@@ -7,6 +7,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import FakeBroker
+from topicsvc import hub as module
 from topicsvc.address import TopicAddress
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.hub import MAX_JOINED, SHARE, SLICE, Hub
@@ -249,3 +250,88 @@ class DeliveryTests(HubTests):
         self.bring(b"x" * (2 * MAX_JOINED))
         self.turn()
         self.assertEqual(len(listener.frames), 2 * MAX_JOINED + 2)
+
+
+class PressureTests(HubTests):
+    """More comes than can be delivered; the marks are 30 and 12 bytes."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(module, "HIGH_WATER", 30)
+        self.patch(module, "LOW_WATER", 12)
+        self.patch(module, "MAX_JOINED", 10)
+
+    def bring_many(self, count: int, topic: TopicAddress = TOPIC) -> bytes:
+        """Messages of ten bytes; returns all that a member gets."""
+        for number in range(count):
+            self.bring(b"%08d" % number, topic)
+        return b"".join(b"<%08d>" % number for number in range(count))
+
+    def test_the_broker_stops_at_the_high_mark_and_goes_on_at_the_low_one(self) -> None:
+        self.join()
+        self.bring_many(3)
+        self.assertEqual((self.hub.queued, self.hub.is_full), (30, False))
+        self.assertFalse(self.broker.is_paused)
+        self.bring(b"x" * 8)
+        self.patch(module, "SLICE", 1)
+        seen = []
+        for _ in range(4):
+            seen.append((self.hub.queued, self.hub.is_full, self.broker.is_paused))
+            self.turn()  # delivers
+            self.turn()  # finds that this was the last member
+        self.assertEqual(
+            seen,
+            [(40, True, True), (30, True, True), (20, True, True), (10, False, False)],
+        )
+        self.assertEqual(self.hub.queued, 0)
+
+    def test_all_topics_count_together(self) -> None:
+        for topic in (TOPIC, OTHER):
+            self.join(topic)
+            self.bring_many(2, topic)
+        self.assertTrue(self.hub.is_full)
+        self.turn()
+        self.assertEqual((self.hub.queued, self.hub.is_full), (0, False))
+
+    def test_what_is_being_delivered_counts_until_the_last_has_it(self) -> None:
+        for _ in range(SLICE + 1):
+            self.join()
+        self.bring(b"x" * 40)
+        self.turn()
+        self.assertTrue(self.hub.is_full)
+        self.turn()
+        self.assertFalse(self.hub.is_full)
+
+    def test_nothing_is_lost_and_the_order_stays(self) -> None:
+        listener = self.join()
+        expected = self.bring_many(100)
+        self.assertEqual(len(self.broker.waiting), 96)
+        while self.clock.getDelayedCalls():
+            self.turn()
+        self.assertEqual(listener.frames, expected)
+        self.assertEqual((self.hub.queued, self.hub.is_full), (0, False))
+
+    def test_one_who_cannot_wait_is_served_all_the_same(self) -> None:
+        listener = self.join()
+        self.patch(self.broker, "pause", lambda: None)
+        expected = self.bring_many(100)
+        while self.clock.getDelayedCalls():
+            self.turn()
+        self.assertEqual(listener.frames, expected)
+        self.assertFalse(self.hub.is_full)
+
+    def test_a_message_longer_than_the_mark_is_delivered(self) -> None:
+        listener = self.join()
+        self.bring(b"x" * 1000)
+        self.assertTrue(self.hub.is_full)
+        self.turn()
+        self.assertEqual((len(listener.frames), self.hub.is_full), (1002, False))
+
+    def test_topics_that_all_leave_are_not_full_for_ever(self) -> None:
+        listener = self.join()
+        self.bring_many(10)
+        self.hub.leave(TOPIC, listener)
+        while self.clock.getDelayedCalls():
+            self.turn()
+        self.assertEqual((self.hub.queued, self.hub.is_full), (0, False))
+        self.assertFalse(self.broker.is_paused)

@@ -89,6 +89,21 @@ class KafkaTests(SynchronousTestCase):
         return [text for text in texts if word in text]
 
 
+class PauseTests(KafkaTests):
+    def test_records_wait_and_all_else_goes_on(self) -> None:
+        self.subscribed()
+        self.broker.pause()
+        self.assertTrue(self.consumer.is_paused)
+        self.pass_time(10 * BEAT)
+        self.assertTrue(self.broker.is_up)
+        self.subscribed("other")
+        accepted = self.publish()
+        self.producer.answers.pop()(None)
+        self.successResultOf(accepted)
+        self.broker.resume()
+        self.assertFalse(self.consumer.is_paused)
+
+
 class SubscribeTests(KafkaTests):
     def test_reading_begins_where_the_topic_ended_when_it_was_asked_for(self) -> None:
         self.subscribed(ends={0: 7, 1: 0, 2: 11})

@@ -95,3 +95,49 @@ class InflowTests(SynchronousTestCase):
         self.clock.turn()
         self.assertEqual(self.taken, [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_nothing_is_taken_while_it_is_paused(self) -> None:
+        self.inflow.put(records(1))
+        self.inflow.pause()
+        self.clock.turn()
+        self.inflow.put(records(2))
+        self.clock.turn()
+        self.assertEqual(self.taken, [])
+        self.assertEqual(self.clock.getDelayedCalls(), [], "nobody looks in vain")
+        self.inflow.resume()
+        self.inflow.resume()
+        self.clock.turn()
+        self.assertEqual(self.taken, records(1, 2))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_it_can_be_paused_by_the_one_who_takes(self) -> None:
+        def take(record: Record) -> None:
+            self.taken.append(record)
+            self.inflow.pause()
+
+        self.inflow = Inflow(self.clock, take)
+        self.inflow.put(records(1, 2))
+        self.clock.turn()
+        self.assertEqual(self.taken, records(1))
+        self.inflow.resume()
+        self.clock.turn()
+        self.assertEqual(self.taken, records(1, 2))
+
+    def test_one_that_is_paused_becomes_full_and_has_room_when_it_goes_on(self) -> None:
+        self.patch(kafka_inflow, "MOST_RECORDS", 4)
+        self.inflow.pause()
+        for number in range(5):
+            self.inflow.put(records(number))
+            self.clock.turn()
+        self.assertTrue(self.inflow.is_full)
+        self.inflow.resume()
+        self.clock.turn()
+        self.assertTrue(self.inflow.has_room)
+
+    def test_one_that_is_closed_while_it_is_paused_stays_empty(self) -> None:
+        self.inflow.put(records(1))
+        self.inflow.pause()
+        self.inflow.close()
+        self.inflow.resume()
+        self.clock.turn()
+        self.assertEqual(self.taken, [])

@@ -7,6 +7,7 @@ import json
 from twisted.internet.error import ConnectionDone
 
 from tests.harness import HANDSHAKE, HOST, SEND_PATH, TOPIC, WEBSOCKET_PATH, Client, ServiceTestCase
+from topicsvc import hub
 from topicsvc.address import Unit
 from topicsvc.errors import TopicNotFound
 from topicsvc.ports import Message
@@ -224,6 +225,28 @@ class SendErrorTests(HttpTestCase):
         self.assertEqual(client.headers["retry-after"], ["1"])
         waiting[0].vanish()
         self.begin()
+
+    def test_no_more_is_taken_while_too_much_waits_for_its_delivery(self) -> None:
+        self.patch(hub, "HIGH_WATER", 100)
+        self.patch(hub, "LOW_WATER", 50)
+        session = self.subscribe()
+        under_way = [self.begin(), self.begin()]
+        self.broker.bring(Message(TOPIC, None, b'"%s"' % (b"x" * 100)))
+        self.assertTrue(self.hub.is_full)
+        for client, question in zip(under_way, self.validator.questions[-2:], strict=True):
+            question.grant(self.now + 60)
+            answer = client.read_answer()
+            text = "Too many concurrent requests."
+            self.assert_answer(client, answer, 503, "PR503-SV-0001", text)
+            self.assertEqual(client.headers["retry-after"], ["1"])
+        self.assertEqual(self.broker.published, [])
+        self.turn()
+        self.assertEqual(len(session.texts()), 1, "sessions go on")
+        client = self.begin()
+        self.validator.last.grant(self.now + 60)
+        client.read_answer()
+        self.assertEqual(client.status, 200)
+        self.assertEqual(len(self.broker.published), 1)
 
     def test_a_fault_of_ours_tells_nothing(self) -> None:
         client = self.begin()

@@ -2,7 +2,8 @@
 
 A message is encoded once. All that reach a topic within one turn of the reactor are joined
 once and written once per member. A walk over many members is cut into slices, so that
-pings, handshakes and health answers keep their turn.
+pings, handshakes and health answers keep their turn. When more comes than these walks can
+carry, the broker is asked to wait, and senders are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Broker, Member, Message, Subscription
 from topicsvc.tally import Histogram
 
-__all__ = ["SLICE", "Hub"]
+__all__ = ["HIGH_WATER", "LOW_WATER", "SLICE", "Hub"]
 
 SLICE = 400
 """Most deliveries in one turn of the reactor: some 5 ms, 10 over TLS."""
@@ -37,6 +38,19 @@ MAX_JOINED = 262144
 A reader that keeps up is never handed more in one turn than it can take in the next.
 """
 
+HIGH_WATER = 67108864
+"""Bytes of frames in all queues past which nothing more is to come.
+
+64 messages of the longest that senders may send by default, and a quarter of what may wait
+for slow readers by default. A message that comes all the same is taken, however long.
+"""
+
+LOW_WATER = HIGH_WATER // 2
+"""Bytes down to which they must fall before more may come.
+
+Far below the other mark, so that stopping is rare; far above nothing, so that there is
+something to deliver until the broker has begun again.
+"""
 
 FAN_OUT_BOUNDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -57,6 +71,8 @@ class Hub:
         messages: messages that the broker brought for topics with members.
         offered: messages offered to members, once for each; some may take none any more.
         offered_size: their bytes.
+        queued: bytes of frames that have not reached all members of their topic.
+        is_full: whether no more should be sent: from the high water mark to the low one.
         fan_out: seconds from the broker's delivery of a walk's first message to its last
             member, give or take a glance.
     """
@@ -72,6 +88,8 @@ class Hub:
         self.messages = 0
         self.offered = 0
         self.offered_size = 0
+        self.queued = 0
+        self.is_full = False
         self._came = 0.0  # when the first message of this turn came
         self.fan_out = Histogram(FAN_OUT_BOUNDS)
         self._channels: dict[TopicAddress, _Channel] = {}
@@ -204,6 +222,10 @@ class Hub:
             channel.ready = True
             self._ready.append(channel)
             self._schedule()
+        self.queued += len(frame)
+        if self.queued > HIGH_WATER and not self.is_full:
+            self.is_full = True
+            self._broker.pause()
 
     def _schedule(self) -> None:
         if self._turn is None:
@@ -223,6 +245,9 @@ class Hub:
                 channel.ready = False
         if self._ready:
             self._schedule()
+        if self.is_full and self.queued <= LOW_WATER:
+            self.is_full = False
+            self._broker.resume()
 
     def _advance(self, channel: _Channel, share: int) -> int:
         """Deliver to at most `share` members of one topic; return to how many."""
@@ -244,6 +269,7 @@ class Hub:
                 break
         else:
             channel.walk = None
+            self.queued -= len(frames)
             self.fan_out.observe((now or seconds()) - walk.since)
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)

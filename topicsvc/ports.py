@@ -129,6 +129,21 @@ class Broker(Protocol):
         """
         ...
 
+    def pause(self) -> None:
+        """Bring no more until `resume`, except what has been read already.
+
+        Nothing is lost by it, and the order stays: what is accepted meanwhile waits where it
+        was sent to. All else goes on. May be called while a message is delivered. Idempotent.
+
+        A broker with nowhere to keep messages goes on bringing them: then it is for those
+        who publish to wait.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Bring messages again, those that wait first. Idempotent."""
+        ...
+
 
 class Member(Protocol):
     """What the hub sees of a connection."""

@@ -233,7 +233,12 @@ class TopicService(Service):
             limits=self.limits,
         )
         self._send = SendResource(
-            settings.unit, validator, self.broker, reactor, settings.send.trust_via
+            settings.unit,
+            validator,
+            self.broker,
+            lambda: self._hub.is_full,
+            reactor,
+            settings.send.trust_via,
         )
         self._tree = TopicTree(
             settings.unit,

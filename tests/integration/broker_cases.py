@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from tests.integration.processes import Server, until
 from tests.integration.topicsvc_process import Subscriber, Topicsvc, Unit
+from topicsvc import hub
 from topicsvc.address import TopicAddress
 from topicsvc.errors import PathRefused
 from topicsvc.ports import Broker, Message
@@ -29,6 +30,7 @@ __all__ = [
     "CloseOnLossCases",
     "HostileNamesCases",
     "KeepOnLossCases",
+    "PressureCases",
     "ProcessesCases",
     "RightAfterSuccessCases",
     "data",
@@ -275,6 +277,63 @@ class RightAfterSuccessCases:
             yield until(lambda each=subscriber: each.messages, f"message {number} arrives", 5)
             self.assertEqual(subscriber.messages, [data(CELL, number)])
             yield subscriber.leave()
+
+
+class PressureCases:
+    """More comes from the broker than can be delivered here.
+
+    Mix into a TestCase that has a broker in ``self.broker``.
+    """
+
+    broker: Broker
+    name = "pressure"
+    flood = 2000
+    size = 10000
+    mark = 1_000_000
+    slack = 200_000
+    """What an adapter may still bring when it has been told to pause."""
+
+    @inlineCallbacks
+    def test_what_waits_here_is_bounded_and_all_of_it_arrives_in_its_order(self) -> Any:
+        self.patch(hub, "HIGH_WATER", self.mark)
+        self.patch(hub, "LOW_WATER", self.mark // 2)
+        self.patch(hub, "MAX_JOINED", 0)  # one message a turn
+        self.patch(hub, "SLICE", 1)
+        topic = TopicAddress("cell1", "box1", (self.name,), "name")
+        fan_out = hub.Hub(self.broker, reactor, lambda message: message.body)
+        member = _Member(fan_out)
+        yield fan_out.join(topic, member)
+        pauses: list[int] = []
+        pause = self.broker.pause
+        self.patch(self.broker, "pause", lambda: (pauses.append(len(member.taken)), pause()))
+        bodies = [b'"%0*d"' % (self.size, number) for number in range(self.flood)]
+        began = monotonic()
+        yield gatherResults([self.broker.publish(Message(topic, CELL, body)) for body in bodies])
+        yield until(lambda: len(member.taken) == self.flood, "all arrive", 30)
+        took = monotonic() - began
+        figure(f"{self.flood} messages of {self.size} bytes, {len(pauses)} pauses", took)
+        figure("most that waited", member.most / 1e6, "MB")
+        self.assertEqual(member.taken, bodies)
+        self.assertGreater(len(pauses), 1)
+        self.assertLess(member.most, self.mark + self.slack)
+        self.assertTrue(self.broker.is_up)
+        fan_out.leave(topic, member)
+
+
+class _Member:
+    """Takes what the hub brings; notes how much else waited then."""
+
+    def __init__(self, fan_out: hub.Hub) -> None:
+        self.taken: list[bytes] = []
+        self.most = 0
+        self._hub = fan_out
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        self.taken.append(frames)
+        self.most = max(self.most, self._hub.queued)
+
+    def broker_lost(self) -> None:
+        raise AssertionError("nothing was lost")
 
 
 class HostileNamesCases:

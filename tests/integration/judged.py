@@ -139,7 +139,8 @@ class JudgedTestCase(TestCase):
         self.connections.startService()
         unit = settings.unit
         validator = self.service._judge.validator
-        send = SendResource(unit, validator, self.service.broker, reactor, False)
+        broker, hub = self.service.broker, self.service._hub
+        send = SendResource(unit, validator, broker, lambda: hub.is_full, reactor, False)
         upgrade = UpgradeResource(unit, self.connections.protocol)
         self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000, self.service.limits)
         self.addCleanup(self.stop)

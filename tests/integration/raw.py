@@ -131,6 +131,17 @@ class RawClient:
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         return int(head.split(b" ")[1]), head
 
+    def read_answer(self) -> tuple[int, bytes]:
+        """Read an answer with a length: its status, and its body."""
+        status, head = self.read_head()
+        size = int(head.lower().partition(b"content-length:")[2].split()[0])
+        while len(self._buffer) < size:
+            data = self.socket.recv(65536)
+            assert data, "the stream has ended within an answer"
+            self._buffer += data
+        body, self._buffer = self._buffer[:size], self._buffer[size:]
+        return status, body
+
     def read_frame(self) -> tuple[int, bytes] | None:
         """The next frame; None: the stream has ended."""
         while (frame := self._take()) is None:

@@ -26,6 +26,7 @@ from tests.integration.broker_cases import (
     CloseOnLossCases,
     HostileNamesCases,
     KeepOnLossCases,
+    PressureCases,
     RightAfterSuccessCases,
     directory,
 )
@@ -66,6 +67,10 @@ class ActiveMQContractTests(BrokerContract, AdapterTests):
 
     def carried(self, body: bytes) -> bytes:
         return ascii_json(body)
+
+
+class PressureTests(PressureCases, AdapterTests):
+    pass
 
 
 class JmsTests(AdapterTests):

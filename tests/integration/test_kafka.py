@@ -29,6 +29,7 @@ from tests.integration.broker_cases import (
     CloseOnLossCases,
     HostileNamesCases,
     KeepOnLossCases,
+    PressureCases,
     RightAfterSuccessCases,
     directory,
     figure,
@@ -63,6 +64,10 @@ class AdapterTests(TestCase):
 
 class KafkaContractTests(BrokerContract, AdapterTests):
     name = "contract"
+
+
+class PressureTests(PressureCases, AdapterTests):
+    pass
 
 
 class OtherSender:

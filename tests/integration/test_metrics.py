@@ -284,6 +284,7 @@ class ScrapeTests(MetricsTestCase):
         self.assertTrue(1 <= walks <= messages + big, walks)
         self.assertEqual(samples["topicsvc_slow_readers"], 0)
         self.assertEqual(samples["topicsvc_queued_bytes"], 0)
+        self.assertEqual(samples["topicsvc_hub_queued_bytes"], 0)
 
         for status in ("200", "400", "401", "403", "404", "405", "413", "500", "503"):
             self.assertEqual(samples[f"topicsvc_sends_total status {status}"], sends[status])

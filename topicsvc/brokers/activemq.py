@@ -100,6 +100,14 @@ class ActiveMQBroker(Service):
         """See `topicsvc.ports.Broker`. While the broker is down it fails at once."""
         return self._sender.publish(message)
 
+    def pause(self) -> None:
+        """See `topicsvc.ports.Broker`. What is not read waits at the broker."""
+        self._reader.link.pause()
+
+    def resume(self) -> None:
+        """See `topicsvc.ports.Broker`."""
+        self._reader.link.resume()
+
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         self._reader.link.startService()

@@ -114,6 +114,14 @@ class KafkaBroker(Service):
 
         return self._under_way.send(len(body), hand_over)
 
+    def pause(self) -> None:
+        """See `topicsvc.ports.Broker`. Reading goes on until our own queue is full."""
+        self._consumer.pause()
+
+    def resume(self) -> None:
+        """See `topicsvc.ports.Broker`."""
+        self._consumer.resume()
+
     def startService(self) -> None:
         # librdkafka's threads would not survive a twistd that becomes a daemon: here it has.
         super().startService()  # type: ignore[no-untyped-call]

@@ -139,6 +139,14 @@ class Consumer:
         """Read the partitions of a topic no more. Some records may still be on their way."""
         self._orders.put(lambda: self._forget(id_, name))
 
+    def pause(self) -> None:
+        """Bring no records until `resume`."""
+        self._inflow.pause()
+
+    def resume(self) -> None:
+        """Bring records again."""
+        self._inflow.resume()
+
     # On the thread.
 
     def _serve(self) -> None:

@@ -58,6 +58,7 @@ class Inflow:
         self._put_bytes = 0
         self._taken_bytes = 0
         self._is_due = False
+        self._is_paused = False
         self._is_closed = False
         self._lock = Lock()
 
@@ -70,6 +71,15 @@ class Inflow:
             self._waiting.append(record)
         if self._is_to_be_scheduled():
             self._reactor.callFromThread(self._turn)
+
+    def pause(self) -> None:
+        """Take nothing until `resume`. Called, as that is, in the reactor's thread."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Take again what is put."""
+        self._is_paused = False
+        self._go_on()
 
     def close(self) -> None:
         """What has not been taken by now is not wanted."""
@@ -95,7 +105,7 @@ class Inflow:
             self._is_due = False
         room = TURN_BYTES
         for _ in range(TURN_RECORDS):
-            if not self._waiting or room <= 0:
+            if not self._waiting or room <= 0 or self._is_paused:
                 break
             record = self._waiting.popleft()
             room -= _size(record)
@@ -104,7 +114,10 @@ class Inflow:
                 self._take(record)
             except Exception:
                 self._log.failure("a record could not be taken")
-        if self._waiting and self._is_to_be_scheduled():
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._waiting and not self._is_paused and self._is_to_be_scheduled():
             self._reactor.callLater(0, self._turn)
 
     def _is_to_be_scheduled(self) -> bool:

@@ -119,6 +119,7 @@ class Link(Service):
         self._random = random
         self._attempts = 0
         self._connects = 0
+        self._is_paused = False
         self.complaint = ""
         self._connection: Connection | None = None
         self._client = ClientService(
@@ -149,6 +150,18 @@ class Link(Service):
         """Send `frame` if there is a connection, and wait for nothing."""
         if self._connection is not None and self._connection.is_up:
             self._connection.send(frame)
+
+    def pause(self) -> None:
+        """Read no more until `resume`, on this connection and any that takes its place."""
+        self._is_paused = True
+        if self._connection is not None and self._connection.is_up:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Read again."""
+        self._is_paused = False
+        if self._connection is not None and self._connection.is_up:
+            self._connection.resume()
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -183,6 +196,8 @@ class Link(Service):
         self.complaint = ""
         self._log.info("the {name} is connected to the broker", name=self.name)
         self.owner.connected()
+        if self._is_paused:
+            self.pause()
 
     def lost(self, connection: Connection, why: str) -> None:
         """The connection is gone."""
@@ -265,6 +280,7 @@ class Connection(TwistedProtocol):
         self._greeted = False
         self._given_up = ""
         self._silent = 0
+        self._is_paused = False
         self.heard_at = link.clock.seconds()
         self._numbers = count(1)
         self._receipts: dict[str, Answered] = {}
@@ -282,11 +298,29 @@ class Connection(TwistedProtocol):
         receipt = str(next(self._numbers))
         self.send(Frame(frame.command, {**frame.headers, "receipt": receipt}, frame.body))
         self._receipts[receipt] = answered
-        self._late.start(receipt)
+        if not self._is_paused:
+            self._late.start(receipt)
 
     def send(self, frame: Frame) -> None:
         """Send `frame`."""
         self.transport.write(encode(frame))
+
+    def pause(self) -> None:
+        """Read no more; what the broker says meanwhile is not late, since nobody listens."""
+        if not self._is_paused:
+            self._is_paused = True
+            for receipt in self._receipts:
+                self._late.cancel(receipt)
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read again; from now on the broker has its whole time to show that it lives."""
+        if self._is_paused:
+            self._is_paused = False
+            self._silent = 0
+            for receipt in self._receipts:
+                self._late.start(receipt)
+            self.transport.resumeProducing()
 
     def give_up(self, why: str) -> None:
         """End the connection at once."""
@@ -381,7 +415,8 @@ class Connection(TwistedProtocol):
 
     def _beat(self) -> None:
         """Counted in beats, so that a pause of ours or a jump of the clock kills nobody."""
-        self._silent += 1
+        if not self._is_paused:
+            self._silent += 1
         if self._silent >= (SILENT_BEATS if self._greeted else GREETING_BEATS):
             self.give_up("it is silent")
         elif self._greeted:

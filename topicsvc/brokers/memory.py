@@ -59,6 +59,12 @@ class MemoryBroker(Service):
             subscription.deliver(message)
         return succeed(None)
 
+    def pause(self) -> None:
+        """Nothing is kept here: those who publish have to wait."""
+
+    def resume(self) -> None:
+        """Nothing waits."""
+
 
 class _Subscription:
     __slots__ = ("_book", "_deliver", "_topic")

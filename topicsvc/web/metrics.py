@@ -153,6 +153,11 @@ class _Service(Collector):
         yield CounterMetricFamily(
             "topicsvc_delivered_bytes", "Bytes of these, as WebSocket frames.", size
         )
+        yield GaugeMetricFamily(
+            "topicsvc_hub_queued_bytes",
+            "Bytes of messages that have not been handed to all of their sessions.",
+            hub.queued,
+        )
         yield _histogram(
             "topicsvc_fan_out_seconds",
             "From the broker's delivery of a message until its last session was served.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from twisted.internet.defer import (
@@ -55,6 +55,7 @@ class SendResource(Resource):
         unit: reads addresses.
         validator: judges tokens.
         broker: takes the data.
+        is_full: tells whether so much waits for its delivery that nothing more is taken.
         clock: what expiry is measured by.
         trust_via: whether ``X-Personium-Via`` may say who sends.
 
@@ -69,12 +70,14 @@ class SendResource(Resource):
         unit: Unit,
         validator: TokenValidator,
         broker: Broker,
+        is_full: Callable[[], bool],
         clock: IReactorTime,
         trust_via: bool,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._broker = broker
+        self._is_full = is_full
         self._clock = clock
         self.configure(validator, trust_via)
         self._under_way: dict[Deferred[Any], None] = {}
@@ -148,6 +151,8 @@ class SendResource(Resource):
             return b""
         if not grant.may_send:
             return answer(request, answers.NO_PRIVILEGE)
+        if self._is_full():
+            return answer(request, answers.TOO_MANY_REQUESTS)
         body = json_text(request.content.read())
         sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
         yield maybeDeferred(self._broker.publish, Message(topic, sender, body))

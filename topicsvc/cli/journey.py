@@ -113,8 +113,13 @@ class Journey(Teller):
             self.fail("token", f"it cannot be judged: {error}")
             return None
         rights = ["receive"] * grant.may_receive + ["send"] * grant.may_send
+        if not rights:
+            self.fail(
+                "token", f"it lives, but may neither receive from {topic.path} nor send to it"
+            )
+            return None
         left = int(grant.expires_at - self._reactor.seconds())
-        self.ok("token", f"it may {' and '.join(rights) or 'do nothing'}, for {left} s")
+        self.ok("token", f"it may {' and '.join(rights)}, for {left} s")
         return grant
 
     async def _go(self, token: str, topic: TopicAddress, grant: Grant, port: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
+from service_identity import VerificationError
 from twisted.application import strports
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.address import IPv4Address
@@ -377,6 +378,8 @@ def reason_of(error: BaseException) -> str:
         error = error.originalException
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, VerificationError):
+        return "its certificate is for another name"
     is_tls = isinstance(error, (SSL.Error, crypto.Error))
     if is_tls and error.args and isinstance(error.args[0], (list, tuple)):
         reasons = [str(entry[-1]) for entry in error.args[0] if entry]

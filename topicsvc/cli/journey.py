@@ -22,6 +22,7 @@ from topicsvc.config import Config, StopSettings
 from topicsvc.errors import TokenInactive, TopicNotFound, Unavailable
 from topicsvc.ports import Grant
 from topicsvc.service import TopicService
+from topicsvc.validators.asking import AsciiUrl
 
 __all__ = ["PATIENCE", "Finding", "Journey", "Teller"]
 
@@ -134,7 +135,7 @@ class Journey(Teller):
         if not self._settings.send.enabled:
             self.warn("send", "switched off: [send] enabled")
             return
-        url = f"http://{_LOOPBACK}:{port}{topic.send_path}"
+        url = AsciiUrl.from_text(f"http://{_LOOPBACK}:{port}{topic.send_path}")
         body = json.dumps({"topicsvc doctor": nonce}).encode("ascii")
         refused = await post(url, token, body, self._host)
         if refused:

@@ -121,7 +121,7 @@ class Asker:
         try:
             response = yield self._client.request(
                 method,
-                _Uri.from_text(url),
+                AsciiUrl.from_text(url),
                 headers=Headers({name: [value] for name, value in headers.items()}),
                 data=None if form is None else dict(form),
                 allow_redirects=False,
@@ -138,7 +138,7 @@ class Asker:
         raise ValidatorUnavailable(f"{method}: {fault}")
 
 
-class _Uri(URL):
+class AsciiUrl(URL):
     """A URL of ASCII alone, which treq would only spoil: an IPv6 address is no name to it."""
 
     def to_uri(self) -> URL:

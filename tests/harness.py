@@ -31,7 +31,7 @@ from topicsvc.ports import Message
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
-from topicsvc.websocket import Connections, Revocation, SessionSettings
+from topicsvc.websocket.connections import Connections, Revocation, SessionSettings
 from topicsvc.wire import data_frame
 
 EPOCH = 1518612600.0

@@ -16,7 +16,7 @@ from topicsvc.tally import CheckTally
 from topicsvc.validators.counted import Counted
 from topicsvc.web.admin import AdminSite, AdminTree
 from topicsvc.web.metrics import Metrics, Sources
-from topicsvc.websocket import SessionSettings
+from topicsvc.websocket.connections import SessionSettings
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 

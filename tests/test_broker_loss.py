@@ -18,7 +18,7 @@ from topicsvc.errors import BrokerUnavailable, TopicNotFound
 from topicsvc.hub import Hub
 from topicsvc.limits import Limits
 from topicsvc.ports import Message
-from topicsvc.websocket import Connections, SessionSettings
+from topicsvc.websocket.connections import Connections, SessionSettings
 from topicsvc.wire import data_frame, token_request
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")

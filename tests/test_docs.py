@@ -9,14 +9,16 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc import config, limits, reload, service, websocket
+from topicsvc import config, limits, reload, service
 from topicsvc.backlog import STALL_TIMEOUT
 from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
 from topicsvc.errors import ConfigError
 from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, MAX_WAITING_REQUESTS, TRY_AGAIN_LATER
+from topicsvc.table import Table
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.web import answers, send, site
+from topicsvc.websocket import connections
 
 ROOT = Path(__file__).parent.parent
 KINDS = [
@@ -36,7 +38,7 @@ def settings() -> dict[str, object]:
     """Every setting of every kind, with its default."""
     found: dict[str, object] = {}
 
-    def collect(table: config.Table) -> None:
+    def collect(table: Table) -> None:
         names = {each._name.rpartition(".")[2] for each in table._tables}
         for key, default in table.keys.items():
             if key not in names:
@@ -45,9 +47,7 @@ def settings() -> dict[str, object]:
             collect(each)
 
     for validator, broker in KINDS:
-        table = config.Table(
-            {"listen": [], "validator": {"kind": validator}, "broker": {"kind": broker}}
-        )
+        table = Table({"listen": [], "validator": {"kind": validator}, "broker": {"kind": broker}})
         table.texts("listen")
         config._config(table, (), None)
         collect(table)
@@ -101,7 +101,7 @@ class ConfigurationTests(SynchronousTestCase):
 class OperationTests(SynchronousTestCase):
     def test_every_figure_is_the_true_one(self) -> None:
         text = " ".join(page("docs/configuration.md").split())
-        parts = service.SENDS_GRACE, websocket.CLOSE_TIMEOUT, service.STOP_MARGIN
+        parts = service.SENDS_GRACE, connections.CLOSE_TIMEOUT, service.STOP_MARGIN
         for figure in (
             f"at most `stop.drain` + {sum(parts):.0f} seconds: {parts[0]:.0f} for the sends, "
             f"{parts[1]:.0f} for the last close handshake, {parts[2]:.0f} for the rest",
@@ -207,7 +207,7 @@ class SecurityTests(SynchronousTestCase):
             f"body of a request | {site.BODY_TIMEOUT:.0f} s",
             f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
             f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
-            f"close handshake | {websocket.CLOSE_TIMEOUT:.0f} s",
+            f"close handshake | {connections.CLOSE_TIMEOUT:.0f} s",
             f"and {STALL_TIMEOUT:.0f} s in which nothing",
             f"token is checked | {MAX_WAITING_REQUESTS} |",
             f"sends under way | {send.MAX_UNDER_WAY} |",

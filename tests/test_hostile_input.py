@@ -20,7 +20,7 @@ from tests.fuzz.targets import CUT, SEEDS, TARGETS
 from tests.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
 from tests.strategies import topics
 from topicsvc.address import TopicAddress
-from topicsvc.websocket import TopicProtocol
+from topicsvc.websocket.protocol import TopicProtocol
 
 UPGRADE = [f"{name}: {value}".encode() for name, value in HANDSHAKE.items()]
 PLENTY = settings(max_examples=300, deadline=None)

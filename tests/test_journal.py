@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc import endings
 from topicsvc.ports import Message
-from topicsvc.websocket import SessionSettings
+from topicsvc.websocket.connections import SessionSettings
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 

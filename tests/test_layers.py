@@ -22,7 +22,7 @@ ADAPTERS = {
     "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
     "websocket",
 }  # fmt: skip
-COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
+COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service", "table"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.fakes import FakeValidator
 from tests.harness import SEND_PATH, ServiceTestCase
-from topicsvc.websocket import Revocation, SessionSettings
+from topicsvc.websocket.connections import Revocation, SessionSettings
 
 AUTHORIZED = {"Authorization": "Bearer x"}
 

@@ -18,7 +18,7 @@ from topicsvc.config import (
     StopSettings,
 )
 from topicsvc.reload import Changes, compare
-from topicsvc.websocket import SessionSettings
+from topicsvc.websocket.connections import SessionSettings
 
 UNIT = Unit("https://unit1.example/")
 OLD = Config(("tcp:1",), UNIT, PersoniumSettings(UNIT, "u", "secret"))

@@ -21,7 +21,7 @@ from tests.harness import (
 from topicsvc.limits import COURTESY, LimitSettings
 from topicsvc.peers import parse_network
 from topicsvc.web import site
-from topicsvc.websocket import SessionSettings
+from topicsvc.websocket.connections import SessionSettings
 
 ANN, BOB = "192.0.2.1", "192.0.2.2"
 PROXY = "10.0.0.1"

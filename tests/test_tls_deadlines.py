@@ -21,7 +21,7 @@ from tests.harness import (
 from tests.integration.certificates import Authority
 from topicsvc.limits import COURTESY, LimitSettings
 from topicsvc.web import site
-from topicsvc.websocket import CLOSE_TIMEOUT
+from topicsvc.websocket.connections import CLOSE_TIMEOUT
 
 
 class TlsClient:

@@ -10,7 +10,7 @@ from twisted.logger import globalLogPublisher
 
 from tests.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.ports import Message
-from topicsvc.websocket import SessionSettings
+from topicsvc.websocket.connections import SessionSettings
 
 
 class SessionTableTests(ServiceTestCase):

@@ -1,12 +1,10 @@
 """Composition: settings, from a TOML file and options to one frozen `Config`.
 
-All that is wrong is found in one reading. Each problem is one line: the key, what is wrong
-with its value, what is allowed.
+All that is wrong is found in one reading.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterable
@@ -23,10 +21,11 @@ from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.limits import LimitSettings
 from topicsvc.origin import parse_origin
 from topicsvc.peers import parse_network
+from topicsvc.table import Table
 from topicsvc.validators.agent import read_authorities
 from topicsvc.validators.introspection import Rule
 from topicsvc.validators.local import RIGHTS, read_key
-from topicsvc.websocket import SessionSettings
+from topicsvc.websocket.connections import SessionSettings
 
 __all__ = [
     "ActiveMQSettings",
@@ -40,7 +39,6 @@ __all__ = [
     "PersoniumSettings",
     "SendSettings",
     "StopSettings",
-    "Table",
     "ValidatorSettings",
     "load",
     "read",
@@ -545,155 +543,3 @@ def _each(table: Table, key: str, parse: Callable[[str], T], allowed: str) -> tu
 
 _NETWORK = '"192.0.2.1", "10.0.0.0/8" or "2001:db8::/32"'
 _ORIGIN = '"https://app.example", "https://app.example:8443" or "null"'
-
-
-class Table:
-    """One table of the file: hands out its values and keeps a list of what is wrong.
-
-    Args:
-        members: the table as TOML gave it.
-        name: its place in the file, ``session``; the whole file has none.
-    """
-
-    def __init__(
-        self, members: dict[str, Any], name: str = "", problems: list[str] | None = None
-    ) -> None:
-        self._members = members
-        self._name = name
-        self._problems: list[str] = [] if problems is None else problems
-        self._tables: list[Table] = []
-        self.keys: dict[str, Any] = {}
-
-    def given(self, key: str) -> Any:
-        """The value in the file, whatever it is; None: there is none."""
-        return self._members.get(key)
-
-    def pass_over(self) -> None:
-        """Say nothing of the settings that nobody asks for: what they mean is not known."""
-        self.keys.update(self._members)
-
-    def problem(self, key: str, wrong: str, allowed: str) -> None:
-        """Note that the value of `key` cannot be used."""
-        line = f"{self._full(key)}: {wrong}; allowed: {allowed}"
-        if line not in self._problems:
-            self._problems.append(line)
-
-    def finish(self, more: Iterable[str] = ()) -> None:
-        """Look for settings that nobody asked for; raise if anything is wrong.
-
-        Args:
-            more: problems that others have found; of a key that is known to be wrong
-                nothing more is said.
-
-        Raises:
-            ConfigError: with all problems noted.
-        """
-        self._report_unknown()
-        wrong = {line.partition(":")[0] for line in self._problems}
-        self._problems += [line for line in more if line.partition(":")[0] not in wrong]
-        if self._problems:
-            raise ConfigError(self._problems)
-
-    def table(self, key: str) -> Table:
-        """A table within this one; empty where it is absent."""
-        members = self._take(key, {})
-        if not isinstance(members, dict):
-            self.problem(key, "not a table", f"[{self._full(key)}]")
-            members = {}
-        table = Table(members, self._full(key), self._problems)
-        self._tables.append(table)
-        return table
-
-    def tables(self, key: str) -> list[Table]:
-        """A list of tables within this one; empty where it is absent."""
-        value = self._take(key, [])
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            self.problem(key, "not a list of tables", f"[[{self._full(key)}]]")
-            value = []
-        tables = [
-            Table(members, f"{self._full(key)}[{place}]", self._problems)
-            for place, members in enumerate(value)
-        ]
-        self._tables += tables
-        return tables
-
-    def text(self, key: str, default: str | None, allowed: str) -> str | None:
-        """A text that is not empty. With no default it is required, with an empty one optional."""
-        value = self._take(key, default)
-        if value == "" and key not in self._members:
-            return None
-        if not isinstance(value, str) or not value:
-            self.problem(key, "missing" if value is None else f"{value!r} is no text", allowed)
-            return None
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts; empty where it is absent."""
-        value = self._take(key, [])
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            self.problem(key, f"{value!r} is no list of texts", '["...", "..."]')
-            return ()
-        return tuple(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
-        value = self._take(key, default)
-        if not isinstance(value, bool):
-            self.problem(key, f"{value!r} is neither", "true or false")
-            return default
-        return value
-
-    def number(self, key: str, default: float, least: float, most: float) -> float:
-        """A number between two bounds."""
-        return self._bounded(key, default, least, most, (int, float), "a number")
-
-    def whole(self, key: str, default: int, least: int, most: int) -> int:
-        """A whole number between two bounds."""
-        return self._bounded(key, default, least, most, (int,), "a whole number")
-
-    def choice(self, key: str, allowed: tuple[T, ...], required: bool = False) -> T:
-        """One of `allowed`; the first is the default, unless one must be given."""
-        value = self._take(key, None if required else allowed[0])
-        if value not in allowed:
-            wrong = "missing" if value is None else f"{value!r} is none of them"
-            self.problem(key, wrong, ", ".join(f'"{choice}"' for choice in allowed))
-            return allowed[0]
-        return value  # type: ignore[no-any-return]
-
-    def file(self, key: str, reader: Callable[[Path], T], default: T, required: bool = True) -> T:
-        """What `reader` makes of the file that `key` names."""
-        name = self.text(key, None if required else "", "the path of a file")
-        if name is None:
-            return default
-        try:
-            return reader(Path(name))
-        except OSError as error:
-            self.problem(key, f"{name}: {error.strerror}", "a file that can be read")
-        except ValueError as error:
-            self.problem(key, f"{name}: {error}", "see docs/configuration.md")
-        return default
-
-    def _bounded(
-        self, key: str, default: T, least: Any, most: Any, kinds: tuple[type, ...], what: str
-    ) -> T:
-        value: Any = self._take(key, default)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not least <= value <= most:
-            self.problem(key, f"{value!r} is not", f"{what} from {least} to {most}")
-            return default
-        return value  # type: ignore[no-any-return]
-
-    def _take(self, key: str, default: Any) -> Any:
-        self.keys[key] = default
-        return self._members.get(key, default)
-
-    def _full(self, key: str) -> str:
-        return f"{self._name}.{key}" if self._name else key
-
-    def _report_unknown(self) -> None:
-        for key in self._members:
-            if key not in self.keys:
-                near = difflib.get_close_matches(key, self.keys, 1) or sorted(self.keys)
-                self.problem(key, "there is no such setting", ", ".join(near))
-        for table in self._tables:
-            table._report_unknown()

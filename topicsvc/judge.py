@@ -21,7 +21,7 @@ from topicsvc.validators.local import LocalValidator
 from topicsvc.validators.outages import Outages
 from topicsvc.validators.personium import PersoniumValidator
 from topicsvc.validators.shared import Shared
-from topicsvc.websocket import Revocation
+from topicsvc.websocket.connections import Revocation
 
 __all__ = ["Judge"]
 

@@ -55,7 +55,7 @@ from topicsvc.web.metrics import Metrics, Sources
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.web.upgrade import UpgradeResource
-from topicsvc.websocket import CLOSE_TIMEOUT, Connections
+from topicsvc.websocket.connections import CLOSE_TIMEOUT, Connections
 from topicsvc.wire import data_frame
 
 __all__ = ["Options", "TopicService", "endpoint_problems", "makeService", "make_broker"]

@@ -25,7 +25,7 @@ from topicsvc.limits import Limits
 from topicsvc.ports import Broker
 from topicsvc.tally import CheckTally, Histogram
 from topicsvc.web.site import TopicSite
-from topicsvc.websocket import Connections
+from topicsvc.websocket.connections import Connections
 
 __all__ = ["Metrics", "Sources"]
 

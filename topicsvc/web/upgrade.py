@@ -14,7 +14,7 @@ from topicsvc.visits import Visit
 from topicsvc.web import answers
 from topicsvc.web.answers import answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import TopicRequest
-from topicsvc.websocket import TopicProtocol
+from topicsvc.websocket.protocol import TopicProtocol
 
 __all__ = ["UpgradeResource"]
 

@@ -1,0 +1,1 @@
+"""Adapters: Autobahn's side: one connection, and the house of all."""

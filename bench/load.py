@@ -27,7 +27,7 @@ SUCCESS = b'"Result":"Success"'
 UPGRADED = b"HTTP/1.1 101 "
 WAIT = 30.0
 RECEIVE = 1 << 18
-READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+READ = select.EPOLLIN
 
 
 @dataclass

@@ -294,7 +294,10 @@ class TopicService(Service):
         for listener in [*self._listeners, *self._admin]:
             listener.start()
         self._log.info(
-            "topicsvc {version} serves {count} ports", version=__version__, count=len(self.ports)
+            "topicsvc {version} serves {count} {ports}",
+            version=__version__,
+            count=len(self.ports),
+            ports="port" if len(self.ports) == 1 else "ports",
         )
         if self.on_start is not None:
             self.on_start(self.ports)

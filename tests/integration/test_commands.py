@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -108,6 +109,17 @@ class CommandTests(SynchronousTestCase):
         code, _, err = self.command("subscribe", self.subscribe_url + "/x")
         self.assertEqual((code, err.count("\n")), (1, 1), err)
         self.assertIn(f"404 Resource not found. [http{self.subscribe_url[2:]}/x].", err)
+
+    def test_one_who_is_interrupted_has_no_complaint(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            subscriber = Process(
+                [*TOPICSVC, "subscribe", self.subscribe_url, "--token", self.token]
+            )
+            self.addCleanup(subscriber.stop)
+            subscriber.wait_for("subscribed for")
+            subscriber.child.send_signal(number)
+            self.assertEqual(subscriber.wait(), 130, subscriber.text)
+            self.assertRegex(subscriber.text, r"\Asubscribed for \d+ seconds\n\Z")
 
     def test_names_of_any_script(self) -> None:
         for command, url in (("subscribe", self.subscribe_url), ("send", self.send_url)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -102,13 +103,26 @@ def run_reactor(work: Callable[[Any], Deferred[None]]) -> None:
 
     Raises:
         Failed: `work` failed; what is no `Failed` is told by its reason alone.
+        KeyboardInterrupt: a signal came first.
     """
     failures: list[Failure] = []
-    try:
-        react(lambda reactor: work(reactor).addErrback(failures.append))
-    except SystemExit as ended:
-        if ended.code:  # interrupted
-            raise KeyboardInterrupt from None
+    unfinished: list[Deferred[None]] = []
+
+    def begin(reactor: Any) -> Deferred[None]:
+        working = work(reactor)
+
+        def stopped() -> None:
+            if not working.called:
+                unfinished.append(working)
+
+        # What fails from then on fails because we leave.
+        reactor.addSystemEventTrigger("before", "shutdown", stopped)
+        return working.addErrback(failures.append)
+
+    with contextlib.suppress(SystemExit):
+        react(begin)
+    if unfinished:
+        raise KeyboardInterrupt
     if not failures:
         return
     error: Any = failures[0].value

@@ -174,7 +174,7 @@ def main() -> None:
     if options.quick:
         bench, runs = Bench(50, 50, 100, 50, 0.3, peers=False), 1
     else:
-        bench, runs = Bench(1000, 9000, 4000, 2000, options.seconds, peers=True), options.runs
+        bench, runs = Bench(1000, 10000, 4000, 2000, options.seconds, peers=True), options.runs
     for run in range(runs):
         print(f"run {run + 1} of {runs}", flush=True)
         bench.run()

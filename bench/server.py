@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from twisted.internet import reactor
@@ -24,6 +25,7 @@ from topicsvc.ports import Message
 from topicsvc.service import TopicService, spare_the_garbage_collector
 
 
+@cache
 def topic(number: int) -> TopicAddress:
     return TopicAddress("cell1", "box1", ("col",), f"t{number}")
 

@@ -15,7 +15,7 @@ import random
 import sys
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 LONGEST_WAIT = 30.0
 BEFORE_EXPIRY = 0.8  # of a token's life
@@ -73,7 +73,7 @@ async def main(url: str) -> None:
         except InvalidStatus as error:
             if error.response.status_code < 500:
                 sys.exit(f"not a topic: HTTP {error.response.status_code}")
-        except OSError as error:
+        except (OSError, InvalidHandshake) as error:
             print(error, file=sys.stderr, flush=True)
         if code in FINAL:
             sys.exit(f"closed: {code}")

@@ -213,6 +213,9 @@ class HostTests(SynchronousTestCase):
             ("https://unit1.example:99999/", []),
             ("https://unit1.example/", ["two words"]),
             ("https://unit1.example/", ["unit1.example:443"]),
+            ("https://two words/", ["unit1.example"]),
+            ("https://\u00fcnit1.example/", ["unit1.example"]),
+            ("https://unit1.example/", ["\u00fcnit1.example"]),
         ):
             with self.subTest(url=url, hosts=hosts), self.assertRaises(ValueError):
                 Unit(url, hosts)

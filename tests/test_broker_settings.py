@@ -140,6 +140,10 @@ class BrokerSettingsTests(SynchronousTestCase):
         base = 'kind = "activemq"\nendpoint = "tcp:localhost:61613"\n'
         cases = {
             'kind = "rabbit"': "broker.kind",
+            'kind = "rabbit"\nendpoint = "tcp:x:1"\nusername = "a"': "broker.kind",
+            'kind = ["activemq"]\nendpoint = "tcp:x:1"': "broker.kind",
+            'kind = "activemq"\nendpoint = "tcp:localhost:65536"': "broker.endpoint",
+            'kind = "activemq"\nendpoint = "tls:host=x:port=-1"': "broker.endpoint",
             'kind = "activemq"': "broker.endpoint: missing",
             'kind = "activemq"\nendpoint = "ssl:localhost:61614"': "broker.endpoint",
             'kind = "activemq"\nendpoint = "localhost:61613"': "broker.endpoint",
@@ -176,8 +180,17 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.assertFalse(activemq._parts()["broker"])
 
     def test_an_endpoint_that_cannot_be_made(self) -> None:
-        for endpoint in ("tcp:localhost:http", "tls:localhost:1:trustRoots=/no/such/place"):
+        for endpoint, wrong in (
+            ("tcp:localhost:http", "'http' is no number"),
+            ("tcp:localhost", "port= is missing"),
+            ("tcp:localhost:1:nonsense=2", "there is no nonsense="),
+            ("tls:localhost:1:nonsense=2", "there is no nonsense="),
+            ("tls:localhost:1:trustRoots=/no/such/place", "/no/such/place: No such file"),
+        ):
             text = f'kind = "activemq"\nendpoint = "{endpoint}"'
             error = self.assertRaises(ConfigError, self.service, text)
             self.assertEqual(len(error.problems), 1)
-            self.assertTrue(error.problems[0].startswith("broker.endpoint"))
+            self.assertTrue(
+                error.problems[0].startswith(f"broker.endpoint: {endpoint!r}: {wrong}"),
+                error.problems[0],
+            )

@@ -48,8 +48,23 @@ class ProblemTests(ListeningTestCase):
             self.assertEqual(self.problem(text), "")
 
     def test_ports_that_are_none(self) -> None:
-        for text in ("tcp:65536", "tcp6:99999", "haproxy:tcp:99999", f"tls:{self.pems}:port=70000"):
+        for text in ("tcp:65536", "tcp6:99999", "haproxy:tcp:99999", f"tls:{self.pems}:port=70000",
+                     "tcp:-1"):  # fmt: skip
             self.assertIn("is no port", self.problem(text))
+
+    def test_what_is_wrong_is_not_said_in_python(self) -> None:
+        for text, words in (
+            ("tcp:", "'' is no number"),
+            ("tcp:8080:backlog=many", "'many' is no number"),
+            ("unix:/x:mode=zz", "'zz' is no number"),
+            ("tcp", "port= is missing"),
+            ("systemd", "domain= is missing"),
+            ("tcp:8080:nonsense=1", "there is no nonsense= for it"),
+            ("tcp:8080:interface=::1", "interface= stands there twice"),
+            ("tcp:1:2:3:4:5", "too many parts"),
+        ):
+            problem = self.problem(text)
+            self.assertTrue(problem.startswith(words), problem)
 
     def test_a_key_of_another_certificate(self) -> None:
         other, _ = self.authority.issue("unit1.example", name="other")

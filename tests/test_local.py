@@ -55,7 +55,15 @@ class LocalValidatorTests(SynchronousTestCase):
 
     def test_patterns(self) -> None:
         for topics in (["/cell1/box1/*"], ["/*"], ["/other/*", TOPIC.path]):
-            self.successResultOf(self.ask(self.sign(topics=topics)))
+            grant = self.successResultOf(self.ask(self.sign(topics=topics)))
+            self.assertTrue(grant.may_receive, topics)
+
+    def test_a_token_for_other_topics_lives_and_has_no_right_here(self) -> None:
+        for topics in ([], ["/cell1/box1/col/topic/name2"], ["/cell2/*"]):
+            grant = self.successResultOf(self.ask(self.sign(topics=topics)))
+            with self.subTest(topics=topics):
+                self.assertEqual((grant.may_receive, grant.may_send), (False, False))
+                self.assertEqual(grant.expires_at, 2000)
 
     def test_a_token_without_a_subject_is_nobody_s(self) -> None:
         self.assertIsNone(self.successResultOf(self.ask(self.sign(sub="absent"))).subject)
@@ -71,7 +79,6 @@ class LocalValidatorTests(SynchronousTestCase):
 
     def test_tokens_that_are_refused(self) -> None:
         table = {
-            "another topic": self.sign(topics=["/cell1/box1/col/topic/name2"]),
             "topics absent": self.sign(topics="absent"),
             "topics a text": self.sign(topics=TOPIC.path),
             "topics odd": self.sign(topics=[1, None]),
@@ -110,7 +117,8 @@ class LocalValidatorTests(SynchronousTestCase):
         token = self.sign(nbf=1000, topics=["/cell1/box1/*"])
         self.successResultOf(self.ask(token))
         elsewhere = TopicAddress("cell1", "box2", ("col",), "name")
-        self.failureResultOf(self.validator.validate(token, elsewhere), TokenInactive)
+        grant = self.successResultOf(self.validator.validate(token, elsewhere))
+        self.assertEqual((grant.may_receive, grant.may_send), (False, False))
         self.clock.rightNow = 999.0
         self.failureResultOf(self.ask(token), TokenInactive)
         self.clock.rightNow = 2000.0

@@ -54,6 +54,8 @@ class OptionTests(SynchronousTestCase):
         self.assertIn("'extra'", self.refused("--demo", "extra"))
         self.assertIn("requires argument", self.refused("--config"))
         self.assertIn("exclude each other", self.refused("--demo", "--config", "x"))
+        self.assertEqual(self.refused("--config="), "topicsvc: option --config is empty")
+        self.assertEqual(self.refused("--demo", "--admin="), "topicsvc: option --admin is empty")
 
     def test_listen_is_repeatable(self) -> None:
         options = Options()

@@ -213,9 +213,9 @@ class Unit:
         # The same topics are asked for again and again. What is refused is not kept.
         self._websocket = lru_cache(MAX_KEPT)(self._websocket_topic)
         self._send = lru_cache(MAX_KEPT)(self._send_topic)
-        for name in self._hosts:
+        for name in (host, *self._hosts):
             if not _HOST.fullmatch(name):
-                raise ValueError(f"{name!r} is not a host name")
+                raise ValueError(f"{name!r} is not a host name{_as_punycode(name)}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Unit) and self._parts == other._parts
@@ -312,6 +312,11 @@ class Unit:
         if unit in self._hosts and _CELL.fullmatch(label):
             return label
         raise HostRefused("this host is not served here")
+
+
+def _as_punycode(name: str) -> str:
+    """What to write instead of a name of another script (RFC 3492)."""
+    return "" if name.isascii() else "; other scripts are written as xn--..."
 
 
 def _only(hosts: Sequence[bytes] | None) -> bytes:

@@ -438,7 +438,10 @@ def read_secret(path: Path) -> str:
 def _broker(table: Table) -> BrokerSettings:
     # A setting of every kind, though the memory broker is never lost.
     closes_on_loss = table.choice("on_loss", ("keep", "close")) == "close"
-    match table.choice("kind", ("memory", "activemq", "kafka")):
+    kind = table.choice("kind", ("memory", "activemq", "kafka"))
+    if table.given("kind") not in (None, kind):  # which has been said
+        table.pass_over()
+    match kind:
         case "activemq":
             return _activemq(table, closes_on_loss)
         case "kafka":
@@ -452,10 +455,13 @@ def _activemq(table: Table, closes_on_loss: bool) -> ActiveMQSettings:
     endpoint = table.text("endpoint", None, allowed) or ""
     if endpoint and not _BROKER_ENDPOINT.match(endpoint):
         table.problem("endpoint", f"{endpoint!r} is neither", allowed)
+    elif any(not 0 < int(port) < 65536 for port in _BROKER_PORT.findall(endpoint)):
+        table.problem("endpoint", f"{endpoint!r}: no such port, 1 to 65535", allowed)
     return ActiveMQSettings(endpoint, _login(table), closes_on_loss)
 
 
 _BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
+_BROKER_PORT = re.compile(r":(?:port=)?(-?\d+)(?=:|$)")
 
 
 def _kafka(table: Table, closes_on_loss: bool) -> KafkaSettings:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
+from service_identity import VerificationError
 from twisted.application import strports
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet.address import IPv4Address
@@ -30,11 +31,20 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
+from twisted.python.filepath import UnlistableError
 from zope.interface import implementer
 
-__all__ = ["Listener", "Rehearsal", "endpoint_problem", "is_systemd", "is_tls", "reason_of"]
+__all__ = [
+    "Listener",
+    "Rehearsal",
+    "endpoint_problem",
+    "is_systemd",
+    "is_tls",
+    "parser_s_reason",
+    "reason_of",
+]
 
-_PORT = re.compile(r"(?:^(?:haproxy:)?(?:tcp6?|ssl):|:port=)(\d+)")
+_PORT = re.compile(r"(?:^(?:haproxy:)?(?:tcp6?|ssl):|:port=)(-?\d+)")
 _TLS = re.compile(r"(?:haproxy:)*(?:ssl|tls):")
 _SYSTEMD = re.compile(r"(?:haproxy:)*systemd:")
 _TLS_DIRECTORY = re.compile(r"(?:haproxy:)*tls:((?:\\.|[^:\\])+)")
@@ -307,7 +317,7 @@ def _look(text: str, reactor: Any) -> None:
         ValueError: it cannot be used; the text says why.
     """
     for found in _PORT.finditer(text):
-        if int(found[1]) > 65535:
+        if not 0 <= int(found[1]) <= 65535:
             raise ValueError(f"{found[1]} is no port, 0 to 65535")
     directory = _TLS_DIRECTORY.match(text)
     if directory is not None:
@@ -327,16 +337,49 @@ def _parse(text: str, reactor: Any) -> IStreamServerEndpoint:
             raise ValueError(
                 "systemd has passed no such socket: start the .socket unit, not the service alone"
             ) from error
-        raise ValueError(reason_of(error)) from error
+        raise ValueError(parser_s_reason(error)) from error
     return endpoint
+
+
+_COLONS = r"; a colon that belongs to a value is written \\:"
+_PYTHON_S_WORDS = [
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"invalid literal for int\(\) with base \d+: (.*)", r"\1 is no number"),
+        (r".*got an unexpected keyword argument '(\w+)'", r"there is no \1= for it"),
+        (r"\('unrecognized keyword arguments present', \['(\w+)'.*", r"there is no \1= for it"),
+        (r".* missing \d+ required positional arguments?: '(\w+)'.*", r"\1= is missing"),
+        (r".*got multiple values for argument '(\w+)'", rf"\1= stands there twice{_COLONS}"),
+        (r".* takes .* positional arguments? but \d+ were given", f"too many parts{_COLONS}"),
+    )
+]
+"""What a parser of endpoints says to a wrong one is meant for programmers."""
+
+
+def parser_s_reason(error: BaseException) -> str:
+    """Why an endpoint string cannot be parsed, for those who have written it."""
+    reason = reason_of(error)
+    for pattern, words in _PYTHON_S_WORDS:
+        found = pattern.fullmatch(reason)
+        if found is not None:
+            return found.expand(words)
+    return reason
 
 
 def reason_of(error: BaseException) -> str:
     """An exception's reason, in words where it has some."""
+    reasons = getattr(error, "reasons", None)
+    while reasons:  # an HTTP client's, around what was wrong
+        error = reasons[0].value
+        reasons = getattr(error, "reasons", None)
     if isinstance(error, CannotListenError):
         error = error.socketError
+    if isinstance(error, UnlistableError):
+        error = error.originalException
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, VerificationError):
+        return "its certificate is for another name"
     is_tls = isinstance(error, (SSL.Error, crypto.Error))
     if is_tls and error.args and isinstance(error.args[0], (list, tuple)):
         reasons = [str(entry[-1]) for entry in error.args[0] if entry]

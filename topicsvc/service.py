@@ -44,7 +44,7 @@ from topicsvc.hub import Hub
 from topicsvc.judge import Judge
 from topicsvc.lag import ReactorLag
 from topicsvc.limits import Limits
-from topicsvc.listening import Listener, endpoint_problem, reason_of
+from topicsvc.listening import Listener, endpoint_problem, parser_s_reason, reason_of
 from topicsvc.notify import Notifier
 from topicsvc.ports import Broker
 from topicsvc.reload import Changes, compare
@@ -121,6 +121,9 @@ class Options(usage.Options):
             _give_up([str(error)])
 
     def postOptions(self) -> None:
+        for option in ("config", "admin"):
+            if self[option] == "":
+                raise usage.UsageError(f"option --{option} is empty")
         if self["demo"] and self["config"]:
             raise usage.UsageError("--demo and --config exclude each other")
         if not self["demo"] and not self["config"]:
@@ -296,7 +299,10 @@ class TopicService(Service):
         for listener in [*self._listeners, *self._admin]:
             listener.start()
         self._log.info(
-            "topicsvc {version} serves {count} ports", version=__version__, count=len(self.ports)
+            "topicsvc {version} serves {count} {ports}",
+            version=__version__,
+            count=len(self.ports),
+            ports="port" if len(self.ports) == 1 else "ports",
         )
         if self.on_start is not None:
             self.on_start(self.ports)
@@ -461,7 +467,7 @@ def make_broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
             except Exception as error:  # whatever a parser of endpoints raises
                 raise ConfigError(
                     [
-                        f"broker.endpoint: {endpoint!r}: {error}; "
+                        f"broker.endpoint: {endpoint!r}: {parser_s_reason(error)}; "
                         'allowed: "tcp:localhost:61613" or "tls:broker.example:61614"'
                     ]
                 ) from error

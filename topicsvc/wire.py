@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import Any, Literal
 
 from topicsvc.errors import InvalidBody, InvalidMessage
@@ -36,6 +37,9 @@ TOKEN_INACTIVE = "Token inactive"
 INVALID_MESSAGE = "Invalid message"
 SESSION_EXPIRED = "Session expired"
 SERVICE_UNAVAILABLE = "Service unavailable"
+
+MAX_SENDERS = 1024
+"""Cell URLs that are kept as they are written."""
 
 _TOKEN_KEY = "AccessToken"
 _TOKEN = re.compile(r"[!-~]{1,32768}")
@@ -135,9 +139,12 @@ def wrapped_text(text: str) -> bytes:
 
 def data_frame(message: Message) -> bytes:
     """The frame that brings `message` to a client: ``{"From":...,"Body":...}``."""
-    return text_frame(
-        b'{"From":%s,"Body":%s}' % (json.dumps(message.sender).encode(), message.body)
-    )
+    return text_frame(b'{"From":%s,"Body":%s}' % (_sender(message.sender), message.body))
+
+
+@lru_cache(MAX_SENDERS)
+def _sender(url: str | None) -> bytes:
+    return json.dumps(url).encode("ascii")
 
 
 def text_frame(payload: bytes) -> bytes:

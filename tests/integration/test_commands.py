@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import socket
 import subprocess
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.integration.certificates import Authority
 from tests.integration.process import TOPICSVC, TWISTD, Process, Service, environment
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
@@ -106,6 +108,43 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(err, "topicsvc subscribe: closed: Token inactive (1008)\n")
         code, _, err = self.command("subscribe", self.subscribe_url + "/x")
         self.assertEqual((code, err.count("\n")), (1, 1), err)
+        self.assertIn(f"404 Resource not found. [http{self.subscribe_url[2:]}/x].", err)
+
+    def test_one_who_is_interrupted_has_no_complaint(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            subscriber = Process(
+                [*TOPICSVC, "subscribe", self.subscribe_url, "--token", self.token]
+            )
+            self.addCleanup(subscriber.stop)
+            subscriber.wait_for("subscribed for")
+            subscriber.child.send_signal(number)
+            self.assertEqual(subscriber.wait(), 130, subscriber.text)
+            self.assertRegex(subscriber.text, r"\Asubscribed for \d+ seconds\n\Z")
+
+    def test_names_of_any_script(self) -> None:
+        for command, url in (("subscribe", self.subscribe_url), ("send", self.send_url)):
+            code, _, err = self.command(
+                command, url.replace("collection1", "\u00fcbung"), given=b"1"
+            )
+            # It is the token that is not for it, not the request that is none.
+            self.assertEqual((code, err.count("\n")), (1, 1), err)
+            self.assertRegex(err, "Token inactive|403 Necessary privilege")
+
+    def test_a_certificate_that_is_not_trusted(self) -> None:
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        key, cert = Authority(directory).issue("localhost")
+        endpoint = f"ssl:0:privateKey={key}:certKey={cert}:interface=127.0.0.1"
+        service = Service("--demo", "--listen", endpoint, directory=directory)
+        self.addCleanup(service.stop)
+        port = service.ports[0]
+        for command, url in (("subscribe", "wss"), ("send", "https")):
+            code, _, err = self.command(command, f"{url}://127.0.0.1:{port}/", given=b"1")
+            self.assertEqual((code, err.count("\n")), (1, 1), err)
+            self.assertIn("its certificate is for another name\n", err)
+            code, _, err = self.command(command, f"{url}://localhost:{port}/", given=b"1")
+            self.assertEqual((code, err.count("\n")), (1, 1), err)
+            self.assertIn("certificate verify failed; $SSL_CERT_FILE names", err)
 
     def test_a_sender_is_told_why_it_was_refused(self) -> None:
         for arguments, words in (

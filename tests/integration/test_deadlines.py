@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.integration.certificates import Authority
@@ -21,8 +20,6 @@ from topicsvc.web import site
 HOST = "cell1.unit1.example"
 ROOM = 4.0
 """Seconds that a busy machine may be late."""
-
-Stranger = Callable[[], None]
 
 
 class StrangerTestCase(EndToEndTestCase):

@@ -138,6 +138,8 @@ class LocalTests(DoctorTestCase):
         self.assertIn("send", lines[-1])
         lines = yield self.doctor(self.token(life=1))
         self.assert_found(lines, "FAIL", "token", "it is refused for " + TOPIC.path)
+        lines = yield self.doctor(self.token("nothing"))
+        self.assert_found(lines, "FAIL", "token", "it lives, but may neither receive")
         self.more = "[send]\nenabled = false"
         lines = yield self.doctor(self.token())
         self.assert_found(lines, "warn", "send", "[send] enabled")

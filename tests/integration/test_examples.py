@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -21,7 +22,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from tests.integration.process import Process, Service, environment
+from tests.integration.process import TIMEOUT, Process, Service, environment
 from tests.integration.processes import until
 from tests.integration.requirements import need
 from tests.integration.test_end_to_end import SEND_PATH, TOPIC, WEBSOCKET_PATH
@@ -269,10 +270,10 @@ class BrowserTests(ExampleTestCase):
 
 
 class PythonTests(ExampleTestCase):
-    def receive(self, token: str) -> Process:
+    def receive(self, token: str, url: str = "") -> Process:
         os.environ["TOPICSVC_TOKEN"] = token
         self.addCleanup(os.environ.pop, "TOPICSVC_TOKEN")
-        program = Process([sys.executable, str(EXAMPLES / "receive.py"), self.url])
+        program = Process([sys.executable, str(EXAMPLES / "receive.py"), url or self.url])
         self.addCleanup(program.stop)
         return program
 
@@ -288,6 +289,18 @@ class PythonTests(ExampleTestCase):
         self.service.stop()
         program.wait_for(r"closed: 1001; again in ")
         program.wait_for(r"(?s)again in .*Connect")  # nobody is there
+
+    def test_the_program_comes_back_to_one_who_hangs_up_before_the_handshake(self) -> None:
+        # As the service does far over a bound.
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(TIMEOUT)
+            url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+            program = self.receive("any", url)
+            for _ in range(2):
+                connection, _ = listener.accept()
+                connection.recv(65536)
+                connection.close()
+            program.wait_for("closed: 1006; again in ")
 
     def test_the_program_renews_in_time(self) -> None:
         self.start()

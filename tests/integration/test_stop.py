@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from tests.integration.activemq_server import ActiveMQ, Shared, need_activemq
-from tests.integration.processes import Program, until
+from tests.integration.activemq_server import ActiveMQ, need_activemq
+from tests.integration.processes import Program, Shared, until
 from tests.integration.topicsvc_process import Subscriber, Topicsvc, Unit
 from topicsvc.address import TopicAddress
 

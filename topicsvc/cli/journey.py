@@ -22,6 +22,7 @@ from topicsvc.config import Config, StopSettings
 from topicsvc.errors import TokenInactive, TopicNotFound, Unavailable
 from topicsvc.ports import Grant
 from topicsvc.service import TopicService
+from topicsvc.validators.asking import AsciiUrl
 
 __all__ = ["PATIENCE", "Finding", "Journey", "Teller"]
 
@@ -113,8 +114,13 @@ class Journey(Teller):
             self.fail("token", f"it cannot be judged: {error}")
             return None
         rights = ["receive"] * grant.may_receive + ["send"] * grant.may_send
+        if not rights:
+            self.fail(
+                "token", f"it lives, but may neither receive from {topic.path} nor send to it"
+            )
+            return None
         left = int(grant.expires_at - self._reactor.seconds())
-        self.ok("token", f"it may {' and '.join(rights) or 'do nothing'}, for {left} s")
+        self.ok("token", f"it may {' and '.join(rights)}, for {left} s")
         return grant
 
     async def _go(self, token: str, topic: TopicAddress, grant: Grant, port: int) -> None:
@@ -129,7 +135,7 @@ class Journey(Teller):
         if not self._settings.send.enabled:
             self.warn("send", "switched off: [send] enabled")
             return
-        url = f"http://{_LOOPBACK}:{port}{topic.send_path}"
+        url = AsciiUrl.from_text(f"http://{_LOOPBACK}:{port}{topic.send_path}")
         body = json.dumps({"topicsvc doctor": nonce}).encode("ascii")
         refused = await post(url, token, body, self._host)
         if refused:

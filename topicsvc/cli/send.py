@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Generator, Iterable
 from typing import Any
 
 import treq
+from hyperlink import URL
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from topicsvc.cli.terminal import Failed, find_token, run_reactor
+from topicsvc.cli.terminal import Failed, ascii_url, find_token, reason_in, run_reactor
 from topicsvc.errors import InvalidBody
 from topicsvc.wire import json_text
 
@@ -27,18 +27,17 @@ def run(options: Namespace) -> None:
         Failed: a message is no JSON or was not taken; those before it were.
     """
     token = find_token(options)
-    if not options.url.startswith(("http://", "https://")):
-        raise Failed(f"{options.url}: it begins with http:// or https://")
+    url = ascii_url(options.url, "http", "https")
     lines: Iterable[bytes]
     if options.json == "-":
         lines = (line for line in sys.stdin.buffer if line.strip())
     else:
         lines = [options.json.encode("utf-8", "surrogateescape")]
-    run_reactor(lambda _: _send_all(options.url, token, lines))
+    run_reactor(lambda _: _send_all(url, token, lines))
 
 
 @inlineCallbacks
-def _send_all(url: str, token: str, lines: Iterable[bytes]) -> Generator[Deferred[Any], Any, None]:
+def _send_all(url: URL, token: str, lines: Iterable[bytes]) -> Generator[Deferred[Any], Any, None]:
     for number, line in enumerate(lines, 1):
         try:
             body = json_text(line)
@@ -50,7 +49,7 @@ def _send_all(url: str, token: str, lines: Iterable[bytes]) -> Generator[Deferre
 
 
 @inlineCallbacks
-def post(url: str, token: str, body: bytes, host: str = "") -> Generator[Deferred[Any], Any, str]:
+def post(url: URL, token: str, body: bytes, host: str = "") -> Generator[Deferred[Any], Any, str]:
     """Send one message; fires with why it was not taken, or nothing.
 
     Args:
@@ -69,11 +68,4 @@ def post(url: str, token: str, body: bytes, host: str = "") -> Generator[Deferre
         url, data=body, headers=headers, allow_redirects=False, timeout=TIMEOUT
     )
     text = yield response.text("utf-8")
-    return "" if response.code == 200 else f"{response.code} {_why(text)}"
-
-
-def _why(text: str) -> str:
-    try:
-        return str(json.loads(text)["message"]["value"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200]
+    return "" if response.code == 200 else f"{response.code} {reason_in(text)}"

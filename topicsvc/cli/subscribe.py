@@ -10,11 +10,24 @@ from typing import Any
 
 import txaio
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, connectWS
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import optionsForClientTLS
+from twisted.python.failure import Failure
 
 from topicsvc import wire
-from topicsvc.cli.terminal import Failed, find_token, run_reactor, say
+from topicsvc.cli.terminal import (
+    Failed,
+    ascii_url,
+    find_token,
+    reason_in,
+    run_reactor,
+    say,
+    with_advice,
+)
+from topicsvc.listening import reason_of
 
 __all__ = ["Subscriber", "run"]
 
@@ -31,8 +44,9 @@ def run(options: Namespace) -> None:
         Failed: the connection cannot be made, or ended before enough had come.
     """
     token = find_token(options)
+    url = ascii_url(options.url, "ws", "wss").to_text()
     try:
-        factory = WebSocketClientFactory(options.url)
+        factory = WebSocketClientFactory(url)
     except Exception as error:  # Autobahn raises bare ones
         raise Failed(f"{options.url}: {error}") from error
     factory.setProtocolOptions(openHandshakeTimeout=OPEN_TIMEOUT, failByDrop=False)
@@ -101,9 +115,23 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
                 self._end(None)
                 self.sendClose(1000)
 
+    def failHandshake(self, reason: str) -> None:
+        # Where the service says more than a status, its answer is here already.
+        head, _, body = self.data.partition(b"\r\n\r\n")
+        said = reason_in(body.decode("utf-8", "replace"))
+        status = head.split(b" ", 2)[1:2]
+        self._refusal = f"{status[0].decode('latin-1')} {said}" if status and said else reason
+        super().failHandshake(reason)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if reason.check(SSL.Error, VerificationError):
+            error: Any = reason.value
+            self._refusal = with_advice(reason_of(error))
+        super().connectionLost(reason)
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        why = self._refusal or reason or "the connection was lost"
-        self._end(Failed(f"closed: {why}" + (f" ({code})" if code else "")))
+        why = self._refusal or self.wasNotCleanReason or reason or "the connection was lost"
+        self._end(Failed(f"closed: {why}" + (f" ({code})" if wasClean and code else "")))
 
     def _answered(self, reply: dict[str, Any]) -> None:
         if reply.get("Result") == "Success":

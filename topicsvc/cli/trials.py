@@ -26,6 +26,7 @@ from topicsvc.limits import RESERVE
 from topicsvc.listening import is_tls, reason_of
 from topicsvc.service import make_broker
 from topicsvc.tally import CheckTally
+from topicsvc.validators.asking import NO_ADDRESS
 from topicsvc.validators.personium import PersoniumValidator
 
 __all__ = ["Trials"]
@@ -112,7 +113,7 @@ class Trials(Teller):
             self.ok("validator", "it knows us, and says no to a token that is none")
         except ValidatorUnavailable as error:
             is_guess = topic is None and self._names_cells_by_host(cell)
-            if is_guess and "DNSLookupError" in str(error):
+            if is_guess and NO_ADDRESS in str(error):
                 self.warn("validator", f"the domain name system {unknown}")
             else:
                 self.fail("validator", f"{error}; see [validator]")

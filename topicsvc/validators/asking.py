@@ -16,8 +16,10 @@ from urllib.parse import quote_plus
 import idna
 from hyperlink import URL
 from OpenSSL.SSL import Error as TLSError
+from service_identity import VerificationError
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
+from twisted.internet import error as errors
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
@@ -30,10 +32,22 @@ from zope.interface import implementer
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 
-__all__ = ["MAX_BODY", "Answer", "Asker", "basic", "bearer", "is_host_name"]
+__all__ = [
+    "MAX_BODY",
+    "NO_ADDRESS",
+    "Answer",
+    "AsciiUrl",
+    "Asker",
+    "basic",
+    "bearer",
+    "is_host_name",
+]
 
 MAX_BODY = 262144
 """Most bytes of an answer's body; the longest good one is a few KiB."""
+
+NO_ADDRESS = "no address is known for its host"
+"""What is told where the domain name system does not know a host."""
 
 _TOKEN = re.compile(r"[!-~]+")
 
@@ -121,7 +135,7 @@ class Asker:
         try:
             response = yield self._client.request(
                 method,
-                _Uri.from_text(url),
+                AsciiUrl.from_text(url),
                 headers=Headers({name: [value] for name, value in headers.items()}),
                 data=None if form is None else dict(form),
                 allow_redirects=False,
@@ -138,7 +152,7 @@ class Asker:
         raise ValidatorUnavailable(f"{method}: {fault}")
 
 
-class _Uri(URL):
+class AsciiUrl(URL):
     """A URL of ASCII alone, which treq would only spoil: an IPv6 address is no name to it."""
 
     def to_uri(self) -> URL:
@@ -153,7 +167,21 @@ def _fault(error: BaseException) -> str:
         reasons = getattr(error, "reasons", None)
     if isinstance(error, TLSError) and error.args and isinstance(error.args[0], list):
         return "TLS: " + "; ".join(str(entry[-1]) for entry in error.args[0])
+    for kind, words in _WORDS:
+        if isinstance(error, kind):
+            return words
     return type(error).__name__
+
+
+_WORDS = (
+    (errors.ConnectionRefusedError, "the connection was refused"),
+    (errors.ConnectionClosed, "the connection was lost"),
+    ((errors.DNSLookupError, errors.UnknownHostError), NO_ADDRESS),
+    ((errors.TCPTimedOutError, errors.TimeoutError), "no connection could be made in time"),
+    (errors.NoRouteError, "there is no way to its host"),
+    (VerificationError, "TLS: its certificate is for another name"),
+)
+"""What an operator can look into; the text of an exception is not told."""
 
 
 def _read(response: IResponse) -> Deferred[bytes]:

@@ -123,7 +123,12 @@ class FormatTests(AdminTestCase):
         self.assertEqual({each.name for each in openmetrics(body.decode())}, first)
 
     def test_an_accept_that_makes_no_sense_gets_the_plain_format(self) -> None:
-        for accept in ("text/plain; version=abc", "application/openmetrics-text; version=x", ";,="):
+        for accept in (
+            "text/plain; version=abc",
+            "application/openmetrics-text; version=x",
+            ";,=",
+            "\xff",
+        ):
             client, _ = self.ask("/metrics", headers={"Accept": accept})
             self.assertEqual(client.status, 200)
             self.assertIn("text/plain; version=0.0.4", client.headers["content-type"][0])

@@ -85,6 +85,15 @@ class ProblemTests(ListeningTestCase):
         (self.pems / "a.pem").unlink()
         self.assertIn("no .pem file", self.problem(self.tls))
 
+    def test_a_certificate_of_a_directory_without_its_key(self) -> None:
+        other_key, other = self.authority.issue("other.example", name="other")
+        (self.pems / "b.pem").write_bytes(other.read_bytes() + self.key.read_bytes())
+        self.assertIn("b.pem: its key is in no .pem file", self.problem(self.tls))
+        (self.pems / "b.pem").write_bytes(other.read_bytes())
+        self.assertIn("b.pem: its key is in no .pem file", self.problem(self.tls))
+        (self.pems / "key.pem").write_bytes(other_key.read_bytes())
+        self.assertIsNone(endpoint_problem(self.tls, reactor, is_start=True))
+
     def test_a_socket_of_systemd_is_missed_only_where_systemd_starts_us(self) -> None:
         text = "systemd:domain=INET:index=0"
         self.assertIsNone(endpoint_problem(text, reactor, is_start=False))

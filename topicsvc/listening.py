@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtensionOID
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from twisted.application import strports
@@ -48,6 +51,9 @@ _PORT = re.compile(r"(?:^(?:haproxy:)?(?:tcp6?|ssl):|:port=)(-?\d+)")
 _TLS = re.compile(r"(?:haproxy:)*(?:ssl|tls):")
 _SYSTEMD = re.compile(r"(?:haproxy:)*systemd:")
 _TLS_DIRECTORY = re.compile(r"(?:haproxy:)*tls:((?:\\.|[^:\\])+)")
+_KEY = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
+)
 _ROUNDS = 10
 """More flights than a handshake has."""
 
@@ -205,6 +211,7 @@ class Rehearsal:
     """
 
     def __init__(self, text: str) -> None:
+        _look_into_directory(text)
         self._stage = _Stage()
         self._endpoint = _parse(text, self._stage)
 
@@ -319,14 +326,41 @@ def _look(text: str, reactor: Any) -> None:
     for found in _PORT.finditer(text):
         if not 0 <= int(found[1]) <= 65535:
             raise ValueError(f"{found[1]} is no port, 0 to 65535")
-    directory = _TLS_DIRECTORY.match(text)
-    if directory is not None:
-        path = Path(directory[1].replace("\\:", ":"))
-        if not any(path.glob("**/*.pem")):
-            raise ValueError(f"no .pem file in {path}")
     _parse(text, reactor)
     if is_tls(text):
         Rehearsal(text).certificate()
+
+
+def _look_into_directory(text: str) -> None:
+    """Look for what Twisted would leave out of a directory and say nothing.
+
+    Raises:
+        ValueError: a certificate without its key, or no certificate at all.
+    """
+    directory = _TLS_DIRECTORY.match(text)
+    if directory is None:
+        return
+    path = Path(directory[1].replace("\\:", ":"))
+    files = sorted(path.glob("**/*.pem"))
+    if not files:
+        raise ValueError(f"no .pem file in {path}")
+    keys: list[Any] = []
+    certificates: list[tuple[Path, x509.Certificate]] = []
+    for file in files:
+        content = file.read_bytes()
+        try:
+            keys += [load_pem_private_key(key, None).public_key() for key in _KEY.findall(content)]
+            if b"-----BEGIN CERTIFICATE-----" in content:
+                found = x509.load_pem_x509_certificates(content)
+                certificates += [(file, each) for each in found]
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            return  # whoever reads it for use says what is wrong
+    for file, certificate in certificates:
+        # One of an authority has no names of hosts, and its key is elsewhere.
+        names = certificate.extensions
+        has_names = any(each.oid == ExtensionOID.SUBJECT_ALTERNATIVE_NAME for each in names)
+        if has_names and certificate.public_key() not in keys:
+            raise ValueError(f"{file}: its key is in no .pem file of {path}")
 
 
 def _parse(text: str, reactor: Any) -> IStreamServerEndpoint:

@@ -407,8 +407,9 @@ class TopicService(Service):
         self._tree.drain()
         yield gatherResults([listener.stop() for listener in self._listeners])
         yield self._accepted_is_delivered()
-        yield maybeDeferred(self.connections.stopService)
+        # Before the close frames: what is accepted after them would reach nobody here.
         self._send.give_up()
+        yield maybeDeferred(self.connections.stopService)
         yield self._judge.stop()
         yield maybeDeferred(self.broker.stopService)
         yield gatherResults([listener.stop() for listener in self._admin])

@@ -73,8 +73,8 @@ class AdminTree(Resource):
         return 200 if is_ready else 503, "application/json", body
 
     def _numbers(self, request: Request) -> tuple[int, str, bytes]:
-        accepts = request.requestHeaders.getRawHeaders("accept", [])
-        return 200, *self._metrics.page(",".join(accepts))
+        accepts = b",".join(request.requestHeaders.getRawHeaders(b"accept", []))
+        return 200, *self._metrics.page(accepts.decode("latin-1"))
 
 
 class _QuietChannel(HTTPChannel):

@@ -149,6 +149,23 @@ class ProxiedTests(LimitsTestCase):
         self.assert_refused("waiting_per_address", BOB)
         self.assertIsNone(visit.refused_by)
 
+    def test_the_token_of_one_is_not_that_of_the_next(self) -> None:
+        self.set(waiting=1)
+        visit = self.enter(None)
+        visit.comes_from(ANN)
+        visit._showed_token()
+        self.assertEqual(self.limits.waiting.total, 0)
+        visit.comes_from(BOB)
+        self.assertEqual(self.limits.waiting.total, 1)
+        self.assertIsNone(visit.refused_by)
+        visit._showed_token()
+        other = self.enter(ANN)
+        visit.comes_from(ANN)
+        self.assertEqual(visit.refused_by, "waiting")
+        visit.leave()
+        other.leave()
+        self.assert_nothing_kept()
+
     def test_saying_it_again_changes_nothing(self) -> None:
         self.set(per_address=1)
         visit = self.enter(ANN)

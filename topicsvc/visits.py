@@ -79,10 +79,17 @@ class Visit:
         self._host = host
         address = counted_as(host)
         if self._is_in and address != self.address:
-            self._look_for_room(address, self._waits)
-            self._limits.connections.move(self.address, address)
+            limits = self._limits
+            if not self._waits and 0 < limits.settings.waiting <= limits.waiting.total:
+                self.refuse("waiting")
+            else:
+                self._look_for_room(address, is_waiting=True)
+            limits.connections.move(self.address, address)
             if self._waits:
-                self._limits.waiting.move(self.address, address)
+                limits.waiting.move(self.address, address)
+            else:  # the token was another client's
+                self._waits = True
+                limits.waiting.enter(address)
         self.address = address
 
     def refuse(self, name: str) -> None:

@@ -65,7 +65,7 @@ class Visit:
             self.refuse("waiting")
         else:
             address = None if host is None else counted_as(host)
-            self._look_for_room(address, is_waiting=True)
+            self._look_for_room(address)
             if self.refused_by is None:
                 self._host, self.address = host, address
                 self._is_in = self._waits = True
@@ -83,7 +83,7 @@ class Visit:
             if not self._waits and 0 < limits.settings.waiting <= limits.waiting.total:
                 self.refuse("waiting")
             else:
-                self._look_for_room(address, is_waiting=True)
+                self._look_for_room(address)
             limits.connections.move(self.address, address)
             if self._waits:
                 limits.waiting.move(self.address, address)
@@ -160,11 +160,11 @@ class Visit:
             self._limits.hit("allowed_origins")
         return is_allowed
 
-    def _look_for_room(self, address: str | None, is_waiting: bool) -> None:
+    def _look_for_room(self, address: str | None) -> None:
         limits, settings = self._limits, self._limits.settings
         if limits.connections.is_full(address, settings.per_address):
             self.refuse("per_address")
-        elif is_waiting and limits.waiting.is_full(address, settings.waiting_per_address):
+        elif limits.waiting.is_full(address, settings.waiting_per_address):
             self.refuse("waiting_per_address")
 
     def _granted(self, grant: Grant) -> Grant:

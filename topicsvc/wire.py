@@ -23,11 +23,13 @@ __all__ = [
     "data_frame",
     "error_reply",
     "json_text",
+    "no_constant",
     "parse_token",
     "pong_frame",
     "success_reply",
     "text_frame",
     "token_request",
+    "unique",
     "wrapped_text",
 ]
 
@@ -46,14 +48,24 @@ _TOKEN = re.compile(r"[!-~]{1,32768}")
 _JSON_BLANKS = b" \t\n\r"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members, for `json`'s ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a key stands twice: readers differ in which they take (RFC 8259, section 4).
+    """
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a key stands twice")
     return members
 
 
-def _no_constant(name: str) -> Any:
+def no_constant(name: str) -> Any:
+    """Refuse ``NaN`` and ``Infinity``, for `json`'s ``parse_constant``.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(f"{name} is not JSON")
 
 
@@ -63,11 +75,9 @@ def _number(_: str) -> int:
 
 
 _request_decoder = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=_number, parse_float=_number, parse_constant=_no_constant
+    object_pairs_hook=unique, parse_int=_number, parse_float=_number, parse_constant=no_constant
 )
-_body_decoder = json.JSONDecoder(
-    parse_int=_number, parse_float=_number, parse_constant=_no_constant
-)
+_body_decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=no_constant)
 _encoder = json.JSONEncoder(separators=(",", ":"))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
+from topicsvc.wire import no_constant, unique
 
 __all__ = ["LATEST", "Claims", "read_claims"]
 
@@ -47,7 +48,7 @@ def read_claims(body: bytes, now: float) -> Claims:
     """
     try:
         members = json.loads(
-            body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_unique
+            body.decode("utf-8"), parse_constant=no_constant, object_pairs_hook=unique
         )
     except (ValueError, RecursionError):
         raise ValidatorUnavailable("introspection: not JSON") from None
@@ -76,18 +77,6 @@ def read_claims(body: bytes, now: float) -> Claims:
         _text(members.get("iss")),
         _audience(members.get("aud")),
     )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ in which of two values they take: neither is (RFC 8259, section 4)."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a key stands twice")
-    return members
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _time(members: dict[str, Any], name: str) -> int | None:

@@ -106,8 +106,9 @@ class HubTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_many_are_told_in_slices(self) -> None:
-        self.patch(hub, "SHARE", 2)
+        self.patch(hub, "TOLD", 2)
         members = [self.join() for _ in range(5)]
+        self.turns()
         seen = []
 
         def look() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -10,8 +13,8 @@ from tests.fakes import FakeBroker
 from topicsvc import hub as module
 from topicsvc.address import TopicAddress
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.hub import MAX_JOINED, SHARE, SLICE, Hub
-from topicsvc.ports import Message
+from topicsvc.hub import MAX_JOINED, SHARE, SLICE, TOLD, Hub
+from topicsvc.ports import Member, Message
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 OTHER = TopicAddress("cell1", "box1", ("col",), "other")
@@ -29,9 +32,27 @@ class Listener:
         if self.fails:
             raise RuntimeError("said the test")
 
+    def broker_lost(self) -> None:
+        self.taken.append((b"lost", 0))
+
     @property
     def frames(self) -> bytes:
         return b"".join(frames for frames, _ in self.taken)
+
+
+class Slow:
+    """A member that counts, and takes its time."""
+
+    def __init__(self, takes: Callable[[], None] = lambda: None) -> None:
+        self.takes = takes
+        self.count = 0
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        self.takes()
+        self.count += count
+
+    def broker_lost(self) -> None:
+        raise AssertionError("nothing is lost here")
 
 
 class HubTests(SynchronousTestCase):
@@ -53,12 +74,19 @@ class HubTests(SynchronousTestCase):
         self.successResultOf(joining)
         return listener
 
+    def join_all(self, members: Iterable[Member]) -> None:
+        for member in members:
+            self.hub.join(TOPIC, member)
+        self.broker.confirm()
+        while self.clock.getDelayedCalls():
+            self.turn()
+
     def bring(self, body: bytes, topic: TopicAddress = TOPIC) -> None:
         self.broker.bring(Message(topic, None, body))
 
     def turn(self) -> None:
         """Run what is due now, as a reactor does: not what that makes due."""
-        for call in self.clock.getDelayedCalls():
+        for call in tuple(self.clock.getDelayedCalls()):
             self.clock.calls.remove(call)
             call.called = True
             call.func(*call.args, **call.kw)
@@ -118,6 +146,68 @@ class MembershipTests(HubTests):
         self.broker.confirm()
         self.successResultOf(kept)
 
+    def test_many_who_wait_are_welcomed_in_slices(self) -> None:
+        listeners = [Listener() for _ in range(2 * TOLD + 10)]
+        joins = [self.hub.join(TOPIC, listener) for listener in listeners]
+        self.broker.confirm()
+        welcomed = []
+        for _ in range(4):
+            welcomed.append(sum(joining.called for joining in joins))
+            self.bring(b"%d" % len(welcomed))
+            self.turn()
+        self.assertEqual(welcomed, [TOLD, 2 * TOLD, 2 * TOLD + 10, 2 * TOLD + 10])
+        self.assertEqual(listeners[0].frames, b"<1><2><3><4>")
+        self.assertEqual(listeners[TOLD].frames, b"<1><2><3><4>")
+        self.assertEqual(listeners[-1].frames, b"<2><3><4>")
+        for listener in listeners:
+            self.hub.leave(TOPIC, listener)
+        self.assertEqual(self.hub.topics, 0)
+
+    def test_many_confirmations_of_one_turn_share_its_slice(self) -> None:
+        self.broker.confirms_at_once = True
+        topics = [TopicAddress("cell1", "box1", ("col",), f"t{n}") for n in range(2 * TOLD + 10)]
+        joins = [self.hub.join(topic, Listener()) for topic in topics]
+        welcomed = []
+        for _ in range(3):
+            welcomed.append(sum(joining.called for joining in joins))
+            self.turn()
+        self.assertEqual(welcomed, [TOLD, 2 * TOLD, 2 * TOLD + 10])
+
+    def test_many_who_are_denied_hear_it_in_slices(self) -> None:
+        joins = [self.hub.join(TOPIC, Listener()) for _ in range(TOLD + 1)]
+        withdrawn = joins.pop()
+        self.broker.deny(BrokerUnavailable("not today"))
+        withdrawn.cancel()
+        self.failureResultOf(withdrawn, CancelledError)
+        self.assertEqual(sum(joining.called for joining in joins), TOLD)
+        self.turn()
+        for joining in joins:
+            self.failureResultOf(joining, BrokerUnavailable)
+
+    def test_a_promise_broken_before_all_were_welcomed_is_no_membership(self) -> None:
+        listeners = [Listener() for _ in range(TOLD + 1)]
+        joins = [self.hub.join(TOPIC, listener) for listener in listeners]
+        self.broker.confirm()
+        self.broker.break_promises()
+        self.turn()
+        for joining in joins[:-1]:
+            self.successResultOf(joining)
+        self.turn()
+        self.assertEqual([each.frames for each in listeners[:-1]], [b"lost"] * TOLD)
+        self.failureResultOf(joins[-1], BrokerUnavailable)
+        self.assertEqual((self.hub.topics, self.broker.live), (0, []))
+
+    def test_a_subscription_ends_when_those_not_yet_welcomed_withdraw(self) -> None:
+        listeners = [Listener() for _ in range(TOLD + 1)]
+        joins = [self.hub.join(TOPIC, listener) for listener in listeners]
+        self.broker.confirm()
+        for listener in listeners[:-1]:
+            self.hub.leave(TOPIC, listener)
+        joins[-1].cancel()
+        self.failureResultOf(joins[-1], CancelledError)
+        self.turn()
+        self.assertEqual((self.hub.topics, self.broker.live), (0, []))
+
     def test_one_may_leave_in_the_turn_of_its_confirmation(self) -> None:
         listener = Listener()
         joining = self.hub.join(TOPIC, listener)
@@ -176,6 +266,7 @@ class DeliveryTests(HubTests):
 
     def test_a_message_for_nobody_costs_nothing(self) -> None:
         listener = self.join()
+        self.turn()
         self.hub.leave(TOPIC, listener)
         self.broker.subscriptions[0].deliver(Message(TOPIC, None, b"1"))
         self.assertEqual((self.encoded, self.clock.getDelayedCalls()), ([], []))
@@ -204,6 +295,44 @@ class DeliveryTests(HubTests):
             self.turn()
             reached.append(sum(bool(listener.taken) for listener in listeners))
         self.assertEqual(reached, [SLICE, 2 * SLICE, 2 * SLICE + 10, 2 * SLICE + 10])
+
+    def test_a_slice_of_long_messages_ends_in_time(self) -> None:
+        """The longest message to 10,000 members, of whom each takes as long as over slow TLS."""
+        members = [Slow() for _ in range(10_000)]
+        self.join_all(members)
+        for size, takes in ((1048576, 0.005), (MAX_JOINED - 2, 0.0015), (160, 0.00003)):
+            for member in members:
+                member.takes = partial(self.clock.advance, takes)
+            self.bring(b"x" * size)
+            longest = 0.0
+            while not self.hub.is_idle:
+                before = self.clock.seconds()
+                self.turn()
+                longest = max(longest, self.clock.seconds() - before)
+            self.assertTrue(0.01 <= longest <= 0.02, (size, longest))
+        self.assertEqual({member.count for member in members}, {3})
+
+    def test_one_topic_of_long_messages_does_not_hold_up_another(self) -> None:
+        slow = [Slow(partial(self.clock.advance, 0.005)) for _ in range(SHARE)]
+        self.join_all(slow)
+        quick = self.join(OTHER)
+        self.bring(b"x" * 1048576)
+        self.bring(b"1", OTHER)
+        self.turn()
+        self.turn()
+        self.assertEqual(quick.frames, b"<1>")
+        self.assertLess(sum(member.count for member in slow), 10)
+
+    def test_a_clock_set_back_costs_no_delivery(self) -> None:
+        def set_back() -> None:
+            self.clock.rightNow -= 100
+
+        members = [Slow(set_back) for _ in range(SLICE + 1)]
+        self.join_all(members)
+        self.bring(b"1")
+        self.turn()
+        self.turn()
+        self.assertEqual({member.count for member in members}, {1})
 
     def test_messages_that_come_during_a_walk_follow_in_order(self) -> None:
         listeners = [self.join() for _ in range(SLICE + 10)]

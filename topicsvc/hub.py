@@ -1,15 +1,17 @@
 """Application: from one broker subscription a topic to all its members.
 
 A message is encoded once. All that reach a topic within one turn of the reactor are joined
-once and written once per member. A walk over many members is cut into slices, so that
-pings, handshakes and health answers keep their turn. When more comes than these walks can
-carry, the broker is asked to wait, and senders are.
+once and written once per member. A walk over many members is cut into slices, and so is
+what they are told of their subscription: pings, handshakes and health answers keep their
+turn. When more comes than these walks can carry, the broker is asked to wait, and senders
+are.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -26,11 +28,20 @@ __all__ = ["HIGH_WATER", "LOW_WATER", "SLICE", "Hub"]
 SLICE = 400
 """Most deliveries in one turn of the reactor: some 5 ms, 10 over TLS."""
 
+SLICE_TIME = 0.01
+"""Seconds after which a turn's deliveries end, however few: long messages take longer."""
+
 SHARE = 100
 """Most deliveries for one topic before the next has its turn."""
 
 GLANCE = 16
-"""Deliveries between two looks at the clock: a fraction of a millisecond."""
+"""Most deliveries between two looks at the clock: a fraction of a millisecond."""
+
+GLANCE_SIZE = 65536
+"""Most bytes of them, or one delivery."""
+
+TOLD = 100
+"""Most members that hear of a subscription's fate in one turn: each may begin its session."""
 
 MAX_JOINED = 262144
 """Bytes after which no further message is joined to a walk.
@@ -95,7 +106,10 @@ class Hub:
         self._channels: dict[TopicAddress, _Channel] = {}
         self._ready: deque[_Channel] = deque()
         self._turn: IDelayedCall | None = None
-        self._unserved: deque[Member] = deque()
+        self._slice_ends = 0.0
+        self._news: deque[Callable[[], None]] = deque()
+        self._told = 0  # in this turn
+        self._telling: IDelayedCall | None = None
 
     @property
     def topics(self) -> int:
@@ -158,19 +172,24 @@ class Hub:
 
     def _confirmed(self, channel: _Channel, subscription: Subscription) -> None:
         channel.subscription = subscription
-        waiting = dict(channel.waiting)
-        channel.waiting.clear()
-        channel.members.update(dict.fromkeys(waiting))
-        for joining in waiting.values():
-            joining.callback(None)
+        self._let_go(channel)
+        self._news.extend(partial(self._welcome, channel, member) for member in channel.waiting)
+        self._tell()
+
+    def _welcome(self, channel: _Channel, member: Member) -> None:
+        joining = channel.waiting.pop(member, None)  # None: withdrawn
+        if joining is not None:
+            if channel.subscription is None:
+                joining.errback(BrokerUnavailable("the broker has broken its promise"))
+            else:
+                channel.members[member] = None
+                joining.callback(None)
         self._let_go(channel)
 
     def _denied(self, channel: _Channel, failure: Failure) -> None:
         del self._channels[channel.topic]
-        waiting = dict(channel.waiting)
-        channel.waiting.clear()
-        for joining in waiting.values():
-            joining.errback(failure)
+        self._news.extend(partial(_turn_away, channel, each, failure) for each in channel.waiting)
+        self._tell()
 
     def _let_go(self, channel: _Channel) -> None:
         """End the subscription of a topic that nobody listens to."""
@@ -188,22 +207,32 @@ class Hub:
         )
 
     def _lost(self, channel: _Channel) -> None:
-        """The broker has broken its promise: all members hear of it, a slice at a time."""
+        """The broker has broken its promise: all members hear of it, from the next turn on."""
         if self._channels.get(channel.topic) is channel and channel.subscription is not None:
             self._end(channel, channel.subscription)
-            if not self._unserved:
-                self._clock.callLater(0, self._tell)
-            self._unserved.extend(channel.members)
+            self._news.extend(member.broker_lost for member in channel.members)
+            self._tell_next_turn()
 
     def _tell(self) -> None:
-        for _ in range(min(SHARE, len(self._unserved))):
-            member = self._unserved.popleft()
+        """Let those hear their news whose turn it is, in order."""
+        while self._news and self._told < TOLD:
+            self._told += 1
             try:
-                member.broker_lost()
+                self._news.popleft()()
             except Exception:
-                self._log.failure("a member failed to hear that the broker is lost")
-        if self._unserved:
-            self._clock.callLater(0, self._tell)
+                self._log.failure("a member failed to hear of its subscription")
+        if self._told:
+            self._tell_next_turn()
+
+    def _tell_next_turn(self) -> None:
+        if self._telling is None:
+            self._telling = self._clock.callLater(0, self._tell_on)
+
+    def _tell_on(self) -> None:
+        self._telling = None
+        self._told = 0
+        if self._news:
+            self._tell()
 
     def _take(self, channel: _Channel, message: Message) -> None:
         """The broker brings a message."""
@@ -235,6 +264,7 @@ class Hub:
         """Deliver one slice, each ready topic in its turn."""
         self._turn = None
         self._came = 0.0
+        self._slice_ends = self._clock.seconds() + SLICE_TIME
         budget = SLICE
         while self._ready and budget > 0:
             channel = self._ready.popleft()
@@ -250,16 +280,18 @@ class Hub:
             self._broker.resume()
 
     def _advance(self, channel: _Channel, share: int) -> int:
-        """Deliver to at most `share` members of one topic; return to how many."""
+        """Deliver to at most `share` members of one topic; return what of the slice is used."""
         walk = channel.walk
         if walk is None:
             walk = channel.walk = _Walk(channel)
         delivered = 0
         now = 0.0
-        frames, count, seconds = walk.frames, walk.count, self._clock.seconds
+        frames, count, glance, seconds = walk.frames, walk.count, walk.glance, self._clock.seconds
         for member in walk.members:
-            if not delivered % GLANCE:
+            if not delivered % glance:
                 now = seconds()
+                if now >= self._slice_ends:
+                    share = delivered + 1
             delivered += 1
             try:
                 member.deliver(frames, count, now)
@@ -273,7 +305,13 @@ class Hub:
             self.fan_out.observe((now or seconds()) - walk.since)
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
-        return max(1, delivered)
+        return SLICE if now >= self._slice_ends else max(1, delivered)
+
+
+def _turn_away(channel: _Channel, member: Member, failure: Failure) -> None:
+    joining = channel.waiting.pop(member, None)
+    if joining is not None:
+        joining.errback(failure)
 
 
 class _Channel:
@@ -304,7 +342,7 @@ class _Channel:
 class _Walk:
     """What is being delivered, to whom: those who were members when it began."""
 
-    __slots__ = ("count", "frames", "members", "since")
+    __slots__ = ("count", "frames", "glance", "members", "since")
 
     def __init__(self, channel: _Channel) -> None:
         taken = [channel.frames.popleft()]
@@ -314,5 +352,6 @@ class _Walk:
             size += len(taken[-1])
         self.frames = b"".join(taken)
         self.count = len(taken)
+        self.glance = max(1, min(GLANCE, GLANCE_SIZE // len(self.frames)))
         self.since = channel.since  # stays for what stays behind: rather too long than short
         self.members: Iterator[Member] = iter(tuple(channel.members))

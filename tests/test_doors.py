@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.util import suppress
 
 from tests.integration.certificates import Authority
 from topicsvc import config
@@ -20,6 +22,10 @@ DAY = 86400
 
 
 class CertificateTests(SynchronousTestCase):
+    suppress: ClassVar = [
+        suppress(category=DeprecationWarning, message=".*(pyOpenSSL|X509).*"),  # Twisted's own
+    ]
+
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()

@@ -206,6 +206,7 @@ class SecurityTests(SynchronousTestCase):
             f"head together | {site.HEAD_TIMEOUT:.0f} s, {head} KiB",
             f"body of a request | {site.BODY_TIMEOUT:.0f} s",
             f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
+            f"on one connection | {limits.LATE:.0f} s from",
             f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
             f"close handshake | {connections.CLOSE_TIMEOUT:.0f} s",
             f"and {STALL_TIMEOUT:.0f} s in which nothing",

@@ -19,14 +19,14 @@ APPLICATION = {
     "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "visits",
 }  # fmt: skip
 ADAPTERS = {
-    "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
+    "brokers", "listening", "logs", "notify", "records", "signals", "transmit", "validators", "web",
     "websocket",
 }  # fmt: skip
 COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service", "table"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 
-MAY_KNOW = {("web", "websocket"), ("websocket", "transmit")}
+MAY_KNOW = {("web", "websocket"), ("websocket", "transmit"), ("transmit", "records")}
 """Adapters that may import another: one port serves both sides; one connection has one way out."""
 
 

@@ -191,7 +191,8 @@ class SecurityTests(SynchronousTestCase):
     def test_every_default_is_the_true_one(self) -> None:
         default = limits.LimitSettings()
         words = {"none": 0, "any": frozenset(), "256 MiB": 256 * 2**20}
-        words["the limit of open files less 256"] = 0
+        words["the limit of open files less 256, but at least half of it"] = 0
+        words["1000, but at most three quarters of `connections`"] = 1000
         for name, told in self.rows.items():
             value = words[told] if told in words else int(told)
             self.assertEqual(value, getattr(default, name), name)
@@ -200,7 +201,7 @@ class SecurityTests(SynchronousTestCase):
         text = page("docs/security.md")
         head = site.TopicChannel.totalHeadersSize // 1024
         for figure in (
-            f"less {limits.RESERVE} ",
+            f"less {limits.RESERVE}, ",
             f"up to {limits.COURTESY} at once, and {limits.COURTESY} a second",
             f"at most {limits.MAX_ADDRESSES:,} addresses",
             f"head together | {site.HEAD_TIMEOUT:.0f} s, {head} KiB",

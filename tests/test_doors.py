@@ -54,12 +54,13 @@ class RightsTests(TestCase):
         )
         factory = Factory.forProtocol(Answering)
         self.port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(factory)
+        number = self.port.getHost().port
         self.findings: list[Finding] = []
         self.trials = EndpointTrials(settings, reactor, self.findings.append)
 
         def may_not(listener: Listener) -> None:
             why = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            raise CannotListenError("127.0.0.1", self.port.getHost().port, why)
+            raise CannotListenError("127.0.0.1", number, why)
 
         self.patch(Listener, "bind", may_not)
 

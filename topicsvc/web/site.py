@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
-from topicsvc.address import Unit
+from topicsvc.address import ONE_HOST, Unit
 from topicsvc.deadlines import Deadlines
 from topicsvc.limits import Limits
 from topicsvc.visits import Visit
@@ -246,6 +246,8 @@ class TopicChannel(HTTPChannel):
             self.refuse(answers.TOO_MANY_REQUESTS)
         elif _has_strange_coding(headers, self._version):
             self.refuse(answers.BAD_REQUEST)
+        elif _has_strange_host(headers, self._version):
+            self.refuse(answers.BAD_HOST, ONE_HOST)
         elif self.length is not None and self.length > self.site.max_body:
             self.refuse(answers.TOO_BIG, str(self.site.max_body))
         else:
@@ -337,6 +339,12 @@ class TopicSite(Site):
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 only: over HTTP/2 a WebSocket cannot be handed over."""
         return [b"http/1.1"]
+
+
+def _has_strange_host(headers: Headers, version: bytes) -> bool:
+    """Whether ``Host`` stands there twice, or not where it has to (RFC 9112, section 3.2)."""
+    hosts = headers.getRawHeaders(b"host", [])
+    return len(hosts) > 1 or (not hosts and version == b"HTTP/1.1")
 
 
 def _has_strange_coding(headers: Headers, version: bytes) -> bool:

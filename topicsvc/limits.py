@@ -153,7 +153,7 @@ class Limits:
     def most_connections(self) -> int:
         """How many there may be in all; 0: any number.
 
-        Unless it is set: what the process may open as files less `RESERVE`, but at least half of it.
+        Unless that is set, as many as there may be open files, less `RESERVE` or half of them.
         """
         if self.settings.connections or self._files is None:
             return self.settings.connections
@@ -161,7 +161,7 @@ class Limits:
 
     @property
     def most_waiting(self) -> int:
-        """How many of them may wait for a live token: not all, sessions need room; 0: any number."""
+        """How many may wait for a live token: not all, sessions need room; 0: any number."""
         most, waiting = self.most_connections, self.settings.waiting
         return min(waiting, ceil(most * WAITING_SHARE)) if most else waiting
 

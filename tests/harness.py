@@ -385,6 +385,7 @@ class ServiceTestCase(SynchronousTestCase):
         self.assertEqual(self.hub.topics, 0)
         self.assertEqual(self.broker.live, [])
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
+        self.assertEqual(len(self.limits.not_late), 0)
         self.assertEqual((len(self.connections.backlog), self.connections.backlog.total), (0, 0))
         self.connections.stopService()
         self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])

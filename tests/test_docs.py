@@ -210,6 +210,7 @@ class SecurityTests(SynchronousTestCase):
             f"{MAX_LINE} bytes in version 1, {MAX_LENGTH >> 10} KiB in version 2",
             f"body of a request | {site.BODY_TIMEOUT:.0f} s",
             f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
+            f"on one connection | {limits.LATE:.0f} s from",
             f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
             f"close handshake | {connections.CLOSE_TIMEOUT:.0f} s",
             f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",

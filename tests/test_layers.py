@@ -19,14 +19,16 @@ APPLICATION = {
     "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "visits",
 }  # fmt: skip
 ADAPTERS = {
-    "brokers", "listening", "logs", "notify", "proxied", "signals", "transmit", "validators",
-    "web", "websocket",
+    "brokers", "listening", "logs", "notify", "proxied", "records", "signals", "transmit",
+    "validators", "web", "websocket",
 }  # fmt: skip
 COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service", "table"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 
-MAY_KNOW = {("web", "websocket"), ("websocket", "transmit"), ("listening", "proxied")}
+MAY_KNOW = {
+    ("web", "websocket"), ("websocket", "transmit"), ("transmit", "records"), ("listening", "proxied"),
+}  # fmt: skip
 """Adapters that may import another: one port serves both sides; one connection has one way out;
 an endpoint may be behind a proxy."""
 

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import FakeValidator
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
-from topicsvc.limits import COUNTED, COURTESY, MAX_ADDRESSES, Limits, LimitSettings
+from topicsvc.limits import COUNTED, COURTESY, LATE, MAX_ADDRESSES, Limits, LimitSettings
 from topicsvc.visits import Visit
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
@@ -57,6 +57,7 @@ class LimitsTestCase(SynchronousTestCase):
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
         self.assertEqual((self.limits.connections._of, self.limits.waiting._of), ({}, {}))
         self.assertEqual((self.limits.turned_away, self.limits._failed), (0, {}))
+        self.assertEqual(len(self.limits.not_late), 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
@@ -172,6 +173,64 @@ class ProxiedTests(LimitsTestCase):
         visit.comes_from(ANN)
         visit.comes_from(f"::ffff:{ANN}")
         self.assertIsNone(visit.refused_by)
+
+
+class LateTests(LimitsTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.told: list[float] = []
+
+    def enter(self, host: str | None = ANN) -> Visit:
+        visit = super().enter(host)
+        visit.when_late = lambda: self.told.append(self.clock.seconds())
+        return visit
+
+    def test_who_shows_no_live_token_is_late(self) -> None:
+        visit = self.enter()
+        self.clock.advance(LATE / 2)
+        self.judge(visit)
+        self.clock.advance(LATE / 2 - 1)
+        self.assertFalse(visit.is_late)
+        self.clock.advance(1)
+        self.assertTrue(visit.is_late)
+        self.assertEqual(self.told, [self.clock.seconds()])
+        self.judge(visit, "grant")
+        self.assertFalse(visit.is_late, "better late than never")
+        visit.leave()
+        self.assert_nothing_kept()
+
+    def test_who_has_shown_one_is_not(self) -> None:
+        visit = self.enter()
+        self.judge(visit, "grant")
+        self.clock.advance(10 * LATE)
+        self.assertFalse(visit.is_late)
+        visit.leave()
+        self.assert_nothing_kept()
+
+    def test_another_client_of_a_proxy_has_a_time_of_its_own_only_after_a_token(self) -> None:
+        visit = self.enter(None)
+        visit.comes_from(ANN)
+        self.clock.advance(LATE - 1)
+        visit.comes_from(BOB)
+        self.clock.advance(1)
+        self.assertTrue(visit.is_late, "the place has been held for a minute all the same")
+        self.judge(visit, "grant")
+        visit.comes_from(ANN)
+        self.clock.advance(LATE - 1)
+        self.assertFalse(visit.is_late)
+        self.clock.advance(1)
+        self.assertTrue(visit.is_late)
+        visit.leave()
+        self.assert_nothing_kept()
+
+    def test_nobody_is_told_who_has_gone_or_does_not_listen(self) -> None:
+        self.enter().leave()
+        deaf = self.enter()
+        deaf.when_late = None
+        self.clock.advance(LATE)
+        self.assertEqual(self.told, [])
+        deaf.leave()
+        self.assert_nothing_kept()
 
 
 class AcceptTests(LimitsTestCase):

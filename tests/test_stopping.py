@@ -170,6 +170,18 @@ class ServiceStopTests(SynchronousTestCase):
         self.clock.advance(0)
         self.successResultOf(stopping)
 
+    def test_a_second_signal_before_it_has_begun_counts(self) -> None:
+        import signal
+
+        stops: list[object] = []
+        before = signal.signal(signal.SIGTERM, lambda *_: stops.append(_))
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
+        self.service._running()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(len(stops), 1)
+        self.successResultOf(self.service.stopService())
+
     def test_a_send_under_way_holds_up_the_close_frames_but_not_for_long(self) -> None:
         asked: Deferred[None] = Deferred()
         self.service._send._under_way[asked] = None

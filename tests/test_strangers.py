@@ -18,7 +18,7 @@ from tests.harness import (
     MemoryTransport,
     ServiceTestCase,
 )
-from topicsvc.limits import COURTESY, LimitSettings
+from topicsvc.limits import COURTESY, LATE, LimitSettings
 from topicsvc.peers import parse_network
 from topicsvc.proxied import ProxiedFactory
 from topicsvc.web import site
@@ -158,6 +158,126 @@ class WaitingTests(StrangerTestCase):
         self.advance(60)
         self.advance(5)
         self.turn()
+        self.assert_nothing_left()
+
+
+class LateTests(StrangerTestCase):
+    """Who goes on asking by HTTP and shows no live token in a minute."""
+
+    def ask(self, client: Client, method: str = "OPTIONS", path: str = "*", **more: Any) -> int:
+        """One whole request; the status of its answer, 0 if there is none."""
+        client.status, client.headers = 0, {}
+        client.request(method, path, **more)
+        return client.status
+
+    def judged(self, client: Client) -> int:
+        """The same of an answer that has come by now."""
+        client.status, client.headers = 0, {}
+        client.read_answer()
+        return client.status
+
+    def assert_last(self, client: Client) -> None:
+        """What was answered was the last that this connection is answered."""
+        self.assertEqual(client.headers.get("connection", [""])[-1].split(", ")[-1], "close")
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
+
+    def test_whole_requests_hold_no_place_for_longer(self) -> None:
+        for method, path, headers, status in (
+            ("OPTIONS", "*", {}, 200),
+            ("OPTIONS", SEND_PATH, {}, 200),
+            ("POST", SEND_PATH, {}, 401),
+            ("POST", SEND_PATH, {"Authorization": "Bearer \xfc"}, 401),
+            ("GET", "/nowhere", {}, 404),
+            ("GET", WEBSOCKET_PATH, {}, 426),
+            ("GET", WEBSOCKET_PATH, {**HANDSHAKE, "Connection": "keep-alive"}, 400),
+        ):
+            with self.subTest(method=method, path=path, headers=headers):
+                client = self.client()
+                for _ in range(2):
+                    self.assertEqual(self.ask(client, method, path, headers=headers), status)
+                    self.assertNotIn("close", client.headers.get("connection", []))
+                    self.advance(LATE / 2)
+                self.turn()
+                self.assertIsNotNone(client.transport.lost)
+                self.assertEqual(self.limits.waiting.total, 0)
+        self.assert_nothing_left()
+
+    def test_what_has_begun_by_then_is_answered(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        client.send_raw(b"OPTIONS ")
+        self.advance(2)
+        client.send_raw(f"* HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() * 2)
+        self.assertEqual(self.judged(client), 200)
+        self.assert_last(client)
+        self.assertEqual(self.judged(client), 0)
+        self.assert_nothing_left()
+
+    def test_a_preflight_and_a_live_token_on_one_connection(self) -> None:
+        client = self.client()
+        self.ask(client, path=SEND_PATH)
+        self.advance(LATE - 1)
+        self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
+        self.advance(30)
+        self.validator.last.grant(self.now + 3600)
+        self.assertEqual(self.judged(client), 200)
+        for _ in range(5):
+            self.assertNotIn("connection", client.headers)
+            self.advance(site.IDLE_TIMEOUT - 1)
+            self.assertEqual(self.ask(client), 200)
+        client.vanish()
+        self.assert_nothing_left()
+
+    def test_a_token_that_is_found_to_be_no_good_late(self) -> None:
+        client = self.client()
+        self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
+        self.advance(LATE + 1)
+        self.validator.last.refuse()
+        self.assertEqual(self.judged(client), 401)
+        self.assert_last(client)
+        self.assert_nothing_left()
+
+    def test_a_websocket_has_the_whole_time_for_its_token(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        self.assertEqual(client.upgrade(), 101)
+        self.advance(self.settings.token_timeout - 1)
+        client.assert_nothing()
+        self.advance(1)
+        client.assert_closed(1008, "Token timeout")
+        self.advance(5)
+        self.turn()
+        self.assert_nothing_left()
+
+    def test_what_is_said_of_an_upgrade_stays_said(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        client.send_raw(b"GET ")
+        self.advance(1)
+        client.send_raw(f"{WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        self.assertEqual(self.judged(client), 426)
+        self.assertEqual(client.headers["connection"], ["upgrade, close"])
+        self.assert_last(client)
+
+    def test_a_proxy_s_connection_goes_on_while_clients_show_tokens(self) -> None:
+        self.set(trusted_proxies=(parse_network("10.0.0.0/8"),))
+        client = self.client(PROXY)
+        for address in (ANN, BOB) * 5:
+            headers = {**BEARER, "X-Forwarded-For": address}
+            self.ask(client, "POST", SEND_PATH, headers=headers, body=b"1")
+            self.validator.last.grant(self.now + 60)
+            self.assertEqual(self.judged(client), 200)
+            self.advance(LATE / 2)
+        for address in (ANN, BOB):
+            self.assertEqual(self.ask(client, headers={"X-Forwarded-For": address}), 200)
+            self.assertNotIn("connection", client.headers)
+            self.advance(LATE / 2)
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
         self.assert_nothing_left()
 
 

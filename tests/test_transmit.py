@@ -27,6 +27,7 @@ from topicsvc import transmit
 from topicsvc.backlog import Backlog
 from topicsvc.limits import Limits
 from topicsvc.proxied import ProxiedFactory
+from topicsvc.records import DirectRecords, Records
 from topicsvc.transmit import SocketOutbound, TlsOutbound, TransportOutbound, way_out
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
@@ -245,6 +246,20 @@ class PlainTransportTests(WayOutTests, TestCase):
 class TlsTests(TlsMixin, WayOutTests, TestCase):
     kind = TlsOutbound
     open = staticmethod(way_out)
+
+    def test_the_records_are_made_by_the_shortest_way(self) -> None:
+        self.assertIs(type(self.outbound._records), DirectRecords)
+
+
+class TlsByMethodsTests(TlsMixin, WayOutTests, TestCase):
+    """A pyOpenSSL whose inside is another: its methods make the records."""
+
+    kind = TlsOutbound
+    open = staticmethod(way_out)
+
+    def setUp(self) -> Any:
+        self.patch(transmit, "records_of", Records)
+        return super().setUp()
 
 
 class TlsDirectoryTests(TlsMixin, WayOutTests, TestCase):

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from topicsvc.deadlines import Deadlines
 from topicsvc.pace import paced
 from topicsvc.peers import Network
 from topicsvc.visits import Visit
 
-__all__ = ["COUNTED", "COURTESY", "MAX_ADDRESSES", "RESERVE", "LimitSettings", "Limits"]
+__all__ = ["COUNTED", "COURTESY", "LATE", "MAX_ADDRESSES", "RESERVE", "LimitSettings", "Limits"]
 
 RESERVE = 256
 """File descriptors that are not for clients: those of the broker, of validators, of logs."""
 
 COURTESY = 64
 """Connections over a bound that are still told so, at once and a second: out of the reserve."""
+
+LATE = 60.0
+"""Seconds after which who has shown no live token is late: HTTP answers it once more."""
 
 MAX_ADDRESSES = 10_000
 """Addresses whose failed tokens are remembered: 2 MB or so. The oldest make room."""
@@ -88,6 +92,7 @@ class Limits:
         hits: how often each bound has refused something, by the name of its setting.
         connections: who is in.
         waiting: those of them that have not shown a live token.
+        not_late: the same, for as long as they may take their time.
         turned_away: connections that are over a bound and are being told so.
     """
 
@@ -105,6 +110,7 @@ class Limits:
         self._files = files
         self.connections = _Room()
         self.waiting = _Room()
+        self.not_late = Deadlines[Visit](clock, LATE, Visit.be_late)
         self.turned_away = 0
         self._accepts_whole_at = 0.0
         self._courtesy_whole_at = 0.0

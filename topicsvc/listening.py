@@ -43,6 +43,7 @@ __all__ = [
     "Listener",
     "Rehearsal",
     "endpoint_problem",
+    "is_proxied",
     "is_systemd",
     "is_tls",
     "parser_s_reason",
@@ -63,6 +64,11 @@ _ROUNDS = 10
 def is_tls(text: str) -> bool:
     """Whether an endpoint string is one with a certificate."""
     return _TLS.match(text) is not None
+
+
+def is_proxied(text: str) -> bool:
+    """Whether an endpoint string is one that takes the PROXY protocol."""
+    return text.startswith("haproxy:")
 
 
 def is_systemd(text: str) -> bool:

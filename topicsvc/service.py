@@ -73,6 +73,8 @@ SETTLE = 0.25
 STOP_MARGIN = 5.0
 """Seconds for all that is neither a send, nor the drain, nor a close handshake."""
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _TURN = 0.01
 
 
@@ -306,7 +308,13 @@ class TopicService(Service):
         )
         if self.on_start is not None:
             self.on_start(self.ports)
-        self._reactor.callWhenRunning(self._notifier.ready)
+        self._reactor.callWhenRunning(self._running)
+
+    def _running(self) -> None:
+        """The reactor has taken up the signals that end it, and turns."""
+        for number in _STOP_SIGNALS:
+            self._signals.count(number)
+        self._notifier.ready()
 
     def reload(self) -> None:
         """Read settings and certificates again and go over to them: all, or none of it."""
@@ -385,7 +393,7 @@ class TopicService(Service):
             self._log.warn("stopping at once: a second signal")
             stopping.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             self._signals.take_once(number, hurry)
 
         def too_late(_: object, seconds: float) -> None:
@@ -399,7 +407,10 @@ class TopicService(Service):
 
         stopping.addTimeout(bound, self._reactor, too_late)
         stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)
-        return stopping.addBoth(ended)
+        stopping.addBoth(ended)
+        if self._signals.counted > 1:  # the second came in the same turn as the first
+            hurry()
+        return stopping
 
     @inlineCallbacks
     def _stop(self) -> Generator[Deferred[Any], Any, None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
@@ -28,6 +28,8 @@ class Visit:
         address: what it is counted by; None: nothing.
         refused_by: the setting whose bound it is over; None: it may stay.
         is_dropped: too many are refused even to be told so: close it at once.
+        is_late: it has not shown a live token in all the time there is for that.
+        when_late: called when that time is over; None: nobody is waiting for it.
     """
 
     __slots__ = (
@@ -39,8 +41,10 @@ class Visit:
         "_waits",
         "address",
         "is_dropped",
+        "is_late",
         "peer",
         "refused_by",
+        "when_late",
     )
 
     def __init__(self, limits: Limits) -> None:
@@ -48,6 +52,8 @@ class Visit:
         self.address: str | None = None
         self.refused_by: str | None = None
         self.is_dropped = False
+        self.is_late = False
+        self.when_late: Callable[[], None] | None = None
         self._limits = limits
         self._host: str | None = None
         self._is_in = False
@@ -68,37 +74,43 @@ class Visit:
             self._look_for_room(address)
             if self.refused_by is None:
                 self._host, self.address = host, address
-                self._is_in = self._waits = True
+                self._is_in = True
                 limits.connections.enter(address)
-                limits.waiting.enter(address)
+                self._wait()
 
     def comes_from(self, host: str) -> None:
         """It is known now, or anew, whom this connection serves."""
         if host == self._host:
             return
         self._host = host
-        address = counted_as(host)
-        if self._is_in and address != self.address:
-            limits = self._limits
-            if not self._waits and 0 < limits.settings.waiting <= limits.waiting.total:
-                self.refuse("waiting")
-            else:
-                self._look_for_room(address)
-            limits.connections.move(self.address, address)
-            if self._waits:
-                limits.waiting.move(self.address, address)
-            else:  # the token was another client's
-                self._waits = True
-                limits.waiting.enter(address)
-        self.address = address
+        before, self.address = self.address, counted_as(host)
+        if not self._is_in or self.address == before:
+            return
+        limits = self._limits
+        if not self._waits and 0 < limits.settings.waiting <= limits.waiting.total:
+            self.refuse("waiting")
+        else:
+            self._look_for_room(self.address)
+        limits.connections.move(before, self.address)
+        if self._waits:
+            limits.waiting.move(before, self.address)
+        else:
+            self._wait()  # the token was another client's
 
     def refuse(self, name: str) -> None:
         """The bound that `name` sets does not let it stay."""
         self.refused_by = name
         self._limits.hit(name)
 
+    def be_late(self) -> None:
+        """The time to show a live token is over."""
+        self.is_late = True
+        if self.when_late is not None:
+            self.when_late()
+
     def leave(self) -> None:
         """The connection is gone."""
+        self.when_late = None
         if self._is_in:
             self._showed_token()
             self._is_in = False
@@ -184,7 +196,14 @@ class Visit:
         if self.address is not None:
             self._limits.failed(self.address)
 
+    def _wait(self) -> None:
+        """Take a place among those that have not shown a live token."""
+        self._waits = True
+        self._limits.waiting.enter(self.address)
+        self._limits.not_late.start(self)
+
     def _showed_token(self) -> None:
         if self._waits:
-            self._waits = False
+            self._waits = self.is_late = False
             self._limits.waiting.leave(self.address)
+            self._limits.not_late.cancel(self)

@@ -27,8 +27,11 @@ COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service", "table"}
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 
 MAY_KNOW = {
-    ("web", "websocket"), ("websocket", "transmit"), ("transmit", "records"), ("listening", "proxied"),
-}  # fmt: skip
+    ("web", "websocket"),
+    ("websocket", "transmit"),
+    ("transmit", "records"),
+    ("listening", "proxied"),
+}
 """Adapters that may import another: one port serves both sides; one connection has one way out;
 an endpoint may be behind a proxy."""
 

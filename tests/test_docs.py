@@ -14,6 +14,7 @@ from topicsvc.backlog import STALL_TIMEOUT
 from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
 from topicsvc.errors import ConfigError
+from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, MAX_WAITING_REQUESTS, TRY_AGAIN_LATER
 from topicsvc.table import Table
 from topicsvc.validators.local import make_key, write_key
@@ -200,17 +201,20 @@ class SecurityTests(SynchronousTestCase):
     def test_every_figure_is_the_true_one(self) -> None:
         text = page("docs/security.md")
         head = site.TopicChannel.totalHeadersSize // 1024
+        stall = round(STALL_TIMEOUT)
         for figure in (
             f"less {limits.RESERVE}, ",
             f"up to {limits.COURTESY} at once, and {limits.COURTESY} a second",
             f"at most {limits.MAX_ADDRESSES:,} addresses",
-            f"head together | {site.HEAD_TIMEOUT:.0f} s, {head} KiB",
+            f"head together | {site.HEAD_TIMEOUT:.0f} s |",
+            f"request head | {head} KiB |",
+            f"{MAX_LINE} bytes in version 1, {MAX_LENGTH >> 10} KiB in version 2",
             f"body of a request | {site.BODY_TIMEOUT:.0f} s",
             f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
             f"on one connection | {limits.LATE:.0f} s from",
             f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
             f"close handshake | {connections.CLOSE_TIMEOUT:.0f} s",
-            f"and {STALL_TIMEOUT:.0f} s in which nothing",
+            f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
             f"token is checked | {MAX_WAITING_REQUESTS} |",
             f"sends under way | {send.MAX_UNDER_WAY} |",
             f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "

@@ -15,7 +15,13 @@ from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
 from topicsvc.errors import ConfigError
 from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE
-from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, MAX_WAITING_REQUESTS, TRY_AGAIN_LATER
+from topicsvc.session import (
+    GOING_AWAY,
+    INTERNAL_ERROR,
+    MAX_WAITING_BYTES,
+    MAX_WAITING_REQUESTS,
+    TRY_AGAIN_LATER,
+)
 from topicsvc.table import Table
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.web import answers, send, site
@@ -216,6 +222,7 @@ class SecurityTests(SynchronousTestCase):
             f"close handshake | {connections.CLOSE_TIMEOUT:.0f} s",
             f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
             f"token is checked | {MAX_WAITING_REQUESTS} |",
+            f"token is checked | {MAX_WAITING_BYTES >> 10} KiB,",
             f"sends under way | {send.MAX_UNDER_WAY} |",
             f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "
             f"until {hub.LOW_WATER >> 20} MiB are left",

@@ -6,21 +6,24 @@ import json
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.error import ConnectionAborted
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from tests.harness import (
     HANDSHAKE,
     HOST,
     SEND_PATH,
+    TRANSPORT_BUFFER,
     WEBSOCKET_PATH,
     Client,
     MemoryTransport,
     ServiceTestCase,
 )
+from tests.integration.raw import TEXT, close, frame
 from topicsvc.limits import COURTESY, LATE, LimitSettings
 from topicsvc.peers import parse_network
 from topicsvc.proxied import ProxiedFactory
+from topicsvc.session import MAX_WAITING_BYTES
 from topicsvc.web import site
 from topicsvc.websocket.connections import SessionSettings
 
@@ -435,6 +438,78 @@ class MessageTests(StrangerTestCase):
             client.send_frame(9, b"")
         self.assertTrue(client.transport.protocol.failedByMe)
         client.assert_nothing()
+
+
+class AheadTests(StrangerTestCase):
+    """Who sends on while a token is being checked."""
+
+    def waiting(self, client: Client) -> int:
+        """Bytes of the messages that wait for their turn."""
+        waiting = client.transport.protocol._session._waiting or ()
+        return sum(len(payload) for payload, _, _ in waiting)
+
+    def long_token(self, number: int) -> str:
+        return str(number) * 30_000
+
+    def test_past_a_longest_token_the_rest_is_left_to_the_network(self) -> None:
+        client = self.connect()
+        for number in range(7):
+            client.present(self.long_token(number))
+        self.assertFalse(client.transport.is_reading)
+        self.assertLess(self.waiting(client), 2 * 32768)
+        self.validator.last.grant(self.now + 60)
+        self.assertFalse(client.transport.is_reading, "the broker is being asked")
+        self.broker.confirm()
+        client.assert_success(60)
+        for number in range(1, 7):
+            self.turn()
+            self.assertEqual(self.validator.last.token, self.long_token(number))
+            self.validator.last.grant(self.now + number)
+            client.assert_success(number)
+        self.assertTrue(client.transport.is_reading)
+        self.assertEqual(len(self.validator.questions), 7)
+        client.vanish()
+        self.assert_nothing_left()
+
+    def test_one_long_token_is_read(self) -> None:
+        client = self.subscribe()
+        client.present("another")
+        client.present("x" * (MAX_WAITING_BYTES - 20))
+        self.assertTrue(client.transport.is_reading)
+        client.send_frame(9, b"still there?")
+        self.assertEqual(client.frames(), [(10, b"still there?")])
+
+    def test_however_it_comes_only_so_much_of_it_is_kept(self) -> None:
+        size = self.settings.max_message
+        for first in (1, size // 2, size):
+            client = self.connect()
+            client.present("a-token")
+            pieces = [frame(TEXT, b"x" * each) for each in (first, *[size] * 20)]
+            client.send_raw(b"".join(pieces))
+            self.assertFalse(client.transport.is_reading)
+            self.assertLessEqual(self.waiting(client), MAX_WAITING_BYTES + size + TRANSPORT_BUFFER)
+            client.vanish()
+        self.assert_nothing_left()
+
+    def test_it_is_read_again_when_the_session_ends(self) -> None:
+        client = self.connect()
+        for number in range(3):
+            client.present(self.long_token(number))
+        client.send_raw(close(1000))
+        self.validator.last.refuse()
+        client.assert_refused("AccessToken", "Token inactive", 1008)
+        self.turn()
+        self.turn()
+        self.assertTrue(client.transport.lost.check(ConnectionDone), "its close frame was read")
+        self.assert_nothing_left()
+
+    def test_behind_the_proxy_protocol_too(self) -> None:
+        client = Client(self, PROXY, ProxiedFactory(self.site))
+        client.send_raw(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\n".encode())
+        self.assertEqual(client.upgrade(), 101)
+        for number in range(3):
+            client.present(self.long_token(number))
+        self.assertFalse(client.transport.is_reading)
 
 
 class QueueTests(StrangerTestCase):

@@ -32,7 +32,7 @@ from topicsvc.ports import Broker, Grant, Message, TokenValidator
 from topicsvc.web import answers
 from topicsvc.web.answers import ApiError, answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import SEND_METHODS, TopicRequest
-from topicsvc.wire import json_text
+from topicsvc.wire import MAX_TOKEN, json_text
 
 __all__ = ["MAX_UNDER_WAY", "SendResource"]
 
@@ -40,7 +40,7 @@ MAX_UNDER_WAY = 1000
 """Requests that wait for the validator or the broker; past it the answer is 503."""
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
-_TOKEN = re.compile(r"[!-~]{1,32768}")
+_TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
 _ALLOWED = b"OPTIONS, POST, PUT"
 _ALL_METHODS = b"OPTIONS, POST, PUT, GET"
 _PREFLIGHT_AGE = b"600"

@@ -1,29 +1,84 @@
-"""The doors of ``topicsvc doctor``: which certificate is good for which host, and until when."""
+"""The doors of ``topicsvc doctor``: who is behind them, and how good their certificates are."""
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
-from twisted.trial.util import suppress
+from twisted.trial import util  # a name "suppress" here would be read by trial
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.integration.certificates import Authority
 from topicsvc import config
 from topicsvc.cli.doors import EndpointTrials
 from topicsvc.cli.journey import Finding
+from topicsvc.listening import Listener
 from topicsvc.validators.local import make_key, write_key
 
 DAY = 86400
 
 
+class Answering(Protocol):
+    """Speaks no HTTP but for one line."""
+
+    def connectionMade(self) -> None:
+        self.transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+
+
+class RightsTests(TestCase):
+    """A port that we may not listen on ourselves."""
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        key = Path(self.mktemp())
+        write_key(key, make_key())
+        settings = config.load(
+            f"""
+            listen = ["tcp:443:interface=127.0.0.1"]
+            unit_url = "https://unit1.example/"
+            [validator]
+            kind = "local"
+            key_file = "{key}"
+            """
+        )
+        factory = Factory.forProtocol(Answering)
+        self.port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(factory)
+        number = self.port.getHost().port
+        self.findings: list[Finding] = []
+        self.trials = EndpointTrials(settings, reactor, self.findings.append)
+
+        def may_not(listener: Listener) -> None:
+            why = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise CannotListenError("127.0.0.1", number, why)
+
+        self.patch(Listener, "bind", may_not)
+
+    @inlineCallbacks
+    def test_somebody_is_there_or_nobody(self) -> Any:
+        text = "tcp:443:interface=127.0.0.1"
+        yield Deferred.fromCoroutine(self.trials.endpoint("listen", text))
+        yield self.port.stopListening()
+        yield Deferred.fromCoroutine(self.trials.endpoint("listen", text))
+        there, not_there = self.findings
+        self.assertEqual((there.level, there.text), ("ok", "in use, and answered"))
+        self.assertEqual(not_there.level, "FAIL")
+        self.assertIn("CAP_NET_BIND_SERVICE", not_there.text)
+
+
 class CertificateTests(SynchronousTestCase):
     suppress: ClassVar = [
-        suppress(category=DeprecationWarning, message=".*(pyOpenSSL|X509).*"),  # Twisted's own
+        util.suppress(category=DeprecationWarning, message=".*(pyOpenSSL|X509).*"),  # Twisted's own
     ]
 
     def setUp(self) -> None:

@@ -106,6 +106,32 @@ class RoomTests(LimitsTestCase):
             visit.leave()
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
 
+    def test_those_who_wait_leave_room_for_sessions(self) -> None:
+        for connections, waiting, most in (
+            (768, 1000, 576), (768, 100, 100), (4, 1000, 3), (1, 1000, 1), (65280, 1000, 1000),
+            (768, 0, 0), (0, 1000, 1000),
+        ):  # fmt: skip
+            self.set(connections=connections, waiting=waiting)
+            self.assertEqual(self.limits.most_waiting, most, (connections, waiting))
+        self.set(files=1024)
+        self.assertEqual(self.limits.most_waiting, 576)
+
+    def test_of_all_connections_a_quarter_is_for_those_with_a_token(self) -> None:
+        self.set(connections=8)
+        live = self.enter(BOB)
+        self.judge(live, "grant")
+        for _ in range(6):
+            self.enter(ANN)
+        self.assert_refused("waiting")
+        self.limits.settings = LimitSettings(connections=12)
+        for _ in range(3):
+            self.enter(ANN)
+        self.assert_refused("waiting")
+        self.limits.settings = LimitSettings(connections=12, waiting=0)
+        for _ in range(2):
+            self.enter(ANN)
+        self.assert_refused("connections")
+
     def test_a_token_that_is_no_good_is_not_live(self) -> None:
         self.set(waiting=1)
         self.judge(self.enter())

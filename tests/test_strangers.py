@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionAborted
-from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from tests.harness import (
     HANDSHAKE,
@@ -20,12 +20,23 @@ from tests.harness import (
 )
 from topicsvc.limits import COURTESY, LATE, LimitSettings
 from topicsvc.peers import parse_network
+from topicsvc.proxied import ProxiedFactory
 from topicsvc.web import site
 from topicsvc.websocket.connections import SessionSettings
 
 ANN, BOB = "192.0.2.1", "192.0.2.2"
 PROXY = "10.0.0.1"
 BEARER = {"Authorization": "Bearer a-token"}
+NONSENSE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"PROXY TCP4 \xff 1 1 1\r\n",
+    b"PROXY TCP4 1 1 x 1\r\n",
+    b"PROXY TCP9 1 1 1 1\r\n",
+    b"PROXY " + b"x" * 101,
+    b"\r\n\r\n\0\r\nQUIT\n\x22\x11\0\0",
+    b"\x16\x03\x01",
+)
+"""To an endpoint behind a proxy."""
 
 
 class StrangerTestCase(ServiceTestCase):
@@ -547,8 +558,14 @@ class UnixSocketTests(StrangerTestCase):
 class ProxyProtocolTests(StrangerTestCase):
     """Behind ``haproxy:``, whose header names the client."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.events: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
     def proxied(self, header: str = "") -> Client:
-        client = Client(self, PROXY, HAProxyWrappingFactory(self.site))
+        client = Client(self, PROXY, ProxiedFactory(self.site))
         if header:
             client.send_raw(header.encode() + b"\r\n")
         return client
@@ -585,11 +602,48 @@ class ProxyProtocolTests(StrangerTestCase):
         self.assertEqual(client.upgrade(), 101)
         self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
 
-    def test_of_version_1_a_bare_unknown_is_not_understood(self) -> None:
+    def test_so_is_version_1_s(self) -> None:
         client = self.proxied("PROXY UNKNOWN")
-        self.turn()
-        self.assertIsNotNone(client.transport.lost)
+        self.assertEqual(client.upgrade(), 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
+
+    def test_version_2(self) -> None:
+        self.set(per_address=1)
+        addresses = bytes([198, 51, 100, 1, 192, 0, 2, 9, 0, 80, 1, 187])
+        for status in (101, 503):
+            client = self.proxied()
+            client.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + addresses)
+            self.assertEqual(client.upgrade(), status)
+
+    def test_a_header_may_come_byte_by_byte_and_a_request_with_its_end(self) -> None:
+        client = self.proxied()
+        header = f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\n"
+        head = f"GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\n"
+        for byte in header[:-1]:
+            client.send_raw(byte.encode())
+        client.send_raw(f"\n{head}".encode())
+        for name, value in HANDSHAKE.items():
+            client.send_raw(f"{name}: {value}\r\n".encode())
+        client.send_raw(b"\r\n")
+        client.read_answer()
+        self.assertEqual(client.status, 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{ANN}:5000")
+
+    def test_whoever_has_no_header_is_closed_at_once_with_few_lines_in_the_log(self) -> None:
+        factory = ProxiedFactory(self.site)
+        for number in range(1000):
+            client = Client(self, PROXY, factory)
+            client.send_raw(NONSENSE[number % len(NONSENSE)])
+            client.send_raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.turn()
+            self.assertTrue(client.transport.lost.check(ConnectionAborted))
+            self.assertEqual(bytes(client.transport.written), b"")
         self.assert_nothing_left()
+        lines = [formatEvent(event) for event in self.events]
+        self.assertEqual(len(lines), 4)
+        for line, count in zip(lines, (1, 10, 100, 1000), strict=True):
+            self.assertIn(PROXY, line)
+            self.assertTrue(line.endswith(f"needs; {count} so far"), line)
 
     def test_a_header_that_does_not_come_or_drips_has_its_deadline(self) -> None:
         for drip in (b"", b"x"):

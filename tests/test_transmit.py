@@ -26,6 +26,7 @@ from tests.integration.certificates import Authority
 from topicsvc import transmit
 from topicsvc.backlog import Backlog
 from topicsvc.limits import Limits
+from topicsvc.proxied import ProxiedFactory
 from topicsvc.records import DirectRecords, Records
 from topicsvc.transmit import SocketOutbound, TlsOutbound, TransportOutbound, way_out
 
@@ -234,7 +235,7 @@ class ProxiedTests(WayOutTests, TestCase):
     greeting = b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n"
 
     def listen(self, factory: Factory) -> Any:
-        return serverFromString(reactor, "haproxy:tcp:0:interface=127.0.0.1").listen(factory)
+        return super().listen(ProxiedFactory(factory))
 
 
 class PlainTransportTests(WayOutTests, TestCase):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import ceil
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -21,6 +22,9 @@ __all__ = ["COUNTED", "COURTESY", "LATE", "MAX_ADDRESSES", "RESERVE", "LimitSett
 
 RESERVE = 256
 """File descriptors that are not for clients: those of the broker, of validators, of logs."""
+
+WAITING_SHARE = 3 / 4
+"""Of all connections: more do not wait for a live token, whatever the setting allows."""
 
 COURTESY = 64
 """Connections over a bound that are still told so, at once and a second: out of the reserve."""
@@ -53,9 +57,9 @@ class LimitSettings:
     """What an operator may set about bounds; see docs/configuration.md. 0: no bound.
 
     Attributes:
-        connections: in all; 0: what the process may open as files, less `RESERVE`.
+        connections: in all; 0: see `Limits.most_connections`.
         per_address: connections.
-        waiting: connections that have not shown a live token.
+        waiting: connections that have not shown a live token; see `Limits.most_waiting`.
         waiting_per_address: the same, of one address.
         accepts_per_second: new connections.
         failed_tokens_per_minute: of one address, whatever the topic.
@@ -147,10 +151,19 @@ class Limits:
 
     @property
     def most_connections(self) -> int:
-        """How many there may be in all; 0: any number."""
+        """How many there may be in all; 0: any number.
+
+        Unless that is set, as many as there may be open files, less `RESERVE` or half of them.
+        """
         if self.settings.connections or self._files is None:
             return self.settings.connections
         return max(self._files - RESERVE, self._files // 2)
+
+    @property
+    def most_waiting(self) -> int:
+        """How many may wait for a live token: not all, sessions need room; 0: any number."""
+        most, waiting = self.most_connections, self.settings.waiting
+        return min(waiting, ceil(most * WAITING_SHARE)) if most else waiting
 
     def hit(self, name: str) -> None:
         """A bound has refused something: count it, and tell the log now and then."""

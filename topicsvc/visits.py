@@ -63,11 +63,11 @@ class Visit:
 
     def enter(self, host: str | None) -> None:
         """Count it, if there is room; else see `refused_by`."""
-        limits, settings = self._limits, self._limits.settings
+        limits = self._limits
         most = limits.most_connections
         if most and limits.connections.total >= most:
             self.refuse("connections")
-        elif settings.waiting and limits.waiting.total >= settings.waiting:
+        elif 0 < limits.most_waiting <= limits.waiting.total:
             self.refuse("waiting")
         else:
             address = None if host is None else counted_as(host)
@@ -87,7 +87,7 @@ class Visit:
         if not self._is_in or self.address == before:
             return
         limits = self._limits
-        if not self._waits and 0 < limits.settings.waiting <= limits.waiting.total:
+        if not self._waits and 0 < limits.most_waiting <= limits.waiting.total:
             self.refuse("waiting")
         else:
             self._look_for_room(self.address)

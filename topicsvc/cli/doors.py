@@ -25,6 +25,9 @@ FEW_DAYS = 21
 _TAKEN = (os.strerror(errno.EADDRINUSE), "Cannot acquire lock")
 """Why nobody else can listen there: of a port, and of a UNIX socket."""
 
+_NO_RIGHT = os.strerror(errno.EACCES)
+"""Why we cannot listen there, whether or not somebody does."""
+
 _Address = IPv4Address | IPv6Address
 _Names = set[str | _Address]
 
@@ -54,19 +57,25 @@ class EndpointTrials(Teller):
     async def _taken(self, what: str, text: str, error: CannotListenError) -> None:
         """Somebody listens already, which may be a topicsvc; or we may not."""
         reason = reason_of(error)
-        if reason not in _TAKEN:
-            self.fail(
-                what,
-                f"{reason}; below 1024 start as root with twistd's --uid, "
-                "or let systemd open it or give CAP_NET_BIND_SERVICE",
-            )
-            return
-        try:
-            shown = await deferToThread(knock, error, text)
-        except OSError as no:
-            why = reason_of(no)
-            self.fail(what, f"in use, and who has it does not answer as this endpoint would: {why}")
-            return
+        if reason in (*_TAKEN, _NO_RIGHT):
+            try:
+                shown = await deferToThread(knock, error, text)
+            except OSError as no:
+                why = f"who has it does not answer as this endpoint would: {reason_of(no)}"
+            else:
+                self._answered(what, text, shown)
+                return
+            if reason != _NO_RIGHT:
+                self.fail(what, f"in use, and {why}")
+                return
+        self.fail(
+            what,
+            f"{reason}; below 1024 start as root with twistd's --uid, "
+            "or let systemd open it or give CAP_NET_BIND_SERVICE",
+        )
+
+    def _answered(self, what: str, text: str, shown: int | None) -> None:
+        """Somebody is there, who has shown the certificate of that number."""
         if shown is None:
             self.ok(what, "in use, and answered")
         elif shown == Rehearsal(text).certificate().serial_number:

@@ -13,6 +13,7 @@ from topicsvc import config, hub, limits, reload, service
 from topicsvc.backlog import STALL_TIMEOUT
 from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
+from topicsvc.config.table import Table
 from topicsvc.errors import ConfigError
 from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.session import (
@@ -22,7 +23,6 @@ from topicsvc.session import (
     MAX_WAITING_REQUESTS,
     TRY_AGAIN_LATER,
 )
-from topicsvc.table import Table
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.web import answers, send, site
 from topicsvc.websocket import connections

@@ -22,7 +22,7 @@ ADAPTERS = {
     "brokers", "listening", "logs", "notify", "proxied", "records", "signals", "transmit",
     "validators", "web", "websocket",
 }  # fmt: skip
-COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service", "table"}
+COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

@@ -23,7 +23,7 @@ from topicsvc.brokers.kafka_consumer import Consumer
 from topicsvc.brokers.kafka_inflow import Record
 from topicsvc.brokers.kafka_life import Life
 from topicsvc.brokers.kafka_options import Options, is_topic_name
-from topicsvc.brokers.kafka_producer import Producer
+from topicsvc.brokers.kafka_producer import Outcome, Place, Producer
 from topicsvc.brokers.kafka_questions import Ends, NoSuchTopic, Questions
 from topicsvc.brokers.listeners import Deliver, Listeners, Lost, Topic
 from topicsvc.brokers.textmessage import json_body
@@ -79,6 +79,11 @@ class KafkaBroker(Service):
         return self._reader.is_up
 
     @property
+    def is_settled(self) -> bool:
+        """See `topicsvc.ports.Broker`."""
+        return self._reader.is_settled
+
+    @property
     def complaint(self) -> str:
         """Why it is not up, as far as it can be told."""
         return self._reader.complaint
@@ -105,10 +110,13 @@ class KafkaBroker(Service):
         name, sender, body = message.topic.broker_name, message.sender, message.body
 
         def hand_over(answered: Answered) -> None:
-            def told(outcome: BrokerUnavailable | None) -> None:
-                if outcome is not None:
+            def told(outcome: Outcome) -> None:
+                if isinstance(outcome, Place):
+                    self._reader.expect(name, outcome)
+                    answered(None)
+                else:
                     self._reader.complain(f"a message for {name} was not taken: {outcome}")
-                answered(outcome)
+                    answered(outcome)
 
             self._producer.send(name, sender, body, told)
 
@@ -168,6 +176,7 @@ class _Reader:
         self._losses = losses
         self._listeners = Listeners(clock, broker_name, self._ask, self._let_go)
         self._partitions: dict[tuple[str, int], str] = {}  # what is read, for which id
+        self._expected: dict[tuple[str, int], int] = {}  # how far it must be, for all of ours
         self._life = Life(clock, self._ask_for_life, self._came, self._went, self.complain)
         self._down_since: float | None = None
         self._sampled = 0
@@ -185,6 +194,16 @@ class _Reader:
     @property
     def is_up(self) -> bool:
         return self._life.is_up
+
+    @property
+    def is_settled(self) -> bool:
+        return self._consumer.has_brought(self._expected)
+
+    def expect(self, name: str, place: Place) -> None:
+        """A message of ours stands there: if somebody listens, it will be brought."""
+        partition = name, place.partition
+        if partition in self._partitions:
+            self._expected[partition] = max(place.offset, self._expected.get(partition, 0))
 
     def subscribe(
         self, address: TopicAddress, deliver: Deliver, lost: Lost | None
@@ -270,6 +289,7 @@ class _Reader:
         mine = [each for each, id_ in self._partitions.items() if id_ == topic.id]
         for each in mine:
             del self._partitions[each]
+            self._expected.pop(each, None)
         if mine:
             self._consumer.forget(topic.id, topic.name)
 

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kafka_fakes import ScriptedKafka
 from topicsvc.address import TopicAddress
-from topicsvc.brokers import kafka, listeners, under_way
+from topicsvc.brokers import kafka, kafka_reader, listeners, under_way
 from topicsvc.brokers.kafka import KafkaBroker
 from topicsvc.brokers.kafka_life import BEAT, BEAT_WHEN_AWAY
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
@@ -139,7 +139,7 @@ class SubscribeTests(KafkaTests):
         self.assertEqual(self.server.asked, asked)
 
     def test_questions_are_bounded(self) -> None:
-        self.patch(kafka, "AT_ONCE", 2)
+        self.patch(kafka_reader, "AT_ONCE", 2)
         self.server.topics = {broker_name(name): {0: 0} for name in "abcde"}
         subscribed = [self.broker.subscribe(topic(name), print) for name in "abcde"]
         self.clock.advance(0)
@@ -150,7 +150,7 @@ class SubscribeTests(KafkaTests):
     def test_a_topic_that_is_being_made_is_waited_for(self) -> None:
         subscribed = self.subscribe()
         self.assertNoResult(subscribed)
-        self.pass_time(kafka.CREATION)
+        self.pass_time(kafka_reader.CREATION)
         self.successResultOf(subscribed)
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 0})
 
@@ -158,7 +158,7 @@ class SubscribeTests(KafkaTests):
         self.server.makes_topics = False
         missing = self.subscribe("missing")
         self.subscribed()
-        self.pass_time(kafka.CREATION * (kafka.CREATION_TRIES - 1))
+        self.pass_time(kafka_reader.CREATION * (kafka_reader.CREATION_TRIES - 1))
         self.assertNoResult(missing)
         self.pass_time(1)
         self.failureResultOf(missing, BrokerUnavailable)
@@ -199,7 +199,7 @@ class SubscribeTests(KafkaTests):
         old = self.consumer.id(broker_name())
         self.pass_time(listeners.LINGER + 1)
         self.subscribed()
-        self.consumer.owner.record(kafka.Record(old, b"1", None))
+        self.consumer.owner.record(kafka_reader.Record(old, b"1", None))
         self.consumer.bring(broker_name(), b"1")
         self.assertEqual(self.bodies, [b"1"])
 
@@ -216,9 +216,9 @@ class SubscribeTests(KafkaTests):
     def test_new_partitions_are_read_from_their_beginning(self) -> None:
         self.subscribed()
         self.server.topics[broker_name()] |= {1: 5}
-        self.pass_time(kafka.GROWTH)
+        self.pass_time(kafka_reader.GROWTH)
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 7, 1: 0})
-        self.pass_time(kafka.GROWTH)
+        self.pass_time(kafka_reader.GROWTH)
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 7, 1: 0})
 
 
@@ -371,7 +371,7 @@ class LossTests(KafkaTests):
         self.assertFalse(self.broker.is_up)
 
     def test_signs_of_life_come_from_the_leaders_of_what_is_read(self) -> None:
-        self.patch(kafka, "AT_ONCE", 2)
+        self.patch(kafka_reader, "AT_ONCE", 2)
         for name in "abc":
             self.subscribed(name)
         self.server.signs.clear()
@@ -387,11 +387,11 @@ class LossTests(KafkaTests):
         self.assertEqual(self.log_of("trouble"), said)
         for number in range(100):
             self.consumer.owner.complain(str(number))
-        self.assertEqual(len(self.log_of("trouble")), kafka.MOST_COMPLAINTS)
+        self.assertEqual(len(self.log_of("trouble")), kafka_reader.MOST_COMPLAINTS)
         self.go()
         self.come()
         self.consumer.owner.complain("another")
-        self.assertEqual(len(self.log_of("trouble")), kafka.MOST_COMPLAINTS + 1)
+        self.assertEqual(len(self.log_of("trouble")), kafka_reader.MOST_COMPLAINTS + 1)
 
     def test_listeners_of_a_topic_that_is_served_no_more_are_told(self) -> None:
         self.subscribed("good")
@@ -441,7 +441,7 @@ class MissingMessagesTests(KafkaTests):
         self.server.is_there = False
         self.consumer.owner.not_there(self.consumer.id(broker_name()), 0, 99)
         self.server.is_there = True
-        self.pass_time(kafka.CREATION)
+        self.pass_time(kafka_reader.CREATION)
         self.assertEqual(self.broker.losses.gaps, 1)
 
     def test_nobody_is_left_to_miss_it(self) -> None:

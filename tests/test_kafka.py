@@ -98,7 +98,7 @@ class PauseTests(KafkaTests):
         self.assertTrue(self.broker.is_up)
         self.subscribed("other")
         accepted = self.publish()
-        self.producer.answers.pop()(None)
+        self.producer.accept()
         self.successResultOf(accepted)
         self.broker.resume()
         self.assertFalse(self.consumer.is_paused)
@@ -255,7 +255,7 @@ class PublishTests(KafkaTests):
         accepted = self.publish(b"[1]")
         self.assertNoResult(accepted)
         self.assertEqual(self.producer.sent, [(broker_name(), SENDER, b"[1]")])
-        self.producer.answers[0](None)
+        self.producer.accept()
         self.successResultOf(accepted)
 
     def test_it_fails_if_the_broker_does_not_take_it(self) -> None:
@@ -268,15 +268,51 @@ class PublishTests(KafkaTests):
         self.patch(under_way, "MAX_UNDER_WAY", 2)
         sent = [self.publish() for _ in range(2)]
         self.failureResultOf(self.publish(), BrokerUnavailable)
-        for answered in self.producer.answers:
-            answered(None)
         for each in sent:
+            self.producer.accept()
             self.successResultOf(each)
 
     def test_it_fails_at_once_while_the_broker_is_away(self) -> None:
         self.go()
         self.failureResultOf(self.publish(), BrokerUnavailable)
         self.assertEqual(self.producer.sent, [])
+
+
+class SettlingTests(KafkaTests):
+    """Whether what was accepted from here is brought to those who listen here."""
+
+    def accepted(self, *places: tuple[int, int], name: str = "name") -> None:
+        for partition, offset in places:
+            self.publish(name=name)
+            self.producer.accept(offset, partition)
+
+    def assert_expected(self, places: dict[tuple[str, int], int]) -> None:
+        self.assertEqual(self.broker.is_settled, not places)
+        self.assertEqual(self.consumer.expected, places)
+
+    def test_each_partition_must_be_read_as_far_as_the_last_that_was_accepted(self) -> None:
+        self.subscribed(ends={0: 7, 1: 0})
+        self.publish()
+        self.assert_expected({})  # nothing is accepted yet
+        self.producer.accept(7)
+        self.accepted((1, 0), (0, 9), (0, 8))
+        self.assert_expected({(broker_name(), 0): 9, (broker_name(), 1): 0})
+
+    def test_nobody_waits_for_what_nobody_listens_to(self) -> None:
+        self.accepted((0, 3), name="other")
+        self.assert_expected({})
+        subscription = self.subscribed()
+        self.accepted((0, 7))
+        self.assertFalse(self.broker.is_settled)
+        self.successResultOf(subscription.stop())
+        self.pass_time(listeners.LINGER + 1)
+        self.assert_expected({})
+
+    def test_what_is_refused_is_not_waited_for(self) -> None:
+        self.subscribed()
+        self.publish().addErrback(lambda _: None)
+        self.producer.answers.pop()(BrokerUnavailable("too big"))
+        self.assert_expected({})
 
 
 class LossTests(KafkaTests):

@@ -67,9 +67,6 @@ GC_THRESHOLDS = (50_000, 20, 50)
 SENDS_GRACE = 3.0
 """Seconds that sends which are under way may take when the service stops."""
 
-SETTLE = 0.25
-"""Seconds after the last accepted send in which a broker outside brings it back."""
-
 STOP_MARGIN = 5.0
 """Seconds for all that is neither a send, nor the drain, nor a close handshake."""
 
@@ -436,11 +433,13 @@ class TopicService(Service):
         while not answered.called and self._reactor.seconds() < until:
             yield deferLater(self._reactor, _TURN)
         # A broker outside brings back a moment later what it has taken.
-        settled = min(self._send.accepted_at + SETTLE, until)
-        while self._reactor.seconds() < settled:
+        while not self._is_delivered and self._reactor.seconds() < until:
             yield deferLater(self._reactor, _TURN)
-        while not self._hub.is_idle and self._reactor.seconds() < until:
-            yield deferLater(self._reactor, 0)
+
+    @property
+    def _is_delivered(self) -> bool:
+        """Whether all that is accepted is written to the sessions here."""
+        return self.broker.is_settled and self._hub.is_idle
 
     def _parts(self) -> dict[str, bool]:
         return {

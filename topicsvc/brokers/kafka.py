@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, fail, gatherResults
 from topicsvc.address import TopicAddress
 from topicsvc.brokers.kafka_consumer import Consumer
 from topicsvc.brokers.kafka_options import Options, is_topic_name
-from topicsvc.brokers.kafka_producer import Producer
+from topicsvc.brokers.kafka_producer import Outcome, Place, Producer
 from topicsvc.brokers.kafka_questions import Questions
 from topicsvc.brokers.kafka_reader import Reader
 from topicsvc.brokers.listeners import Deliver, Lost
@@ -54,6 +54,11 @@ class KafkaBroker(Service):
         return self._reader.is_up
 
     @property
+    def is_settled(self) -> bool:
+        """See `topicsvc.ports.Broker`."""
+        return self._reader.is_settled
+
+    @property
     def complaint(self) -> str:
         """Why it is not up, as far as it can be told."""
         return self._reader.complaint
@@ -80,10 +85,13 @@ class KafkaBroker(Service):
         name, sender, body = message.topic.broker_name, message.sender, message.body
 
         def hand_over(answered: Answered) -> None:
-            def told(outcome: BrokerUnavailable | None) -> None:
-                if outcome is not None:
+            def told(outcome: Outcome) -> None:
+                if isinstance(outcome, Place):
+                    self._reader.expect(name, outcome)
+                    answered(None)
+                else:
                     self._reader.complain(f"a message for {name} was not taken: {outcome}")
-                answered(outcome)
+                    answered(outcome)
 
             self._producer.send(name, sender, body, told)
 

@@ -20,6 +20,7 @@ from topicsvc.address import TopicAddress
 from topicsvc.brokers.kafka_consumer import Consumer
 from topicsvc.brokers.kafka_inflow import Record
 from topicsvc.brokers.kafka_life import Life
+from topicsvc.brokers.kafka_producer import Place
 from topicsvc.brokers.kafka_questions import Ends, NoSuchTopic, Questions
 from topicsvc.brokers.listeners import Deliver, Listeners, Lost, Topic
 from topicsvc.brokers.textmessage import json_body
@@ -68,6 +69,7 @@ class Reader:
         self._losses = losses
         self._listeners = Listeners(clock, broker_name, self._ask, self._let_go)
         self._partitions: dict[tuple[str, int], str] = {}  # what is read, for which id
+        self._expected: dict[tuple[str, int], int] = {}  # how far it must be, for all of ours
         self._life = Life(clock, self._ask_for_life, self._came, self._went, self.complain)
         self._down_since: float | None = None
         self._sampled = 0
@@ -85,6 +87,16 @@ class Reader:
     @property
     def is_up(self) -> bool:
         return self._life.is_up
+
+    @property
+    def is_settled(self) -> bool:
+        return self._consumer.has_brought(self._expected)
+
+    def expect(self, name: str, place: Place) -> None:
+        """A message of ours stands there: if somebody listens, it will be brought."""
+        partition = name, place.partition
+        if partition in self._partitions:
+            self._expected[partition] = max(place.offset, self._expected.get(partition, 0))
 
     def subscribe(
         self, address: TopicAddress, deliver: Deliver, lost: Lost | None
@@ -170,6 +182,7 @@ class Reader:
         mine = [each for each, id_ in self._partitions.items() if id_ == topic.id]
         for each in mine:
             del self._partitions[each]
+            self._expected.pop(each, None)
         if mine:
             self._consumer.forget(topic.id, topic.name)
 

@@ -58,9 +58,6 @@ class SendResource(Resource):
         is_full: tells whether so much waits for its delivery that nothing more is taken.
         clock: what expiry is measured by.
         trust_via: whether ``X-Personium-Via`` may say who sends.
-
-    Attributes:
-        accepted_at: when a message was last accepted, in seconds since the epoch.
     """
 
     isLeaf = True
@@ -83,7 +80,6 @@ class SendResource(Resource):
         self._under_way: dict[Deferred[Any], None] = {}
         self._all_answered: Deferred[None] | None = None
         self._gives_up = False
-        self.accepted_at = 0.0
 
     def configure(self, validator: TokenValidator, trust_via: bool) -> None:
         """Judge what is sent from now on by these."""
@@ -156,7 +152,6 @@ class SendResource(Resource):
         body = json_text(request.content.read())
         sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
         yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
-        self.accepted_at = self._clock.seconds()
         return b""
 
     def _answered(self, result: Any, deciding: Deferred[Any]) -> Any:

@@ -89,7 +89,7 @@ class WayOutTests:
 
     @inlineCallbacks
     def setUp(self) -> Any:
-        self.backlog = Backlog(Limits(reactor), reactor, stall_timeout=60)
+        self.backlog = Backlog(Limits(reactor, reactor.seconds), reactor, stall_timeout=60)
         self.stalls = self.backlog.stalls
         self.ready: Deferred[Sender] = Deferred()
         factory = Factory.forProtocol(lambda: Sender(self))

@@ -7,6 +7,7 @@ explains each bound. Each refusal is counted under the name of the setting that 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -88,6 +89,7 @@ class Limits:
 
     Args:
         clock: tells and keeps the time.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         settings: the bounds.
         files: how many files the process may have open; None: any number.
 
@@ -105,12 +107,14 @@ class Limits:
     def __init__(
         self,
         clock: IReactorTime,
+        now: Callable[[], float],
         settings: LimitSettings | None = None,
         files: int | None = None,
     ) -> None:
         self.settings = settings or LimitSettings()
         self.hits: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self._clock = clock
+        self._now = now
         self._files = files
         self.connections = _Room()
         self.waiting = _Room()
@@ -169,7 +173,7 @@ class Limits:
         """A bound has refused something: count it, and tell the log now and then."""
         self.hits[name] += 1
         now = self._clock.seconds()
-        if abs(now - self._told_at.get(name, 0.0)) >= MINUTE:
+        if now - self._told_at.get(name, -MINUTE) >= MINUTE:
             self._told_at[name] = now
             self._log.warn(
                 "{setting} refuses, {count} times so far (docs/security.md)",
@@ -200,7 +204,7 @@ class Limits:
         while self._failed:
             # They stand in the order of their beginnings.
             oldest, failures = next(iter(self._failed.items()))
-            if 0 <= now - failures.since < MINUTE:
+            if now - failures.since < MINUTE:
                 break
             del self._failed[oldest]
         return self._failed.get(address)
@@ -216,8 +220,8 @@ class Limits:
         return whole_at_then
 
     def is_over(self, expires_at: float) -> bool:
-        """Whether that time has come."""
-        return expires_at <= self._clock.seconds()
+        """Whether that time of day has come."""
+        return expires_at <= self._now()
 
 
 @dataclass(slots=True)

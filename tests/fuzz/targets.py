@@ -155,7 +155,7 @@ def broker(data: bytes) -> None:
         clock.rightNow = EPOCH
         server = ScriptedBroker(clock)
         inbox: list[Message] = []
-        activemq = ActiveMQBroker(server, clock, random=Random(1))
+        activemq = ActiveMQBroker(server, clock, clock.seconds, random=Random(1))
         activemq.startService()
         _pass_turns(clock)
         topic = TopicAddress("cell1", "box1", ("col",), "name")

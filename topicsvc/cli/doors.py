@@ -97,9 +97,10 @@ class EndpointTrials(Teller):
             except ValueError as error:
                 self.fail(what, str(error))
                 continue
-            left = (shown.not_valid_after_utc - self._now()).days
+            today = datetime.fromtimestamp(self._now(), UTC)
+            left = (shown.not_valid_after_utc - today).days
             names = set(_names(shown))
-            if shown.not_valid_before_utc > self._now():
+            if shown.not_valid_before_utc > today:
                 self.fail(
                     what, f"not valid before {shown.not_valid_before_utc}: is the clock right?"
                 )
@@ -117,9 +118,6 @@ class EndpointTrials(Teller):
                 )
             else:
                 self.ok(what, f"{left} days left")
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._reactor.seconds(), UTC)
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str | _Address]:

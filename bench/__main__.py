@@ -7,27 +7,30 @@ taken within a run, and the table shows the medians of all runs.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
+import socket
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.load import Burst, FanOut, Figures, open_sessions, pin, start_sessions
-from bench.servers import Library, Nchan, Topicsvc, running
+from bench.load import Burst, FanOut, Spread
+from bench.probe import Probe
+from bench.results import Results
+from bench.servers import Library, Nchan, Server, Topicsvc, running
+from bench.sessions import Target, open_sessions, pin, start_sessions
 from tests.integration.certificates import Authority
 
 IN_FLIGHT = (1, 4, 16, 64)
-
-Results = dict[str, list[float]]
+WARM_UP = 0.3
+LONG = 65536
+"""Bytes of the body of a long message."""
 
 
 class Bench:
     """What is measured, and how much of it.
 
     Args:
+        directory: for the servers' files.
         subscribers: of the one topic.
         topics: with one subscriber each.
         starts: sessions that are started.
@@ -37,16 +40,23 @@ class Bench:
     """
 
     def __init__(
-        self, subscribers: int, topics: int, starts: int, idle: int, seconds: float, peers: bool
+        self,
+        directory: Path,
+        subscribers: int,
+        topics: int,
+        starts: int,
+        idle: int,
+        seconds: float,
+        peers: bool,
     ) -> None:
+        self.directory = directory
         self.subscribers = subscribers
         self.topics = topics
         self.starts = starts
         self.idle = idle
         self.seconds = seconds
         self.peers = peers
-        self.results: Results = {}
-        self.directory = Path(tempfile.mkdtemp(prefix="bench-"))
+        self.results = Results()
         self.authority = Authority(self.directory)
 
     def run(self) -> None:
@@ -54,112 +64,120 @@ class Bench:
         for tls in (False, True):
             self.fan_out("topicsvc", self.topicsvc, tls)
             if self.peers:
-                self.fan_out("nchan", lambda: Nchan(self.directory, self.authority), tls)
+                self.fan_out("nchan", self.nchan, tls)
         if self.peers:
-            self.fan_out("Autobahn", lambda: Library("autobahn_broadcast"))
+            self.fan_out("Autobahn", self.autobahn)
             self.fan_out("websockets", lambda: Library("websockets_broadcast"))
-        self.many_topics()
-        self.session_starts("topicsvc, with a token", self.topicsvc)
+        self.one_topic()
+        self.burst()
+        self.many_topics("topicsvc", self.topicsvc)
         if self.peers:
-            self.session_starts("Autobahn, handshake alone", lambda: Library("autobahn_broadcast"))
+            self.many_topics("nchan", self.nchan)
+        self.session_starts("topicsvc", self.topicsvc)
+        if self.peers:
+            self.session_starts("Autobahn, the handshake alone", self.autobahn)
         self.memory()
 
     def topicsvc(self) -> Topicsvc:
         return Topicsvc(self.directory, self.authority)
 
-    def fan_out(self, name: str, make: Callable[[], object], tls: bool = False) -> None:
+    def nchan(self) -> Nchan:
+        return Nchan(self.directory, self.authority)
+
+    def autobahn(self) -> Library:
+        return Library("autobahn_broadcast")
+
+    def fan_out(self, name: str, make: Callable[[], Server], tls: bool = False) -> None:
         kind = "TLS" if tls else "plain"
         with running(make) as server:
             target = server.target(True) if tls else server.target()
-            subscribers = open_sessions(target, self.subscribers)
-            for in_flight in IN_FLIGHT:
-                figures = FanOut(target, subscribers).run(in_flight, self.seconds, 0.3)
-                self.note(f"{kind}, {in_flight} in flight: {name}", figures)
-            for sock in subscribers:
-                sock.close()
+            with _Open(target, self.subscribers) as subscribers:
+                for in_flight in IN_FLIGHT:
+                    figures = FanOut(target, subscribers).run(in_flight, self.seconds, WARM_UP)
+                    self.results.note(f"{kind}, {in_flight} in flight: {name}", figures)
 
-    def many_topics(self) -> None:
+    def one_topic(self) -> None:
+        with running(self.topicsvc) as server, _Open(server.target(), self.topics) as subscribers:
+            figures = FanOut(server.target(), subscribers).run(1, self.seconds, WARM_UP)
+            self.results.note(self._one_topic, figures)
+
+    def burst(self) -> None:
         with running(self.topicsvc) as server:
             target = server.target()
-            subscribers = open_sessions(target, self.topics)
-            figures = FanOut(target, subscribers).run(1, self.seconds, 0.3)
-            self.note(f"one topic with {self.topics}, 1 in flight: topicsvc", figures)
-            for sock in subscribers:
-                sock.close()
-        with running(self.topicsvc) as server:
-            target = server.target()
-            subscribers = open_sessions(target, self.topics, self.topics)
-            burst = Burst(subscribers, target.frame, lambda: server.burst(self.topics))
-            self.note(f"{self.topics} topics with one each: topicsvc", burst.run(self.seconds))
-            for sock in subscribers:
-                sock.close()
+            with _Open(target, self.topics, self.topics) as subscribers:
+                burst = Burst(subscribers, target.frame, lambda: server.burst(self.topics))
+                self.results.note(self._burst, burst.run(self.seconds))
 
-    def session_starts(self, name: str, make: Callable[[], object]) -> None:
+    def many_topics(self, name: str, make: Callable[[], Server]) -> None:
+        with running(make) as server:
+            target = server.target()
+            with _Open(target, self.topics, self.topics) as subscribers:
+                for in_flight in IN_FLIGHT:
+                    figures = Spread(target, subscribers).run(in_flight, self.seconds, WARM_UP)
+                    scenario = f"{self.topics} topics, by HTTP, {in_flight} in flight"
+                    self.results.note(f"{scenario}: {name}", figures)
+
+    def session_starts(self, name: str, make: Callable[[], Server]) -> None:
         with running(make) as server:
             figures, sockets = start_sessions(server.target(), self.starts, 50)
             for sock in sockets:
                 sock.close()
-        self.results.setdefault(f"session starts/s: {name}", []).append(figures.rate)
-        self.results.setdefault(f"{name} idle", []).append(figures.idle)
+        self.results.note_figure(f"session starts/s: {name}", figures.rate)
 
     def memory(self) -> None:
         for tls in (False, True):
-            with running(self.topicsvc) as server:
-                first = open_sessions(server.target(tls), 100)
+            with running(self.topicsvc) as server, _Open(server.target(tls), 100):
                 before = server.memory()
-                more = open_sessions(server.target(tls), self.idle)
-                time.sleep(0.5)
-                size = (server.memory() - before) / self.idle / 1024
-                for sock in first + more:
-                    sock.close()
+                with _Open(server.target(tls), self.idle):
+                    time.sleep(0.5)
+                    size = (server.memory() - before) / self.idle / 1024
             kind = "TLS" if tls else "plain"
-            self.results.setdefault(f"KiB per idle session, {kind}", []).append(size)
+            self.results.note_figure(f"KiB per idle session, {kind}", size)
 
-    def note(self, name: str, figures: Figures) -> None:
-        self.results.setdefault(name, []).append(figures.rate)
-        for part, label in ((0.5, "p50"), (0.99, "p99")):
-            self.results.setdefault(f"{name} {label}", []).append(figures.percentile(part) * 1000)
-        self.results.setdefault(f"{name} idle", []).append(figures.idle)
-
-    # The table.
-
-    def median(self, name: str) -> float:
-        return statistics.median(self.results[name])
-
-    def ratio(self, one: str, other: str) -> float:
-        pairs = zip(self.results[one], self.results[other], strict=True)
-        return statistics.median(first / second for first, second in pairs)
+    def held_up(self) -> None:
+        """How long others wait at worst while one topic with all subscribers is served."""
+        for tls in (False, True):
+            kind = "TLS" if tls else "plain"
+            with running(self.topicsvc) as server, _Open(server.target(tls), self.topics) as all_:
+                ca_file = str(self.authority.ca_file) if tls else None
+                for in_flight, target in ((16, server.target(tls)), (1, server.target(tls, LONG))):
+                    with Probe(target, server.admin_port, ca_file) as probe:
+                        FanOut(target, all_).run(in_flight, 3 * self.seconds, WARM_UP)
+                    size = target.frame
+                    for name, seconds in probe.found.items():
+                        self.results.note_figure(
+                            f"{name} waits at most, ms, {kind}, {self.topics} subscribers, "
+                            f"{in_flight} of {size} bytes in flight, {len(seconds)} looks",
+                            max(seconds) * 1000,
+                        )
 
     def print(self, runs: int) -> None:
-        print(f"\n{runs} runs; medians; {platform.processor() or platform.machine()}, ", end="")
-        print(f"{os.cpu_count()} cores, Python {platform.python_version()}\n")
-        print("| what | deliveries/s | p50 ms | p99 ms | load idle | topicsvc is |")
-        print("|---|---|---|---|---|---|")
-        for name in self.results:
-            if name + " p50" not in self.results:
-                continue
-            self._print_row(name)
-        print("\n| what | figure |\n|---|---|")
-        for name, values in self.results.items():
-            if name.startswith(("session", "KiB")):
-                print(f"| {name} | {statistics.median(values):,.1f} |")
-        starts = [name for name in self.results if name.startswith("session")]
-        if len(starts) == 2:
-            print(f"| session starts: topicsvc is | {self.ratio(*starts):.2f} x |")
-        many = f"{self.topics} topics with one each: topicsvc"
-        one = f"one topic with {self.topics}, 1 in flight: topicsvc"
-        print(f"| many topics: of one topic's deliveries | {self.ratio(many, one):.2f} x |")
-
-    def _print_row(self, name: str) -> None:
-        scenario, _, server = name.partition(": ")
-        mine = f"{scenario}: topicsvc"
-        against = ""
-        if server != "topicsvc" and mine in self.results:
-            against = f"{self.ratio(mine, name):.2f} x"
-        print(
-            f"| {name} | {self.median(name):,.0f} | {self.median(name + ' p50'):.1f} "
-            f"| {self.median(name + ' p99'):.1f} | {self.median(name + ' idle'):.0%} | {against} |"
+        self.results.print(runs)
+        self.results.print_ratio(
+            "many topics: of one topic's deliveries", self._burst, self._one_topic
         )
+
+    @property
+    def _one_topic(self) -> str:
+        return f"one topic with {self.topics}, 1 in flight: topicsvc"
+
+    @property
+    def _burst(self) -> str:
+        return f"{self.topics} topics with one each, one to each in flight: topicsvc"
+
+
+class _Open:
+    """Sessions for the time of a block."""
+
+    def __init__(self, target: Target, count: int, topics: int = 1) -> None:
+        self._sockets = open_sessions(target, count, topics)
+
+    def __enter__(self) -> list[socket.socket]:
+        return self._sockets
+
+    def __exit__(self, *_: object) -> None:
+        for sock in self._sockets:
+            sock.close()
 
 
 def main() -> None:
@@ -171,14 +189,19 @@ def main() -> None:
     )
     options = parser.parse_args()
     pin(1)
-    if options.quick:
-        bench, runs = Bench(50, 50, 100, 50, 0.3, peers=False), 1
-    else:
-        bench, runs = Bench(1000, 10000, 4000, 2000, options.seconds, peers=True), options.runs
-    for run in range(runs):
-        print(f"run {run + 1} of {runs}", flush=True)
-        bench.run()
-    bench.print(runs)
+    with tempfile.TemporaryDirectory(prefix="topicsvc-bench-") as name:
+        directory = Path(name)
+        if options.quick:
+            bench, runs = Bench(directory, 50, 50, 100, 50, 0.3, peers=False), 1
+        else:
+            seconds, runs = options.seconds, options.runs
+            bench = Bench(directory, 1000, 10000, 4000, 2000, seconds, peers=True)
+        for run in range(runs):
+            print(f"run {run + 1} of {runs}", flush=True)
+            bench.run()
+        bench.held_up()
+        bench.print(runs)
 
 
-main()
+if __name__ == "__main__":
+    main()

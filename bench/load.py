@@ -7,157 +7,21 @@ bottleneck shows.
 
 from __future__ import annotations
 
-import json
-import os
 import select
 import socket
 import ssl
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import cycle
 
-__all__ = ["Burst", "FanOut", "Figures", "Target", "open_sessions", "start_sessions"]
+from bench.sessions import READ, WAIT, Figures, Target, fail, open_session
 
-HANDSHAKE = (
-    b"GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-SUCCESS = b'"Result":"Success"'
-UPGRADED = b"HTTP/1.1 101 "
-WAIT = 30.0
+__all__ = ["Burst", "FanOut", "Spread"]
+
 RECEIVE = 1 << 18
-READ = select.EPOLLIN
-
-
-@dataclass
-class Target:
-    """A server under load.
-
-    Attributes:
-        port: where it listens on the loopback address.
-        path: of the WebSocket URL; ``%d`` is the number of the topic.
-        tokens: what is presented after the handshake, by each session the next; none: the
-            handshake is all.
-        send: makes the request that sends a body, as bytes.
-        by_websocket: data is sent through a WebSocket, not by HTTP.
-        frame: bytes of one message on a subscriber's socket.
-        context: for TLS.
-    """
-
-    port: int
-    path: str
-    send: Callable[[bytes], bytes]
-    frame: int
-    tokens: Sequence[str] = ()
-    by_websocket: bool = False
-    context: ssl.SSLContext | None = None
-    host: str = "localhost"
-
-    def connect(self) -> socket.socket:
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.context is not None:
-            sock = self.context.wrap_socket(sock, server_hostname=self.host)
-        return sock
-
-    def handshake(self, topic: int) -> bytes:
-        path = self.path % topic if "%d" in self.path else self.path
-        return HANDSHAKE % (path.encode(), self.host.encode())
-
-    def present(self, number: int = 0) -> bytes:
-        token = self.tokens[number % len(self.tokens)]
-        return masked(1, json.dumps({"AccessToken": token}).encode())
-
-
-@dataclass
-class Figures:
-    """What one measurement found; times in seconds."""
-
-    deliveries: int = 0
-    seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    idle: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        return self.deliveries / self.seconds
-
-    def percentile(self, part: float) -> float:
-        ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
-
-
-def masked(opcode: int, payload: bytes) -> bytes:
-    """A client's frame. The mask is zero: its cost is the server's, not ours."""
-    size = len(payload)
-    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    return bytes([0x80 | opcode]) + length + b"\0\0\0\0" + payload
-
-
-def open_session(target: Target, topic: int = 0) -> socket.socket:
-    """One session, ready to receive; blocking."""
-    sock = target.connect()
-    sock.sendall(target.handshake(topic))
-    head = b""
-    while b"\r\n\r\n" not in head:
-        head += sock.recv(4096) or _fail(f"no handshake: {head!r}")
-    if b" 101 " not in head.split(b"\r\n")[0]:
-        _fail(f"no handshake: {head!r}")
-    if target.tokens:
-        sock.sendall(target.present())
-        reply = b""
-        while SUCCESS not in reply:
-            reply += sock.recv(4096) or _fail(f"no session: {reply!r}")
-    return sock
-
-
-def open_sessions(target: Target, count: int, topics: int = 1) -> list[socket.socket]:
-    """Many sessions, spread over `topics`."""
-    return [open_session(target, number % topics) for number in range(count)]
-
-
-def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, list[socket.socket]]:
-    """Start `count` sessions, `at_once` at a time; return what was found, and the sessions.
-
-    A session has started when its Success has come, or its handshake where that is all. Each
-    shows a token of its own. Plain TCP only.
-    """
-    address, handshake = ("127.0.0.1", target.port), target.handshake(0)
-    presents = [target.present(number) for number in range(count if target.tokens else 0)]
-    poll = select.epoll()
-    states: dict[int, tuple[socket.socket, int]] = {}
-    done: list[socket.socket] = []
-    begun = 0
-    waited = 0.0
-    began = time.perf_counter()
-    while len(done) < count:
-        while begun < count and len(states) < at_once:
-            sock = socket.socket()
-            sock.connect(address)
-            sock.send(handshake)
-            fd = sock.fileno()
-            poll.register(fd, READ)
-            states[fd] = sock, begun
-            begun += 1
-        before = time.perf_counter()
-        ready = poll.poll(WAIT) or _fail("nobody answers")
-        waited += time.perf_counter() - before
-        for fd, _ in ready:
-            sock, number = states[fd]
-            # An answer is one small segment: it comes whole or not at all.
-            data = sock.recv(4096)
-            if SUCCESS in data or (not presents and data.startswith(UPGRADED)):
-                poll.unregister(fd)
-                del states[fd]
-                sock.setblocking(False)
-                done.append(sock)
-            elif data.startswith(UPGRADED):
-                sock.send(presents[number])
-            else:
-                _fail(f"no session: {data!r}")
-    seconds = time.perf_counter() - began
-    return Figures(count, seconds, idle=waited / seconds), done
 
 
 class _Counter:
@@ -185,7 +49,7 @@ class _Counter:
             return
         else:
             if not size:
-                _fail("a subscriber was closed")
+                fail("a subscriber was closed")
         after = self.got[fd] = before + size
         old, new = before // self.frame, after // self.frame
         if new != old:
@@ -201,19 +65,32 @@ class _Counter:
         """Fail unless everybody has had exactly the same."""
         sizes = set(self.got.values())
         if sizes != {self.complete * self.frame}:
-            _fail(f"lost or torn messages: {sorted(sizes)[:5]}... of {self.frame}")
+            fail(f"lost or torn messages: {sorted(sizes)[:5]}... of {self.frame}")
 
 
-class FanOut:
-    """Closed loop: so many messages are in flight until every subscriber has each."""
+class _ClosedLoop(ABC):
+    """So many messages are in flight, each until all whom it is for have it."""
 
     def __init__(self, target: Target, subscribers: list[socket.socket]) -> None:
         self.target = target
         self.subscribers = subscribers
+        self.counter = _Counter(subscribers, target.frame)
+        self.under_way = 0
+
+    @abstractmethod
+    def next(self, now: float) -> bytes:
+        """The request that sends the next message."""
+
+    @abstractmethod
+    def read(self, fd: int) -> Iterable[float]:
+        """Read a subscriber's socket; return when those were sent that are complete with it."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Fail unless everybody has had what was for it."""
 
     def run(self, in_flight: int, seconds: float, warm_up: float) -> Figures:
         target, poll = self.target, select.epoll()
-        counter = _Counter(self.subscribers, target.frame)
         for sock in self.subscribers:
             sock.setblocking(False)
             poll.register(sock, READ)
@@ -221,60 +98,55 @@ class FanOut:
         for sock in senders:
             poll.register(sock, READ)
         by_fd = {sock.fileno(): sock for sock in senders}
-        request = target.send(b"%060d" % 0)
-        idle, started = deque(senders), deque[float]()
+        idle = deque(senders)
         figures, measuring, ending = Figures(), False, False
         began = time.perf_counter()
         waited = first_waited = 0.0
-        first = last = 0
         measured_from = began
         while True:
             now = time.perf_counter()
             if not measuring and now - began >= warm_up:
                 measuring, measured_from = True, now
-                first, first_waited = counter.complete, waited
+                first_waited = waited
             if measuring and not ending and now - measured_from >= seconds:
                 ending = True
-                last = counter.complete
                 figures.seconds = now - measured_from
                 figures.idle = (waited - first_waited) / figures.seconds
-            while not ending and idle and len(started) < in_flight:
-                idle.popleft().sendall(request)
-                started.append(time.perf_counter())
-            if ending and not started:
+            while not ending and idle and self.under_way < in_flight:
+                self.under_way += 1
+                idle.popleft().sendall(self.next(time.perf_counter()))
+            if ending and not self.under_way:
                 break
             before = time.perf_counter()
             events = poll.poll(WAIT)
             waited += time.perf_counter() - before
             if not events:
-                _fail("messages are missing")
-            complete = counter.complete
+                fail("messages are missing")
+            complete: list[float] = []
             for fd, _ in events:
                 sender = by_fd.get(fd)
                 if sender is None:
-                    counter.read(fd)
+                    complete += self.read(fd)
                 else:
-                    answer = sender.recv(4096) or _fail("a sender was closed")
-                    if answer.startswith(b"HTTP/1.1 ") and answer[9:12] not in (
-                        b"200",
-                        b"201",
-                        b"202",
-                    ):
-                        _fail(f"not taken: {answer!r}")
+                    _look_at(sender.recv(4096))
                     idle.append(sender)
             now = time.perf_counter()
-            for _ in range(counter.complete - complete):
-                latency = now - started.popleft()
-                if measuring and not ending:
-                    figures.latencies.append(latency)
+            self.under_way -= len(complete)
+            if measuring and not ending:
+                figures.latencies += [now - sent_at for sent_at in complete]
             if target.by_websocket and not idle:
                 idle.extend(senders)
-        counter.finish()
-        figures.deliveries = (last - first) * len(self.subscribers)
+        self.finish()
+        figures.deliveries = len(figures.latencies) * self.reach
         for sock in senders:
             sock.close()
         poll.close()
         return figures
+
+    @property
+    def reach(self) -> int:
+        """How many have each message when it is complete."""
+        return 1
 
     def _sender(self) -> socket.socket:
         target = self.target
@@ -282,6 +154,58 @@ class FanOut:
         sock = open_session(by_websocket) if target.by_websocket else target.connect()
         sock.settimeout(WAIT)
         return sock
+
+
+class FanOut(_ClosedLoop):
+    """All are subscribers of one topic."""
+
+    def __init__(self, target: Target, subscribers: list[socket.socket]) -> None:
+        super().__init__(target, subscribers)
+        self._sent_at = deque[float]()
+        self._request = target.request(0)
+
+    @property
+    def reach(self) -> int:
+        return len(self.subscribers)
+
+    def next(self, now: float) -> bytes:
+        self._sent_at.append(now)
+        return self._request
+
+    def read(self, fd: int) -> Iterable[float]:
+        before = self.counter.complete
+        self.counter.read(fd)
+        return [self._sent_at.popleft() for _ in range(self.counter.complete - before)]
+
+    def finish(self) -> None:
+        self.counter.finish()
+
+
+class Spread(_ClosedLoop):
+    """Each is the one subscriber of a topic of its own; the messages go to one after another."""
+
+    def __init__(self, target: Target, subscribers: list[socket.socket]) -> None:
+        super().__init__(target, subscribers)
+        self._turns = cycle(enumerate(sock.fileno() for sock in subscribers))
+        self._sent_at: dict[int, deque[float]] = {}
+        self._sent: Counter[int] = Counter()
+
+    def next(self, now: float) -> bytes:
+        topic, fd = next(self._turns)
+        self._sent_at.setdefault(fd, deque()).append(now)
+        self._sent[fd] += 1
+        return self.target.request(topic)
+
+    def read(self, fd: int) -> Iterable[float]:
+        before = self.counter.got[fd] // self.target.frame
+        self.counter.read(fd)
+        count = self.counter.got[fd] // self.target.frame - before
+        return [self._sent_at[fd].popleft() for _ in range(count)]
+
+    def finish(self) -> None:
+        for fd, size in self.counter.got.items():
+            if size != self._sent[fd] * self.target.frame:
+                fail("a message came to a topic that it was not for")
 
 
 class Burst:
@@ -320,18 +244,16 @@ class Burst:
         self.trigger()
         while counter.complete < target:
             before = time.perf_counter()
-            events = poll.poll(WAIT) or _fail("messages are missing")
+            events = poll.poll(WAIT) or fail("messages are missing")
             waited += time.perf_counter() - before
             for fd, _ in events:
                 counter.read(fd)
         return waited
 
 
-def pin(core: int) -> None:
-    """Keep this process on one core, where there are several."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
-
-
-def _fail(why: str) -> bytes:
-    raise SystemExit(f"bench: {why}")
+def _look_at(answer: bytes) -> None:
+    """Fail where a message was not taken; a WebSocket has no answer to look at."""
+    if not answer:
+        fail("a sender was closed")
+    if answer.startswith(b"HTTP/1.1 ") and answer[9:12] not in (b"200", b"201", b"202"):
+        fail(f"not taken: {answer!r}")

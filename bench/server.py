@@ -18,7 +18,8 @@ from twisted.internet.protocol import Factory
 from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.protocols.basic import LineOnlyReceiver
 
-from bench.load import pin
+from bench.message import SENDER, body
+from bench.sessions import pin
 from topicsvc import config
 from topicsvc.address import TopicAddress
 from topicsvc.ports import Message
@@ -42,10 +43,7 @@ class Control(LineOnlyReceiver):
             self.sendLine(b"%d" % (pages * os.sysconf("SC_PAGE_SIZE")))
             return
         for number in range(int(line.split()[1])):
-            body = b'"%060d"' % number
-            self.factory.broker.publish(
-                Message(topic(number), "https://cell2.unit1.example/", body)
-            )
+            self.factory.broker.publish(Message(topic(number), SENDER, body()))
 
 
 def main() -> None:

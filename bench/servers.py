@@ -11,18 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from bench.load import Target, masked
+from bench import message
+from bench.message import BODY, SENDER, frame_size, payload_size
+from bench.sessions import Target, masked
 from tests.integration.certificates import Authority
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 ROOT = Path(__file__).parent.parent
 HOST = "unit1.example"
-SENDER = "https://cell2.unit1.example/"
-TOPIC = "/cell1/box1/col/topic/t0"
-BODY = 62
-"""Bytes of a body: a JSON string of 60 digits."""
-
+TOPIC = "/cell1/box1/col/topic/t%d"
 TOKENS = 5000
 
 NCHAN_MODULE = "/usr/lib/nginx/modules/ngx_nchan_module.so"
@@ -42,16 +41,18 @@ class Topicsvc:
                 "tcp:0:interface=127.0.0.1:backlog=1024",
                 "ssl:0:privateKey={tls_key}:certKey={cert}:interface=127.0.0.1:backlog=1024",
             ]
+            admin = "tcp:0:interface=127.0.0.1"
             unit_url = "https://{HOST}/"
             [validator]
             kind = "local"
             key_file = "{directory}/token.key"
             [limits]
             waiting_per_address = 0
+            messages_per_minute = 0
             """
         )
         self.process = _start("bench.server", str(directory / "topicsvc.toml"))
-        self.plain_port, self.tls_port, control = _ports(self.process)
+        self.plain_port, self.tls_port, self.admin_port, control = _ports(self.process)
         self._control = socket.create_connection(("127.0.0.1", control))
         # Each session has a token of its own: one whose signature is known costs less.
         self._tokens = [
@@ -60,13 +61,14 @@ class Topicsvc:
         ]
         self._context = authority.client_context()
 
-    def target(self, tls: bool = False) -> Target:
+    def target(self, tls: bool = False, body: int = BODY) -> Target:
+        """For messages with bodies of so many bytes."""
         return Target(
             port=self.tls_port if tls else self.plain_port,
             path="/cell1/__topic/box1/col.topic.t%d",
             tokens=self._tokens,
-            send=self._send,
-            frame=_frame(len(f'{{"From":"{SENDER}","Body":}}') + BODY),
+            request=lambda topic: self._request(topic, body),
+            frame=frame_size(payload_size(body)),
             context=self._context if tls else None,
             host=HOST,
         )
@@ -79,12 +81,12 @@ class Topicsvc:
         self._control.sendall(b"memory\n")
         return int(self._control.makefile("rb").readline())
 
-    def _send(self, digits: bytes) -> bytes:
+    def _request(self, topic: int, body: int) -> bytes:
         head = (
-            f"POST {TOPIC} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {self._tokens[0]}\r\n"
-            f"Content-Length: {BODY}\r\n\r\n"
+            f"POST {TOPIC % topic} HTTP/1.1\r\nHost: {HOST}\r\n"
+            f"Authorization: Bearer {self._tokens[0]}\r\nContent-Length: {body}\r\n\r\n"
         )
-        return head.encode() + b'"%s"' % digits
+        return head.encode() + message.body(body)
 
 
 class Nchan:
@@ -113,14 +115,14 @@ class Nchan:
                     listen 127.0.0.1:{self.tls_port} ssl backlog=1024;
                     ssl_certificate {cert};
                     ssl_certificate_key {key};
-                    location = /pub {{
+                    location ~ ^/pub/(.+)$ {{
                         nchan_publisher;
-                        nchan_channel_id a;
+                        nchan_channel_id $1;
                         nchan_message_buffer_length 1000;
                     }}
-                    location = /sub {{
+                    location ~ ^/sub/(.+)$ {{
                         nchan_subscriber websocket;
-                        nchan_channel_id a;
+                        nchan_channel_id $1;
                         nchan_subscriber_first_message newest;
                     }}
                 }}
@@ -136,15 +138,17 @@ class Nchan:
         self._context = authority.client_context()
 
     def target(self, tls: bool = False) -> Target:
-        size = _payload_size()
+        size = payload_size()
         return Target(
             port=self.tls_port if tls else self.plain_port,
-            path="/sub",
-            send=lambda digits: (
-                f"POST /pub HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {size}\r\n\r\n".encode()
-                + digits.ljust(size, b"x")
+            path="/sub/%d",
+            request=lambda topic: (
+                (
+                    f"POST /pub/{topic} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {size}\r\n\r\n"
+                ).encode()
+                + b"0" * size
             ),
-            frame=_frame(size),
+            frame=frame_size(size),
             context=self._context if tls else None,
             host=HOST,
         )
@@ -158,18 +162,21 @@ class Library:
         [self.port] = _ports(self.process)
 
     def target(self) -> Target:
-        size = _payload_size()
+        size = payload_size()
         return Target(
             port=self.port,
             path="/",
-            send=lambda digits: masked(1, digits.ljust(size, b"x")),
+            request=lambda _: masked(1, b"0" * size),
             by_websocket=True,
-            frame=_frame(size),
+            frame=frame_size(size),
         )
 
 
+Server = TypeVar("Server", Topicsvc, Nchan, Library)
+
+
 @contextlib.contextmanager
-def running(make: Callable[[], Topicsvc | Nchan | Library]) -> Iterator[Topicsvc | Nchan | Library]:
+def running(make: Callable[[], Server]) -> Iterator[Server]:
     """A server for the time of a block."""
     server = make()
     try:
@@ -177,15 +184,6 @@ def running(make: Callable[[], Topicsvc | Nchan | Library]) -> Iterator[Topicsvc
     finally:
         server.process.terminate()
         server.process.wait(20)
-
-
-def _payload_size() -> int:
-    """What a message of topicsvc measures: every peer sends as much."""
-    return len(f'{{"From":"{SENDER}","Body":}}') + BODY
-
-
-def _frame(payload: int) -> int:
-    return payload + (2 if payload < 126 else 4)
 
 
 def _start(module: str, *arguments: str) -> subprocess.Popen[str]:

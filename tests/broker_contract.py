@@ -174,6 +174,23 @@ class BrokerContract:
         yield subscription.stop()
 
     @inlineCallbacks
+    def test_it_is_settled_when_all_that_was_accepted_is_brought(self) -> Any:
+        inbox = Inbox()
+        subscription = yield self.broker.subscribe(self.topic("settled"), inbox)
+        for is_paused in (False, True):
+            if is_paused:
+                self.broker.pause()
+            for number in range(MANY):
+                yield self.broker.publish(self.message(b"%d" % number, "settled"))
+            if is_paused:
+                self.assertEqual(self.broker.is_settled, self.brings_while_paused)
+                self.broker.resume()
+            while not self.broker.is_settled:
+                yield deferLater(reactor, 0)
+            self.assertEqual(len(inbox.bodies), MANY * (1 + is_paused))
+        yield subscription.stop()
+
+    @inlineCallbacks
     def test_it_can_be_paused_by_whoever_is_served(self) -> Any:
         inbox = Inbox()
 

@@ -109,6 +109,10 @@ class FakeBroker:
     def is_up(self) -> bool:
         return not self.is_down
 
+    @property
+    def is_settled(self) -> bool:
+        return not self.waiting
+
     def subscribe(
         self,
         topic: TopicAddress,

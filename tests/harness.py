@@ -55,6 +55,8 @@ class MemoryTransport:
         is_congested: the peer reads nothing: what is written stays in the buffer.
         lost: why the connection is gone; None: it is not.
         has_ended: our half is closed.
+        is_reading: what the peer sends is read at once.
+        unread: what the peer has sent while it was not.
     """
 
     disconnecting = False
@@ -67,6 +69,8 @@ class MemoryTransport:
         self.is_congested = False
         self.lost: Failure | None = None
         self.has_ended = False
+        self.is_reading = True
+        self.unread = bytearray()
         self.producer: Any = None
         self._is_paused = False
         self._peer = IPv4Address("TCP", host, port)
@@ -133,9 +137,25 @@ class MemoryTransport:
     def getTcpKeepAlive(self) -> bool:
         return False
 
-    def pauseProducing(self) -> None: ...
+    def receive(self, data: bytes) -> None:
+        """The peer sends `data`."""
+        self.unread += data
+        if self.is_reading:
+            self.read()
 
-    def resumeProducing(self) -> None: ...
+    def read(self) -> None:
+        while self.unread and self.is_reading and self.lost is None:
+            data = bytes(self.unread[:TRANSPORT_BUFFER])
+            del self.unread[:TRANSPORT_BUFFER]
+            self.protocol.dataReceived(data)
+
+    def pauseProducing(self) -> None:
+        self.is_reading = False
+
+    def resumeProducing(self) -> None:
+        self.is_reading = self.lost is None
+        if self.unread and self.is_reading:
+            self.clock.callLater(0, self.read)
 
     def stopProducing(self) -> None: ...
 
@@ -155,7 +175,7 @@ class Client:
 
     def send_raw(self, data: bytes) -> None:
         if self.transport.lost is None:
-            self.transport.protocol.dataReceived(data)
+            self.transport.receive(data)
 
     def request(
         self,
@@ -385,6 +405,7 @@ class ServiceTestCase(SynchronousTestCase):
         self.assertEqual(self.hub.topics, 0)
         self.assertEqual(self.broker.live, [])
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
+        self.assertEqual(len(self.limits.not_late), 0)
         self.assertEqual((len(self.connections.backlog), self.connections.backlog.total), (0, 0))
         self.connections.stopService()
         self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])

@@ -9,8 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 
 from topicsvc.brokers.kafka_inflow import Record
+from topicsvc.brokers.kafka_producer import Place, Told
 from topicsvc.brokers.kafka_questions import Ends, NoSuchTopic
-from topicsvc.brokers.under_way import Answered
 from topicsvc.errors import BrokerUnavailable
 
 
@@ -93,11 +93,16 @@ class ScriptedKafka:
 
 @dataclass
 class FakeConsumer:
-    """Remembers what it is to read, for which subscription and from where."""
+    """Remembers what it is to read, for which subscription and from where.
+
+    Attributes:
+        expected: how far it was asked whether it has brought all; it says no to anything.
+    """
 
     owner: Any = None
     is_paused: bool = False
     places: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
+    expected: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def of(self, owner: Any) -> FakeConsumer:
         self.owner = owner
@@ -133,13 +138,17 @@ class FakeConsumer:
     def bring(self, name: str, value: bytes | None, cell: bytes | None = None) -> None:
         self.owner.record(Record(self.id(name), value, cell))
 
+    def has_brought(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+        self.expected = dict(offsets)
+        return not offsets
+
 
 @dataclass
 class FakeProducer:
     """Remembers what it was given."""
 
     sent: list[tuple[str, str | None, bytes]] = field(default_factory=list)
-    answers: list[Answered] = field(default_factory=list)
+    answers: list[Told] = field(default_factory=list)
 
     def start(self) -> None:
         pass
@@ -147,6 +156,10 @@ class FakeProducer:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
-    def send(self, topic: str, sender: str | None, body: bytes, answered: Answered) -> None:
+    def send(self, topic: str, sender: str | None, body: bytes, told: Told) -> None:
         self.sent.append((topic, sender, body))
-        self.answers.append(answered)
+        self.answers.append(told)
+
+    def accept(self, offset: int = 0, partition: int = 0) -> None:
+        """The oldest message without an answer stands there."""
+        self.answers.pop(0)(Place(partition, offset))

@@ -414,6 +414,65 @@ class MessageTests(ActiveMQTests):
         return asked
 
 
+class SettlingTests(ActiveMQTests):
+    """Whether what was accepted from here is brought to those who listen here."""
+
+    def sent_id(self) -> str:
+        return self.sender.sent("SEND")[-1].headers["__PERSONIUM_MESSAGE_ID"]
+
+    def bring(self, id_: str, name: str = "name") -> None:
+        self.reader.bring(destination(name), b"1", __PERSONIUM_MESSAGE_ID=id_)
+
+    def test_it_is_when_the_last_of_each_topic_is_back(self) -> None:
+        self.subscribed()
+        self.subscribed("other")
+        self.assertTrue(self.broker.is_settled)
+        self.successResultOf(self.publish())
+        first = self.sent_id()
+        self.publish(name="other")
+        other = self.sent_id()
+        self.publish()
+        for id_, name in ((first, "name"), ("somebody's", "name"), (self.sent_id(), "name")):
+            self.assertFalse(self.broker.is_settled)
+            self.bring(id_, name)
+        self.assertFalse(self.broker.is_settled)
+        self.bring(other, "other")
+        self.assertTrue(self.broker.is_settled)
+        self.assertEqual(len(self.inbox), 4)
+
+    def test_it_may_be_back_before_the_receipt(self) -> None:
+        self.subscribed()
+        self.sender.obeys = False
+        accepted = self.publish()
+        self.bring(self.sent_id())
+        self.sender.obey(self.sender.sent("SEND")[0])
+        self.successResultOf(accepted)
+        self.assertTrue(self.broker.is_settled)
+
+    def test_nobody_waits_for_what_nobody_listens_to(self) -> None:
+        self.publish()
+        self.assertTrue(self.broker.is_settled)
+        subscription = self.subscribed()
+        self.publish()
+        self.assertFalse(self.broker.is_settled)
+        self.successResultOf(subscription.stop())
+        self.pass_time(listeners.LINGER + 1)
+        self.assertTrue(self.broker.is_settled)
+
+    def test_what_is_refused_or_lost_is_not_waited_for(self) -> None:
+        self.subscribed()
+        self.sender.obeys = False
+        refused = self.publish()
+        self.sender.refuse(self.sender.sent("SEND")[0], "no")
+        self.failureResultOf(refused, BrokerUnavailable)
+        self.assertTrue(self.broker.is_settled)
+        self.sender.obeys = True
+        self.publish()
+        self.assertFalse(self.broker.is_settled)
+        self.reader.close()
+        self.assertTrue(self.broker.is_settled)
+
+
 class PublishTests(ActiveMQTests):
     def test_a_text_message_with_all_that_a_unit_wants(self) -> None:
         self.successResultOf(self.publish('{"a":"\xe9"}'.encode()))

@@ -7,7 +7,6 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.certificates import Authority
-from topicsvc import config
 from topicsvc.brokers.activemq import ActiveMQBroker
 from topicsvc.brokers.kafka import KafkaBroker
 from topicsvc.brokers.kafka_options import connection_options
@@ -21,6 +20,7 @@ from topicsvc.config import (
     MemorySettings,
     load,
 )
+from topicsvc.config import broker as broker_table
 from topicsvc.errors import ConfigError
 from topicsvc.service import TopicService
 from topicsvc.validators.local import make_key, write_key
@@ -111,7 +111,7 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.assertEqual(options["ssl.ca.pem"], "PEM")
 
     def test_kafka_without_its_client(self) -> None:
-        self.patch(config, "find_spec", lambda _: None)
+        self.patch(broker_table, "find_spec", lambda _: None)
         problems = self.problems('kind = "kafka"\nbootstrap = "localhost:9092"')
         self.assertEqual(len(problems), 1)
         self.assertTrue(problems[0].startswith("broker.kind: "))

@@ -9,13 +9,20 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc import config, hub, limits, reload, service
+from topicsvc import config, hub, limits, reload, service, tries
 from topicsvc.backlog import STALL_TIMEOUT
 from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
+from topicsvc.config.table import Table
 from topicsvc.errors import ConfigError
-from topicsvc.session import GOING_AWAY, INTERNAL_ERROR, MAX_WAITING_REQUESTS, TRY_AGAIN_LATER
-from topicsvc.table import Table
+from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE
+from topicsvc.session import (
+    GOING_AWAY,
+    INTERNAL_ERROR,
+    MAX_WAITING_BYTES,
+    MAX_WAITING_REQUESTS,
+    TRY_AGAIN_LATER,
+)
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.web import answers, send, site
 from topicsvc.websocket import connections
@@ -191,7 +198,8 @@ class SecurityTests(SynchronousTestCase):
     def test_every_default_is_the_true_one(self) -> None:
         default = limits.LimitSettings()
         words = {"none": 0, "any": frozenset(), "256 MiB": 256 * 2**20}
-        words["the limit of open files less 256"] = 0
+        words["the limit of open files less 256, but at least half of it"] = 0
+        words["1000, but at most three quarters of `connections`"] = 1000
         for name, told in self.rows.items():
             value = words[told] if told in words else int(told)
             self.assertEqual(value, getattr(default, name), name)
@@ -199,17 +207,24 @@ class SecurityTests(SynchronousTestCase):
     def test_every_figure_is_the_true_one(self) -> None:
         text = page("docs/security.md")
         head = site.TopicChannel.totalHeadersSize // 1024
+        stall = round(STALL_TIMEOUT)
         for figure in (
-            f"less {limits.RESERVE} ",
+            f"less {limits.RESERVE}, ",
             f"up to {limits.COURTESY} at once, and {limits.COURTESY} a second",
-            f"at most {limits.MAX_ADDRESSES:,} addresses",
-            f"head together | {site.HEAD_TIMEOUT:.0f} s, {head} KiB",
+            f"at most {tries.MAX_ADDRESSES:,} addresses",
+            f"others from its address | {tries.PATIENCE:.0f} s |",
+            f"counts for another {tries.LINGER:.0f} s",
+            f"head together | {site.HEAD_TIMEOUT:.0f} s |",
+            f"request head | {head} KiB |",
+            f"{MAX_LINE} bytes in version 1, {MAX_LENGTH >> 10} KiB in version 2",
             f"body of a request | {site.BODY_TIMEOUT:.0f} s",
             f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
+            f"on one connection | {limits.LATE:.0f} s from",
             f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
             f"close handshake | {connections.CLOSE_TIMEOUT:.0f} s",
-            f"and {STALL_TIMEOUT:.0f} s in which nothing",
+            f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
             f"token is checked | {MAX_WAITING_REQUESTS} |",
+            f"token is checked | {MAX_WAITING_BYTES >> 10} KiB,",
             f"sends under way | {send.MAX_UNDER_WAY} |",
             f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "
             f"until {hub.LOW_WATER >> 20} MiB are left",

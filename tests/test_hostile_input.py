@@ -20,6 +20,7 @@ from tests.fuzz.targets import CUT, SEEDS, TARGETS
 from tests.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
 from tests.strategies import topics
 from topicsvc.address import TopicAddress
+from topicsvc.proxy_header import NotProxied, ProxyHeader
 from topicsvc.websocket.protocol import TopicProtocol
 
 UPGRADE = [f"{name}: {value}".encode() for name, value in HANDSHAKE.items()]
@@ -194,6 +195,29 @@ stomp = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
+of_proxies = st.lists(
+    one_of(
+        CUT, b"PROXY ", b"TCP4 ", b"TCP6 ", b"UNKNOWN", b"UNIX ", b" ", b"192.0.2.1 ", b"::1 ",
+        b"80", b"65536 ", b"1_0 ", b"\xd9\xa1 ", b"x" * 107, b"\r\n", b"\n", b"\xff", b"9" * 60,
+        b"\r\n\r\n\0\r\nQUIT\n", b"\x20", b"\x21", b"\x22", b"\0", b"\x11", b"\x12", b"\x31",
+        b"\x41", b"\0\x0c", b"\0\x24", b"\0\xd8", b"\x40\0", bytes(12), bytes(36), bytes(216),
+    )
+    | anything,
+    max_size=8,
+).map(b"".join)  # fmt: skip
+
+
+@st.composite
+def proxied(draw: st.DrawFn) -> bytes:
+    """A header, often a good one, and perhaps a request."""
+    request = SEEDS["proxy"][-2]
+    good = st.sampled_from(SEEDS["proxy"][:-2]).map(lambda seed: seed.partition(request)[0])
+    header = draw(good | of_proxies)
+    at = draw(st.integers(0, len(header)))
+    between = draw(one_of(b"", b"", CUT) | anything)
+    return header[:at] + between + header[at:] + draw(one_of(request, b"") | anything)
+
+
 class HostileInputTests(SynchronousTestCase):
     @PLENTY
     @given(st.lists(hosts, max_size=2), paths)
@@ -214,6 +238,11 @@ class HostileInputTests(SynchronousTestCase):
     @given(streams(nearly_good_frames | frames() | anything))
     def test_frames(self, stream: bytes) -> None:
         TARGETS["frames"](stream)
+
+    @PLENTY
+    @given(proxied())
+    def test_headers_of_proxies(self, stream: bytes) -> None:
+        TARGETS["proxy"](stream)
 
     @PLENTY
     @given(stomp)
@@ -253,6 +282,17 @@ class TargetTests(SynchronousTestCase):
     def test_something_left_behind_is_a_fault(self) -> None:
         self.patch(TopicProtocol, "onClose", lambda *_: None)
         self.assertRaises(AssertionError, targets.frames, SEEDS["frames"][0])
+
+    def test_what_a_proxy_s_header_says_depends_on_no_cut(self) -> None:
+        feed = ProxyHeader.feed
+
+        def needs_much_at_once(header: ProxyHeader, data: bytes) -> bytes | None:
+            if len(data) < 8:
+                raise NotProxied
+            return feed(header, data)
+
+        self.patch(ProxyHeader, "feed", needs_much_at_once)
+        self.assertRaises(AssertionError, targets.proxy, b"PROXY UNKNOWN\r\n")
 
     def test_another_exception_is_a_fault(self) -> None:
         def fails(*_: object) -> None:

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kafka_fakes import ScriptedKafka
 from topicsvc.address import TopicAddress
-from topicsvc.brokers import kafka, listeners, under_way
+from topicsvc.brokers import kafka, kafka_reader, listeners, under_way
 from topicsvc.brokers.kafka import KafkaBroker
 from topicsvc.brokers.kafka_life import BEAT, BEAT_WHEN_AWAY
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
@@ -98,7 +98,7 @@ class PauseTests(KafkaTests):
         self.assertTrue(self.broker.is_up)
         self.subscribed("other")
         accepted = self.publish()
-        self.producer.answers.pop()(None)
+        self.producer.accept()
         self.successResultOf(accepted)
         self.broker.resume()
         self.assertFalse(self.consumer.is_paused)
@@ -139,7 +139,7 @@ class SubscribeTests(KafkaTests):
         self.assertEqual(self.server.asked, asked)
 
     def test_questions_are_bounded(self) -> None:
-        self.patch(kafka, "AT_ONCE", 2)
+        self.patch(kafka_reader, "AT_ONCE", 2)
         self.server.topics = {broker_name(name): {0: 0} for name in "abcde"}
         subscribed = [self.broker.subscribe(topic(name), print) for name in "abcde"]
         self.clock.advance(0)
@@ -150,7 +150,7 @@ class SubscribeTests(KafkaTests):
     def test_a_topic_that_is_being_made_is_waited_for(self) -> None:
         subscribed = self.subscribe()
         self.assertNoResult(subscribed)
-        self.pass_time(kafka.CREATION)
+        self.pass_time(kafka_reader.CREATION)
         self.successResultOf(subscribed)
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 0})
 
@@ -158,7 +158,7 @@ class SubscribeTests(KafkaTests):
         self.server.makes_topics = False
         missing = self.subscribe("missing")
         self.subscribed()
-        self.pass_time(kafka.CREATION * (kafka.CREATION_TRIES - 1))
+        self.pass_time(kafka_reader.CREATION * (kafka_reader.CREATION_TRIES - 1))
         self.assertNoResult(missing)
         self.pass_time(1)
         self.failureResultOf(missing, BrokerUnavailable)
@@ -199,7 +199,7 @@ class SubscribeTests(KafkaTests):
         old = self.consumer.id(broker_name())
         self.pass_time(listeners.LINGER + 1)
         self.subscribed()
-        self.consumer.owner.record(kafka.Record(old, b"1", None))
+        self.consumer.owner.record(kafka_reader.Record(old, b"1", None))
         self.consumer.bring(broker_name(), b"1")
         self.assertEqual(self.bodies, [b"1"])
 
@@ -216,9 +216,9 @@ class SubscribeTests(KafkaTests):
     def test_new_partitions_are_read_from_their_beginning(self) -> None:
         self.subscribed()
         self.server.topics[broker_name()] |= {1: 5}
-        self.pass_time(kafka.GROWTH)
+        self.pass_time(kafka_reader.GROWTH)
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 7, 1: 0})
-        self.pass_time(kafka.GROWTH)
+        self.pass_time(kafka_reader.GROWTH)
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 7, 1: 0})
 
 
@@ -255,7 +255,7 @@ class PublishTests(KafkaTests):
         accepted = self.publish(b"[1]")
         self.assertNoResult(accepted)
         self.assertEqual(self.producer.sent, [(broker_name(), SENDER, b"[1]")])
-        self.producer.answers[0](None)
+        self.producer.accept()
         self.successResultOf(accepted)
 
     def test_it_fails_if_the_broker_does_not_take_it(self) -> None:
@@ -268,15 +268,51 @@ class PublishTests(KafkaTests):
         self.patch(under_way, "MAX_UNDER_WAY", 2)
         sent = [self.publish() for _ in range(2)]
         self.failureResultOf(self.publish(), BrokerUnavailable)
-        for answered in self.producer.answers:
-            answered(None)
         for each in sent:
+            self.producer.accept()
             self.successResultOf(each)
 
     def test_it_fails_at_once_while_the_broker_is_away(self) -> None:
         self.go()
         self.failureResultOf(self.publish(), BrokerUnavailable)
         self.assertEqual(self.producer.sent, [])
+
+
+class SettlingTests(KafkaTests):
+    """Whether what was accepted from here is brought to those who listen here."""
+
+    def accepted(self, *places: tuple[int, int], name: str = "name") -> None:
+        for partition, offset in places:
+            self.publish(name=name)
+            self.producer.accept(offset, partition)
+
+    def assert_expected(self, places: dict[tuple[str, int], int]) -> None:
+        self.assertEqual(self.broker.is_settled, not places)
+        self.assertEqual(self.consumer.expected, places)
+
+    def test_each_partition_must_be_read_as_far_as_the_last_that_was_accepted(self) -> None:
+        self.subscribed(ends={0: 7, 1: 0})
+        self.publish()
+        self.assert_expected({})  # nothing is accepted yet
+        self.producer.accept(7)
+        self.accepted((1, 0), (0, 9), (0, 8))
+        self.assert_expected({(broker_name(), 0): 9, (broker_name(), 1): 0})
+
+    def test_nobody_waits_for_what_nobody_listens_to(self) -> None:
+        self.accepted((0, 3), name="other")
+        self.assert_expected({})
+        subscription = self.subscribed()
+        self.accepted((0, 7))
+        self.assertFalse(self.broker.is_settled)
+        self.successResultOf(subscription.stop())
+        self.pass_time(listeners.LINGER + 1)
+        self.assert_expected({})
+
+    def test_what_is_refused_is_not_waited_for(self) -> None:
+        self.subscribed()
+        self.publish().addErrback(lambda _: None)
+        self.producer.answers.pop()(BrokerUnavailable("too big"))
+        self.assert_expected({})
 
 
 class LossTests(KafkaTests):
@@ -335,7 +371,7 @@ class LossTests(KafkaTests):
         self.assertFalse(self.broker.is_up)
 
     def test_signs_of_life_come_from_the_leaders_of_what_is_read(self) -> None:
-        self.patch(kafka, "AT_ONCE", 2)
+        self.patch(kafka_reader, "AT_ONCE", 2)
         for name in "abc":
             self.subscribed(name)
         self.server.signs.clear()
@@ -351,11 +387,11 @@ class LossTests(KafkaTests):
         self.assertEqual(self.log_of("trouble"), said)
         for number in range(100):
             self.consumer.owner.complain(str(number))
-        self.assertEqual(len(self.log_of("trouble")), kafka.MOST_COMPLAINTS)
+        self.assertEqual(len(self.log_of("trouble")), kafka_reader.MOST_COMPLAINTS)
         self.go()
         self.come()
         self.consumer.owner.complain("another")
-        self.assertEqual(len(self.log_of("trouble")), kafka.MOST_COMPLAINTS + 1)
+        self.assertEqual(len(self.log_of("trouble")), kafka_reader.MOST_COMPLAINTS + 1)
 
     def test_listeners_of_a_topic_that_is_served_no_more_are_told(self) -> None:
         self.subscribed("good")
@@ -405,7 +441,7 @@ class MissingMessagesTests(KafkaTests):
         self.server.is_there = False
         self.consumer.owner.not_there(self.consumer.id(broker_name()), 0, 99)
         self.server.is_there = True
-        self.pass_time(kafka.CREATION)
+        self.pass_time(kafka_reader.CREATION)
         self.assertEqual(self.broker.losses.gaps, 1)
 
     def test_nobody_is_left_to_miss_it(self) -> None:

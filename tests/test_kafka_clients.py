@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as KafkaProducer
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from tests.broker_contract import Inbox
@@ -20,7 +21,7 @@ from topicsvc.brokers.kafka import KafkaBroker
 from topicsvc.brokers.kafka_consumer import Consumer
 from topicsvc.brokers.kafka_inflow import Record
 from topicsvc.brokers.kafka_options import connection_options
-from topicsvc.brokers.kafka_producer import Producer
+from topicsvc.brokers.kafka_producer import Place, Producer
 from topicsvc.brokers.kafka_questions import Questions
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Message
@@ -189,6 +190,42 @@ class ConsumerTests(TestCase):
         self.consumer.read("2", "again", {0: 2})
         yield until(lambda: len(self.owner.records) == 4, "the last is read again")
         self.assertEqual(self.owner.records[-1], Record("2", b"2", None))
+
+    @inlineCallbacks
+    def test_what_is_brought_is_known_record_by_record(self) -> Any:
+        yield self.questions.ends(["brought"])
+        expected = {("brought", 0): 1, ("brought", 1): 0}
+        self.assertTrue(self.consumer.has_brought({}))
+        self.assertFalse(self.consumer.has_brought(expected), "it is not read yet")
+        self.consumer.read("1", "brought", {0: 0, 1: 0})
+        self.consumer.pause()
+        producer = _cluster[0]
+        for partition in (0, 1, 0):
+            producer.produce("brought", b"1", partition=partition)
+        producer.flush(5)
+        yield until(lambda: not self.consumer._inflow.is_empty, "it comes and waits")
+        yield deferLater(reactor, 0.1)
+        self.assertFalse(self.consumer.has_brought(expected), "it waits")
+        self.assertEqual(self.owner.records, [])
+        self.consumer.resume()
+        yield until(lambda: self.consumer.has_brought(expected), "it is brought")
+        self.assertEqual(len(self.owner.records), 3)
+        self.assertFalse(self.consumer.has_brought({("brought", 0): 2}), "there is no such yet")
+
+    @inlineCallbacks
+    def test_where_a_message_stands_is_told(self) -> Any:
+        yield self.questions.ends(["stands"])
+        producer = Producer(connection_options(bootstrap()), reactor)
+        producer.start()
+        self.addCleanup(producer.stop)
+        outcome: Deferred[Any] = Deferred()
+        producer.send("stands", SENDER, b"1", outcome.callback)
+        place = yield outcome
+        self.assertEqual(place.offset, 0)
+        self.consumer.read("1", "stands", {place.partition: 0})
+        brought = {("stands", place.partition): place.offset}
+        yield until(lambda: self.consumer.has_brought(brought), "it is brought")
+        self.assertEqual(len(self.owner.records), 1)
 
     @inlineCallbacks
     def test_nothing_comes_of_what_is_forgotten(self) -> Any:
@@ -395,6 +432,10 @@ class ProducerTests(TestCase):
         made: list[Any] = []
         faults: list[Exception] = []
 
+        class Stands:
+            partition = staticmethod(lambda: 1)
+            offset = staticmethod(lambda: 2)
+
         class Spent:
             def __init__(self, options: Any) -> None:
                 self.is_spent = not made
@@ -412,7 +453,7 @@ class ProducerTests(TestCase):
                 if self.is_spent:
                     error = KafkaError(KafkaError._FATAL, "said the test", True)
                 while self.waiting:
-                    self.waiting.pop()(error, None)
+                    self.waiting.pop()(error, Stands)
 
             flush = poll
 
@@ -429,7 +470,7 @@ class ProducerTests(TestCase):
             outcomes.append((yield outcome))
             yield until(lambda: len(made) == 2, "it is made anew")
         self.assertIsInstance(outcomes[0], BrokerUnavailable)
-        self.assertIsNone(outcomes[1])
+        self.assertEqual(outcomes[1], Place(1, 2))
         self.assertEqual(self.flushLoggedErrors(RuntimeError)[0].value, faults[0])
 
     def test_a_failure_to_make_one_is_told(self) -> None:

@@ -12,22 +12,29 @@ import topicsvc
 ROOT = Path(topicsvc.__file__).parent
 
 PURE = {
-    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "session",
-    "tally", "wire",
+    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "proxy_header",
+    "session", "tally", "wire",
 }  # fmt: skip
 APPLICATION = {
-    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "visits",
+    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "tries",
+    "visits",
 }  # fmt: skip
 ADAPTERS = {
-    "brokers", "listening", "logs", "notify", "signals", "transmit", "validators", "web",
-    "websocket",
+    "brokers", "listening", "logs", "notify", "proxied", "records", "signals", "transmit",
+    "validators", "web", "websocket",
 }  # fmt: skip
-COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service", "table"}
+COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 
-MAY_KNOW = {("web", "websocket"), ("websocket", "transmit")}
-"""Adapters that may import another: one port serves both sides; one connection has one way out."""
+MAY_KNOW = {
+    ("web", "websocket"),
+    ("websocket", "transmit"),
+    ("transmit", "records"),
+    ("listening", "proxied"),
+}
+"""Adapters that may import another: one port serves both sides; one connection has one way out;
+an endpoint may be behind a proxy."""
 
 
 FAMILIES = {"brokers", "validators"}

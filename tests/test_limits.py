@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import FakeValidator
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
-from topicsvc.limits import COUNTED, COURTESY, MAX_ADDRESSES, Limits, LimitSettings
+from topicsvc.limits import COUNTED, COURTESY, LATE, Limits, LimitSettings
 from topicsvc.visits import Visit
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
@@ -52,11 +52,10 @@ class LimitsTestCase(SynchronousTestCase):
         return self.failureResultOf(answer, TokenInactive)
 
     def assert_nothing_kept(self) -> None:
-        self.clock.advance(60)
-        self.assertEqual(self.limits.barred_for("whoever comes next"), 0)
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
         self.assertEqual((self.limits.connections._of, self.limits.waiting._of), ({}, {}))
-        self.assertEqual((self.limits.turned_away, self.limits._failed), (0, {}))
+        self.assertEqual(self.limits.turned_away, 0)
+        self.assertEqual(len(self.limits.not_late), 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
@@ -104,6 +103,32 @@ class RoomTests(LimitsTestCase):
         for visit in (ann, bob, more):
             visit.leave()
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
+
+    def test_those_who_wait_leave_room_for_sessions(self) -> None:
+        for connections, waiting, most in (
+            (768, 1000, 576), (768, 100, 100), (4, 1000, 3), (1, 1000, 1), (65280, 1000, 1000),
+            (768, 0, 0), (0, 1000, 1000),
+        ):  # fmt: skip
+            self.set(connections=connections, waiting=waiting)
+            self.assertEqual(self.limits.most_waiting, most, (connections, waiting))
+        self.set(files=1024)
+        self.assertEqual(self.limits.most_waiting, 576)
+
+    def test_of_all_connections_a_quarter_is_for_those_with_a_token(self) -> None:
+        self.set(connections=8)
+        live = self.enter(BOB)
+        self.judge(live, "grant")
+        for _ in range(6):
+            self.enter(ANN)
+        self.assert_refused("waiting")
+        self.limits.settings = LimitSettings(connections=12)
+        for _ in range(3):
+            self.enter(ANN)
+        self.assert_refused("waiting")
+        self.limits.settings = LimitSettings(connections=12, waiting=0)
+        for _ in range(2):
+            self.enter(ANN)
+        self.assert_refused("connections")
 
     def test_a_token_that_is_no_good_is_not_live(self) -> None:
         self.set(waiting=1)
@@ -172,6 +197,64 @@ class ProxiedTests(LimitsTestCase):
         visit.comes_from(ANN)
         visit.comes_from(f"::ffff:{ANN}")
         self.assertIsNone(visit.refused_by)
+
+
+class LateTests(LimitsTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.told: list[float] = []
+
+    def enter(self, host: str | None = ANN) -> Visit:
+        visit = super().enter(host)
+        visit.when_late = lambda: self.told.append(self.clock.seconds())
+        return visit
+
+    def test_who_shows_no_live_token_is_late(self) -> None:
+        visit = self.enter()
+        self.clock.advance(LATE / 2)
+        self.judge(visit)
+        self.clock.advance(LATE / 2 - 1)
+        self.assertFalse(visit.is_late)
+        self.clock.advance(1)
+        self.assertTrue(visit.is_late)
+        self.assertEqual(self.told, [self.clock.seconds()])
+        self.judge(visit, "grant")
+        self.assertFalse(visit.is_late, "better late than never")
+        visit.leave()
+        self.assert_nothing_kept()
+
+    def test_who_has_shown_one_is_not(self) -> None:
+        visit = self.enter()
+        self.judge(visit, "grant")
+        self.clock.advance(10 * LATE)
+        self.assertFalse(visit.is_late)
+        visit.leave()
+        self.assert_nothing_kept()
+
+    def test_another_client_of_a_proxy_has_a_time_of_its_own_only_after_a_token(self) -> None:
+        visit = self.enter(None)
+        visit.comes_from(ANN)
+        self.clock.advance(LATE - 1)
+        visit.comes_from(BOB)
+        self.clock.advance(1)
+        self.assertTrue(visit.is_late, "the place has been held for a minute all the same")
+        self.judge(visit, "grant")
+        visit.comes_from(ANN)
+        self.clock.advance(LATE - 1)
+        self.assertFalse(visit.is_late)
+        self.clock.advance(1)
+        self.assertTrue(visit.is_late)
+        visit.leave()
+        self.assert_nothing_kept()
+
+    def test_nobody_is_told_who_has_gone_or_does_not_listen(self) -> None:
+        self.enter().leave()
+        deaf = self.enter()
+        deaf.when_late = None
+        self.clock.advance(LATE)
+        self.assertEqual(self.told, [])
+        deaf.leave()
+        self.assert_nothing_kept()
 
 
 class AcceptTests(LimitsTestCase):
@@ -286,19 +369,6 @@ class FailedTokenTests(LimitsTestCase):
         self.judge(visit)
         self.clock.rightNow -= 3600
         self.assertEqual(visit.bars(), 0)
-
-    def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
-        for number in range(MAX_ADDRESSES + 5):
-            self.limits.failed(f"address{number}")
-        self.assertEqual(len(self.limits._failed), MAX_ADDRESSES)
-        self.assertNotIn("address4", self.limits._failed)
-        self.assertIn("address5", self.limits._failed)
-        self.clock.advance(30)
-        self.limits.failed("later")
-        self.clock.advance(30)
-        self.assertEqual(self.limits.barred_for("later"), 0)
-        self.assertEqual(list(self.limits._failed), ["later"])
-        self.assert_nothing_kept()
 
 
 class MessageTests(LimitsTestCase):

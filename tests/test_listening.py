@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.trial.util import suppress
 
@@ -98,6 +99,34 @@ class ProblemTests(ListeningTestCase):
         text = "systemd:domain=INET:index=0"
         self.assertIsNone(endpoint_problem(text, reactor, is_start=False))
         self.assertIn("start the .socket unit", self.problem(text))
+
+
+class ProxiedTests(ListeningTestCase):
+    """``haproxy:`` before whatever endpoint."""
+
+    def layers(self, made: Any, site: Factory) -> list[str]:
+        """What is around `site`, from the outside in."""
+        found = []
+        while made is not site:
+            found.append(type(made).__name__)
+            made = made.wrappedFactory
+        return found
+
+    def test_the_header_is_read_by_us(self) -> None:
+        site = Factory.forProtocol(Protocol)
+        for text, layers in (
+            ("haproxy:tcp:8080", ["ProxiedFactory"]),
+            ("haproxy:haproxy:tcp:8080", ["ProxiedFactory", "ProxiedFactory"]),
+            ("haproxy:" + self.ssl, ["TLSMemoryBIOFactory", "ProxiedFactory"]),
+            ("haproxy:" + self.tls, ["TLSMemoryBIOFactory", "ProxiedFactory"]),
+        ):
+            self.assertEqual(self.layers(Rehearsal(text).factory(site), site), layers)
+
+    def test_a_listener_does_as_rehearsed(self) -> None:
+        site = Factory.forProtocol(Protocol)
+        memory = MemoryReactor()
+        Listener("listen", "haproxy:tcp:8080", site, memory).bind()
+        self.assertEqual(self.layers(memory.tcpServers[0][1], site), ["ProxiedFactory"])
 
 
 class RehearsalTests(ListeningTestCase):

@@ -137,6 +137,14 @@ class SlowPeerTests(OutboundTestCase):
         self.outbound.write(b"y")
         self.assertEqual((self.overflows, len(self.outbound.sent)), (0, 5001))
 
+    def test_the_first_to_wait_behind_it_may_be_as_long_and_no_other(self) -> None:
+        self.outbound.capacity = 0
+        self.outbound.write(b"x" * 5000)
+        self.outbound.write(b"y" * 5000)
+        self.assertEqual((self.overflows, self.outbound.waiting), (0, 10000))
+        self.outbound.write(b"z")
+        self.assertEqual((self.overflows, self.waited), (1, 10000))
+
     def test_a_peer_that_takes_nothing_for_ten_seconds_has_stalled(self) -> None:
         self.outbound.capacity = 0
         self.outbound.write(b"x")
@@ -165,6 +173,15 @@ class SlowPeerTests(OutboundTestCase):
         self.clock.advance(1)
         self.assertEqual(self.overflows, 0)
         self.clock.advance(10)
+
+    def test_ten_seconds_are_looked_at_at_a_time(self) -> None:
+        self.outbound.capacity = 0
+        self.outbound.write(b"x" * 500)
+        self.clock.advance(1)
+        self.outbound.read(1)
+        self.clock.pump([1] * 18)
+        self.assertEqual(self.overflows, 0)
+        self.clock.advance(1)
         self.assertEqual(self.overflows, 1)
 
     def test_one_that_has_taken_all_is_not_watched(self) -> None:

@@ -154,11 +154,13 @@ class TopicServiceTests(TestCase):
         self.assertEqual(service.limits.arrive("192.0.2.2").refused_by, "connections")
         service.reread = self.settings
         service.reload()
-        self.assertIsNone(service.limits.arrive("192.0.2.2").refused_by)
+        second = service.limits.arrive("192.0.2.2")
+        self.assertIsNone(second.refused_by)
         _, text = service.metrics.page("")
         self.assertIn(b'topicsvc_limit_hits_total{limit="connections"} 1.0\n', text)
         self.assertIn(b'topicsvc_limit_hits_total{limit="per_address"} 0.0\n', text)
         first.leave()
+        second.leave()
 
     def test_0_connections_is_the_file_limit_less_a_reserve(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

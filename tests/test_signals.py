@@ -41,6 +41,25 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(self.reactor.calls, [self.action])
         self.assertEqual(signal.getsignal(signal.SIGUSR2), signal.SIG_DFL)
 
+    def test_one_that_is_counted_does_what_it_did_once_and_a_third_kills(self) -> None:
+        seen: list[object] = []
+        before = signal.signal(signal.SIGUSR2, lambda *arguments: seen.append(arguments[0]))
+        self.addCleanup(signal.signal, signal.SIGUSR2, before)
+        self.signals.count(signal.SIGUSR2)
+        for count in (1, 2):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            self.assertEqual((self.signals.counted, seen), (count, [signal.SIGUSR2]))
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), signal.SIG_DFL)
+        self.signals.restore()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        self.assertEqual((self.signals.counted, len(seen)), (2, 2))
+
+    def test_one_that_nobody_has_taken_up_is_not_counted(self) -> None:
+        before = signal.getsignal(signal.SIGUSR2)
+        self.assertEqual(before, signal.SIG_DFL)
+        self.signals.count(signal.SIGUSR2)
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), before)
+
     def test_what_was_there_before_is_put_back(self) -> None:
         before = signal.getsignal(signal.SIGHUP)
         self.signals.take(signal.SIGHUP, self.action)

@@ -52,7 +52,6 @@ class DrainTests(ServiceTestCase):
         client.read_answer()
         self.assertEqual(client.status, 200)
         self.successResultOf(answered)
-        self.assertEqual(self.send.accepted_at, self.now)
         self.successResultOf(self.send.all_answered())
 
     def test_one_whose_judge_hangs_gets_503_in_the_end(self) -> None:
@@ -170,13 +169,47 @@ class ServiceStopTests(SynchronousTestCase):
         self.clock.advance(0)
         self.successResultOf(stopping)
 
-    def test_a_send_under_way_holds_up_the_close_frames_but_not_for_long(self) -> None:
-        asked: Deferred[None] = Deferred()
-        self.service._send._under_way[asked] = None
+    def test_a_second_signal_before_it_has_begun_counts(self) -> None:
+        import signal
+
+        stops: list[object] = []
+        before = signal.signal(signal.SIGTERM, lambda *_: stops.append(_))
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
+        self.service._running()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(len(stops), 1)
+        self.successResultOf(self.service.stopService())
+
+    def stops_of_sessions(self) -> list[float]:
+        """When the sessions begin to be closed."""
         stops: list[float] = []
         self.patch(
             self.service.connections, "stopService", lambda: stops.append(self.clock.seconds())
         )
+        return stops
+
+    def test_what_a_broker_has_accepted_holds_up_the_close_frames_until_it_is_brought(self) -> None:
+        stops = self.stops_of_sessions()
+        self.broker.waiting.append(Message(harness.TOPIC, None, b"1"))
+        self.service.stopService()
+        self.pass_time(service.SENDS_GRACE / 2)
+        self.assertEqual(stops, [])
+        self.broker.resume()
+        self.pass_time(0.1)
+        self.assertEqual(len(stops), 1)
+
+    def test_but_not_for_long(self) -> None:
+        stops = self.stops_of_sessions()
+        self.broker.waiting.append(Message(harness.TOPIC, None, b"1"))
+        self.service.stopService()
+        self.pass_time(service.SENDS_GRACE + 0.5)
+        self.assertEqual(len(stops), 1)
+
+    def test_a_send_under_way_holds_up_the_close_frames_but_not_for_long(self) -> None:
+        asked: Deferred[None] = Deferred()
+        self.service._send._under_way[asked] = None
+        stops = self.stops_of_sessions()
         asked.addErrback(lambda _: None)
         self.service.stopService()
         self.pass_time(service.SENDS_GRACE - 0.5)

@@ -6,26 +6,40 @@ import json
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.error import ConnectionAborted
-from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from tests.harness import (
     HANDSHAKE,
     HOST,
     SEND_PATH,
+    TRANSPORT_BUFFER,
     WEBSOCKET_PATH,
     Client,
     MemoryTransport,
     ServiceTestCase,
 )
-from topicsvc.limits import COURTESY, LimitSettings
+from tests.integration.raw import TEXT, close, frame
+from topicsvc.limits import COURTESY, LATE, LimitSettings
 from topicsvc.peers import parse_network
+from topicsvc.proxied import ProxiedFactory
+from topicsvc.session import MAX_WAITING_BYTES
 from topicsvc.web import site
 from topicsvc.websocket.connections import SessionSettings
 
 ANN, BOB = "192.0.2.1", "192.0.2.2"
 PROXY = "10.0.0.1"
 BEARER = {"Authorization": "Bearer a-token"}
+NONSENSE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"PROXY TCP4 \xff 1 1 1\r\n",
+    b"PROXY TCP4 1 1 x 1\r\n",
+    b"PROXY TCP9 1 1 1 1\r\n",
+    b"PROXY " + b"x" * 101,
+    b"\r\n\r\n\0\r\nQUIT\n\x22\x11\0\0",
+    b"\x16\x03\x01",
+)
+"""To an endpoint behind a proxy."""
 
 
 class StrangerTestCase(ServiceTestCase):
@@ -150,6 +164,126 @@ class WaitingTests(StrangerTestCase):
         self.assert_nothing_left()
 
 
+class LateTests(StrangerTestCase):
+    """Who goes on asking by HTTP and shows no live token in a minute."""
+
+    def ask(self, client: Client, method: str = "OPTIONS", path: str = "*", **more: Any) -> int:
+        """One whole request; the status of its answer, 0 if there is none."""
+        client.status, client.headers = 0, {}
+        client.request(method, path, **more)
+        return client.status
+
+    def judged(self, client: Client) -> int:
+        """The same of an answer that has come by now."""
+        client.status, client.headers = 0, {}
+        client.read_answer()
+        return client.status
+
+    def assert_last(self, client: Client) -> None:
+        """What was answered was the last that this connection is answered."""
+        self.assertEqual(client.headers.get("connection", [""])[-1].split(", ")[-1], "close")
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
+
+    def test_whole_requests_hold_no_place_for_longer(self) -> None:
+        for method, path, headers, status in (
+            ("OPTIONS", "*", {}, 200),
+            ("OPTIONS", SEND_PATH, {}, 200),
+            ("POST", SEND_PATH, {}, 401),
+            ("POST", SEND_PATH, {"Authorization": "Bearer \xfc"}, 401),
+            ("GET", "/nowhere", {}, 404),
+            ("GET", WEBSOCKET_PATH, {}, 426),
+            ("GET", WEBSOCKET_PATH, {**HANDSHAKE, "Connection": "keep-alive"}, 400),
+        ):
+            with self.subTest(method=method, path=path, headers=headers):
+                client = self.client()
+                for _ in range(2):
+                    self.assertEqual(self.ask(client, method, path, headers=headers), status)
+                    self.assertNotIn("close", client.headers.get("connection", []))
+                    self.advance(LATE / 2)
+                self.turn()
+                self.assertIsNotNone(client.transport.lost)
+                self.assertEqual(self.limits.waiting.total, 0)
+        self.assert_nothing_left()
+
+    def test_what_has_begun_by_then_is_answered(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        client.send_raw(b"OPTIONS ")
+        self.advance(2)
+        client.send_raw(f"* HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() * 2)
+        self.assertEqual(self.judged(client), 200)
+        self.assert_last(client)
+        self.assertEqual(self.judged(client), 0)
+        self.assert_nothing_left()
+
+    def test_a_preflight_and_a_live_token_on_one_connection(self) -> None:
+        client = self.client()
+        self.ask(client, path=SEND_PATH)
+        self.advance(LATE - 1)
+        self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
+        self.advance(30)
+        self.validator.last.grant(self.now + 3600)
+        self.assertEqual(self.judged(client), 200)
+        for _ in range(5):
+            self.assertNotIn("connection", client.headers)
+            self.advance(site.IDLE_TIMEOUT - 1)
+            self.assertEqual(self.ask(client), 200)
+        client.vanish()
+        self.assert_nothing_left()
+
+    def test_a_token_that_is_found_to_be_no_good_late(self) -> None:
+        client = self.client()
+        self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
+        self.advance(LATE + 1)
+        self.validator.last.refuse()
+        self.assertEqual(self.judged(client), 401)
+        self.assert_last(client)
+        self.assert_nothing_left()
+
+    def test_a_websocket_has_the_whole_time_for_its_token(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        self.assertEqual(client.upgrade(), 101)
+        self.advance(self.settings.token_timeout - 1)
+        client.assert_nothing()
+        self.advance(1)
+        client.assert_closed(1008, "Token timeout")
+        self.advance(5)
+        self.turn()
+        self.assert_nothing_left()
+
+    def test_what_is_said_of_an_upgrade_stays_said(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        client.send_raw(b"GET ")
+        self.advance(1)
+        client.send_raw(f"{WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        self.assertEqual(self.judged(client), 426)
+        self.assertEqual(client.headers["connection"], ["upgrade, close"])
+        self.assert_last(client)
+
+    def test_a_proxy_s_connection_goes_on_while_clients_show_tokens(self) -> None:
+        self.set(trusted_proxies=(parse_network("10.0.0.0/8"),))
+        client = self.client(PROXY)
+        for address in (ANN, BOB) * 5:
+            headers = {**BEARER, "X-Forwarded-For": address}
+            self.ask(client, "POST", SEND_PATH, headers=headers, body=b"1")
+            self.validator.last.grant(self.now + 60)
+            self.assertEqual(self.judged(client), 200)
+            self.advance(LATE / 2)
+        for address in (ANN, BOB):
+            self.assertEqual(self.ask(client, headers={"X-Forwarded-For": address}), 200)
+            self.assertNotIn("connection", client.headers)
+            self.advance(LATE / 2)
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
+        self.assert_nothing_left()
+
+
 class FailedTokenTests(StrangerTestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -193,6 +327,49 @@ class FailedTokenTests(StrangerTestCase):
             self.assertEqual((client.status, json.loads(body)["code"]), (503, "PR503-SV-0003"))
             self.assertEqual(client.headers["retry-after"], ["60"])
         self.assertEqual(len(self.validator.questions), 2)
+
+    def test_as_many_as_may_fail_are_looked_at_at_once_and_the_others_wait(self) -> None:
+        first, second, third = self.connect(), self.connect(), self.connect()
+        sender = self.client()
+        for client in (first, second, third):
+            client.present("a-token")
+        sender.request("POST", SEND_PATH, BEARER, b"1")
+        self.assertEqual(len(self.validator.questions), 2)
+        self.validator.questions[0].grant(self.now + 60)
+        self.broker.confirm()
+        first.assert_success(60)
+        self.validator.questions[1].be_unavailable()
+        second.assert_refused("AccessToken", "Service unavailable", 1013)
+        self.assertEqual(len(self.validator.questions), 4)
+        for question in self.validator.questions[2:]:
+            question.grant(self.now + 60)
+        third.assert_success(60)
+        sender.read_answer()
+        self.assertEqual(sender.status, 200)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 0)
+
+    def test_those_who_wait_are_told_when_too_many_have_failed(self) -> None:
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.present("a-token")
+        for question in self.validator.questions[:]:
+            question.refuse()
+        for client in clients[:2]:
+            client.assert_refused("AccessToken", "Token inactive", 1008)
+        for client in clients[2:]:
+            client.assert_refused("AccessToken", "Service unavailable", 1013)
+        self.assertEqual(len(self.validator.questions), 2)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 2)
+
+    def test_who_goes_before_its_turn_leaves_nothing(self) -> None:
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.present("a-token")
+        for client in reversed(clients):
+            client.vanish()
+        self.assertEqual(len(self.validator.questions), 2)
+        self.assertTrue(all(each.was_cancelled for each in self.validator.questions))
+        self.assert_nothing_left()
 
     def test_who_shows_none_is_not_looked_for(self) -> None:
         client = self.client()
@@ -304,6 +481,78 @@ class MessageTests(StrangerTestCase):
             client.send_frame(9, b"")
         self.assertTrue(client.transport.protocol.failedByMe)
         client.assert_nothing()
+
+
+class AheadTests(StrangerTestCase):
+    """Who sends on while a token is being checked."""
+
+    def waiting(self, client: Client) -> int:
+        """Bytes of the messages that wait for their turn."""
+        waiting = client.transport.protocol._session._waiting or ()
+        return sum(len(payload) for payload, _, _ in waiting)
+
+    def long_token(self, number: int) -> str:
+        return str(number) * 30_000
+
+    def test_past_a_longest_token_the_rest_is_left_to_the_network(self) -> None:
+        client = self.connect()
+        for number in range(7):
+            client.present(self.long_token(number))
+        self.assertFalse(client.transport.is_reading)
+        self.assertLess(self.waiting(client), 2 * 32768)
+        self.validator.last.grant(self.now + 60)
+        self.assertFalse(client.transport.is_reading, "the broker is being asked")
+        self.broker.confirm()
+        client.assert_success(60)
+        for number in range(1, 7):
+            self.turn()
+            self.assertEqual(self.validator.last.token, self.long_token(number))
+            self.validator.last.grant(self.now + number)
+            client.assert_success(number)
+        self.assertTrue(client.transport.is_reading)
+        self.assertEqual(len(self.validator.questions), 7)
+        client.vanish()
+        self.assert_nothing_left()
+
+    def test_one_long_token_is_read(self) -> None:
+        client = self.subscribe()
+        client.present("another")
+        client.present("x" * (MAX_WAITING_BYTES - 20))
+        self.assertTrue(client.transport.is_reading)
+        client.send_frame(9, b"still there?")
+        self.assertEqual(client.frames(), [(10, b"still there?")])
+
+    def test_however_it_comes_only_so_much_of_it_is_kept(self) -> None:
+        size = self.settings.max_message
+        for first in (1, size // 2, size):
+            client = self.connect()
+            client.present("a-token")
+            pieces = [frame(TEXT, b"x" * each) for each in (first, *[size] * 20)]
+            client.send_raw(b"".join(pieces))
+            self.assertFalse(client.transport.is_reading)
+            self.assertLessEqual(self.waiting(client), MAX_WAITING_BYTES + size + TRANSPORT_BUFFER)
+            client.vanish()
+        self.assert_nothing_left()
+
+    def test_it_is_read_again_when_the_session_ends(self) -> None:
+        client = self.connect()
+        for number in range(3):
+            client.present(self.long_token(number))
+        client.send_raw(close(1000))
+        self.validator.last.refuse()
+        client.assert_refused("AccessToken", "Token inactive", 1008)
+        self.turn()
+        self.turn()
+        self.assertTrue(client.transport.lost.check(ConnectionDone), "its close frame was read")
+        self.assert_nothing_left()
+
+    def test_behind_the_proxy_protocol_too(self) -> None:
+        client = Client(self, PROXY, ProxiedFactory(self.site))
+        client.send_raw(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\n".encode())
+        self.assertEqual(client.upgrade(), 101)
+        for number in range(3):
+            client.present(self.long_token(number))
+        self.assertFalse(client.transport.is_reading)
 
 
 class QueueTests(StrangerTestCase):
@@ -427,8 +676,14 @@ class UnixSocketTests(StrangerTestCase):
 class ProxyProtocolTests(StrangerTestCase):
     """Behind ``haproxy:``, whose header names the client."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.events: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
     def proxied(self, header: str = "") -> Client:
-        client = Client(self, PROXY, HAProxyWrappingFactory(self.site))
+        client = Client(self, PROXY, ProxiedFactory(self.site))
         if header:
             client.send_raw(header.encode() + b"\r\n")
         return client
@@ -465,11 +720,48 @@ class ProxyProtocolTests(StrangerTestCase):
         self.assertEqual(client.upgrade(), 101)
         self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
 
-    def test_of_version_1_a_bare_unknown_is_not_understood(self) -> None:
+    def test_so_is_version_1_s(self) -> None:
         client = self.proxied("PROXY UNKNOWN")
-        self.turn()
-        self.assertIsNotNone(client.transport.lost)
+        self.assertEqual(client.upgrade(), 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
+
+    def test_version_2(self) -> None:
+        self.set(per_address=1)
+        addresses = bytes([198, 51, 100, 1, 192, 0, 2, 9, 0, 80, 1, 187])
+        for status in (101, 503):
+            client = self.proxied()
+            client.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + addresses)
+            self.assertEqual(client.upgrade(), status)
+
+    def test_a_header_may_come_byte_by_byte_and_a_request_with_its_end(self) -> None:
+        client = self.proxied()
+        header = f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\n"
+        head = f"GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\n"
+        for byte in header[:-1]:
+            client.send_raw(byte.encode())
+        client.send_raw(f"\n{head}".encode())
+        for name, value in HANDSHAKE.items():
+            client.send_raw(f"{name}: {value}\r\n".encode())
+        client.send_raw(b"\r\n")
+        client.read_answer()
+        self.assertEqual(client.status, 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{ANN}:5000")
+
+    def test_whoever_has_no_header_is_closed_at_once_with_few_lines_in_the_log(self) -> None:
+        factory = ProxiedFactory(self.site)
+        for number in range(1000):
+            client = Client(self, PROXY, factory)
+            client.send_raw(NONSENSE[number % len(NONSENSE)])
+            client.send_raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.turn()
+            self.assertTrue(client.transport.lost.check(ConnectionAborted))
+            self.assertEqual(bytes(client.transport.written), b"")
         self.assert_nothing_left()
+        lines = [formatEvent(event) for event in self.events]
+        self.assertEqual(len(lines), 4)
+        for line, count in zip(lines, (1, 10, 100, 1000), strict=True):
+            self.assertIn(PROXY, line)
+            self.assertTrue(line.endswith(f"needs; {count} so far"), line)
 
     def test_a_header_that_does_not_come_or_drips_has_its_deadline(self) -> None:
         for drip in (b"", b"x"):

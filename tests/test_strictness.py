@@ -35,16 +35,18 @@ class StrictnessTests(ServiceTestCase):
         client = self.client()
         client.send_raw(data)
         statuses = []
-        while client.read_answer() or client.status:
+        while (body := client.read_answer()) or client.status:
+            self.code = json.loads(body)["code"] if body else ""
             statuses.append(client.status)
             client.status = 0
         return client, statuses
 
-    def assert_refused(self, data: bytes) -> None:
+    def assert_refused(self, data: bytes, code: str = "PR400-SV-0001") -> None:
         """400, and nothing behind it is taken for another request."""
         with self.subTest(data=data):
             client, statuses = self.answers(data + SECOND.encode())
-            self.assertEqual(statuses, [400])
+            self.assertEqual((statuses, self.code), ([400], code))
+            self.assertEqual(client.headers["access-control-allow-origin"], ["*"])
             self.assertEqual(self.validator.questions, [])
             self.assertEqual((client.headers["connection"], client.transport.has_ended),
                              (["close"], True))  # fmt: skip
@@ -129,18 +131,38 @@ class StrictnessTests(ServiceTestCase):
         self.assert_refused(f"GET /{'x' * 17000} HTTP/1.1\r\n".encode())
         self.assert_refused(b"x" * 17000)
 
-    def test_a_handshake_has_one_host_and_no_body(self) -> None:
-        for headers in (
-            [f"Host: {HOST}"],
-            ["Host: evil.example"],
-            ["Content-Length: 1"],
-            ["Transfer-Encoding: chunked"],
+    def test_two_hosts_or_none(self) -> None:
+        for first, headers in (
+            (f"GET {WEBSOCKET_PATH}", HEADERS),
+            (f"POST {SEND_PATH}", ["Authorization: Bearer a-token"]),
+            (f"OPTIONS {SEND_PATH}", []),
+            ("OPTIONS *", []),
+            ("GET /nowhere", []),
+            ("GET http://cell1.unit1.example/", []),
         ):
-            body = "1\r\n1\r\n0\r\n\r\n" if "chunked" in headers[0] else "1"
-            _, statuses = self.answers(upgrade(*headers, body=body))
-            self.assertEqual(statuses, [400], headers)
-        _, statuses = self.answers(request(f"GET {WEBSOCKET_PATH} HTTP/1.1", *HEADERS))
-        self.assertEqual(statuses, [400])
+            for hosts in ([], [HOST, HOST], [HOST, "evil.example"], ["evil.example"] * 3, ["", ""]):
+                lines = [f"Host: {host}" for host in hosts]
+                data = request(f"{first} HTTP/1.1", *lines, *headers)
+                self.assert_refused(data, "PR400-CM-0005")
+                if hosts:
+                    data = request(f"{first} HTTP/1.0", *lines, *headers)
+                    self.assert_refused(data, "PR400-CM-0005")
+        self.assertEqual(self.site.sends[400], 9)
+
+    def test_before_there_were_hosts(self) -> None:
+        for first, status in ((f"POST {SEND_PATH}", 400), ("OPTIONS *", 200)):
+            client, statuses = self.answers(request(f"{first} HTTP/1.0") + SECOND.encode())
+            self.assertEqual(statuses, [status])
+            self.turn()
+            self.assertIsNotNone(client.transport.lost)
+
+    def test_a_handshake_has_no_body(self) -> None:
+        for header, body in (
+            ("Content-Length: 1", "1"),
+            ("Transfer-Encoding: chunked", "1\r\n1\r\n0\r\n\r\n"),
+        ):
+            _, statuses = self.answers(upgrade(header, body=body))
+            self.assertEqual((statuses, self.code), ([400], "PR400-WS-0001"), header)
         _, statuses = self.answers(upgrade("Content-Length: 0"))
         self.assertEqual(statuses, [101])
 

@@ -19,9 +19,11 @@ from tests.harness import (
     ServiceTestCase,
 )
 from tests.integration.certificates import Authority
+from tests.integration.raw import TEXT, frame
 from topicsvc.limits import COURTESY, LimitSettings
 from topicsvc.web import site
 from topicsvc.websocket.connections import CLOSE_TIMEOUT
+from topicsvc.wire import token_request
 
 
 class TlsClient:
@@ -188,6 +190,16 @@ class TlsTests(ServiceTestCase):
         self.assertIn(b"\x03\xea", client.read)
         self.assert_dropped(client, CLOSE_TIMEOUT)
         self.assert_nothing_left()
+
+    def test_what_is_sent_too_far_ahead_is_left_to_the_network(self) -> None:
+        client = TlsClient(self)
+        client.shake()
+        client.write(UPGRADE)
+        for letter in b"abc":
+            client.write(frame(TEXT, token_request(chr(letter) * 30_000)))
+        self.assertFalse(client.transport.is_reading)
+        self.validator.last.refuse()
+        self.assertTrue(client.transport.is_reading)
 
     def test_one_too_many_is_told_so_over_tls(self) -> None:
         self.limits.settings = LimitSettings(connections=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from types import SimpleNamespace
 from typing import Any
 
 from OpenSSL import SSL
@@ -16,7 +17,9 @@ from twisted.trial.unittest import TestCase
 from tests.harness import ServiceTestCase
 from tests.integration.processes import until
 from tests.ways import HANDSHAKE_ANSWER, LIMIT, PATIENCE, Proxied, Tls, WayOut
+from topicsvc import transmit
 from topicsvc.backlog import STALL_TIMEOUT
+from topicsvc.records import DirectRecords, Records
 from topicsvc.transmit import SocketOutbound, TlsOutbound, TransportOutbound, way_out
 
 SIZES = [1, 140, 9000, 70000]
@@ -382,23 +385,32 @@ class TlsTests(TlsMatrix, TestCase):
     kind = TlsOutbound
     open = staticmethod(way_out)
 
+    def test_the_records_are_made_by_the_shortest_way(self) -> None:
+        self.assertIs(type(self.outbound._records), DirectRecords)
+
     @inlineCallbacks
     def test_tls_that_stops_in_the_middle_of_a_write(self) -> Any:
         yield self.assert_received(b"")
-        encrypt, encrypted = self.outbound._encrypt, []
-
-        def encrypt_two(data: bytes) -> int:
-            if len(encrypted) == 2:
-                raise SSL.WantReadError
-            encrypted.append(data)
-            return encrypt(data)
-
-        self.outbound._encrypt = encrypt_two
+        of = self.outbound._records.of
+        self.outbound._records = SimpleNamespace(
+            of=lambda data: (of(data[:40_000])[0], data[40_000:])
+        )
         data = random.Random(7).randbytes(100_000)
         self.outbound.write(data)
-        self.assertEqual(b"".join(encrypted), data[:32768])
+        self.assertEqual(sum(map(len, self.tls._aggregator._buffer)), 60_000)
         self.outbound.write(b"the end")
         yield self.assert_received(data + b"the end")
+
+
+class TlsByMethodsTests(TlsMatrix, TestCase):
+    """A pyOpenSSL whose inside is another: its methods make the records."""
+
+    kind = TlsOutbound
+    open = staticmethod(way_out)
+
+    def setUp(self) -> Any:
+        self.patch(transmit, "records_of", Records)
+        return super().setUp()
 
 
 class TlsTransportTests(TlsMatrix, TestCase):

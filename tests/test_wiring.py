@@ -32,6 +32,7 @@ from topicsvc import config
 from topicsvc.address import TopicAddress
 from topicsvc.listening import _FreedTransport
 from topicsvc.ports import Message
+from topicsvc.records import DirectRecords
 from topicsvc.service import TopicService
 from topicsvc.transmit import SocketOutbound, TlsOutbound
 from topicsvc.validators.local import RIGHTS, make_key, sign_token, write_key
@@ -151,6 +152,7 @@ class WiringTests(TestCase):
         yield self.assert_delivered_at_once(subscriber, session)
         for each in (before, session):
             self.assertIs(type(each._outbound._tls), _FreedTransport)
+            self.assertIs(type(each._outbound._records), DirectRecords)
         self.assertIsNot(before._outbound._tls.factory, session._outbound._tls.factory)
         # Clients that close TLS and say nothing in WebSocket's words: no deadline is needed.
         first.leave()

@@ -19,7 +19,6 @@ from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     connectProtocol,
-    serverFromString,
     wrapClientTLS,
 )
 from twisted.internet.protocol import Factory, Protocol
@@ -33,6 +32,7 @@ from tests.integration.processes import until
 from topicsvc.backlog import Backlog
 from topicsvc.limits import Limits
 from topicsvc.listening import _free_when_lost
+from topicsvc.proxied import ProxiedFactory
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 LIMIT = 64 * 1024 * 1024
@@ -208,7 +208,7 @@ class Proxied(WayOut):
     greeting = b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n"
 
     def listen(self, factory: Factory) -> Any:
-        return serverFromString(reactor, "haproxy:tcp:0:interface=127.0.0.1").listen(factory)
+        return super().listen(ProxiedFactory(factory))
 
 
 class Tls(WayOut):

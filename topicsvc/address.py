@@ -26,6 +26,7 @@ from topicsvc.errors import HostRefused, PathRefused
 __all__ = [
     "MAX_NAME",
     "MAX_PARTS",
+    "ONE_HOST",
     "CellUrlStyle",
     "TopicAddress",
     "TopicPattern",
@@ -42,6 +43,9 @@ MAX_KEPT = 1024
 
 MAX_NAME = 249
 """Most characters of a broker name: what Kafka allows."""
+
+ONE_HOST = "exactly one Host header is needed"
+"""What is wrong with a request that has another number of them."""
 
 _CELL = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 _BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}|__")
@@ -326,7 +330,7 @@ def _only(hosts: Sequence[bytes] | None) -> bytes:
         HostRefused: there is none, or more than one.
     """
     if hosts is None or len(hosts) != 1:
-        raise HostRefused("exactly one Host header is needed")
+        raise HostRefused(ONE_HOST)
     return hosts[0]
 
 

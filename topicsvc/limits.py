@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import ceil
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from topicsvc.deadlines import Deadlines
 from topicsvc.pace import paced
 from topicsvc.peers import Network
+from topicsvc.tries import Tries
 from topicsvc.visits import Visit
 
-__all__ = ["COUNTED", "COURTESY", "MAX_ADDRESSES", "RESERVE", "LimitSettings", "Limits"]
+__all__ = ["COUNTED", "COURTESY", "LATE", "RESERVE", "LimitSettings", "Limits"]
 
 RESERVE = 256
 """File descriptors that are not for clients: those of the broker, of validators, of logs."""
 
+WAITING_SHARE = 3 / 4
+"""Of all connections: more do not wait for a live token, whatever the setting allows."""
+
 COURTESY = 64
 """Connections over a bound that are still told so, at once and a second: out of the reserve."""
 
-MAX_ADDRESSES = 10_000
-"""Addresses whose failed tokens are remembered: 2 MB or so. The oldest make room."""
+LATE = 60.0
+"""Seconds after which who has shown no live token is late: HTTP answers it once more."""
 
 MINUTE = 60.0
 
@@ -49,9 +55,9 @@ class LimitSettings:
     """What an operator may set about bounds; see docs/configuration.md. 0: no bound.
 
     Attributes:
-        connections: in all; 0: what the process may open as files, less `RESERVE`.
+        connections: in all; 0: see `Limits.most_connections`.
         per_address: connections.
-        waiting: connections that have not shown a live token.
+        waiting: connections that have not shown a live token; see `Limits.most_waiting`.
         waiting_per_address: the same, of one address.
         accepts_per_second: new connections.
         failed_tokens_per_minute: of one address, whatever the topic.
@@ -88,6 +94,8 @@ class Limits:
         hits: how often each bound has refused something, by the name of its setting.
         connections: who is in.
         waiting: those of them that have not shown a live token.
+        not_late: the same, for as long as they may take their time.
+        tries: asks about the tokens that they show.
         turned_away: connections that are over a bound and are being told so.
     """
 
@@ -105,11 +113,16 @@ class Limits:
         self._files = files
         self.connections = _Room()
         self.waiting = _Room()
+        self.not_late = Deadlines[Visit](clock, LATE, Visit.be_late)
+        self.tries = Tries(
+            clock,
+            lambda: self.settings.failed_tokens_per_minute,
+            lambda: self.hit("failed_tokens_per_minute"),
+        )
         self.turned_away = 0
         self._accepts_whole_at = 0.0
         self._courtesy_whole_at = 0.0
         self._told_at: dict[str, float] = {}
-        self._failed: dict[str, _Failures] = {}
 
     def arrive(self, host: str | None) -> Visit:
         """A connection was accepted; what is returned stands for it until it leaves.
@@ -141,10 +154,19 @@ class Limits:
 
     @property
     def most_connections(self) -> int:
-        """How many there may be in all; 0: any number."""
+        """How many there may be in all; 0: any number.
+
+        Unless that is set, as many as there may be open files, less `RESERVE` or half of them.
+        """
         if self.settings.connections or self._files is None:
             return self.settings.connections
         return max(self._files - RESERVE, self._files // 2)
+
+    @property
+    def most_waiting(self) -> int:
+        """How many may wait for a live token: not all, sessions need room; 0: any number."""
+        most, waiting = self.most_connections, self.settings.waiting
+        return min(waiting, ceil(most * WAITING_SHARE)) if most else waiting
 
     def hit(self, name: str) -> None:
         """A bound has refused something: count it, and tell the log now and then."""
@@ -157,34 +179,6 @@ class Limits:
                 setting=f"limits.{name}",
                 count=self.hits[name],
             )
-
-    def failed(self, address: str) -> None:
-        """A token that somebody at `address` has shown is no good."""
-        failures = self._failures(address)
-        if failures is None:
-            if len(self._failed) >= MAX_ADDRESSES:
-                del self._failed[next(iter(self._failed))]
-            failures = self._failed[address] = _Failures(self._clock.seconds())
-        failures.count += 1
-
-    def barred_for(self, address: str | None) -> float:
-        """Seconds for which no token from `address` is looked at; 0: they are."""
-        most = self.settings.failed_tokens_per_minute
-        failures = None if address is None or not most else self._failures(address)
-        if failures is None or failures.count < most:
-            return 0
-        return failures.since + MINUTE - self._clock.seconds()
-
-    def _failures(self, address: str) -> _Failures | None:
-        """Those of `address` in its minute; all whose minute is over are forgotten."""
-        now = self._clock.seconds()
-        while self._failed:
-            # They stand in the order of their beginnings.
-            oldest, failures = next(iter(self._failed.items()))
-            if 0 <= now - failures.since < MINUTE:
-                break
-            del self._failed[oldest]
-        return self._failed.get(address)
 
     def paced(self, whole_at: float) -> float | None:
         """One more message of a session whose allowance is whole at that time; see `pace`."""
@@ -199,14 +193,6 @@ class Limits:
     def is_over(self, expires_at: float) -> bool:
         """Whether that time has come."""
         return expires_at <= self._clock.seconds()
-
-
-@dataclass(slots=True)
-class _Failures:
-    """Tokens of an address that were no good, in the minute that began with the first."""
-
-    since: float
-    count: int = 0
 
 
 class _Room:

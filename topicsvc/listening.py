@@ -37,10 +37,13 @@ from twisted.python.failure import Failure
 from twisted.python.filepath import UnlistableError
 from zope.interface import implementer
 
+from topicsvc.proxied import PREFIX, ProxiedEndpoint
+
 __all__ = [
     "Listener",
     "Rehearsal",
     "endpoint_problem",
+    "is_proxied",
     "is_systemd",
     "is_tls",
     "parser_s_reason",
@@ -61,6 +64,11 @@ _ROUNDS = 10
 def is_tls(text: str) -> bool:
     """Whether an endpoint string is one with a certificate."""
     return _TLS.match(text) is not None
+
+
+def is_proxied(text: str) -> bool:
+    """Whether an endpoint string is one that takes the PROXY protocol."""
+    return text.startswith("haproxy:")
 
 
 def is_systemd(text: str) -> bool:
@@ -107,9 +115,9 @@ class Listener:
         self.port: IListeningPort | None = None
         self._factory = factory
         self._is_bound = False
-        _look(text, reactor)
+        endpoint = _look(text, reactor)
         self._service: StreamServerEndpointService = strports.service(text, factory, reactor)
-        self._service.endpoint = _Noting(self._service.endpoint, self)
+        self._service.endpoint = _Noting(endpoint, self)
 
     def bind(self) -> None:
         """Listen.
@@ -317,8 +325,8 @@ class _Wire:
     getHost = getPeer
 
 
-def _look(text: str, reactor: Any) -> None:
-    """Look at what Twisted would find out too late.
+def _look(text: str, reactor: Any) -> IStreamServerEndpoint:
+    """Look at what Twisted would find out too late; returns the endpoint.
 
     Raises:
         ValueError: it cannot be used; the text says why.
@@ -326,9 +334,10 @@ def _look(text: str, reactor: Any) -> None:
     for found in _PORT.finditer(text):
         if not 0 <= int(found[1]) <= 65535:
             raise ValueError(f"{found[1]} is no port, 0 to 65535")
-    _parse(text, reactor)
+    endpoint = _parse(text, reactor)
     if is_tls(text):
         Rehearsal(text).certificate()
+    return endpoint
 
 
 def _look_into_directory(text: str) -> None:
@@ -365,13 +374,19 @@ def _look_into_directory(text: str) -> None:
 
 def _parse(text: str, reactor: Any) -> IStreamServerEndpoint:
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+        return _endpoint(text, reactor)
     except Exception as error:  # whatever a parser of endpoints raises
         if is_systemd(text) and isinstance(error, LookupError):
             raise ValueError(
                 "systemd has passed no such socket: start the .socket unit, not the service alone"
             ) from error
         raise ValueError(parser_s_reason(error)) from error
+
+
+def _endpoint(text: str, reactor: Any) -> IStreamServerEndpoint:
+    if text.startswith(PREFIX):
+        return ProxiedEndpoint(_endpoint(text.removeprefix(PREFIX), reactor))
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     return endpoint
 
 

@@ -94,6 +94,14 @@ class Broker(Protocol):
         ...
 
     @property
+    def is_settled(self) -> bool:
+        """Whether all is brought that it has accepted from here for whoever listens here.
+
+        What is lost with it is not waited for.
+        """
+        ...
+
+    @property
     def losses(self) -> Losses:
         """What went wrong since the start. Known at any time: nobody is asked."""
         ...

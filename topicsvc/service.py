@@ -67,11 +67,10 @@ GC_THRESHOLDS = (50_000, 20, 50)
 SENDS_GRACE = 3.0
 """Seconds that sends which are under way may take when the service stops."""
 
-SETTLE = 0.25
-"""Seconds after the last accepted send in which a broker outside brings it back."""
-
 STOP_MARGIN = 5.0
 """Seconds for all that is neither a send, nor the drain, nor a close handshake."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _TURN = 0.01
 
@@ -306,7 +305,13 @@ class TopicService(Service):
         )
         if self.on_start is not None:
             self.on_start(self.ports)
-        self._reactor.callWhenRunning(self._notifier.ready)
+        self._reactor.callWhenRunning(self._running)
+
+    def _running(self) -> None:
+        """The reactor has taken up the signals that end it, and turns."""
+        for number in _STOP_SIGNALS:
+            self._signals.count(number)
+        self._notifier.ready()
 
     def reload(self) -> None:
         """Read settings and certificates again and go over to them: all, or none of it."""
@@ -385,7 +390,7 @@ class TopicService(Service):
             self._log.warn("stopping at once: a second signal")
             stopping.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             self._signals.take_once(number, hurry)
 
         def too_late(_: object, seconds: float) -> None:
@@ -399,7 +404,10 @@ class TopicService(Service):
 
         stopping.addTimeout(bound, self._reactor, too_late)
         stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)
-        return stopping.addBoth(ended)
+        stopping.addBoth(ended)
+        if self._signals.counted > 1:  # the second came in the same turn as the first
+            hurry()
+        return stopping
 
     @inlineCallbacks
     def _stop(self) -> Generator[Deferred[Any], Any, None]:
@@ -425,11 +433,13 @@ class TopicService(Service):
         while not answered.called and self._reactor.seconds() < until:
             yield deferLater(self._reactor, _TURN)
         # A broker outside brings back a moment later what it has taken.
-        settled = min(self._send.accepted_at + SETTLE, until)
-        while self._reactor.seconds() < settled:
+        while not self._is_delivered and self._reactor.seconds() < until:
             yield deferLater(self._reactor, _TURN)
-        while not self._hub.is_idle and self._reactor.seconds() < until:
-            yield deferLater(self._reactor, 0)
+
+    @property
+    def _is_delivered(self) -> bool:
+        """Whether all that is accepted is written to the sessions here."""
+        return self.broker.is_settled and self._hub.is_idle
 
     def _parts(self) -> dict[str, bool]:
         return {

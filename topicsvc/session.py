@@ -28,6 +28,7 @@ from topicsvc.ports import Grant
 __all__ = [
     "GOING_AWAY",
     "INTERNAL_ERROR",
+    "MAX_WAITING_BYTES",
     "MAX_WAITING_REQUESTS",
     "POLICY_VIOLATION",
     "TRY_AGAIN_LATER",
@@ -52,6 +53,10 @@ TRY_AGAIN_LATER = 1013
 
 MAX_WAITING_REQUESTS = 8
 """Most messages that wait while a token is being checked."""
+
+
+MAX_WAITING_BYTES = wire.MAX_TOKEN
+"""Bytes of these past which no more should be read: those of the longest token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +261,13 @@ class Session:
         self._waiting = None
         self.deliver_until = 0.0
         self._token = self._shown = None
+
+    @property
+    def is_laden(self) -> bool:
+        """Whether so much waits that no more should be read until some of it has had its turn."""
+        if not self._waiting:
+            return False
+        return sum(len(payload) for payload, _, _ in self._waiting) > MAX_WAITING_BYTES
 
     @property
     def _busy(self) -> bool:

@@ -14,11 +14,34 @@ class Signals:
 
     Args:
         reactor: calls what a signal asks for.
+
+    Attributes:
+        counted: signals that have come and are only counted.
     """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._before: dict[int, Any] = {}
+        self.counted = 0
+
+    def count(self, number: int) -> None:
+        """From now on signal `number` is counted: the first does what it did, the next nothing.
+
+        One after that kills, for a loop that does not turn any more. What nobody in this
+        process has taken up is left as it is.
+        """
+        before: Any = signal.getsignal(number)
+        if not callable(before):
+            return
+
+        def handle(*arguments: object) -> None:
+            self.counted += 1
+            if self.counted == 1:
+                before(*arguments)
+            else:
+                signal.signal(number, signal.SIG_DFL)
+
+        self._put(number, handle)
 
     def take(self, number: int, action: Callable[[], None]) -> None:
         """From now on signal `number` makes the reactor call `action`."""

@@ -24,14 +24,9 @@ from zope.interface import implementer
 
 from topicsvc.backlog import Backlog
 from topicsvc.outbound import Outbound
+from topicsvc.records import records_of
 
 __all__ = ["SocketOutbound", "TlsOutbound", "TransportOutbound", "way_out"]
-
-_RECORD = 16384
-"""Most bytes of one TLS record (RFC 8446, section 5.1)."""
-
-_RECORD_OVERHEAD = 512
-"""More than a record adds to its content, and what TLS may say beside it."""
 
 _PIECE = 16384
 """Most bytes of one write the plain way: the fewer, the sooner it is seen that a peer reads."""
@@ -188,18 +183,22 @@ class SocketOutbound(Outbound):
         lower = self._lower
         if lower._tempDataLen or len(lower.dataBuffer) != lower.offset:
             return False
-        try:
-            sent = self._to_socket(data)
-        except OSError:  # full, or broken: then the transport finds out and says so
-            sent = 0
-        if sent != len(data):
-            lower.write(data[sent:])
-            self.blocked()
+        self._put(data)
         return True
 
     def end(self, last: bytes) -> None:
         self._lower.write(last)
         self._lower.unregisterProducer()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        """To the socket, where nothing waits for it; what it does not take is held."""
+        try:
+            sent = self._to_socket(data)
+        except OSError:  # full, or broken: then the transport finds out and says so
+            sent = 0
+        if sent != len(data):
+            self._lower.write(bytes(data[sent:]))
+            self.blocked()
 
     def resumeProducing(self) -> None:
         """The transport holds nothing any more."""
@@ -219,13 +218,11 @@ class SocketOutbound(Outbound):
 class TlsOutbound(SocketOutbound):
     """TLS over TCP: encrypted and to the socket at once, the rest through the transport."""
 
-    __slots__ = ("_encrypt", "_read", "_tls")
+    __slots__ = ("_records", "_tls")
 
     def __init__(self, tls: Any, lower: Any, *rest: Any) -> None:
         self._tls = tls
-        connection = tls.getHandle()
-        self._encrypt = connection.send
-        self._read = connection.bio_read
+        self._records = records_of(tls.getHandle())
         super().__init__(lower, *rest)
 
     def held(self) -> int:
@@ -236,13 +233,18 @@ class TlsOutbound(SocketOutbound):
         return super().held() + unencrypted
 
     def send(self, data: bytes) -> bool:
-        tls = self._tls
+        tls, lower = self._tls, self._lower
         # Once the connection is lost there is another aggregator, which keeps nothing.
-        aggregated = getattr(tls._aggregator, "_buffer", True)
-        if aggregated or tls._appSendBuffer or _held(self._lower):
+        if (
+            getattr(tls._aggregator, "_buffer", True)
+            or tls._appSendBuffer
+            or lower._tempDataLen
+            or len(lower.dataBuffer) != lower.offset
+        ):
             return False
-        records, unencrypted = self._encrypted(data)
-        super().send(records)
+        records, unencrypted = self._records.of(data)
+        if records:
+            self._put(records)
         if unencrypted:
             tls.write(unencrypted)
             self.blocked()
@@ -256,18 +258,3 @@ class TlsOutbound(SocketOutbound):
         # What TLS cannot encrypt before the peer's turn comes by here once it can.
         if not self._tls._appSendBuffer:
             super().drained()
-
-    def _encrypted(self, data: bytes) -> tuple[bytes, bytes]:
-        """The records that hold `data`, and what of it TLS cannot encrypt now."""
-        at, size = 0, len(data)
-        records: list[bytes] = []
-        room = min(size, _RECORD) + _RECORD_OVERHEAD
-        try:
-            while at < size:
-                at += self._encrypt(data[at : at + _RECORD] if size > _RECORD else data)
-                records.append(self._read(room))
-                while len(records[-1]) == room:
-                    records.append(self._read(room))
-        except SSL.Error:  # the peer's turn, or the end: the transport knows which
-            return b"".join(records), data[at:]
-        return records[0] if len(records) == 1 else b"".join(records), b""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from topicsvc.address import TopicAddress
-from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
 from topicsvc.origin import parse_origin
 from topicsvc.peers import counted_as
 from topicsvc.ports import Grant, TokenValidator
@@ -28,6 +26,8 @@ class Visit:
         address: what it is counted by; None: nothing.
         refused_by: the setting whose bound it is over; None: it may stay.
         is_dropped: too many are refused even to be told so: close it at once.
+        is_late: it has not shown a live token in all the time there is for that.
+        when_late: called when that time is over; None: nobody is waiting for it.
     """
 
     __slots__ = (
@@ -39,8 +39,10 @@ class Visit:
         "_waits",
         "address",
         "is_dropped",
+        "is_late",
         "peer",
         "refused_by",
+        "when_late",
     )
 
     def __init__(self, limits: Limits) -> None:
@@ -48,6 +50,8 @@ class Visit:
         self.address: str | None = None
         self.refused_by: str | None = None
         self.is_dropped = False
+        self.is_late = False
+        self.when_late: Callable[[], None] | None = None
         self._limits = limits
         self._host: str | None = None
         self._is_in = False
@@ -57,48 +61,54 @@ class Visit:
 
     def enter(self, host: str | None) -> None:
         """Count it, if there is room; else see `refused_by`."""
-        limits, settings = self._limits, self._limits.settings
+        limits = self._limits
         most = limits.most_connections
         if most and limits.connections.total >= most:
             self.refuse("connections")
-        elif settings.waiting and limits.waiting.total >= settings.waiting:
+        elif 0 < limits.most_waiting <= limits.waiting.total:
             self.refuse("waiting")
         else:
             address = None if host is None else counted_as(host)
             self._look_for_room(address)
             if self.refused_by is None:
                 self._host, self.address = host, address
-                self._is_in = self._waits = True
+                self._is_in = True
                 limits.connections.enter(address)
-                limits.waiting.enter(address)
+                self._wait()
 
     def comes_from(self, host: str) -> None:
         """It is known now, or anew, whom this connection serves."""
         if host == self._host:
             return
         self._host = host
-        address = counted_as(host)
-        if self._is_in and address != self.address:
-            limits = self._limits
-            if not self._waits and 0 < limits.settings.waiting <= limits.waiting.total:
-                self.refuse("waiting")
-            else:
-                self._look_for_room(address)
-            limits.connections.move(self.address, address)
-            if self._waits:
-                limits.waiting.move(self.address, address)
-            else:  # the token was another client's
-                self._waits = True
-                limits.waiting.enter(address)
-        self.address = address
+        before, self.address = self.address, counted_as(host)
+        if not self._is_in or self.address == before:
+            return
+        limits = self._limits
+        if not self._waits and 0 < limits.most_waiting <= limits.waiting.total:
+            self.refuse("waiting")
+        else:
+            self._look_for_room(self.address)
+        limits.connections.move(before, self.address)
+        if self._waits:
+            limits.waiting.move(before, self.address)
+        else:
+            self._wait()  # the token was another client's
 
     def refuse(self, name: str) -> None:
         """The bound that `name` sets does not let it stay."""
         self.refused_by = name
         self._limits.hit(name)
 
+    def be_late(self) -> None:
+        """The time to show a live token is over."""
+        self.is_late = True
+        if self.when_late is not None:
+            self.when_late()
+
     def leave(self) -> None:
         """The connection is gone."""
+        self.when_late = None
         if self._is_in:
             self._showed_token()
             self._is_in = False
@@ -108,22 +118,26 @@ class Visit:
 
     def bars(self) -> float:
         """Seconds for which no token of its address is looked at; 0: they are."""
-        seconds = self._limits.barred_for(self.address)
+        seconds = 0.0 if self.address is None else self._limits.tries.barred_for(self.address)
         if seconds:
             self._limits.hit("failed_tokens_per_minute")
         return seconds
 
     def judge(self, validator: TokenValidator, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """Ask about a token, unless too many from this address were no good.
+        """Ask about a token, as `topicsvc.tries` has it.
 
         Fails with:
             TooManyFailedTokens: nobody was asked; else as `TokenValidator.validate`.
         """
-        seconds = self.bars()
-        if seconds:
-            return fail(TooManyFailedTokens(seconds))
-        asked = maybeDeferred(validator.validate, token, topic)
-        return asked.addCallbacks(self._granted, self._not_granted)
+
+        def question() -> Deferred[Grant]:
+            return validator.validate(token, topic)
+
+        if self.address is None:
+            asked = maybeDeferred(question)
+        else:
+            asked = self._limits.tries.ask(self.address, question)
+        return asked.addCallback(self._granted)
 
     def takes_message(self) -> bool:
         """Whether its client may send another message now; asking counts as one."""
@@ -168,23 +182,18 @@ class Visit:
             self.refuse("waiting_per_address")
 
     def _granted(self, grant: Grant) -> Grant:
-        if self._limits.is_over(grant.expires_at):
-            self._failed()
-        else:
+        if not self._limits.is_over(grant.expires_at):
             self._showed_token()
         return grant
 
-    def _not_granted(self, failure: Failure) -> Failure:
-        # A live token for a topic that does not exist is no guess at tokens.
-        if failure.check(TokenInactive) and not failure.check(TopicNotFound):
-            self._failed()
-        return failure
-
-    def _failed(self) -> None:
-        if self.address is not None:
-            self._limits.failed(self.address)
+    def _wait(self) -> None:
+        """Take a place among those that have not shown a live token."""
+        self._waits = True
+        self._limits.waiting.enter(self.address)
+        self._limits.not_late.start(self)
 
     def _showed_token(self) -> None:
         if self._waits:
-            self._waits = False
+            self._waits = self.is_late = False
             self._limits.waiting.leave(self.address)
+            self._limits.not_late.cancel(self)

@@ -16,6 +16,7 @@ from topicsvc.ports import Message
 
 __all__ = [
     "INVALID_MESSAGE",
+    "MAX_TOKEN",
     "SERVICE_UNAVAILABLE",
     "SESSION_EXPIRED",
     "TOKEN_INACTIVE",
@@ -40,11 +41,14 @@ INVALID_MESSAGE = "Invalid message"
 SESSION_EXPIRED = "Session expired"
 SERVICE_UNAVAILABLE = "Service unavailable"
 
+MAX_TOKEN = 32768
+"""Most characters of a token."""
+
 MAX_SENDERS = 1024
 """Cell URLs that are kept as they are written."""
 
 _TOKEN_KEY = "AccessToken"
-_TOKEN = re.compile(r"[!-~]{1,32768}")
+_TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
 _JSON_BLANKS = b" \t\n\r"
 
 

@@ -5,7 +5,7 @@ import sys
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from twisted.internet import reactor
 
-from bench.load import pin
+from bench.sessions import pin
 
 
 class Broadcast(WebSocketServerProtocol):

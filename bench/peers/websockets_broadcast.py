@@ -4,7 +4,7 @@ import asyncio
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
-from bench.load import pin
+from bench.sessions import pin
 
 members: set[ServerConnection] = set()
 

@@ -30,6 +30,8 @@ from topicsvc.errors import (
     ValidatorUnavailable,
 )
 from topicsvc.ports import Message
+from topicsvc.proxied import ProxiedFactory
+from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
 from topicsvc.validators.claims import read_claims
 from topicsvc.validators.collection import has_topic
 from topicsvc.validators.personium import methods
@@ -219,11 +221,36 @@ def frames(data: bytes) -> None:
     _converse(data[:1], head + CUT + data[1:])
 
 
-def _converse(choice: bytes, data: bytes) -> None:
+def proxy(data: bytes) -> None:
+    """Whatever comes to an endpoint behind a proxy: a header of either version, and a request."""
+    whole = data.replace(CUT, b"")
+    at_once = _proxy_header([whole])
+    assert at_once == _proxy_header([bytes([each]) for each in whole])
+    if isinstance(at_once, tuple):
+        most = MAX_LENGTH if whole.startswith(b"\r") else MAX_LINE
+        assert len(whole) - len(at_once[-1]) <= most
+    _converse(data[:1], data, is_proxied=True)
+
+
+def _proxy_header(pieces: list[bytes]) -> object:
+    """What is read: whom it names, and what came behind."""
+    header = ProxyHeader()
+    for number, piece in enumerate(pieces):
+        try:
+            rest = header.feed(piece)
+        except NotProxied:
+            return "none"
+        if rest is not None:
+            behind = rest + b"".join(pieces[number + 1 :])
+            return header.source, header.destination, behind
+    return "not complete"
+
+
+def _converse(choice: bytes, data: bytes, is_proxied: bool = False) -> None:
     judge = _ANSWERS[(choice or b"\0")[0] % len(_ANSWERS)]
     with nothing_logged():
         service = _Service.started()
-        client = Client(service)
+        client = Client(service, site=ProxiedFactory(service.site) if is_proxied else None)
         for piece in data.split(CUT):
             client.send_raw(piece)
             for question in service.validator.questions:
@@ -244,7 +271,7 @@ def _converse(choice: bytes, data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
-        address, host, message, propfind, introspection, stomp, broker, request, frames,
+        address, host, message, propfind, introspection, stomp, broker, request, frames, proxy,
     )
 }  # fmt: skip
 """All, by name."""
@@ -255,6 +282,8 @@ def _http(*lines: str, body: bytes = b"") -> bytes:
 
 
 _UPGRADE = [f"{name}: {value}" for name, value in HANDSHAKE.items()]
+_UPGRADING = _http(f"GET {WEBSOCKET_PATH} HTTP/1.1", f"Host: {HOST}", *_UPGRADE)[1:]
+_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 _PROPFIND = (
     b'application/xml; charset="utf-8"\n<?xml version="1.0"?><multistatus xmlns="DAV:"><response>'
     b'<propstat><prop><resourcetype><p:stream xmlns:p="urn:x-personium:xmlns"/></resourcetype>'
@@ -334,6 +363,19 @@ SEEDS: dict[str, list[bytes]] = {
         b"\0\x01\x81\0\0\0\0\xe2" + CUT + b"\x80\x82\0\0\0\0\x98\x83",
         b"\0\x82\xfe\xff\xff\0\0\0\0" + b"x" * 100,
         b"\0\x81\xff\x40\0\0\0\0\0\0\0\0\0\0\0",
+        b"",
+    ],
+    "proxy": [
+        b"PROXY TCP4 192.0.2.1 192.0.2.9 5000 443\r\n" + _UPGRADING,
+        b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.9 5000" + CUT + b" 443\r\n" + _UPGRADING,
+        b"PROXY UNKNOWN\r\n" + _UPGRADING,
+        b"PROXY UNKNOWN ::1 ::1 1 1\r" + CUT + b"\n",
+        _V2 + b"\x21\x11\0\x0c" + bytes(range(12)) + _UPGRADING,
+        _V2 + b"\x21\x21\0\x27" + bytes(36) + b"\x04\0\0" + CUT + _UPGRADING,
+        _V2 + b"\x21\x31\0\xd8/client" + bytes(209) + _UPGRADING,
+        _V2 + b"\x20\0\0\0" + _UPGRADING,
+        _V2 + b"\x21\x11\0\x02xx",
+        _UPGRADING,
         b"",
     ],
 }

@@ -21,14 +21,27 @@ ROOT = Path(__file__).parent.parent.parent
 CAUGHT = ("apt-get", "adduser", "curl", "nginx", "haproxy", "sleep")
 
 SYSTEMCTL = """
+cd "{root}/etc/systemd/system"
+verb=$1
+shift
+[ "$1" = --now ] && shift
 for word in "$@"; do
     case $word in
-        topicsvc*.service|topicsvc*.socket)
-            unit=$(printf %s "$word" | sed 's/@[0-9]*/@/')
-            [ "$1" = disable ] || [ -f "{root}/etc/systemd/system/$unit" ] || exit 5 ;;
+        topicsvc*.service|topicsvc*.socket) ;;
         topicsvc*|*.service|*.socket) exit 6 ;;
+        *) continue ;;
+    esac
+    [ "$verb" = disable ] || [ -f "$(printf %s "$word" | sed 's/@[0-9]*/@/')" ] || exit 5
+    case $verb in
+        enable) touch "{root}/enabled/$word" ;;
+        disable) rm "{root}/enabled/$word" || exit 7 ;;
+        restart|reload) [ -f "{root}/enabled/$word" ] || exit 7 ;;
     esac
 done
+# The next client would start it again.
+if [ "$verb" = disable ] && [ -f "{root}/enabled/topicsvc.socket" ]; then
+    case " $* " in *" topicsvc.service "*) exit 8 ;; esac
+fi
 """
 
 INSTALL = """
@@ -47,7 +60,9 @@ class DeploymentTests(SynchronousTestCase):
     def setUp(self) -> None:
         need(shutil.which("systemd-analyze"), "systemd-analyze (tests/integration/install.sh)")
         self.root = Path(self.mktemp()).absolute()
-        for directory in ("shims", "etc/nginx/sites-enabled", "etc/haproxy", "etc/systemd/system"):
+        self.kept = Path(self.mktemp()).absolute()
+        places = "etc/nginx/sites-enabled", "etc/haproxy", "etc/systemd/system"
+        for directory in ("shims", "enabled", *places):
             (self.root / directory).mkdir(parents=True)
         self.log = self.root / "log"
         for name in CAUGHT:
@@ -68,11 +83,14 @@ class DeploymentTests(SynchronousTestCase):
         file.write_text(f'#!/bin/bash\necho {name} "$@" >>{self.log}\n{text}\n')
         file.chmod(0o755)
 
+    def here(self, text: str) -> str:
+        """The same with paths that lead into the test's directory."""
+        return re.sub(r"(?<![\w.])/(etc|opt)/", rf"{self.root}/\1/", text)
+
     def run_block(self, block: str) -> subprocess.CompletedProcess[str]:
-        block = re.sub(r"(?<![\w.])/(etc|opt)/", rf"{self.root}/\1/", block)
         path = f"{self.root}/shims:{os.environ['PATH']}"
         return subprocess.run(
-            ["bash", "-euc", block],
+            ["bash", "-euo", "pipefail", "-c", self.here(block)],
             input="the unit's password\n",
             env={**environment(), "PATH": path},
             cwd=ROOT,
@@ -100,9 +118,53 @@ class DeploymentTests(SynchronousTestCase):
 
     def test_every_command_works_as_it_stands_there(self) -> None:
         text = (ROOT / "docs/deployment.md").read_text("utf-8")
-        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        self.assertGreaterEqual(len(blocks), 12)
-        for block in blocks:
+        first, *others = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+        self.follow(first)
+        self.assertEqual(self.enabled, {"topicsvc.service", "topicsvc.socket"})
+        shutil.copytree(self.root, self.kept, symlinks=True)
+        instances = {"topicsvc@1.service", "topicsvc@2.service"}
+        for chapter, enabled in zip(
+            others,
+            (
+                {"topicsvc.service", "topicsvc.socket"},
+                {"topicsvc.socket", *instances},
+                instances,
+                {"topicsvc.service"},
+                {"topicsvc.service", "topicsvc.socket"},
+            ),
+            strict=True,
+        ):
+            self.follow(chapter)
+            self.assertEqual(self.enabled, enabled, chapter)
+            if chapter.startswith("Without a proxy"):
+                self.assertNotIn("topicsvc.socket", self.unit("topicsvc.service"))
+                self.renew()
+            if chapter.startswith("HAProxy"):
+                self.assertNotIn("topicsvc.socket", self.unit("topicsvc@.service"))
+                self.assertIn("--listen haproxy:tcp:808%i:", self.unit("topicsvc@.service"))
+            told = self.log.read_text()
+            shutil.rmtree(self.root)
+            shutil.copytree(self.kept, self.root, symlinks=True)
+            self.log.write_text(told)
+        for words in (
+            "systemctl enable --now topicsvc.socket topicsvc.service",
+            "systemctl restart topicsvc@2.service",
+            "nginx -t",
+            "haproxy -c",
+            "curl -fs http://127.0.0.1:9092/health/ready",
+            "runuser -u topicsvc",
+        ):
+            self.assertIn(words, told)
+
+    def follow(self, chapter: str) -> None:
+        """Do what a chapter says, from its beginning to its end."""
+        blocks = re.findall(r"^```(sh|toml)\n(.*?)^```", chapter, re.DOTALL | re.MULTILINE)
+        for language, block in blocks:
+            if language == "toml":
+                self.change_settings(block)
+                continue
+            if " check " in block:
+                self.point_settings_here()
             done = self.run_block(block)
             said = f"{block}\n{done.stdout}{done.stderr}"
             if " doctor " in block:
@@ -112,29 +174,42 @@ class DeploymentTests(SynchronousTestCase):
                 self.assertIn("warn  validator: the domain name system knows no cell", done.stdout)
                 self.assertIn("FAIL  clock: https://unit1.example/ ", done.stdout)
                 continue
-            if " check " in block:
-                self.point_settings_here()
-                done = self.run_block(block)
-            self.assertEqual(done.returncode, 0, said + done.stderr)
+            self.assertEqual(done.returncode, 0, said)
             if "systemctl" in block and "topicsvc" in block:
                 for unit in (self.root / "etc/systemd/system").glob("topicsvc*.s*"):
-                    if unit.is_file() and "@" not in unit.name:
+                    if unit.is_file():
                         self.verify(unit.name)
-        told = self.log.read_text()
-        for words in (
-            "systemctl enable --now topicsvc.socket topicsvc.service",
-            "systemctl enable --now topicsvc@1.service topicsvc@2.service",
-            "systemctl restart topicsvc@2.service",
-            "nginx -t",
-            "curl -fs http://127.0.0.1:9092/health/ready",
-        ):
-            self.assertIn(words, told)
-        self.assertIn("runuser -u topicsvc", told)
-        self.assertNotIn("topicsvc.socket", self.unit("topicsvc.service"), "the last chapter")
+
+    def change_settings(self, block: str) -> None:
+        """Put the settings of a piece in place of those that are there, or before them."""
+        file = self.root / "etc/topicsvc/topicsvc.toml"
+        text = file.read_text()
+        for line in block.splitlines():
+            key = line.partition(" ")[0]
+            text = line + "\n" + re.sub(rf"^{key} = .*\n", "", text, flags=re.MULTILINE)
+        file.write_text(text)
+
+    def renew(self) -> None:
+        """What certbot runs after a renewal puts what was renewed in place."""
+        place = self.root / "etc/topicsvc/certificates/push.pem"
+        place.unlink()
+        done = self.run_block(
+            "RENEWED_LINEAGE=/etc/topicsvc/tls /etc/letsencrypt/renewal-hooks/deploy/topicsvc"
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        tls = self.root / "etc/topicsvc/tls"
+        parts = [(tls / name).read_text() for name in ("privkey.pem", "fullchain.pem")]
+        self.assertEqual(place.read_text(), "".join(parts))
+        self.assertTrue(self.log.read_text().endswith("systemctl reload topicsvc.service\n"))
+
+    @property
+    def enabled(self) -> set[str]:
+        """The units that are started with the machine."""
+        return {file.name for file in (self.root / "enabled").iterdir()}
 
     def point_settings_here(self) -> None:
         file = self.root / "etc/topicsvc/topicsvc.toml"
-        file.write_text(file.read_text().replace('"/etc/', f'"{self.root}/etc/'))
+        file.write_text(self.here(file.read_text()))
 
     def unit(self, name: str) -> str:
         return (self.root / "etc/systemd/system" / name).read_text()

@@ -8,6 +8,8 @@ import subprocess
 from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from twisted.internet import reactor
@@ -53,6 +55,7 @@ class DoctorTestCase(TestCase):
         self.validator = f'kind = "local"\nkey_file = "{self.directory / "key"}"'
         self.broker = 'kind = "memory"'
         self.listen = [f"tcp:{free_port()}:interface=127.0.0.1"]
+        self.admin = ""
         self.more = ""
 
     def file(self, name: str, text: str) -> Path:
@@ -65,6 +68,7 @@ class DoctorTestCase(TestCase):
             "topicsvc.toml",
             f"""
             listen = {json.dumps(self.listen)}
+            {self.admin}
             unit_url = "https://unit1.example/"
             [validator]
             {self.validator}
@@ -162,21 +166,41 @@ class LocalTests(DoctorTestCase):
     def test_ports_that_are_taken(self) -> Any:
         authority = Authority(self.directory)
         key, cert = authority.issue("unit1.example", "*.unit1.example", life=days(100))
-        port = free_port()
-        tls = f"ssl:{port}:privateKey={key}:certKey={cert}:interface=127.0.0.1"
-        plain = f"tcp:{free_port()}:interface=127.0.0.1"
-        self.listen = [tls, plain]
+        pair = f"privateKey={key}:certKey={cert}"
+        sockets = mkdtemp()  # a path that is short enough for one
+        self.addCleanup(rmtree, sockets)
+        plain = [self.port(), self.port("haproxy:"), f"unix:{sockets}/door"]
+        tls = [f"{door}ssl:{free_port()}:{pair}:interface=127.0.0.1" for door in ("", "haproxy:")]
+        self.listen = [*plain, *tls]
+        self.admin = f'admin = "{self.port()}"'
         service = Service("--config", str(self.configuration()), directory=self.directory)
         self.addCleanup(service.stop)
         lines = yield self.doctor()
-        self.assert_found(lines, "ok", f"listen {tls}", "in use, and answered over TLS")
-        self.assert_found(lines, "ok", f"listen {plain}", "in use, and answered")
+        for text in plain:
+            self.assert_found(lines, "ok", f"listen {text}", "in use, and answered")
+        self.assert_found(lines, "ok", "admin tcp:", "in use, and answered")
+        for text in tls:
+            self.assert_found(lines, "ok", f"listen {text}", "in use, and answered over TLS")
+        self.assert_found(lines, "ok", "certificate for unit1.example", "100 days left")
         authority.issue("unit1.example", "*.unit1.example", life=days(100))
+        self.listen = tls
         lines = yield self.doctor()
-        self.assert_found(lines, "warn", f"listen {tls}", "another certificate than is on disk")
-        self.listen = [plain.replace("tcp:", "ssl:") + f":privateKey={key}:certKey={cert}"]
+        for text in tls:
+            self.assert_found(
+                lines, "warn", f"listen {text}", "another certificate than is on disk"
+            )
+        self.listen = [
+            f"{plain[0].replace('tcp:', 'ssl:')}:{pair}",
+            f"haproxy:{plain[0]}",
+            plain[1].removeprefix("haproxy:"),
+        ]
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "listen ssl:", "does not answer")
+        self.assert_found(lines, "FAIL", "listen haproxy:tcp:", "does not take the PROXY protocol")
+        self.assert_found(lines, "FAIL", "listen tcp:", "does not speak HTTP")
+
+    def port(self, before: str = "") -> str:
+        return f"{before}tcp:{free_port()}:interface=127.0.0.1"
 
     @inlineCallbacks
     def test_ports_that_are_for_the_privileged(self) -> Any:
@@ -188,21 +212,6 @@ class LocalTests(DoctorTestCase):
             words = "CAP_NET_BIND_SERVICE"
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "listen", words)
-
-    @inlineCallbacks
-    def test_certificates(self) -> Any:
-        authority = Authority(self.directory)
-        for hosts, left, level, words in (
-            (("unit1.example", "*.unit1.example"), 100, "ok", "100 days left"),
-            (("unit1.example", "*.unit1.example"), 20, "warn", "20 days left: renew it"),
-            (("unit1.example", "*.unit1.example"), -1, "FAIL", "it ended on"),
-            (("unit1.example",), 100, "warn", "not for *.unit1.example"),
-            (("unit2.example",), 100, "FAIL", "it is for unit2.example only"),
-        ):
-            key, cert = authority.issue(*hosts, life=days(left))
-            self.listen = [f"ssl:{free_port()}:privateKey={key}:certKey={cert}"]
-            lines = yield self.doctor()
-            self.assert_found(lines, level, "certificate for unit1.example", words)
 
 
 class UnitTests(DoctorTestCase):

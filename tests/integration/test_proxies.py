@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import os
 import re
 import shutil
 import socket
@@ -218,9 +219,12 @@ class HAProxyTests(ProxyTestCase):
         both = self.directory / "both.pem"
         both.write_bytes(self.cert_pem.read_bytes() + self.key_pem.read_bytes())
         self.file = self.directory / "haproxy.cfg"
+        rights = "    user haproxy\n    group haproxy\n"
         self.file.write_text(
             self.substituted(
                 "haproxy/haproxy.cfg",
+                # Only root has rights to drop.
+                (rights, rights if os.geteuid() == 0 else ""),
                 (":443 ssl", f"127.0.0.1:{self.port} ssl"),
                 ("127.0.0.1:8081", f"127.0.0.1:{ports[0]}"),
                 ("127.0.0.1:8082", f"127.0.0.1:{ports[1]}"),

@@ -179,6 +179,20 @@ class SignalTests(StopTestCase):
         self.assertNotIn("Traceback", service.program.log)
 
     @inlineCallbacks
+    def test_a_second_signal_in_the_same_turn_counts(self) -> Any:
+        service = self.topicsvc(60)
+        yield service.start()
+        yield gatherResults([service.join(TOPIC) for _ in range(20)])
+        service.program.pause()
+        # Two of the same number that are pending are one, for the system.
+        service.program.signal(signal.SIGTERM)
+        service.program.signal(signal.SIGINT)
+        service.program.resume()
+        yield until(lambda: not service.program.runs, "the process is gone", 10)
+        self.assertIn("stopping at once: a second signal", service.program.log)
+        self.assertNotIn("Traceback", service.program.log)
+
+    @inlineCallbacks
     def test_systemd_is_told(self) -> Any:
         systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.addCleanup(systemd.close)

@@ -25,7 +25,7 @@ from topicsvc.brokers.listeners import Deliver, Listeners, Lost, Topic
 from topicsvc.brokers.login import Login
 from topicsvc.brokers.stomp import Frame
 from topicsvc.brokers.textmessage import ascii_json, json_body
-from topicsvc.brokers.under_way import UnderWay
+from topicsvc.brokers.under_way import Answered, UnderWay
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Losses, Message, Subscription
 
@@ -63,7 +63,7 @@ class ActiveMQBroker(Service):
         random = random or Random()  # noqa: S311 - no secret, only spread
         self._losses = Losses()
         self._reader = _Reader(clock, closes_on_loss, self._losses)
-        self._sender = _Sender(clock)
+        self._sender = _Sender(clock, self._reader)
         self._reader.link = Link("reader", endpoint, clock, login, self._reader, random)
         self._sender.link = Link("sender", endpoint, clock, login, self._sender, random)
 
@@ -71,6 +71,11 @@ class ActiveMQBroker(Service):
     def is_up(self) -> bool:
         """See `topicsvc.ports.Broker`."""
         return self._reader.is_up and self._sender.link.is_up
+
+    @property
+    def is_settled(self) -> bool:
+        """See `topicsvc.ports.Broker`."""
+        return self._reader.is_settled
 
     @property
     def losses(self) -> Losses:
@@ -135,16 +140,30 @@ class _Sender:
 
     link: Link
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, reader: _Reader) -> None:
         self._clock = clock
+        self._reader = reader
         self._under_way = UnderWay()
 
     def publish(self, message: Message) -> Deferred[None]:
         body = ascii_json(message.body)
-        frame = Frame("SEND", self._headers(message), body)
-        return self._under_way.send(len(body), lambda answered: self.link.request(frame, answered))
+        id_ = str(uuid4())
+        frame = Frame("SEND", self._headers(message, id_), body)
 
-    def _headers(self, message: Message) -> dict[str, str]:
+        def hand_over(answered: Answered) -> None:
+            # Before the outcome: the message may be back before it.
+            self._reader.expect(message.topic, id_)
+
+            def told(outcome: BrokerUnavailable | None) -> None:
+                if outcome is not None:
+                    self._reader.brought(message.topic, id_)
+                answered(outcome)
+
+            self.link.request(frame, told)
+
+        return self._under_way.send(len(body), hand_over)
+
+    def _headers(self, message: Message, id_: str) -> dict[str, str]:
         # No content-length: with one, ActiveMQ makes a BytesMessage of it, and Personium
         # takes only a TextMessage, with both properties.
         return {
@@ -152,7 +171,7 @@ class _Sender:
             "persistent": "false",
             "expires": str(int((self._clock.seconds() + TIME_TO_LIVE) * 1000)),
             _CELL: message.sender or "",
-            _MESSAGE_ID: str(uuid4()),
+            _MESSAGE_ID: id_,
         }
 
     # What the link tells.
@@ -180,6 +199,7 @@ class _Reader:
         self._listeners = Listeners(clock, _destination, self._ask, self._let_go)
         self._restoring: set[str] = set()
         self._down_since: float | None = None
+        self._expected: dict[TopicAddress, str] = {}
 
     def __len__(self) -> int:
         return len(self._listeners)
@@ -187,6 +207,20 @@ class _Reader:
     @property
     def is_up(self) -> bool:
         return self.link.is_up and not self._restoring
+
+    @property
+    def is_settled(self) -> bool:
+        return not self._expected
+
+    def expect(self, address: TopicAddress, id_: str) -> None:
+        """We send this to `address`: if somebody listens, it comes back, as the last so far."""
+        if self._listeners.is_live(address):
+            self._expected[address] = id_
+
+    def brought(self, address: TopicAddress, id_: str) -> None:
+        """This is back, or never will be."""
+        if self._expected.get(address) == id_:
+            del self._expected[address]
 
     def subscribe(
         self, address: TopicAddress, deliver: Deliver, lost: Lost | None
@@ -214,6 +248,7 @@ class _Reader:
 
     def _let_go(self, topic: Topic) -> None:
         self.link.send(Frame("UNSUBSCRIBE", {"id": topic.id}))
+        self._expected.pop(topic.address, None)
         self._settled(topic.id)
 
     def _settled(self, id_: str) -> None:
@@ -253,10 +288,13 @@ class _Reader:
             return
         sender = frame.headers.get(_CELL) or None
         topic.deliver(Message(topic.address, sender, json_body(frame.body)))
+        if self._expected:
+            self.brought(topic.address, frame.headers.get(_MESSAGE_ID, ""))
 
     def lost(self, heard_at: float) -> None:
         """The subscriptions are gone, the wishes stay."""
         self._restoring.clear()
+        self._expected.clear()
         topics = tuple(self._listeners)
         self._listeners.fail(topics, BrokerUnavailable("the connection was lost"))
         if not self.link.running:

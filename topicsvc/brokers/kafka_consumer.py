@@ -110,6 +110,7 @@ class Consumer:
         self._places: dict[tuple[str, int], _Place] = {}
         self._strangers: set[str] = set()
         self._is_held = False
+        self._is_sorting = False
         self._stopping = Event()
         self._stopped: Deferred[None] = Deferred()
 
@@ -138,6 +139,15 @@ class Consumer:
     def forget(self, id_: str, name: str) -> None:
         """Read the partitions of a topic no more. Some records may still be on their way."""
         self._orders.put(lambda: self._forget(id_, name))
+
+    def has_brought(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+        """Whether each of these partitions was brought as far as to its offset, that included."""
+        for partition, offset in offsets.items():
+            place = self._places.get(partition)
+            if place is None or place.next <= offset:
+                return False
+        # In this order: the thread moves a place, hands over, and is done with sorting.
+        return not self._is_sorting and self._inflow.is_empty
 
     def pause(self) -> None:
         """Bring no records until `resume`."""
@@ -169,7 +179,11 @@ class Consumer:
         self._hold()
         first = self._client.poll(TURN)
         if first is not None:
-            self._sort([first, *self._client.consume(BATCH - 1, 0)])
+            self._is_sorting = True
+            try:
+                self._sort([first, *self._client.consume(BATCH - 1, 0)])
+            finally:
+                self._is_sorting = False
 
     def _meet(self) -> None:
         """Learn where new topics are.

@@ -87,6 +87,11 @@ class Inflow:
         self._waiting.clear()
 
     @property
+    def is_empty(self) -> bool:
+        """Whether all that was put is taken."""
+        return not self._waiting
+
+    @property
     def is_full(self) -> bool:
         """Whether nothing more should be put now."""
         return len(self._waiting) > MOST_RECORDS or self._bytes > MOST_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from threading import Event, Thread
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as KafkaProducer
@@ -14,10 +14,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka_options import PRODUCER, Options
-from topicsvc.brokers.under_way import Answered
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["CELL", "Producer"]
+__all__ = ["CELL", "Outcome", "Place", "Producer", "Told"]
 
 CELL = "__PERSONIUM_CELL"
 """The header that says who sent a message."""
@@ -27,6 +26,18 @@ TURN = 0.1
 
 LAST_WORDS = 2.0
 """Seconds that what is under way has left when the service stops."""
+
+
+class Place(NamedTuple):
+    """Where a message that was accepted stands in its topic."""
+
+    partition: int
+    offset: int
+
+
+Outcome = Place | BrokerUnavailable
+Told = Callable[[Outcome], None]
+"""Takes what became of a message, once."""
 
 
 class Producer:
@@ -47,7 +58,7 @@ class Producer:
         self._reactor = reactor
         self._make = make
         self._client: Any = None
-        self._outcomes: deque[tuple[Answered, BrokerUnavailable | None]] = deque()
+        self._outcomes: deque[tuple[Told, Outcome]] = deque()
         self._stopping = Event()
         self._is_spent = False
         self._stopped: Deferred[None] = Deferred()
@@ -62,19 +73,22 @@ class Producer:
         self._stopping.set()
         return self._stopped
 
-    def send(self, topic: str, sender: str | None, body: bytes, answered: Answered) -> None:
-        """Send a message; `answered` hears the outcome, later."""
+    def send(self, topic: str, sender: str | None, body: bytes, told: Told) -> None:
+        """Send a message; `told` hears the outcome, later."""
 
-        def delivered(error: KafkaError | None, _: object) -> None:
-            self._outcomes.append((answered, None if error is None else _unavailable(error)))
-            if error is not None and error.fatal():
+        def delivered(error: KafkaError | None, message: Any) -> None:
+            if error is None:
+                self._outcomes.append((told, Place(message.partition(), message.offset())))
+                return
+            self._outcomes.append((told, BrokerUnavailable(error.str())))
+            if error.fatal():
                 self._is_spent = True
 
         headers = [(CELL, (sender or "").encode("utf-8"))]
         try:
             self._client.produce(topic, body, headers=headers, on_delivery=delivered)
         except (KafkaException, BufferError) as error:
-            self._reactor.callLater(0, answered, BrokerUnavailable(str(error)))
+            self._reactor.callLater(0, told, BrokerUnavailable(str(error)))
 
     # On the thread.
 
@@ -122,10 +136,6 @@ class Producer:
             )
 
 
-def _tell(outcomes: deque[tuple[Answered, BrokerUnavailable | None]]) -> None:
-    for answered, outcome in outcomes:
-        answered(outcome)
-
-
-def _unavailable(error: KafkaError) -> BrokerUnavailable:
-    return BrokerUnavailable(error.str())
+def _tell(outcomes: deque[tuple[Told, Outcome]]) -> None:
+    for told, outcome in outcomes:
+        told(outcome)

@@ -59,6 +59,11 @@ class Listeners:
     def __iter__(self) -> Iterator[Topic]:
         return iter(tuple(self._topics.values()))
 
+    def is_live(self, address: TopicAddress) -> bool:
+        """Whether the broker brings what it accepts for the topic of that address."""
+        topic = self._topics.get(address)
+        return topic is not None and topic.is_live
+
     def subscribe(
         self, address: TopicAddress, deliver: Deliver, lost: Lost | None
     ) -> Deferred[Subscription]:

@@ -37,6 +37,11 @@ class MemoryBroker(Service):
         return True
 
     @property
+    def is_settled(self) -> bool:
+        """Always: what is accepted has been brought."""
+        return True
+
+    @property
     def complaint(self) -> str:
         """None ever."""
         return ""

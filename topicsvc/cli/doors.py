@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
+import errno
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from cryptography import x509
 from twisted.internet.error import CannotListenError
@@ -14,14 +14,22 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 
 from topicsvc.cli.journey import Teller
-from topicsvc.listening import Listener, Rehearsal, is_systemd, is_tls, reason_of
+from topicsvc.cli.knock import knock
+from topicsvc.listening import Listener, Rehearsal, is_systemd, reason_of
 
 __all__ = ["FEW_DAYS", "EndpointTrials"]
 
 FEW_DAYS = 21
 """Days before its end at which a certificate should have been renewed."""
 
-_LOOPBACK = "127.0.0.1"
+_TAKEN = (os.strerror(errno.EADDRINUSE), "Cannot acquire lock")
+"""Why nobody else can listen there: of a port, and of a UNIX socket."""
+
+_NO_RIGHT = os.strerror(errno.EACCES)
+"""Why we cannot listen there, whether or not somebody does."""
+
+_Address = IPv4Address | IPv6Address
+_Names = set[str | _Address]
 
 
 class EndpointTrials(Teller):
@@ -49,21 +57,25 @@ class EndpointTrials(Teller):
     async def _taken(self, what: str, text: str, error: CannotListenError) -> None:
         """Somebody listens already, which may be a topicsvc; or we may not."""
         reason = reason_of(error)
-        if "in use" not in reason:
-            self.fail(
-                what,
-                f"{reason}; below 1024 start as root with twistd's --uid, "
-                "or let systemd open it or give CAP_NET_BIND_SERVICE",
-            )
-            return
-        address = str(error.interface or _LOOPBACK), int(error.port)
-        if address[0] in ("0.0.0.0", "::"):  # noqa: S104 - compared with, not listened on
-            address = _LOOPBACK, address[1]
-        try:
-            shown = await deferToThread(_knock, address, is_tls(text))
-        except OSError as no:
-            self.fail(what, f"in use, and who has it does not answer: {reason_of(no)}")
-            return
+        if reason in (*_TAKEN, _NO_RIGHT):
+            try:
+                shown = await deferToThread(knock, error, text)
+            except OSError as no:
+                why = f"who has it does not answer as this endpoint would: {reason_of(no)}"
+            else:
+                self._answered(what, text, shown)
+                return
+            if reason != _NO_RIGHT:
+                self.fail(what, f"in use, and {why}")
+                return
+        self.fail(
+            what,
+            f"{reason}; below 1024 start as root with twistd's --uid, "
+            "or let systemd open it or give CAP_NET_BIND_SERVICE",
+        )
+
+    def _answered(self, what: str, text: str, shown: int | None) -> None:
+        """Somebody is there, who has shown the certificate of that number."""
         if shown is None:
             self.ok(what, "in use, and answered")
         elif shown == Rehearsal(text).certificate().serial_number:
@@ -81,7 +93,7 @@ class EndpointTrials(Teller):
         for host in sorted(self._settings.unit.hosts):
             what = f"certificate for {host}"
             try:
-                shown = rehearsal.certificate("" if _is_address(host) else host)
+                shown = rehearsal.certificate("" if _address(host) else host)
             except ValueError as error:
                 self.fail(what, str(error))
                 continue
@@ -94,10 +106,11 @@ class EndpointTrials(Teller):
             elif left < 0:
                 self.fail(what, f"it ended on {shown.not_valid_after_utc:%Y-%m-%d}: renew it")
             elif not _covers(names, host):
-                self.fail(what, f"it is for {', '.join(sorted(names))} only: clients refuse it")
+                known = f"for {', '.join(sorted(map(str, names)))} only" if names else "for nobody"
+                self.fail(what, f"it is {known}: clients refuse it")
             elif left < FEW_DAYS:
                 self.warn(what, f"{left} days left: renew it, then reload (SIGHUP)")
-            elif not _is_address(host) and not _covers(names, f"cell.{host}"):
+            elif not _address(host) and not _covers(names, f"cell.{host}"):
                 self.warn(
                     what,
                     f"{left} days left; not for *.{host}: cells can be named by path only",
@@ -109,40 +122,28 @@ class EndpointTrials(Teller):
         return datetime.fromtimestamp(self._reactor.seconds(), UTC)
 
 
-def _knock(address: tuple[str, int], over_tls: bool) -> int | None:
-    """Connect; the serial number of the certificate that is shown, if any is.
-
-    Raises:
-        OSError: nobody answers, or not over TLS.
-    """
-    with socket.create_connection(address, timeout=5) as raw:
-        if not over_tls:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # it is compared, not trusted
-        with context.wrap_socket(raw) as stream:
-            shown = stream.getpeercert(binary_form=True) or b""
-    return x509.load_der_x509_certificate(shown).serial_number
-
-
-def _names(certificate: x509.Certificate) -> Iterator[str]:
+def _names(certificate: x509.Certificate) -> Iterator[str | _Address]:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return
     yield from (name.lower() for name in extension.value.get_values_for_type(x509.DNSName))
-    yield from map(str, extension.value.get_values_for_type(x509.IPAddress))
+    for address in extension.value.get_values_for_type(x509.IPAddress):
+        if isinstance(address, _Address):
+            yield address
 
 
-def _covers(names: set[str], host: str) -> bool:
-    """Whether a certificate with `names` is good for `host` (RFC 6125, section 6.4.3)."""
+def _covers(names: _Names, host: str) -> bool:
+    """Whether a certificate with `names` is good for `host` (RFC 9525, section 6)."""
+    address = _address(host)
+    if address is not None:
+        return address in names
     return host in names or f"*.{host.partition('.')[2]}" in names
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> _Address | None:
+    """The address that `host` is, in brackets if it is of version 6; None: it is a name."""
     try:
-        ip_address(host.strip("[]"))
+        return ip_address(host.strip("[]"))
     except ValueError:
-        return False
-    return True
+        return None

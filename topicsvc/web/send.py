@@ -32,7 +32,7 @@ from topicsvc.ports import Broker, Grant, Message, TokenValidator
 from topicsvc.web import answers
 from topicsvc.web.answers import ApiError, answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import SEND_METHODS, TopicRequest
-from topicsvc.wire import json_text
+from topicsvc.wire import MAX_TOKEN, json_text
 
 __all__ = ["MAX_UNDER_WAY", "SendResource"]
 
@@ -40,7 +40,7 @@ MAX_UNDER_WAY = 1000
 """Requests that wait for the validator or the broker; past it the answer is 503."""
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
-_TOKEN = re.compile(r"[!-~]{1,32768}")
+_TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
 _ALLOWED = b"OPTIONS, POST, PUT"
 _ALL_METHODS = b"OPTIONS, POST, PUT, GET"
 _PREFLIGHT_AGE = b"600"
@@ -58,9 +58,6 @@ class SendResource(Resource):
         is_full: tells whether so much waits for its delivery that nothing more is taken.
         clock: what expiry is measured by.
         trust_via: whether ``X-Personium-Via`` may say who sends.
-
-    Attributes:
-        accepted_at: when a message was last accepted, in seconds since the epoch.
     """
 
     isLeaf = True
@@ -83,7 +80,6 @@ class SendResource(Resource):
         self._under_way: dict[Deferred[Any], None] = {}
         self._all_answered: Deferred[None] | None = None
         self._gives_up = False
-        self.accepted_at = 0.0
 
     def configure(self, validator: TokenValidator, trust_via: bool) -> None:
         """Judge what is sent from now on by these."""
@@ -156,7 +152,6 @@ class SendResource(Resource):
         body = json_text(request.content.read())
         sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
         yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
-        self.accepted_at = self._clock.seconds()
         return b""
 
     def _answered(self, result: Any, deciding: Deferred[Any]) -> Any:

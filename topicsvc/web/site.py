@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
-from topicsvc.address import Unit
+from topicsvc.address import ONE_HOST, Unit
 from topicsvc.deadlines import Deadlines
 from topicsvc.limits import Limits
 from topicsvc.visits import Visit
@@ -124,7 +124,6 @@ class TopicRequest(Request):
     def close_after(self) -> None:
         """No other request is taken from this connection."""
         self.channel.persistent = False
-        self.setHeader(b"connection", b"close")
 
     def finish_with(self, body: bytes) -> None:
         """Write the whole body of an answer that was not given at once."""
@@ -167,11 +166,13 @@ class TopicChannel(HTTPChannel):
             self.transport.abortConnection()
             return
         super().connectionMade()  # type: ignore[no-untyped-call]
+        self.visit.when_late = self.no_token
         self._wait(self.site.heads)
 
     def hand_over(self, protocol: Protocol) -> None:
         """Give the transport to `protocol`, and what the client sends behind its request."""
         self.site.connections -= 1
+        self.visit.when_late = None  # a WebSocket has a time of its own
         transport, self.transport = self.transport, None
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
@@ -204,6 +205,11 @@ class TopicChannel(HTTPChannel):
         if self._deadline is self.site.closes:
             self.transport.abortConnection()
         else:
+            self.loseConnection()
+
+    def no_token(self) -> None:
+        """It has shown no live token for too long: what it has begun is its last request."""
+        if self._deadline is self.site.idles:
             self.loseConnection()
 
     def loseConnection(self) -> None:
@@ -240,6 +246,8 @@ class TopicChannel(HTTPChannel):
             self.refuse(answers.TOO_MANY_REQUESTS)
         elif _has_strange_coding(headers, self._version):
             self.refuse(answers.BAD_REQUEST)
+        elif _has_strange_host(headers, self._version):
+            self.refuse(answers.BAD_HOST, ONE_HOST)
         elif self.length is not None and self.length > self.site.max_body:
             self.refuse(answers.TOO_BIG, str(self.site.max_body))
         else:
@@ -255,6 +263,16 @@ class TopicChannel(HTTPChannel):
         if not self.refused:
             self._wait(None)
             super().allContentReceived()  # type: ignore[no-untyped-call]
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """The last answer says that it is the last."""
+        if self.visit.is_late:
+            self.persistent = False
+        if not self.persistent:
+            others = headers.getRawHeaders(b"connection", [])
+            values = [each for each in others if each != b"close"]
+            headers.setRawHeaders(b"connection", [b", ".join([*values, b"close"])])
+        super().writeHeaders(version, code, reason, headers)  # type: ignore[no-untyped-call]
 
     def requestDone(self, request: Request) -> None:
         self._wait(self.site.idles)
@@ -321,6 +339,12 @@ class TopicSite(Site):
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 only: over HTTP/2 a WebSocket cannot be handed over."""
         return [b"http/1.1"]
+
+
+def _has_strange_host(headers: Headers, version: bytes) -> bool:
+    """Whether ``Host`` stands there twice, or not where it has to (RFC 9112, section 3.2)."""
+    hosts = headers.getRawHeaders(b"host", [])
+    return len(hosts) > 1 or (not hosts and version == b"HTTP/1.1")
 
 
 def _has_strange_coding(headers: Headers, version: bytes) -> bool:

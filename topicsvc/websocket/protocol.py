@@ -89,6 +89,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self._outbound: Outbound
         self._under_way: Deferred[Any] | None = None
         self.is_member = False
+        self._is_held_back = False
         self._closed_because = ""
         self._entry: Entry
 
@@ -300,6 +301,16 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                     join = self._house.hub.join
                     self._own(maybeDeferred(join, self.topic, self._outbound), self._joined)
         self._outbound.deliver_until = self._session.deliver_until
+        self._hold_back(self._session.is_laden)
+
+    def _hold_back(self, holds: bool) -> None:
+        """Whether what else the client sends is left to the network."""
+        if holds != self._is_held_back:
+            self._is_held_back = holds
+            if holds:
+                self.transport.pauseProducing()
+            else:
+                self.transport.resumeProducing()
 
     def _own(self, asked: Deferred[Any], answered: Callable[[Any], None]) -> None:
         """Wait for an answer, one at a time; it is cancelled when the session ends."""
@@ -341,6 +352,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def _end(self, why: str) -> None:
         """The session is over, whatever becomes of the connection: leave nothing behind."""
         self._session.lost()
+        self._hold_back(False)  # its close frame, or that it is gone, must be seen
         if not self._closed_because:
             self._closed_because = why
             messages, size = self._outbound.messages, self._outbound.size

@@ -1,0 +1,174 @@
+"""Sessions for the load, opened and started by raw sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+__all__ = [
+    "READ",
+    "WAIT",
+    "Figures",
+    "Target",
+    "fail",
+    "masked",
+    "open_session",
+    "open_sessions",
+    "pin",
+    "start_sessions",
+]
+
+HANDSHAKE = (
+    b"GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+SUCCESS = b'"Result":"Success"'
+UPGRADED = b"HTTP/1.1 101 "
+WAIT = 30.0
+READ = select.EPOLLIN
+
+
+@dataclass
+class Target:
+    """A server under load.
+
+    Attributes:
+        port: where it listens on the loopback address.
+        path: of the WebSocket URL; ``%d`` is the number of the topic.
+        tokens: what is presented after the handshake, by each session the next; none: the
+            handshake is all.
+        request: makes the bytes that send one message to a topic.
+        by_websocket: data is sent through a WebSocket, not by HTTP.
+        frame: bytes of one message on a subscriber's socket.
+        context: for TLS.
+    """
+
+    port: int
+    path: str
+    request: Callable[[int], bytes]
+    frame: int
+    tokens: Sequence[str] = ()
+    by_websocket: bool = False
+    context: ssl.SSLContext | None = None
+    host: str = "localhost"
+
+    def connect(self) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.context is not None:
+            sock = self.context.wrap_socket(sock, server_hostname=self.host)
+        return sock
+
+    def handshake(self, topic: int) -> bytes:
+        path = self.path % topic if "%d" in self.path else self.path
+        return HANDSHAKE % (path.encode(), self.host.encode())
+
+    def present(self, number: int = 0) -> bytes:
+        token = self.tokens[number % len(self.tokens)]
+        return masked(1, json.dumps({"AccessToken": token}).encode())
+
+
+@dataclass
+class Figures:
+    """What one measurement found; times in seconds."""
+
+    deliveries: int = 0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    idle: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.deliveries / self.seconds
+
+    def percentile(self, part: float) -> float:
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """A client's frame. The mask is zero: its cost is the server's, not ours."""
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + length + b"\0\0\0\0" + payload
+
+
+def open_session(target: Target, topic: int = 0) -> socket.socket:
+    """One session, ready to receive; blocking."""
+    sock = target.connect()
+    sock.sendall(target.handshake(topic))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += sock.recv(4096) or fail(f"no handshake: {head!r}")
+    if b" 101 " not in head.split(b"\r\n")[0]:
+        fail(f"no handshake: {head!r}")
+    if target.tokens:
+        sock.sendall(target.present())
+        reply = b""
+        while SUCCESS not in reply:
+            reply += sock.recv(4096) or fail(f"no session: {reply!r}")
+    return sock
+
+
+def open_sessions(target: Target, count: int, topics: int = 1) -> list[socket.socket]:
+    """Many sessions, spread over `topics`."""
+    return [open_session(target, number % topics) for number in range(count)]
+
+
+def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, list[socket.socket]]:
+    """Start `count` sessions, `at_once` at a time; return what was found, and the sessions.
+
+    A session has started when its Success has come, or its handshake where that is all. Each
+    shows a token of its own. Plain TCP only.
+    """
+    address, handshake = ("127.0.0.1", target.port), target.handshake(0)
+    presents = [target.present(number) for number in range(count if target.tokens else 0)]
+    poll = select.epoll()
+    states: dict[int, tuple[socket.socket, int]] = {}
+    done: list[socket.socket] = []
+    begun = 0
+    waited = 0.0
+    began = time.perf_counter()
+    while len(done) < count:
+        while begun < count and len(states) < at_once:
+            sock = socket.socket()
+            sock.connect(address)
+            sock.send(handshake)
+            fd = sock.fileno()
+            poll.register(fd, READ)
+            states[fd] = sock, begun
+            begun += 1
+        before = time.perf_counter()
+        ready = poll.poll(WAIT) or fail("nobody answers")
+        waited += time.perf_counter() - before
+        for fd, _ in ready:
+            sock, number = states[fd]
+            # An answer is one small segment: it comes whole or not at all.
+            data = sock.recv(4096)
+            if SUCCESS in data or (not presents and data.startswith(UPGRADED)):
+                poll.unregister(fd)
+                del states[fd]
+                sock.setblocking(False)
+                done.append(sock)
+            elif data.startswith(UPGRADED):
+                sock.send(presents[number])
+            else:
+                fail(f"no session: {data!r}")
+    seconds = time.perf_counter() - began
+    return Figures(count, seconds, idle=waited / seconds), done
+
+
+def pin(core: int) -> None:
+    """Keep this process on one core, where there are several."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+def fail(why: str) -> bytes:
+    raise SystemExit(f"bench: {why}")

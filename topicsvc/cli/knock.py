@@ -1,0 +1,92 @@
+"""Composition: what ``topicsvc doctor`` says at a door that somebody has opened already."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+
+from cryptography import x509
+from twisted.internet.error import CannotListenError
+
+from topicsvc.listening import is_proxied, is_tls
+
+__all__ = ["knock"]
+
+_LOOPBACK = "127.0.0.1"
+_PATIENCE = 5.0
+
+_QUESTION = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+"""What any HTTP server answers, whatever it serves."""
+
+_BAD_REQUEST = b"400"
+"""The answer of one to whom a PROXY header is no request."""
+
+
+def knock(error: CannotListenError, text: str) -> int | None:
+    """See whether somebody answers as the endpoint `text` would.
+
+    Args:
+        error: why nobody else can listen there.
+        text: the endpoint string.
+
+    Returns:
+        The serial number of the certificate that is shown; None: it is one without.
+
+    Raises:
+        OSError: nobody answers, or not so.
+    """
+    with _connect(_door(error)) as raw:
+        if is_tls(text):  # outside of the PROXY protocol
+            return _serial_number(raw)
+        if is_proxied(text):
+            raw.sendall(_proxy_header(raw))
+        raw.sendall(_QUESTION)
+        protocol, _, status = raw.recv(4096).partition(b" ")
+    if not protocol.startswith(b"HTTP/1."):
+        raise OSError("it does not speak HTTP")
+    if is_proxied(text) and status.startswith(_BAD_REQUEST):
+        raise OSError("it does not take the PROXY protocol")
+    return None
+
+
+def _door(error: CannotListenError) -> tuple[str, int] | str:
+    """Where to knock: an address, or the path of a UNIX socket."""
+    port: int | str | bytes = error.port
+    if not isinstance(port, int):
+        return os.fsdecode(port)
+    if error.interface in ("", "0.0.0.0", "::"):  # noqa: S104 - compared with, not listened on
+        return _LOOPBACK, port
+    return error.interface, port
+
+
+def _connect(door: tuple[str, int] | str) -> socket.socket:
+    if not isinstance(door, str):
+        return socket.create_connection(door, timeout=_PATIENCE)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_PATIENCE)
+    try:
+        connection.connect(door)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _serial_number(raw: socket.socket) -> int:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # it is compared, not trusted
+    with context.wrap_socket(raw) as stream:
+        shown = stream.getpeercert(binary_form=True) or b""
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+def _proxy_header(connection: socket.socket) -> bytes:
+    """A header of the PROXY protocol, version 1: the client is we."""
+    if connection.family == socket.AF_UNIX:
+        here = there = (_LOOPBACK, 0)
+    else:
+        here, there = connection.getsockname(), connection.getpeername()
+    family = "TCP6" if connection.family == socket.AF_INET6 else "TCP4"
+    return f"PROXY {family} {here[0]} {there[0]} {here[1]} {there[1]}\r\n".encode("ascii")

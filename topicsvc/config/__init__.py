@@ -1,0 +1,150 @@
+"""Composition: settings, from a TOML file and options to one frozen `Config`.
+
+All that is wrong is found in one reading.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from topicsvc.address import CellUrlStyle, Unit
+from topicsvc.config.broker import read_broker
+from topicsvc.config.limits import read_limits
+from topicsvc.config.secrets import read_secret
+from topicsvc.config.settings import (
+    DAY,
+    MEBIBYTE,
+    ActiveMQSettings,
+    BrokerSettings,
+    CheckSettings,
+    Config,
+    IntrospectionSettings,
+    KafkaSettings,
+    LocalSettings,
+    MemorySettings,
+    PersoniumSettings,
+    SendSettings,
+    StopSettings,
+    ValidatorSettings,
+)
+from topicsvc.config.table import Table
+from topicsvc.config.topics import read_topics
+from topicsvc.config.validator import CELL_URLS, kind_of, read_checks, read_validator
+from topicsvc.errors import ConfigError
+from topicsvc.websocket.connections import SessionSettings
+
+__all__ = [
+    "ActiveMQSettings",
+    "BrokerSettings",
+    "CheckSettings",
+    "Config",
+    "IntrospectionSettings",
+    "KafkaSettings",
+    "LocalSettings",
+    "MemorySettings",
+    "PersoniumSettings",
+    "SendSettings",
+    "StopSettings",
+    "ValidatorSettings",
+    "load",
+    "read",
+    "read_secret",
+]
+
+Look = Callable[["Config"], Iterable[str]]
+"""Says what else is wrong with settings, a line for each, as far as they could be read."""
+
+
+def read(
+    path: Path, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+) -> Config:
+    """Read a configuration file; see `load`.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting cannot be used.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8"]) from error
+    return load(text, listen, admin, look)
+
+
+def load(
+    text: str, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+) -> Config:
+    """Read settings in TOML. Options that are given override it.
+
+    Args:
+        text: the file.
+        listen: endpoints in place of the file's.
+        admin: the admin side's endpoint in place of the file's.
+        look: looks at what only others understand, so that all is said in one go.
+
+    Raises:
+        ConfigError: with all that is wrong.
+    """
+    try:
+        members = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError([f"not TOML: {error}"]) from error
+    table = Table(members)
+    written = table.texts("listen")
+    endpoints = tuple(listen) or written
+    if not endpoints:
+        table.problem("listen", "nothing to listen on", 'an endpoint, ["tcp:8080"]')
+    config = _config(table, endpoints, admin)
+    table.finish(() if look is None else look(config))
+    return config
+
+
+def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
+    default = SessionSettings()
+    if table.given("topics") == []:
+        table.problem("topics", "empty", '["/cell1/box1/*"], or nothing at all')
+    written_admin = table.text("admin", "", 'an endpoint, "tcp:9090:interface=127.0.0.1"')
+    session = table.table("session")
+    send = table.table("send")
+    stop = table.table("stop")
+    validator = table.table("validator")
+    return Config(
+        listen=listen,
+        admin=admin or written_admin,
+        unit=_unit(table, validator),
+        topics=tuple(read_topics(table)),
+        session=SessionSettings(
+            token_timeout=session.number("token_timeout", default.token_timeout, 1, DAY),
+            ping_interval=session.number("ping_interval", default.ping_interval, 1, DAY),
+            ping_limit=session.whole("ping_limit", default.ping_limit, 1, 1000),
+            max_message=session.whole("max_message", default.max_message, 1024, MEBIBYTE),
+            send_queue=session.whole("send_queue", default.send_queue, 65536, 2**30),
+            timestamps=session.choice("timestamps", ("seconds", "milliseconds")),
+        ),
+        send=SendSettings(
+            enabled=send.flag("enabled", True),
+            max_body=send.whole("max_body", MEBIBYTE, 1, 2**30),
+            trust_via=send.flag("trust_via", False),
+        ),
+        validator=read_validator(validator, table),
+        checks=read_checks(validator),
+        broker=read_broker(table.table("broker")),
+        limits=read_limits(table.table("limits")),
+        stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
+    )
+
+
+def _unit(table: Table, validator: Table) -> Unit:
+    url = table.text("unit_url", None, 'a URL, "https://unit1.example/"')
+    hosts = table.texts("hosts")
+    cell_urls: CellUrlStyle = "host"
+    if kind_of(validator) == "personium":
+        cell_urls = validator.choice("cell_urls", CELL_URLS)
+    try:
+        return Unit(url or "https://invalid/", hosts, cell_urls)
+    except ValueError as error:
+        table.problem("unit_url or hosts", str(error), 'a URL, "https://unit1.example/", and names')
+        return Unit("https://invalid/")

@@ -1,0 +1,87 @@
+"""Composition: ``[broker]``, what carries messages."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from topicsvc.brokers.login import Login
+from topicsvc.config.secrets import read_line
+from topicsvc.config.settings import (
+    ActiveMQSettings,
+    BrokerSettings,
+    KafkaSettings,
+    MemorySettings,
+)
+from topicsvc.config.table import Table
+from topicsvc.validators.agent import read_authorities
+
+__all__ = ["read_broker"]
+
+
+def read_broker(table: Table) -> BrokerSettings:
+    """Read it; without a kind messages stay in this process."""
+    # A setting of every kind, though the memory broker is never lost.
+    closes_on_loss = table.choice("on_loss", ("keep", "close")) == "close"
+    kind = table.choice("kind", ("memory", "activemq", "kafka"))
+    if table.given("kind") not in (None, kind):  # which has been said
+        table.pass_over()
+    match kind:
+        case "activemq":
+            return _activemq(table, closes_on_loss)
+        case "kafka":
+            return _kafka(table, closes_on_loss)
+        case _:
+            return MemorySettings()
+
+
+def _activemq(table: Table, closes_on_loss: bool) -> ActiveMQSettings:
+    allowed = '"tcp:localhost:61613" or "tls:broker.example:61614"'
+    endpoint = table.text("endpoint", None, allowed) or ""
+    if endpoint and not _BROKER_ENDPOINT.match(endpoint):
+        table.problem("endpoint", f"{endpoint!r} is neither", allowed)
+    elif any(not 0 < int(port) < 65536 for port in _BROKER_PORT.findall(endpoint)):
+        table.problem("endpoint", f"{endpoint!r}: no such port, 1 to 65535", allowed)
+    return ActiveMQSettings(endpoint, _login(table), closes_on_loss)
+
+
+_BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
+_BROKER_PORT = re.compile(r":(?:port=)?(-?\d+)(?=:|$)")
+
+
+def _kafka(table: Table, closes_on_loss: bool) -> KafkaSettings:
+    if find_spec("confluent_kafka") is None:
+        table.problem(
+            "kind",
+            "Kafka's client is not installed",
+            "\"kafka\" after pip install 'topicsvc[kafka]'",
+        )
+    allowed = '"host1:9092,host2:9092"'
+    bootstrap = table.text("bootstrap", None, allowed) or ""
+    if bootstrap and not _BOOTSTRAP.fullmatch(bootstrap):
+        table.problem("bootstrap", f"{bootstrap!r} is no list of servers", allowed)
+    authorities = table.file("ca_file", _pem, None, required=False)
+    return KafkaSettings(bootstrap, _login(table), authorities, closes_on_loss)
+
+
+_SERVER = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}"
+_BOOTSTRAP = re.compile(rf"{_SERVER}(?:,{_SERVER})*", re.ASCII)
+
+
+def _pem(path: Path) -> str:
+    """Read certificates as they are; what is wrong with them: see `read_authorities`."""
+    read_authorities(path)
+    return path.read_text("ascii", "replace")
+
+
+def _login(table: Table) -> Login | None:
+    """User name and password; both or neither."""
+    username = table.text("username", "", "a text") or ""
+    if not username.isprintable():
+        table.problem("username", "holds a control character", "a text on one line")
+    if not username and not table.text("password_file", "", "the path of a file"):
+        return None
+    if not username:
+        table.problem("username", "missing", "a text, beside password_file")
+    return Login(username, table.file("password_file", read_line, ""))

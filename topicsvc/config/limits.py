@@ -1,0 +1,53 @@
+"""Composition: ``[limits]``, how much of everything there may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from topicsvc.config.settings import MEBIBYTE
+from topicsvc.config.table import Table
+from topicsvc.limits import LimitSettings
+from topicsvc.origin import parse_origin
+from topicsvc.peers import parse_network
+
+__all__ = ["read_limits"]
+
+T = TypeVar("T")
+
+
+def read_limits(table: Table) -> LimitSettings:
+    """Read it; each bound has a default."""
+    default = LimitSettings()
+
+    def bound(key: str, least: int = 0, most: int = 10**6) -> int:
+        return table.whole(key, getattr(default, key), least, most)
+
+    return LimitSettings(
+        connections=bound("connections"),
+        per_address=bound("per_address"),
+        waiting=bound("waiting"),
+        waiting_per_address=bound("waiting_per_address"),
+        accepts_per_second=bound("accepts_per_second"),
+        failed_tokens_per_minute=bound("failed_tokens_per_minute"),
+        messages_per_minute=bound("messages_per_minute"),
+        frames_per_message=bound("frames_per_message", least=1, most=MEBIBYTE),
+        queued_bytes=bound("queued_bytes", least=MEBIBYTE, most=2**40),
+        trusted_proxies=_each(table, "trusted_proxies", parse_network, _NETWORK),
+        allowed_origins=frozenset(_each(table, "allowed_origins", parse_origin, _ORIGIN)),
+    )
+
+
+def _each(table: Table, key: str, parse: Callable[[str], T], allowed: str) -> tuple[T, ...]:
+    """What `parse` makes of each text of a list."""
+    parsed = []
+    for text in table.texts(key):
+        try:
+            parsed.append(parse(text))
+        except ValueError as error:
+            table.problem(key, f"{text!r}: {error}", allowed)
+    return tuple(parsed)
+
+
+_NETWORK = '"192.0.2.1", "10.0.0.0/8" or "2001:db8::/32"'
+_ORIGIN = '"https://app.example", "https://app.example:8443" or "null"'

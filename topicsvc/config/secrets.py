@@ -1,0 +1,32 @@
+"""Composition: secrets, which stand in files of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["read_line", "read_secret"]
+
+
+def read_secret(path: Path) -> str:
+    """Read a secret: the text of a file, without the newline that closes it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: there is no secret in it.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    secret = text.removesuffix("\n").removesuffix("\r")
+    if not secret:
+        raise ValueError("it is empty")
+    return secret
+
+
+def read_line(path: Path) -> str:
+    """Read a secret that goes into a header: see `read_secret`; it is one line."""
+    secret = read_secret(path)
+    if not secret.isprintable():
+        raise ValueError("not one line of printable text")
+    return secret

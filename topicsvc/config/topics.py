@@ -1,0 +1,22 @@
+"""Composition: the topics that a table names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from topicsvc.address import TopicPattern
+from topicsvc.config.table import Table
+from topicsvc.errors import PathRefused
+
+__all__ = ["read_topics"]
+
+
+def read_topics(table: Table) -> Iterable[TopicPattern]:
+    """Read ``topics``, a list of patterns."""
+    for text in table.texts("topics"):
+        try:
+            yield TopicPattern.parse(text)
+        except PathRefused as error:
+            table.problem(
+                "topics", f"{text!r}: {error}", '"/cell1/box1/col/topic/name" or "/cell1/box1/*"'
+            )

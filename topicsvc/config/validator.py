@@ -1,0 +1,140 @@
+"""Composition: ``[validator]``, who judges tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from topicsvc.address import CellUrlStyle, Unit
+from topicsvc.config.secrets import read_secret
+from topicsvc.config.settings import (
+    DAY,
+    CheckSettings,
+    IntrospectionSettings,
+    LocalSettings,
+    PersoniumSettings,
+    ValidatorSettings,
+)
+from topicsvc.config.table import Table
+from topicsvc.config.topics import read_topics
+from topicsvc.validators.agent import read_authorities
+from topicsvc.validators.introspection import Rule
+from topicsvc.validators.local import RIGHTS, read_key
+
+__all__ = ["CELL_URLS", "kind_of", "read_checks", "read_validator"]
+
+CELL_URLS: tuple[CellUrlStyle, ...] = ("host", "path")
+
+
+def kind_of(table: Table) -> str | None:
+    """Which validator is wanted; None: nobody knows, and it has been said."""
+    kind: str = table.choice("kind", tuple(_VALIDATORS), required=True)
+    return kind if table.given("kind") == kind else None
+
+
+def read_validator(table: Table, whole: Table) -> ValidatorSettings:
+    """Read who judges; `whole` is the file, for what stands outside of the table."""
+    kind = kind_of(table)
+    if kind is None:
+        table.pass_over()
+        return LocalSettings(b"")
+    return _VALIDATORS[kind](table, whole)
+
+
+def _personium(table: Table, whole: Table) -> PersoniumSettings:
+    allowed = 'a URL, "https://unit1.example/"'
+    url = table.text("url", "", allowed) or whole.text("unit_url", "", allowed)
+    cell_urls = table.choice("cell_urls", CELL_URLS)
+    unit = Unit("https://invalid/")
+    try:
+        unit = Unit(url or unit.url, cell_urls=cell_urls)
+    except ValueError as error:
+        if table.given("url"):  # of unit_url it has been said before
+            table.problem("url", str(error), allowed)
+    if cell_urls == "host" and _is_address(urlsplit(unit.url).hostname or ""):
+        table.problem(
+            "cell_urls", "a cell's host cannot stand before an IP address", '"path", or a host name'
+        )
+    return PersoniumSettings(
+        unit=unit,
+        username=table.text("username", None, "a text") or "",
+        password=table.file("password_file", read_secret, ""),
+        authorities=table.file("ca_file", read_authorities, None, required=False),
+    )
+
+
+def _introspection(table: Table, _: Table) -> IntrospectionSettings:
+    url = table.text("url", None, _INTROSPECTION_URL)
+    if url is not None and not _is_plain_url(url):
+        table.problem("url", "no URL that can be asked", _INTROSPECTION_URL)
+    return IntrospectionSettings(
+        url=url or "",
+        client_id=table.text("client_id", None, "a text") or "",
+        client_secret=table.file("client_secret_file", read_secret, ""),
+        authorities=table.file("ca_file", read_authorities, None, required=False),
+        issuer=table.text("issuer", "", "a text"),
+        audience=table.text("audience", "", "a text"),
+        rules=tuple(map(_rule, table.tables("rules"))),
+    )
+
+
+def _rule(table: Table) -> Rule:
+    may = table.texts("may")
+    if not may or not set(may) <= set(RIGHTS):
+        table.problem("may", f"{list(may)!r} is not", '["receive"], ["send"] or both')
+    topics = tuple(read_topics(table))
+    if not table.texts("topics"):
+        table.problem("topics", "none", 'a list, ["/cell1/box1/*"]')
+    scope = table.text("scope", None, "one scope") or ""
+    if scope and scope.split() != [scope]:
+        table.problem("scope", f"{scope!r} is not", "one scope, without blanks")
+    return Rule(scope, topics, frozenset(may))
+
+
+def _local(table: Table, _: Table) -> LocalSettings:
+    return LocalSettings(key=table.file("key_file", read_key, b""))
+
+
+_VALIDATORS: dict[str, Callable[[Table, Table], ValidatorSettings]] = {
+    "personium": _personium,
+    "introspection": _introspection,
+    "local": _local,
+}
+
+_INTROSPECTION_URL = 'a URL, "https://as.example/token/introspect"'
+
+
+def read_checks(table: Table) -> CheckSettings:
+    """Read how tokens are checked, whoever judges them."""
+    default = CheckSettings()
+    recheck = table.number("recheck", default.recheck, 0, DAY)
+    if 0 < recheck < 1:  # all its time would go into it
+        table.problem("recheck", f"{recheck!r} is not", f"0, or a number from 1 to {DAY}")
+    return CheckSettings(
+        timeout=table.number("timeout", default.timeout, 0.1, 300),
+        concurrency=table.whole("concurrency", default.concurrency, 1, 1000),
+        cache=table.number("cache", default.cache, 0, DAY),
+        recheck=recheck,
+    )
+
+
+def _is_address(host: str) -> bool:
+    """Whether `host` is an IP address and not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_plain_url(url: str) -> bool:
+    """Whether `url` is an http or https URL without credentials and without a fragment."""
+    if not re.fullmatch(r"https?://[!-~]+", url) or "#" in url:
+        return False
+    try:
+        split = urlsplit(url)
+        return bool(split.hostname and split.port != 0) and "@" not in split.netloc
+    except ValueError:
+        return False

@@ -17,7 +17,7 @@ PURE = {
 }  # fmt: skip
 APPLICATION = {
     "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "tries",
-    "visits",
+    "turns", "visits",
 }  # fmt: skip
 ADAPTERS = {
     "brokers", "listening", "logs", "notify", "proxied", "records", "signals", "transmit",

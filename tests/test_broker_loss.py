@@ -11,7 +11,6 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import FakeBroker, FakeValidator
-from topicsvc import hub
 from topicsvc.address import TopicAddress
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
@@ -106,7 +105,7 @@ class HubTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_many_are_told_in_slices(self) -> None:
-        self.patch(hub, "TOLD", 2)
+        self.hub._news.most = 2
         members = [self.join() for _ in range(5)]
         self.turns()
         seen = []

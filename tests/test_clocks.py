@@ -142,12 +142,12 @@ class JumpTests(ServiceTestCase):
         client = self.connect()
         client.present("wrong")
         self.validator.last.refuse()
-        self.assertGreater(self.limits.barred_for("192.0.2.7"), 59)
+        self.assertGreater(self.limits.tries.barred_for("192.0.2.7"), 59)
         self.wall.jump(self.jump)
         self.advance(50)
-        self.assertAlmostEqual(self.limits.barred_for("192.0.2.7"), 10)
+        self.assertAlmostEqual(self.limits.tries.barred_for("192.0.2.7"), 10)
         self.advance(10)
-        self.assertEqual(self.limits.barred_for("192.0.2.7"), 0)
+        self.assertEqual(self.limits.tries.barred_for("192.0.2.7"), 0)
 
     def test_messages_have_their_minute(self) -> None:
         client = self.subscribe(life=10 * HOUR)

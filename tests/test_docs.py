@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc import config, hub, limits, reload, service
+from topicsvc import config, hub, limits, reload, service, tries
 from topicsvc.backlog import STALL_TIMEOUT
 from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
@@ -211,7 +211,9 @@ class SecurityTests(SynchronousTestCase):
         for figure in (
             f"less {limits.RESERVE}, ",
             f"up to {limits.COURTESY} at once, and {limits.COURTESY} a second",
-            f"at most {limits.MAX_ADDRESSES:,} addresses",
+            f"at most {tries.MAX_ADDRESSES:,} addresses",
+            f"others from its address | {tries.PATIENCE:.0f} s |",
+            f"counts for another {tries.LINGER:.0f} s",
             f"head together | {site.HEAD_TIMEOUT:.0f} s |",
             f"request head | {head} KiB |",
             f"{MAX_LINE} bytes in version 1, {MAX_LENGTH >> 10} KiB in version 2",

@@ -16,7 +16,8 @@ PURE = {
     "session", "tally", "wire",
 }  # fmt: skip
 APPLICATION = {
-    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "visits",
+    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "tries",
+    "turns", "visits",
 }  # fmt: skip
 ADAPTERS = {
     "brokers", "listening", "logs", "notify", "proxied", "records", "signals", "transmit",

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import FakeValidator
 from topicsvc.address import TopicAddress
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
-from topicsvc.limits import COUNTED, COURTESY, LATE, MAX_ADDRESSES, Limits, LimitSettings
+from topicsvc.limits import COUNTED, COURTESY, LATE, Limits, LimitSettings
 from topicsvc.visits import Visit
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
@@ -52,11 +52,9 @@ class LimitsTestCase(SynchronousTestCase):
         return self.failureResultOf(answer, TokenInactive)
 
     def assert_nothing_kept(self) -> None:
-        self.clock.advance(60)
-        self.assertEqual(self.limits.barred_for("whoever comes next"), 0)
         self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
         self.assertEqual((self.limits.connections._of, self.limits.waiting._of), ({}, {}))
-        self.assertEqual((self.limits.turned_away, self.limits._failed), (0, {}))
+        self.assertEqual(self.limits.turned_away, 0)
         self.assertEqual(len(self.limits.not_late), 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -364,19 +362,6 @@ class FailedTokenTests(LimitsTestCase):
         answer.cancel()
         self.failureResultOf(answer)
         self.assertTrue(self.validator.last.was_cancelled)
-
-    def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
-        for number in range(MAX_ADDRESSES + 5):
-            self.limits.failed(f"address{number}")
-        self.assertEqual(len(self.limits._failed), MAX_ADDRESSES)
-        self.assertNotIn("address4", self.limits._failed)
-        self.assertIn("address5", self.limits._failed)
-        self.clock.advance(30)
-        self.limits.failed("later")
-        self.clock.advance(30)
-        self.assertEqual(self.limits.barred_for("later"), 0)
-        self.assertEqual(list(self.limits._failed), ["later"])
-        self.assert_nothing_kept()
 
 
 class MessageTests(LimitsTestCase):

@@ -164,6 +164,16 @@ class SlowPeerTests(OutboundTestCase):
         self.clock.advance(10)
         self.assertEqual(self.overflows, 1)
 
+    def test_nor_has_one_when_something_more_comes_to_wait(self) -> None:
+        self.outbound.capacity = 0
+        self.outbound.write(b"x" * 100)
+        self.clock.advance(9)
+        self.outbound.read(1)
+        self.outbound.write(b"y")
+        self.clock.advance(1)
+        self.assertEqual(self.overflows, 0)
+        self.clock.advance(10)
+
     def test_ten_seconds_are_looked_at_at_a_time(self) -> None:
         self.outbound.capacity = 0
         self.outbound.write(b"x" * 500)

@@ -328,6 +328,49 @@ class FailedTokenTests(StrangerTestCase):
             self.assertEqual(client.headers["retry-after"], ["60"])
         self.assertEqual(len(self.validator.questions), 2)
 
+    def test_as_many_as_may_fail_are_looked_at_at_once_and_the_others_wait(self) -> None:
+        first, second, third = self.connect(), self.connect(), self.connect()
+        sender = self.client()
+        for client in (first, second, third):
+            client.present("a-token")
+        sender.request("POST", SEND_PATH, BEARER, b"1")
+        self.assertEqual(len(self.validator.questions), 2)
+        self.validator.questions[0].grant(self.now + 60)
+        self.broker.confirm()
+        first.assert_success(60)
+        self.validator.questions[1].be_unavailable()
+        second.assert_refused("AccessToken", "Service unavailable", 1013)
+        self.assertEqual(len(self.validator.questions), 4)
+        for question in self.validator.questions[2:]:
+            question.grant(self.now + 60)
+        third.assert_success(60)
+        sender.read_answer()
+        self.assertEqual(sender.status, 200)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 0)
+
+    def test_those_who_wait_are_told_when_too_many_have_failed(self) -> None:
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.present("a-token")
+        for question in self.validator.questions[:]:
+            question.refuse()
+        for client in clients[:2]:
+            client.assert_refused("AccessToken", "Token inactive", 1008)
+        for client in clients[2:]:
+            client.assert_refused("AccessToken", "Service unavailable", 1013)
+        self.assertEqual(len(self.validator.questions), 2)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 2)
+
+    def test_who_goes_before_its_turn_leaves_nothing(self) -> None:
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.present("a-token")
+        for client in reversed(clients):
+            client.vanish()
+        self.assertEqual(len(self.validator.questions), 2)
+        self.assertTrue(all(each.was_cancelled for each in self.validator.questions))
+        self.assert_nothing_left()
+
     def test_who_shows_none_is_not_looked_for(self) -> None:
         client = self.client()
         for _ in range(5):

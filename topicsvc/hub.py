@@ -22,6 +22,7 @@ from topicsvc.address import TopicAddress
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.ports import Broker, Member, Message, Subscription
 from topicsvc.tally import Histogram
+from topicsvc.turns import Turns
 
 __all__ = ["HIGH_WATER", "LOW_WATER", "SLICE", "Hub"]
 
@@ -113,9 +114,7 @@ class Hub:
         self._ready: deque[_Channel] = deque()
         self._turn: IDelayedCall | None = None
         self._slice_ends = 0.0
-        self._news: deque[Callable[[], None]] = deque()
-        self._told = 0  # in this turn
-        self._telling: IDelayedCall | None = None
+        self._news = Turns(clock, TOLD)
 
     @property
     def topics(self) -> int:
@@ -179,8 +178,7 @@ class Hub:
     def _confirmed(self, channel: _Channel, subscription: Subscription) -> None:
         channel.subscription = subscription
         self._let_go(channel)
-        self._news.extend(partial(self._welcome, channel, member) for member in channel.waiting)
-        self._tell()
+        self._news.now([partial(self._welcome, channel, member) for member in channel.waiting])
 
     def _welcome(self, channel: _Channel, member: Member) -> None:
         joining = channel.waiting.pop(member, None)  # None: withdrawn
@@ -194,8 +192,7 @@ class Hub:
 
     def _denied(self, channel: _Channel, failure: Failure) -> None:
         del self._channels[channel.topic]
-        self._news.extend(partial(_turn_away, channel, each, failure) for each in channel.waiting)
-        self._tell()
+        self._news.now([partial(_turn_away, channel, each, failure) for each in channel.waiting])
 
     def _let_go(self, channel: _Channel) -> None:
         """End the subscription of a topic that nobody listens to."""
@@ -216,29 +213,7 @@ class Hub:
         """The broker has broken its promise: all members hear of it, from the next turn on."""
         if self._channels.get(channel.topic) is channel and channel.subscription is not None:
             self._end(channel, channel.subscription)
-            self._news.extend(member.broker_lost for member in channel.members)
-            self._tell_next_turn()
-
-    def _tell(self) -> None:
-        """Let those hear their news whose turn it is, in order."""
-        while self._news and self._told < TOLD:
-            self._told += 1
-            try:
-                self._news.popleft()()
-            except Exception:
-                self._log.failure("a member failed to hear of its subscription")
-        if self._told:
-            self._tell_next_turn()
-
-    def _tell_next_turn(self) -> None:
-        if self._telling is None:
-            self._telling = self._clock.callLater(0, self._tell_on)
-
-    def _tell_on(self) -> None:
-        self._telling = None
-        self._told = 0
-        if self._news:
-            self._tell()
+            self._news.later(member.broker_lost for member in channel.members)
 
     def _take(self, channel: _Channel, message: Message) -> None:
         """The broker brings a message."""

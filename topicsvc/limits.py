@@ -17,9 +17,10 @@ from twisted.logger import Logger
 from topicsvc.deadlines import Deadlines
 from topicsvc.pace import paced
 from topicsvc.peers import Network
+from topicsvc.tries import Tries
 from topicsvc.visits import Visit
 
-__all__ = ["COUNTED", "COURTESY", "LATE", "MAX_ADDRESSES", "RESERVE", "LimitSettings", "Limits"]
+__all__ = ["COUNTED", "COURTESY", "LATE", "RESERVE", "LimitSettings", "Limits"]
 
 RESERVE = 256
 """File descriptors that are not for clients: those of the broker, of validators, of logs."""
@@ -32,9 +33,6 @@ COURTESY = 64
 
 LATE = 60.0
 """Seconds after which who has shown no live token is late: HTTP answers it once more."""
-
-MAX_ADDRESSES = 10_000
-"""Addresses whose failed tokens are remembered: 2 MB or so. The oldest make room."""
 
 MINUTE = 60.0
 
@@ -99,6 +97,7 @@ class Limits:
         connections: who is in.
         waiting: those of them that have not shown a live token.
         not_late: the same, for as long as they may take their time.
+        tries: asks about the tokens that they show.
         turned_away: connections that are over a bound and are being told so.
     """
 
@@ -119,11 +118,16 @@ class Limits:
         self.connections = _Room()
         self.waiting = _Room()
         self.not_late = Deadlines[Visit](clock, LATE, Visit.be_late)
+        self.tries = Tries(
+            clock,
+            now,
+            lambda: self.settings.failed_tokens_per_minute,
+            lambda: self.hit("failed_tokens_per_minute"),
+        )
         self.turned_away = 0
         self._accepts_whole_at = 0.0
         self._courtesy_whole_at = 0.0
         self._told_at: dict[str, float] = {}
-        self._failed: dict[str, _Failures] = {}
 
     def arrive(self, host: str | None) -> Visit:
         """A connection was accepted; what is returned stands for it until it leaves.
@@ -181,34 +185,6 @@ class Limits:
                 count=self.hits[name],
             )
 
-    def failed(self, address: str) -> None:
-        """A token that somebody at `address` has shown is no good."""
-        failures = self._failures(address)
-        if failures is None:
-            if len(self._failed) >= MAX_ADDRESSES:
-                del self._failed[next(iter(self._failed))]
-            failures = self._failed[address] = _Failures(self._clock.seconds())
-        failures.count += 1
-
-    def barred_for(self, address: str | None) -> float:
-        """Seconds for which no token from `address` is looked at; 0: they are."""
-        most = self.settings.failed_tokens_per_minute
-        failures = None if address is None or not most else self._failures(address)
-        if failures is None or failures.count < most:
-            return 0
-        return failures.since + MINUTE - self._clock.seconds()
-
-    def _failures(self, address: str) -> _Failures | None:
-        """Those of `address` in its minute; all whose minute is over are forgotten."""
-        now = self._clock.seconds()
-        while self._failed:
-            # They stand in the order of their beginnings.
-            oldest, failures = next(iter(self._failed.items()))
-            if now - failures.since < MINUTE:
-                break
-            del self._failed[oldest]
-        return self._failed.get(address)
-
     def paced(self, whole_at: float) -> float | None:
         """One more message of a session whose allowance is whole at that time; see `pace`."""
         most = self.settings.messages_per_minute
@@ -222,14 +198,6 @@ class Limits:
     def is_over(self, expires_at: float) -> bool:
         """Whether that time of day has come."""
         return expires_at <= self._now()
-
-
-@dataclass(slots=True)
-class _Failures:
-    """Tokens of an address that were no good, in the minute that began with the first."""
-
-    since: float
-    count: int = 0
 
 
 class _Room:

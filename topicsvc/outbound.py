@@ -162,8 +162,9 @@ class Outbound(ABC):
     def blocked(self) -> None:
         """Something is held."""
         if self._overflow is not None:
-            self._held = self.held()
-            self._backlog.stalls.start(self)
+            if self not in self._backlog.stalls:
+                self._held = self.held()
+                self._backlog.stalls.start(self)
             self._backlog.note(self, self.waiting)
 
     def stalled(self) -> None:

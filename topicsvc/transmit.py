@@ -28,8 +28,14 @@ from topicsvc.records import records_of
 
 __all__ = ["SocketOutbound", "TlsOutbound", "TransportOutbound", "way_out"]
 
-_TRANSPORT_BUFFER = 65536
-"""What Twisted's transports hold before they say that they are full."""
+_PIECE = 16384
+"""Most bytes of one write the plain way: the fewer, the sooner it is seen that a peer reads."""
+
+_MOST_UNSEEN = 2 * 65536 + _PIECE
+"""Most bytes that a transport holds when it says that it has enough.
+
+Twisted's say so from 64 KiB on. One with TLS may have as many in each of its two layers.
+"""
 
 
 def way_out(
@@ -62,7 +68,8 @@ def _is_transparent(lower: Any) -> bool:
         and isinstance(getattr(lower, "dataBuffer", None), bytes)
         and isinstance(getattr(lower, "offset", None), int)
         and isinstance(getattr(lower, "_tempDataLen", None), int)
-        and isinstance(lower.getHandle(), socket.socket)
+        and isinstance(getattr(lower, "disconnecting", None), int)
+        and isinstance(_handle(lower), socket.socket)
     )
 
 
@@ -71,8 +78,13 @@ def _is_transparent_tls(tls: Any) -> bool:
     return (
         isinstance(getattr(tls, "_appSendBuffer", None), list)
         and isinstance(getattr(getattr(tls, "_aggregator", None), "_buffer", None), list)
-        and isinstance(tls.getHandle(), SSL.Connection)
+        and isinstance(_handle(tls), SSL.Connection)
     )
+
+
+def _handle(transport: Any) -> Any:
+    """What a transport sends with; None: it does not say."""
+    return getattr(transport, "getHandle", lambda: None)()
 
 
 def _held(lower: Any) -> int:
@@ -82,28 +94,42 @@ def _held(lower: Any) -> int:
 
 @implementer(IPushProducer)
 class TransportOutbound(Outbound):
-    """The plain way: everything through the transport, which says when it has enough."""
+    """The plain way: everything through the transport, which says when it has enough.
 
-    __slots__ = ("_is_full", "_transport")
+    What it holds before it says so, 64 KiB, is not seen. From then on it tells no more than
+    that all has left. So a long write is handed over in pieces: what a slow peer has taken
+    is seen every 80 KiB or so.
+    """
+
+    __slots__ = ("_is_full", "_rest", "_transport", "_written")
 
     def __init__(self, transport: Any, *rest: Any) -> None:
         super().__init__(*rest)
         self._transport = transport
         self._is_full = False
+        self._written = 0  # since the transport is known to have held nothing
+        self._rest = memoryview(b"")
         self._transport.registerProducer(self, True)
 
     def held(self) -> int:
-        """Nothing or, when the transport has enough, what it then holds."""
-        return _TRANSPORT_BUFFER if self._is_full else 0
+        """Nothing, or what is in a transport that has enough: rather too much than too little."""
+        if not self._is_full:
+            return 0
+        return min(self._written, _MOST_UNSEEN) + len(self._rest)
 
     def send(self, data: bytes) -> bool:
         if self._is_full:
             return False
-        self._transport.write(data)
+        if len(data) > _PIECE:
+            self._rest = memoryview(data)
+            self._pour()
+        else:
+            self._hand_over(data)
         return True
 
     def end(self, last: bytes) -> None:
-        self._transport.write(last)
+        rest, self._rest = self._rest, memoryview(b"")
+        self._transport.write(bytes(rest) + last)
         self._transport.unregisterProducer()
 
     def pauseProducing(self) -> None:
@@ -111,12 +137,31 @@ class TransportOutbound(Outbound):
         self.blocked()
 
     def resumeProducing(self) -> None:
+        """The transport holds nothing any more."""
+        # One that has ended meanwhile closes when its producer goes, and tells a new one.
+        self._transport.unregisterProducer()
+        self._transport.registerProducer(self, True)
         self._is_full = False
-        self.drained()
+        self._written = 0
+        self._backlog.stalls.cancel(self)
+        self._pour()
+        if not self._is_full:
+            self.drained()
 
     def stopProducing(self) -> None:
         """The peer is gone."""
+        self._rest = memoryview(b"")
         self.discard()
+
+    def _pour(self) -> None:
+        """Hand over what is left of a long write, until the transport has enough."""
+        while self._rest and not self._is_full:
+            piece, self._rest = bytes(self._rest[:_PIECE]), self._rest[_PIECE:]
+            self._hand_over(piece)
+
+    def _hand_over(self, piece: bytes) -> None:
+        self._written += len(piece)
+        self._transport.write(piece)
 
 
 @implementer(IPullProducer)
@@ -156,7 +201,13 @@ class SocketOutbound(Outbound):
             self.blocked()
 
     def resumeProducing(self) -> None:
-        self.drained()
+        """The transport holds nothing any more."""
+        if self._lower.disconnecting:
+            # TLS has ended, and the connection would wait for its producer to go.
+            self._lower.unregisterProducer()
+            self.discard()
+        else:
+            self.drained()
 
     def stopProducing(self) -> None:
         """The peer is gone."""
@@ -202,3 +253,8 @@ class TlsOutbound(SocketOutbound):
     def end(self, last: bytes) -> None:
         self._tls.write(last)
         self._lower.unregisterProducer()
+
+    def drained(self) -> None:
+        # What TLS cannot encrypt before the peer's turn comes by here once it can.
+        if not self._tls._appSendBuffer:
+            super().drained()

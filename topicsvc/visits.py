@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from topicsvc.address import TopicAddress
-from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
 from topicsvc.origin import parse_origin
 from topicsvc.peers import counted_as
 from topicsvc.ports import Grant, TokenValidator
@@ -120,22 +118,26 @@ class Visit:
 
     def bars(self) -> float:
         """Seconds for which no token of its address is looked at; 0: they are."""
-        seconds = self._limits.barred_for(self.address)
+        seconds = 0.0 if self.address is None else self._limits.tries.barred_for(self.address)
         if seconds:
             self._limits.hit("failed_tokens_per_minute")
         return seconds
 
     def judge(self, validator: TokenValidator, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """Ask about a token, unless too many from this address were no good.
+        """Ask about a token, as `topicsvc.tries` has it.
 
         Fails with:
             TooManyFailedTokens: nobody was asked; else as `TokenValidator.validate`.
         """
-        seconds = self.bars()
-        if seconds:
-            return fail(TooManyFailedTokens(seconds))
-        asked = maybeDeferred(validator.validate, token, topic)
-        return asked.addCallbacks(self._granted, self._not_granted)
+
+        def question() -> Deferred[Grant]:
+            return validator.validate(token, topic)
+
+        if self.address is None:
+            asked = maybeDeferred(question)
+        else:
+            asked = self._limits.tries.ask(self.address, question)
+        return asked.addCallback(self._granted)
 
     def takes_message(self) -> bool:
         """Whether its client may send another message now; asking counts as one."""
@@ -180,21 +182,9 @@ class Visit:
             self.refuse("waiting_per_address")
 
     def _granted(self, grant: Grant) -> Grant:
-        if self._limits.is_over(grant.expires_at):
-            self._failed()
-        else:
+        if not self._limits.is_over(grant.expires_at):
             self._showed_token()
         return grant
-
-    def _not_granted(self, failure: Failure) -> Failure:
-        # A live token for a topic that does not exist is no guess at tokens.
-        if failure.check(TokenInactive) and not failure.check(TopicNotFound):
-            self._failed()
-        return failure
-
-    def _failed(self) -> None:
-        if self.address is not None:
-            self._limits.failed(self.address)
 
     def _wait(self) -> None:
         """Take a place among those that have not shown a live token."""

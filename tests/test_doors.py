@@ -23,7 +23,7 @@ from tests.integration.certificates import Authority
 from topicsvc import config
 from topicsvc.cli.doors import EndpointTrials
 from topicsvc.cli.journey import Finding
-from topicsvc.listening import Listener
+from topicsvc.listening.listener import Listener
 from topicsvc.validators.local import make_key, write_key
 
 DAY = 86400

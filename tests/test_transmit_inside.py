@@ -19,7 +19,7 @@ from tests.ways import Tls, WayOut
 from topicsvc import transmit
 from topicsvc.backlog import Backlog
 from topicsvc.limits import Limits
-from topicsvc.listening import _FreedTransport
+from topicsvc.listening.listener import _FreedTransport
 from topicsvc.transmit import SocketOutbound, TlsOutbound, TransportOutbound, way_out
 
 MISSING = object()

@@ -44,7 +44,8 @@ from topicsvc.hub import Hub
 from topicsvc.judge import Judge
 from topicsvc.lag import ReactorLag
 from topicsvc.limits import Limits
-from topicsvc.listening import Listener, endpoint_problem, parser_s_reason, reason_of
+from topicsvc.listening.listener import Listener, endpoint_problem
+from topicsvc.listening.reasons import parser_s_reason, reason_of
 from topicsvc.notify import Notifier
 from topicsvc.ports import Broker
 from topicsvc.reload import Changes, compare

@@ -29,9 +29,9 @@ from topicsvc.errors import (
     TokenInactive,
     ValidatorUnavailable,
 )
+from topicsvc.listening.proxied import ProxiedFactory
+from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
 from topicsvc.ports import Message
-from topicsvc.proxied import ProxiedFactory
-from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
 from topicsvc.validators.claims import read_claims
 from topicsvc.validators.collection import has_topic
 from topicsvc.validators.personium import methods

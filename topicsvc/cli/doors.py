@@ -15,7 +15,10 @@ from twisted.internet.threads import deferToThread
 
 from topicsvc.cli.journey import Teller
 from topicsvc.cli.knock import knock
-from topicsvc.listening import Listener, Rehearsal, is_systemd, reason_of
+from topicsvc.listening.endpoints import is_systemd
+from topicsvc.listening.listener import Listener
+from topicsvc.listening.reasons import reason_of
+from topicsvc.listening.rehearsal import Rehearsal
 
 __all__ = ["FEW_DAYS", "EndpointTrials"]
 

@@ -23,7 +23,8 @@ from topicsvc.config import (
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.judge import Judge
 from topicsvc.limits import RESERVE
-from topicsvc.listening import is_tls, reason_of
+from topicsvc.listening.endpoints import is_tls
+from topicsvc.listening.reasons import reason_of
 from topicsvc.service import make_broker
 from topicsvc.tally import CheckTally
 from topicsvc.validators.asking import NO_ADDRESS

@@ -23,7 +23,8 @@ from bench.sessions import pin
 from topicsvc import config
 from topicsvc.address import TopicAddress
 from topicsvc.ports import Message
-from topicsvc.service import TopicService, keep_steady, spare_the_garbage_collector
+from topicsvc.process import keep_steady, spare_the_garbage_collector
+from topicsvc.service import TopicService
 
 
 @cache

@@ -205,7 +205,6 @@ class SocketOutbound(Outbound):
         if self._lower.disconnecting:
             # TLS has ended, and the connection would wait for its producer to go.
             self._lower.unregisterProducer()
-            self.discard()
         else:
             self.drained()
 

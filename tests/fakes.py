@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 from twisted.logger import Logger
 
 from topicsvc.address import TopicAddress
@@ -13,6 +14,26 @@ from topicsvc.errors import BrokerUnavailable, TokenInactive, ValidatorUnavailab
 from topicsvc.ports import Grant, Losses, Message
 
 _log = Logger()
+
+
+class Wall:
+    """The time of day beside a clock that nobody can set.
+
+    Args:
+        clock: what goes on.
+        now: what time of day it is.
+    """
+
+    def __init__(self, clock: Clock, now: float) -> None:
+        self._clock = clock
+        self._ahead = now - clock.seconds()
+
+    def __call__(self) -> float:
+        return self._clock.seconds() + self._ahead
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets it."""
+        self._ahead += seconds
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from tests.fakes import FakeBroker, FakeValidator
+from tests.fakes import FakeBroker, FakeValidator, Wall
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.hub import Hub
 from topicsvc.limits import Limits, LimitSettings
@@ -36,6 +36,9 @@ from topicsvc.wire import data_frame
 
 EPOCH = 1518612600.0
 """When every test begins: the time in the specification's samples."""
+
+SINCE_THE_START = 5000.0
+"""What the clock tells then: it is no time of day."""
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 SENDER = "https://cell2.unit1.example/"
@@ -305,17 +308,19 @@ class ServiceTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.rightNow = EPOCH
+        self.clock.rightNow = SINCE_THE_START
+        self.wall = Wall(self.clock, EPOCH)
         self.validator = FakeValidator()
         self.broker = FakeBroker()
-        self.hub = Hub(self.broker, self.clock, data_frame)
+        self.hub = Hub(self.broker, self.clock, self.wall, data_frame)
         self.rechecker = FakeValidator()
         revocation = Revocation(self.rechecker, self.recheck, self.rechecks_at_once)
-        self.limits = Limits(self.clock, self.limits_settings)
+        self.limits = Limits(self.clock, self.wall, self.limits_settings)
         self.connections = Connections(
             self.validator,
             self.hub,
             self.clock,
+            self.wall,
             self.settings,
             self.drain,
             random=Random(1),
@@ -328,7 +333,7 @@ class ServiceTestCase(SynchronousTestCase):
             self.validator,
             self.broker,
             lambda: self.hub.is_full,
-            self.clock,
+            self.wall,
             self.trust_via,
         )
         upgrade = UpgradeResource(self.unit, self.connections.protocol)
@@ -347,13 +352,13 @@ class ServiceTestCase(SynchronousTestCase):
 
     @property
     def now(self) -> float:
-        return self.clock.seconds()
+        return self.wall()
 
     def advance(self, seconds: float) -> None:
         """Let time pass, not more than a second at once, as it does for a reactor."""
-        end = self.now + seconds
-        while self.now < end:
-            self.clock.advance(min(1, end - self.now))
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.clock.advance(min(1, end - self.clock.seconds()))
 
     def turn(self) -> None:
         """Let the reactor turn once."""

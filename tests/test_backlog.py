@@ -18,7 +18,7 @@ class BacklogTests(SynchronousTestCase):
 
     def build(self, most: int, readers: int = 3) -> None:
         self.clock = Clock()
-        self.limits = Limits(self.clock, LimitSettings(queued_bytes=most))
+        self.limits = Limits(self.clock, self.clock.seconds, LimitSettings(queued_bytes=most))
         self.backlog = Backlog(self.limits, self.clock)
         self.gone: list[int] = []
         self.readers = [self.reader(number) for number in range(readers)]
@@ -118,7 +118,8 @@ class BacklogTests(SynchronousTestCase):
 class NewestTests(SynchronousTestCase):
     def setUp(self) -> None:
         clock = Clock()
-        self.outbound = FakeOutbound(1000, Backlog(Limits(clock), clock), lambda _: None)
+        backlog = Backlog(Limits(clock, clock.seconds), clock)
+        self.outbound = FakeOutbound(1000, backlog, lambda _: None)
 
     def test_where_nothing_waits_it_goes_at_once(self) -> None:
         self.outbound.write_newest(b"a")

@@ -45,7 +45,7 @@ class HubTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.broker = FakeBroker(confirms_at_once=True)
-        self.hub = Hub(self.broker, self.clock, data_frame)
+        self.hub = Hub(self.broker, self.clock, self.clock.seconds, data_frame)
 
     def join(self, topic: TopicAddress = TOPIC) -> Listener:
         listener = Listener()
@@ -143,12 +143,13 @@ class SessionTests(SynchronousTestCase):
         self.validator = FakeValidator()
         self.connections = Connections(
             self.validator,
-            Hub(self.broker, self.clock, data_frame),
+            Hub(self.broker, self.clock, self.clock.seconds, data_frame),
             self.clock,
+            self.clock.seconds,
             SessionSettings(),
         )
         self.transport = StringTransport()
-        visit = Limits(self.clock).arrive(None)
+        visit = Limits(self.clock, self.clock.seconds).arrive(None)
         self.protocol = self.connections.protocol(TOPIC, visit)
         self.transport.registerProducer(self.protocol, True)  # the HTTP channel
         self.protocol.makeConnection(self.transport)

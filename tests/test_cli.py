@@ -74,7 +74,7 @@ class TokenTests(CommandTestCase):
         )  # fmt: skip
         self.assertEqual((code, err, out.count("\n"), len(out.split())), (0, "", 1, 1))
         clock.rightNow = 1000.0
-        validator = LocalValidator(read_key(Path(self.key_file)), clock)
+        validator = LocalValidator(read_key(Path(self.key_file)), clock.seconds)
         grant = self.successResultOf(validator.validate(out.strip(), TOPIC))
         self.assertEqual(grant.subject, "https://cell1.unit1.example/")
         self.assertEqual((grant.expires_at, grant.may_receive, grant.may_send), (1060, True, True))
@@ -84,7 +84,7 @@ class TokenTests(CommandTestCase):
     def test_unless_told_otherwise_it_may_only_receive(self) -> None:
         _, out, _ = self.make("--new-key", "--topic", TOPIC.path)
         clock = Clock()
-        validator = LocalValidator(read_key(Path(self.key_file)), clock)
+        validator = LocalValidator(read_key(Path(self.key_file)), clock.seconds)
         grant = self.successResultOf(validator.validate(out.strip(), TOPIC))
         self.assertEqual((grant.may_receive, grant.may_send), (True, False))
         other = validator.validate(out.strip(), TopicAddress("cell2", "b", ("c",), "t"))

@@ -15,7 +15,7 @@ from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
 from topicsvc.config.table import Table
 from topicsvc.errors import ConfigError
-from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE
+from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.session import (
     GOING_AWAY,
     INTERNAL_ERROR,

@@ -23,7 +23,7 @@ from tests.integration.certificates import Authority
 from topicsvc import config
 from topicsvc.cli.doors import EndpointTrials
 from topicsvc.cli.journey import Finding
-from topicsvc.listening import Listener
+from topicsvc.listening.listener import Listener
 from topicsvc.validators.local import make_key, write_key
 
 DAY = 86400
@@ -100,10 +100,9 @@ class CertificateTests(SynchronousTestCase):
             key_file = "{self.directory / "key"}"
             """
         )
-        clock = Clock()
-        clock.advance(time.time() + days_from_now * DAY)
         findings: list[Finding] = []
-        EndpointTrials(settings, clock, findings.append).certificates(endpoint)
+        then = time.time() + days_from_now * DAY
+        EndpointTrials(settings, Clock(), findings.append, lambda: then).certificates(endpoint)
         [finding] = findings
         self.assertEqual(finding.what, f"certificate for {host}")
         return finding

@@ -20,7 +20,7 @@ from tests.fuzz.targets import CUT, SEEDS, TARGETS
 from tests.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
 from tests.strategies import topics
 from topicsvc.address import TopicAddress
-from topicsvc.proxy_header import NotProxied, ProxyHeader
+from topicsvc.listening.proxy_header import NotProxied, ProxyHeader
 from topicsvc.websocket.protocol import TopicProtocol
 
 UPGRADE = [f"{name}: {value}".encode() for name, value in HANDSHAKE.items()]

@@ -12,7 +12,7 @@ import topicsvc
 ROOT = Path(topicsvc.__file__).parent
 
 PURE = {
-    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports", "proxy_header",
+    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports",
     "session", "tally", "wire",
 }  # fmt: skip
 APPLICATION = {
@@ -20,7 +20,7 @@ APPLICATION = {
     "turns", "visits",
 }  # fmt: skip
 ADAPTERS = {
-    "brokers", "listening", "logs", "notify", "proxied", "records", "signals", "transmit",
+    "brokers", "listening", "logs", "notify", "records", "signals", "transmit",
     "validators", "web", "websocket",
 }  # fmt: skip
 COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
@@ -31,13 +31,11 @@ MAY_KNOW = {
     ("web", "websocket"),
     ("websocket", "transmit"),
     ("transmit", "records"),
-    ("listening", "proxied"),
 }
-"""Adapters that may import another: one port serves both sides; one connection has one way out;
-an endpoint may be behind a proxy."""
+"""Adapters that may import another: one port serves both sides; one connection has one way out."""
 
 
-FAMILIES = {"brokers", "validators"}
+FAMILIES = {"brokers", "listening", "validators"}
 """Where a module may be pure all the same, and says so: parsers, codecs."""
 
 

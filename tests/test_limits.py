@@ -25,7 +25,7 @@ class LimitsTestCase(SynchronousTestCase):
         self.set()
 
     def set(self, files: int | None = None, **settings: Any) -> None:
-        self.limits = Limits(self.clock, LimitSettings(**settings), files)
+        self.limits = Limits(self.clock, self.clock.seconds, LimitSettings(**settings), files)
 
     def arrive(self, host: str | None = ANN) -> Visit:
         return self.limits.arrive(host)
@@ -362,13 +362,6 @@ class FailedTokenTests(LimitsTestCase):
         answer.cancel()
         self.failureResultOf(answer)
         self.assertTrue(self.validator.last.was_cancelled)
-
-    def test_a_clock_that_is_put_back_bars_nobody_for_longer(self) -> None:
-        self.set(failed_tokens_per_minute=1)
-        visit = self.enter()
-        self.judge(visit)
-        self.clock.rightNow -= 3600
-        self.assertEqual(visit.bars(), 0)
 
 
 class MessageTests(LimitsTestCase):

@@ -12,7 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.trial.util import suppress
 
 from tests.integration.certificates import Authority
-from topicsvc.listening import Listener, Rehearsal, endpoint_problem
+from topicsvc.listening.listener import Listener, endpoint_problem
+from topicsvc.listening.rehearsal import Rehearsal
 
 
 class ListeningTestCase(SynchronousTestCase):

@@ -29,7 +29,7 @@ class LocalValidatorTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.rightNow = 1000.0
-        self.validator = LocalValidator(KEY, self.clock)
+        self.validator = LocalValidator(KEY, self.clock.seconds)
 
     def ask(self, token: str) -> Deferred[Grant]:
         return self.validator.validate(token, TOPIC)
@@ -125,7 +125,7 @@ class LocalValidatorTests(SynchronousTestCase):
         self.failureResultOf(self.ask(token), TokenInactive)
 
     def test_what_is_remembered_is_bounded_and_holds_no_token(self) -> None:
-        validator = LocalValidator(KEY, self.clock, most=3)
+        validator = LocalValidator(KEY, self.clock.seconds, most=3)
         tokens = [self.sign(exp=1500 + number) for number in range(5)]
         for token in [*tokens, *tokens]:
             self.successResultOf(validator.validate(token, TOPIC))

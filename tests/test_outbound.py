@@ -62,7 +62,7 @@ class OutboundTestCase(SynchronousTestCase):
     def build(self) -> None:
         self.clock = Clock()
         self.overflows = 0
-        self.limits = Limits(self.clock)
+        self.limits = Limits(self.clock, self.clock.seconds)
         self.backlog = Backlog(self.limits, self.clock)
         self.outbound = FakeOutbound(1000, self.backlog, self.overflow)
 

@@ -40,7 +40,3 @@ class PaceTests(SynchronousTestCase):
     def test_being_refused_costs_nothing(self) -> None:
         self.taken(1000, EPOCH)
         self.assertTrue(self.take(EPOCH + 1))
-
-    def test_a_clock_that_is_put_back_refuses_nobody(self) -> None:
-        self.taken(60, EPOCH)
-        self.assertTrue(self.take(EPOCH - 3600))

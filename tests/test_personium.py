@@ -60,7 +60,7 @@ class JudgeTestCase(SynchronousTestCase):
 
     def build(self, asker: Asker) -> Any:
         unit = Unit("http://unit1.example/", cell_urls="host" if self.host else "path")
-        return PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock)
+        return PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock.seconds)
 
     def ask(self, token: str = "live", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
         check: Deferred[Grant] = self.validator.validate(token, topic)
@@ -121,7 +121,7 @@ class QuestionTests(JudgeTestCase):
         for host in ("127.0.0.1:8080", "[::1]", "[2001:db8::1]:8080"):
             unit = Unit(f"http://{host}/", cell_urls="path")
             asker = Asker(self.agent)
-            self.validator = PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock)
+            self.validator = PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock.seconds)
             self.unit.requests.clear()
             self.assert_granted()
             self.assertEqual({headers["host"] for _, _, headers in self.unit.requests}, {host})
@@ -357,7 +357,8 @@ class FaultTests(JudgeTestCase):
 
     def test_credentials_that_the_unit_does_not_know(self) -> None:
         unit = Unit("http://unit1.example/", cell_urls="path")
-        self.validator = PersoniumValidator(Asker(self.agent), unit, USERNAME, "wrong", self.clock)
+        asker, now = Asker(self.agent), self.clock.seconds
+        self.validator = PersoniumValidator(asker, unit, USERNAME, "wrong", now)
         self.assertIn("username and password", self.assert_undecided())
 
 
@@ -388,8 +389,8 @@ class IntrospectionTests(JudgeTestCase):
 
     def build(self, asker: Asker) -> Any:
         return IntrospectionValidator(
-            asker, "http://as.example/introspect?x=1", USERNAME, PASSWORD, RULES, self.clock,
-            self.issuer, self.audience,
+            asker, "http://as.example/introspect?x=1", USERNAME, PASSWORD, RULES,
+            self.clock.seconds, self.issuer, self.audience,
         )  # fmt: skip
 
     def says(self, **members: Any) -> None:

@@ -10,7 +10,7 @@ from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, Place, ProxyHeader
+from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, Place, ProxyHeader
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 LOCAL, PROXIED = 0x20, 0x21

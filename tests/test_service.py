@@ -172,7 +172,7 @@ class DemoTests(SynchronousTestCase):
     def text(self, *listen: str, address: object = None) -> str:
         settings = demo.settings(listen, None)
         port = type("Port", (), {"getHost": lambda _: address or IPv4Address("TCP", "0.0.0.0", 81)})
-        self.validator = LocalValidator(settings.validator.key, reactor)
+        self.validator = LocalValidator(settings.validator.key, reactor.seconds)
         return demo.text(settings, [port()], reactor.seconds())
 
     def test_it_listens_on_loopback_unless_told_otherwise(self) -> None:

@@ -138,7 +138,7 @@ class ServiceStopTests(SynchronousTestCase):
             LocalSettings(make_key()),
             stop=StopSettings(drain=2),
         )
-        self.service = TopicService(settings, self.clock)
+        self.service = TopicService(settings, self.clock, self.clock.seconds)
         self.validator = FakeValidator()
         self.service._send.configure(self.validator, False)
         self.service.broker.startService()

@@ -21,8 +21,8 @@ from tests.harness import (
 )
 from tests.integration.raw import TEXT, close, frame
 from topicsvc.limits import COURTESY, LATE, LimitSettings
+from topicsvc.listening.proxied import ProxiedFactory
 from topicsvc.peers import parse_network
-from topicsvc.proxied import ProxiedFactory
 from topicsvc.session import MAX_WAITING_BYTES
 from topicsvc.web import site
 from topicsvc.websocket.connections import SessionSettings

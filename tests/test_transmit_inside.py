@@ -19,7 +19,7 @@ from tests.ways import Tls, WayOut
 from topicsvc import transmit
 from topicsvc.backlog import Backlog
 from topicsvc.limits import Limits
-from topicsvc.listening import _FreedTransport
+from topicsvc.listening.listener import _FreedTransport
 from topicsvc.transmit import SocketOutbound, TlsOutbound, TransportOutbound, way_out
 
 MISSING = object()
@@ -70,7 +70,8 @@ class Stranger(SimpleNamespace):
 
 class StrangerTests(SynchronousTestCase):
     def test_a_transport_of_another_kind(self) -> None:
-        backlog = Backlog(Limits(Clock()), Clock())
+        clock = Clock()
+        backlog = Backlog(Limits(clock, clock.seconds), clock)
         with socket.socket() as handle:
             inside = {"dataBuffer": b"", "offset": 0, "_tempDataLen": 0, "disconnecting": False}
             stranger = Stranger(socket=handle, **inside)

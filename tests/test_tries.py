@@ -31,7 +31,7 @@ class TriesTestCase(SynchronousTestCase):
         self.clock.rightNow = 1518612600.0
         self.validator = FakeValidator()
         self.refused = 0
-        self.tries = Tries(self.clock, lambda: self.most, self.refuse)
+        self.tries = Tries(self.clock, self.clock.seconds, lambda: self.most, self.refuse)
 
     def refuse(self) -> None:
         self.refused += 1
@@ -224,17 +224,6 @@ class WaitingTests(TriesTestCase):
         for answer in answers:
             self.successResultOf(answer)
         self.assert_nothing_kept()
-
-    def test_a_clock_that_is_put_back_keeps_nobody_waiting(self) -> None:
-        gone, waiting = self.ask(), self.ask()
-        gone.cancel()
-        self.failureResultOf(gone, CancelledError)
-        self.assertEqual(len(self.questions), 1)
-        self.clock.rightNow -= 3600
-        other = self.ask()
-        self.failureResultOf(waiting, ValidatorUnavailable)
-        self.grant(self.questions[1])
-        self.successResultOf(other)
 
 
 class LeavingTests(TriesTestCase):

@@ -30,7 +30,7 @@ from tests.integration.processes import until
 from tests.integration.topicsvc_process import Subscriber
 from topicsvc import config
 from topicsvc.address import TopicAddress
-from topicsvc.listening import _FreedTransport
+from topicsvc.listening.listener import _FreedTransport
 from topicsvc.ports import Message
 from topicsvc.records import DirectRecords
 from topicsvc.service import TopicService

@@ -31,8 +31,8 @@ from tests.integration.certificates import Authority
 from tests.integration.processes import until
 from topicsvc.backlog import Backlog
 from topicsvc.limits import Limits
-from topicsvc.listening import _free_when_lost
-from topicsvc.proxied import ProxiedFactory
+from topicsvc.listening.listener import _free_when_lost
+from topicsvc.listening.proxied import ProxiedFactory
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 LIMIT = 64 * 1024 * 1024
@@ -143,7 +143,7 @@ class WayOut:
     def setUp(self) -> Any:
         self.overflows: list[int] = []
         self.clock = Clock()
-        self.backlog = Backlog(Limits(self.clock), self.clock)
+        self.backlog = Backlog(Limits(self.clock, self.clock.seconds), self.clock)
         self.stalls = self.backlog.stalls
         self.port = yield self.listen(Factory.forProtocol(lambda: Sender(self)))
         self.port.transport = self.accept

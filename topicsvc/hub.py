@@ -77,6 +77,7 @@ class Hub:
     Args:
         broker: brings the messages.
         clock: tells the time and turns.
+        now: the time of day, for members (`topicsvc.ports.Member`).
         encode: makes the frame of a message.
 
     Attributes:
@@ -92,10 +93,15 @@ class Hub:
     _log = Logger()
 
     def __init__(
-        self, broker: Broker, clock: IReactorTime, encode: Callable[[Message], bytes]
+        self,
+        broker: Broker,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        encode: Callable[[Message], bytes],
     ) -> None:
         self._broker = broker
         self._clock = clock
+        self._now = now
         self._encode = encode
         self.messages = 0
         self.offered = 0
@@ -260,12 +266,12 @@ class Hub:
         if walk is None:
             walk = channel.walk = _Walk(channel)
         delivered = 0
-        now = 0.0
+        at = now = 0.0
         frames, count, glance, seconds = walk.frames, walk.count, walk.glance, self._clock.seconds
         for member in walk.members:
             if not delivered % glance:
-                now = seconds()
-                if now >= self._slice_ends:
+                at, now = seconds(), self._now()
+                if at >= self._slice_ends:
                     share = delivered + 1
             delivered += 1
             try:
@@ -277,10 +283,10 @@ class Hub:
         else:
             channel.walk = None
             self.queued -= len(frames)
-            self.fan_out.observe((now or seconds()) - walk.since)
+            self.fan_out.observe((at or seconds()) - walk.since)
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
-        return SLICE if now >= self._slice_ends else max(1, delivered)
+        return SLICE if at >= self._slice_ends else max(1, delivered)
 
 
 def _turn_away(channel: _Channel, member: Member, failure: Failure) -> None:

@@ -41,7 +41,7 @@ class Entry:
         number: names it in the log; never used again in this process.
         peer: who is at the other end.
         topic: path of the topic.
-        opened_at: seconds since the epoch.
+        opened_at: when, by the journal's clock.
     """
 
     __slots__ = ("number", "opened_at", "peer", "stage", "topic")
@@ -122,7 +122,7 @@ class Journal:
             peer=entry.peer,
             topic=entry.topic,
             has_begun=has_begun,
-            seconds=round(max(0.0, self._clock.seconds() - entry.opened_at), 3),
+            seconds=round(self._clock.seconds() - entry.opened_at, 3),
             messages=messages,
             size=size,
             reason=reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -42,9 +43,12 @@ class Judge:
     _PERSONIUM_QUESTIONS = 3
     _RECHECKS_SHARE = 4
 
-    def __init__(self, settings: Config, reactor: Any, tally: CheckTally) -> None:
+    def __init__(
+        self, settings: Config, reactor: Any, now: Callable[[], float], tally: CheckTally
+    ) -> None:
         self._settings = settings
         self._reactor = reactor
+        self._now = now
         self._agent: JudgeAgent | None = None
         self.asker: Asker | None = None
         self.judge: TokenValidator
@@ -53,7 +57,7 @@ class Judge:
         fresh = self._fresh()
         validator = fresh
         if checks.cache:
-            cached = Cached(fresh, reactor, checks.cache, tally)
+            cached = Cached(fresh, reactor, now, checks.cache, tally)
             validator, fresh = cached, cached.fresh
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
             validator = ExistingTopics(validator, settings.topics)
@@ -74,7 +78,7 @@ class Judge:
             case PersoniumSettings():
                 asker = self._asker(settings.authorities, self._PERSONIUM_QUESTIONS)
                 self.judge = PersoniumValidator(
-                    asker, settings.unit, settings.username, settings.password, clock
+                    asker, settings.unit, settings.username, settings.password, self._now
                 )
             case IntrospectionSettings():
                 self.judge = IntrospectionValidator(
@@ -83,12 +87,12 @@ class Judge:
                     settings.client_id,
                     settings.client_secret,
                     settings.rules,
-                    clock,
+                    self._now,
                     settings.issuer,
                     settings.audience,
                 )
             case _:
-                self.judge = LocalValidator(settings.key, clock)
+                self.judge = LocalValidator(settings.key, self._now)
                 return Counted(self.judge, clock, self._tally)
         limited = Limited(InTime(self.judge, clock, checks.timeout), clock, checks.concurrency)
         return Shared(Counted(Outages(limited, clock), clock, self._tally))

@@ -20,7 +20,7 @@ class ReactorLag(Service):
     """Asks to be called again and again, and notes how much later it is.
 
     Args:
-        clock: tells and keeps the time. When it is set forward, that looks like a lag.
+        clock: tells and keeps the time.
 
     Attributes:
         seconds: how late each call was.

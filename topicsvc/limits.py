@@ -7,6 +7,7 @@ explains each bound. Each refusal is counted under the name of the setting that 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -86,6 +87,7 @@ class Limits:
 
     Args:
         clock: tells and keeps the time.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         settings: the bounds.
         files: how many files the process may have open; None: any number.
 
@@ -104,18 +106,21 @@ class Limits:
     def __init__(
         self,
         clock: IReactorTime,
+        now: Callable[[], float],
         settings: LimitSettings | None = None,
         files: int | None = None,
     ) -> None:
         self.settings = settings or LimitSettings()
         self.hits: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self._clock = clock
+        self._now = now
         self._files = files
         self.connections = _Room()
         self.waiting = _Room()
         self.not_late = Deadlines[Visit](clock, LATE, Visit.be_late)
         self.tries = Tries(
             clock,
+            now,
             lambda: self.settings.failed_tokens_per_minute,
             lambda: self.hit("failed_tokens_per_minute"),
         )
@@ -172,7 +177,7 @@ class Limits:
         """A bound has refused something: count it, and tell the log now and then."""
         self.hits[name] += 1
         now = self._clock.seconds()
-        if abs(now - self._told_at.get(name, 0.0)) >= MINUTE:
+        if now - self._told_at.get(name, -MINUTE) >= MINUTE:
             self._told_at[name] = now
             self._log.warn(
                 "{setting} refuses, {count} times so far (docs/security.md)",
@@ -191,8 +196,8 @@ class Limits:
         return whole_at_then
 
     def is_over(self, expires_at: float) -> bool:
-        """Whether that time has come."""
-        return expires_at <= self._clock.seconds()
+        """Whether that time of day has come."""
+        return expires_at <= self._now()
 
 
 class _Room:

@@ -23,7 +23,5 @@ def paced(whole_at: float, now: float, most: int, seconds: float) -> float | Non
     Returns:
         When the allowance is whole again after this one; None: nothing of it is left.
     """
-    if whole_at > now + seconds + _ROUNDING:
-        whole_at = now  # the clock was put back
     whole_at = max(whole_at, now) + seconds / most
     return None if whole_at > now + seconds + _ROUNDING else whole_at

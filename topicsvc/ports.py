@@ -157,7 +157,13 @@ class Member(Protocol):
     """What the hub sees of a connection."""
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
-        """Take `count` messages, already framed and joined. Must not raise."""
+        """Take `count` messages, already framed and joined. Must not raise.
+
+        Args:
+            frames: all of them.
+            count: how many.
+            now: the time of day, in seconds since the epoch.
+        """
         ...
 
     def broker_lost(self) -> None:

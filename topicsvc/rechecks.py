@@ -81,7 +81,7 @@ class Rechecks(Generic[T]):
             self._fill()
 
     def _turn(self, turns: int) -> None:
-        """Turn the wheel; after a pause, or a jump of the clock, at most once around."""
+        """Turn the wheel; after a pause at most once around."""
         for _ in range(min(turns, SLOTS)):
             for member in self._wheel.turn():
                 if member not in self._under_way:

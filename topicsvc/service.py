@@ -44,7 +44,8 @@ from topicsvc.hub import Hub
 from topicsvc.judge import Judge
 from topicsvc.lag import ReactorLag
 from topicsvc.limits import Limits
-from topicsvc.listening import Listener, endpoint_problem, parser_s_reason, reason_of
+from topicsvc.listening.listener import Listener, endpoint_problem
+from topicsvc.listening.reasons import parser_s_reason, reason_of
 from topicsvc.notify import Notifier
 from topicsvc.ports import Broker
 from topicsvc.reload import Changes, compare
@@ -151,6 +152,7 @@ def makeService(options: Options) -> IService:
     wrong = logs.problem(getattr(options, "parent", None) or {})
     if wrong is not None:
         _give_up([wrong])
+    keep_steady(reactor)
     try:
         settings = options.settings()
         service = TopicService(settings, reactor)
@@ -159,7 +161,7 @@ def makeService(options: Options) -> IService:
     spare_the_garbage_collector()
     service.reread = (lambda: settings) if options["demo"] else options.settings
     if options["demo"]:
-        service.on_start = lambda ports: demo.announce(settings, ports, reactor.seconds())
+        service.on_start = lambda ports: demo.announce(settings, ports, time.time())
     return service
 
 
@@ -182,6 +184,18 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
     return problems
 
 
+def keep_steady(reactor: Any) -> None:
+    """Let `reactor` count seconds that nobody sets: its timers keep to them.
+
+    By itself it goes by the time of day. Were that set back by an hour, nobody would be
+    pinged, no deadline kept and no token looked at again for an hour; set forward, all would
+    be due at once. What it tells goes on from where it was, so that what it keeps already
+    stays right. Expiry is measured by the time of day all the same: see `TopicService`.
+    """
+    ahead = reactor.seconds() - time.monotonic()
+    reactor.seconds = lambda: ahead + time.monotonic()
+
+
 def spare_the_garbage_collector() -> None:
     """Keep its full passes rare: with thousands of sessions one stops the world for 100 ms.
 
@@ -199,7 +213,8 @@ class TopicService(Service):
 
     Args:
         settings: all settings.
-        reactor: the reactor; also the clock.
+        reactor: the reactor; also the clock, which measures how long something takes.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
 
     Raises:
         ConfigError: endpoints cannot be made.
@@ -208,27 +223,31 @@ class TopicService(Service):
     name = "topicsvc"
     _log = Logger()
 
-    def __init__(self, settings: Config, reactor: Any) -> None:
+    def __init__(
+        self, settings: Config, reactor: Any, now: Callable[[], float] = time.time
+    ) -> None:
         self.on_start: Any = None
         self.reread: Callable[[], Config] | None = None
         self._settings = settings
         self._reactor = reactor
+        self._now = now
         self._stopping: Deferred[None] | None = None
         self._signals = Signals(reactor)
         self._notifier = Notifier(os.environ, reactor, time.monotonic)
         problems = endpoint_problems(settings)
         if problems:
             raise ConfigError(problems)
-        self.broker = make_broker(settings.broker, reactor)
+        self.broker = make_broker(settings.broker, reactor, now)
         self._checks = CheckTally()
-        self._judge = Judge(settings, reactor, self._checks)
+        self._judge = Judge(settings, reactor, now, self._checks)
         validator = self._judge.validator
-        self.limits = Limits(reactor, settings.limits, _most_files())
-        self._hub = Hub(self.broker, reactor, data_frame)
+        self.limits = Limits(reactor, now, settings.limits, _most_files())
+        self._hub = Hub(self.broker, reactor, now, data_frame)
         self.connections = Connections(
             validator,
             self._hub,
             reactor,
+            now,
             settings.session,
             settings.stop.drain,
             revocation=self._judge.revocation,
@@ -239,7 +258,7 @@ class TopicService(Service):
             validator,
             self.broker,
             lambda: self._hub.is_full,
-            reactor,
+            now,
             settings.send.trust_via,
         )
         self._tree = TopicTree(
@@ -332,7 +351,7 @@ class TopicService(Service):
         replacements = self._read_certificates()
         judge = None
         if changes.judge:
-            judge = Judge(changes.settings, self._reactor, self._checks)
+            judge = Judge(changes.settings, self._reactor, self._now, self._checks)
         # From here on nothing can be wrong any more.
         self._go_over(changes.settings, judge)
         for what in changes.waiting:
@@ -461,7 +480,9 @@ class _BrokerService(Broker, Protocol):
     def stopService(self) -> Any: ...
 
 
-def make_broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
+def make_broker(
+    settings: BrokerSettings, reactor: Any, now: Callable[[], float] = time.time
+) -> _BrokerService:
     """The broker that the settings ask for.
 
     Raises:
@@ -482,7 +503,7 @@ def make_broker(settings: BrokerSettings, reactor: Any) -> _BrokerService:
                         'allowed: "tcp:localhost:61613" or "tls:broker.example:61614"'
                     ]
                 ) from error
-            return ActiveMQBroker(client, reactor, login, closes_on_loss)
+            return ActiveMQBroker(client, reactor, now, login, closes_on_loss)
         case KafkaSettings():
             from topicsvc.brokers.kafka import KafkaBroker
             from topicsvc.brokers.kafka_options import connection_options

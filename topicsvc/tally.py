@@ -40,7 +40,7 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count `value`; one below 0, as a clock that is set back makes it, counts as 0."""
+        """Count `value`; one below 0 counts as 0."""
         if value < 0:
             value = 0.0
         self.counts[bisect_left(self.bounds, value)] += 1

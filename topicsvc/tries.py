@@ -47,14 +47,20 @@ class Tries:
 
     Args:
         clock: tells and keeps the time.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         most: how many may fail in a minute; 0: any number.
         refused: told of each token that was not asked about, for too many have failed.
     """
 
     def __init__(
-        self, clock: IReactorTime, most: Callable[[], int], refused: Callable[[], None]
+        self,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        most: Callable[[], int],
+        refused: Callable[[], None],
     ) -> None:
         self._clock = clock
+        self._now = now
         self._most = most
         self._refused = refused
         self._failed: dict[str, _Failures] = {}
@@ -125,7 +131,7 @@ class Tries:
         if seconds:
             self._refused()
             return TooManyFailedTokens(seconds)
-        if not 0 <= self._clock.seconds() - each.since < PATIENCE:
+        if self._clock.seconds() - each.since >= PATIENCE:
             return ValidatorUnavailable(f"no turn within {PATIENCE:.0f} s")
         return None
 
@@ -151,7 +157,7 @@ class Tries:
         if isinstance(result, Failure):
             # A live token for a topic that does not exist is no guess at tokens.
             return bool(result.check(TokenInactive)) and not result.check(TopicNotFound)
-        return result.expires_at <= self._clock.seconds()
+        return result.expires_at <= self._now()
 
     def _count(self, address: str) -> None:
         failures = self._failures(address)
@@ -167,7 +173,7 @@ class Tries:
         while self._failed:
             # They stand in the order of their beginnings.
             oldest, failures = next(iter(self._failed.items()))
-            if 0 <= now - failures.since < _MINUTE:
+            if now - failures.since < _MINUTE:
                 break
             del self._failed[oldest]
         return self._failed.get(address)
@@ -175,7 +181,7 @@ class Tries:
     def _forget_left(self) -> None:
         """Questions whose askers have gone some time ago count no more."""
         now = self._clock.seconds()
-        while self._left and not 0 <= now - self._left[0][0] < LINGER:
+        while self._left and now - self._left[0][0] >= LINGER:
             _, address = self._left.popleft()
             queue = self._queues[address]
             queue.under_way -= 1

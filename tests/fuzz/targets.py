@@ -29,9 +29,9 @@ from topicsvc.errors import (
     TokenInactive,
     ValidatorUnavailable,
 )
+from topicsvc.listening.proxied import ProxiedFactory
+from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
 from topicsvc.ports import Message
-from topicsvc.proxied import ProxiedFactory
-from topicsvc.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
 from topicsvc.validators.claims import read_claims
 from topicsvc.validators.collection import has_topic
 from topicsvc.validators.personium import methods
@@ -155,7 +155,7 @@ def broker(data: bytes) -> None:
         clock.rightNow = EPOCH
         server = ScriptedBroker(clock)
         inbox: list[Message] = []
-        activemq = ActiveMQBroker(server, clock, random=Random(1))
+        activemq = ActiveMQBroker(server, clock, clock.seconds, random=Random(1))
         activemq.startService()
         _pass_turns(clock)
         topic = TopicAddress("cell1", "box1", ("col",), "name")

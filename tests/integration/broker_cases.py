@@ -300,7 +300,7 @@ class PressureCases:
         self.patch(hub, "MAX_JOINED", 0)  # one message a turn
         self.patch(hub, "SLICE", 1)
         topic = TopicAddress("cell1", "box1", (self.name,), "name")
-        fan_out = hub.Hub(self.broker, reactor, lambda message: message.body)
+        fan_out = hub.Hub(self.broker, reactor, reactor.seconds, lambda message: message.body)
         member = _Member(fan_out)
         yield fan_out.join(topic, member)
         pauses: list[int] = []

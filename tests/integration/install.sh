@@ -26,3 +26,6 @@ apt-get install -y -qq --no-install-recommends nginx-light haproxy systemd
 
 # Prometheus and its promtool, for test_metrics. Nothing is started as a service.
 apt-get install -y -qq --no-install-recommends prometheus
+
+# What sets the time of day for one process alone, for test_clock.
+apt-get install -y -qq --no-install-recommends faketime

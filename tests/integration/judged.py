@@ -140,7 +140,7 @@ class JudgedTestCase(TestCase):
         unit = settings.unit
         validator = self.service._judge.validator
         broker, hub = self.service.broker, self.service._hub
-        send = SendResource(unit, validator, broker, lambda: hub.is_full, reactor, False)
+        send = SendResource(unit, validator, broker, lambda: hub.is_full, reactor.seconds, False)
         upgrade = UpgradeResource(unit, self.connections.protocol)
         self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000, self.service.limits)
         self.addCleanup(self.stop)

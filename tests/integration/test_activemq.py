@@ -55,7 +55,9 @@ class AdapterTests(TestCase):
 
     @inlineCallbacks
     def connected(self, endpoint: str, login: Login | None = None) -> Any:
-        broker = ActiveMQBroker(clientFromString(reactor, endpoint), reactor, login)
+        broker = ActiveMQBroker(
+            clientFromString(reactor, endpoint), reactor, reactor.seconds, login
+        )
         broker.startService()
         self.addCleanup(broker.stopService)
         yield until(lambda: broker.is_up, "the broker is up", 15)
@@ -169,7 +171,10 @@ class TlsAndLoginTests(TestCase):
 
     def broker(self, endpoint: str, password: str) -> ActiveMQBroker:
         broker = ActiveMQBroker(
-            clientFromString(reactor, endpoint), reactor, Login("topicsvc", password)
+            clientFromString(reactor, endpoint),
+            reactor,
+            reactor.seconds,
+            Login("topicsvc", password),
         )
         broker.startService()
         self.addCleanup(broker.stopService)

@@ -197,7 +197,7 @@ class LocalTests(DoctorTestCase):
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "listen ssl:", "does not answer")
         self.assert_found(lines, "FAIL", "listen haproxy:tcp:", "does not take the PROXY protocol")
-        self.assert_found(lines, "FAIL", "listen tcp:", "does not speak HTTP")
+        self.assert_found(lines, "FAIL", "listen tcp:", "does not answer")
 
     def port(self, before: str = "") -> str:
         return f"{before}tcp:{free_port()}:interface=127.0.0.1"

@@ -9,6 +9,7 @@ for a subscription that is not there. All topics are subscribed again before `is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import ClassVar
@@ -44,6 +45,7 @@ class ActiveMQBroker(Service):
     Args:
         endpoint: where its STOMP 1.2 transport is.
         clock: tells and keeps the time.
+        now: the time of day, in seconds since the epoch: what the broker measures expiry by.
         login: who we are; None: nobody in particular.
         closes_on_loss: whether listeners are told when the reading connection is lost;
             otherwise they stay, with a gap that is logged and counted.
@@ -56,6 +58,7 @@ class ActiveMQBroker(Service):
         self,
         endpoint: IStreamClientEndpoint,
         clock: IReactorTime,
+        now: Callable[[], float],
         login: Login | None = None,
         closes_on_loss: bool = False,
         random: Random | None = None,
@@ -63,7 +66,7 @@ class ActiveMQBroker(Service):
         random = random or Random()  # noqa: S311 - no secret, only spread
         self._losses = Losses()
         self._reader = _Reader(clock, closes_on_loss, self._losses)
-        self._sender = _Sender(clock, self._reader)
+        self._sender = _Sender(now, self._reader)
         self._reader.link = Link("reader", endpoint, clock, login, self._reader, random)
         self._sender.link = Link("sender", endpoint, clock, login, self._sender, random)
 
@@ -140,8 +143,8 @@ class _Sender:
 
     link: Link
 
-    def __init__(self, clock: IReactorTime, reader: _Reader) -> None:
-        self._clock = clock
+    def __init__(self, now: Callable[[], float], reader: _Reader) -> None:
+        self._now = now
         self._reader = reader
         self._under_way = UnderWay()
 
@@ -169,7 +172,7 @@ class _Sender:
         return {
             "destination": _destination(message.topic),
             "persistent": "false",
-            "expires": str(int((self._clock.seconds() + TIME_TO_LIVE) * 1000)),
+            "expires": str(int((self._now() + TIME_TO_LIVE) * 1000)),
             _CELL: message.sender or "",
             _MESSAGE_ID: id_,
         }

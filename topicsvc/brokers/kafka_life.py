@@ -1,6 +1,6 @@
 """Adapter: whether Kafka is there, from whether it answers.
 
-Counted in questions, so that a pause of ours or a jump of the clock kills nobody.
+Counted in questions, so that a pause of ours kills nobody.
 """
 
 from __future__ import annotations

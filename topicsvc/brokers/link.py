@@ -269,7 +269,7 @@ class Connection(TwistedProtocol):
     """One connection: it is up from the broker's greeting to its end.
 
     Attributes:
-        heard_at: when the broker was last heard, seconds since the epoch.
+        heard_at: when the broker was last heard, by the link's clock.
     """
 
     transport: Any
@@ -414,7 +414,7 @@ class Connection(TwistedProtocol):
         self._receipts.pop(receipt)(BrokerUnavailable("no receipt in time"))
 
     def _beat(self) -> None:
-        """Counted in beats, so that a pause of ours or a jump of the clock kills nobody."""
+        """Counted in beats, so that a pause of ours kills nobody."""
         if not self._is_paused:
             self._silent += 1
         if self._silent >= (SILENT_BEATS if self._greeted else GREETING_BEATS):

@@ -15,7 +15,10 @@ from twisted.internet.threads import deferToThread
 
 from topicsvc.cli.journey import Teller
 from topicsvc.cli.knock import knock
-from topicsvc.listening import Listener, Rehearsal, is_systemd, reason_of
+from topicsvc.listening.endpoints import is_systemd
+from topicsvc.listening.listener import Listener
+from topicsvc.listening.reasons import reason_of
+from topicsvc.listening.rehearsal import Rehearsal
 
 __all__ = ["FEW_DAYS", "EndpointTrials"]
 
@@ -97,9 +100,10 @@ class EndpointTrials(Teller):
             except ValueError as error:
                 self.fail(what, str(error))
                 continue
-            left = (shown.not_valid_after_utc - self._now()).days
+            today = datetime.fromtimestamp(self._now(), UTC)
+            left = (shown.not_valid_after_utc - today).days
             names = set(_names(shown))
-            if shown.not_valid_before_utc > self._now():
+            if shown.not_valid_before_utc > today:
                 self.fail(
                     what, f"not valid before {shown.not_valid_before_utc}: is the clock right?"
                 )
@@ -117,9 +121,6 @@ class EndpointTrials(Teller):
                 )
             else:
                 self.ok(what, f"{left} days left")
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._reactor.seconds(), UTC)
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str | _Address]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -54,10 +55,18 @@ class Teller:
         settings: what to try.
         reactor: tries it.
         tell: takes each finding.
+        now: the time of day, in seconds since the epoch.
     """
 
-    def __init__(self, settings: Config, reactor: Any, tell: Callable[[Finding], None]) -> None:
+    def __init__(
+        self,
+        settings: Config,
+        reactor: Any,
+        tell: Callable[[Finding], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._settings = settings
+        self._now = now
         self._reactor = reactor
         self.tell = tell
 
@@ -119,7 +128,7 @@ class Journey(Teller):
                 "token", f"it lives, but may neither receive from {topic.path} nor send to it"
             )
             return None
-        left = int(grant.expires_at - self._reactor.seconds())
+        left = int(grant.expires_at - self._now())
         self.ok("token", f"it may {' and '.join(rights)}, for {left} s")
         return grant
 

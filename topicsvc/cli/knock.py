@@ -9,7 +9,7 @@ import ssl
 from cryptography import x509
 from twisted.internet.error import CannotListenError
 
-from topicsvc.listening import is_proxied, is_tls
+from topicsvc.listening.endpoints import is_proxied, is_tls
 
 __all__ = ["knock"]
 

@@ -27,7 +27,7 @@ from topicsvc.cli.terminal import (
     say,
     with_advice,
 )
-from topicsvc.listening import reason_of
+from topicsvc.listening.reasons import reason_of
 
 __all__ = ["Subscriber", "run"]
 

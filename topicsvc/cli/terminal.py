@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 
-from topicsvc.listening import reason_of
+from topicsvc.listening.reasons import reason_of
 from topicsvc.validators.asking import AsciiUrl
 
 __all__ = ["Failed", "ascii_url", "find_token", "reason_in", "run_reactor", "say", "with_advice"]

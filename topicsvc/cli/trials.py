@@ -23,7 +23,8 @@ from topicsvc.config import (
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.judge import Judge
 from topicsvc.limits import RESERVE
-from topicsvc.listening import is_tls, reason_of
+from topicsvc.listening.endpoints import is_tls
+from topicsvc.listening.reasons import reason_of
 from topicsvc.service import make_broker
 from topicsvc.tally import CheckTally
 from topicsvc.validators.asking import NO_ADDRESS
@@ -60,7 +61,7 @@ class Trials(Teller):
             self.ok("validator", "tokens are judged here, with the key of key_file")
             self.ok("clock", "no other has a say in how long tokens live")
         else:
-            judge = Judge(self._settings, self._reactor, CheckTally())
+            judge = Judge(self._settings, self._reactor, self._now, CheckTally())
             await self._attempt("validator", self._validator(judge, topic))
             await self._attempt("clock", self._clock(judge, self._settings.validator))
             await judge.stop()
@@ -147,7 +148,7 @@ class Trials(Teller):
         except ValueError:
             self.warn("clock", f"{url} does not tell the time: no Date header")
             return
-        apart = self._reactor.seconds() - theirs
+        apart = self._now() - theirs
         text = f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} {url}"
         if abs(apart) > WRONG:
             self.fail("clock", f"{text}: tokens live longer or shorter than they say; run NTP")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from hashlib import blake2b
 
 from twisted.internet.defer import Deferred, succeed
@@ -29,6 +30,7 @@ class Cached:
     Args:
         validator: asked.
         clock: tells the time.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         seconds: how long a grant may be reused.
         tally: where it is counted how often memory could answer.
         most: grants that are kept.
@@ -41,12 +43,14 @@ class Cached:
         self,
         validator: TokenValidator,
         clock: IReactorTime,
+        now: Callable[[], float],
         seconds: float,
         tally: CheckTally | None = None,
         most: int = MAX_KEPT,
     ) -> None:
         self._validator = validator
         self._clock = clock
+        self._now = now
         self._seconds = seconds
         self._most = most
         self._key = secrets.token_bytes(32)
@@ -60,8 +64,7 @@ class Cached:
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.ports.TokenValidator`."""
         kept = self._kept.get(self._name(token, topic))
-        # A grant of the future is one from before the clock was set back.
-        if kept is not None and kept.since <= self._clock.seconds() < kept.until:
+        if kept is not None and self._is_good(kept):
             self._tally.cache_hits += 1
             return succeed(kept.grant)
         self._tally.cache_misses += 1
@@ -83,7 +86,10 @@ class Cached:
         text = f"{token}\0{topic.path}".encode()
         return blake2b(text, digest_size=32, key=self._key).digest()
 
-    def _keep(self, grant: Grant, name: bytes, now: float) -> Grant:
+    def _is_good(self, kept: _Kept) -> bool:
+        return self._clock.seconds() < kept.until and self._now() < kept.grant.expires_at
+
+    def _keep(self, grant: Grant, name: bytes, asked_at: float) -> Grant:
         """Keep `grant`; its time runs from the moment of the question."""
         kept = self._kept.get(name)
         if kept is not None and kept.grant is grant:
@@ -91,10 +97,10 @@ class Cached:
         self._kept.pop(name, None)
         if not grant.may_receive and not grant.may_send:
             return grant  # as good as a no, which is not kept either
-        self._kept[name] = _Kept(grant, now, min(now + self._seconds, grant.expires_at))
+        self._kept[name] = _Kept(grant, asked_at + self._seconds)
         while self._kept:
             oldest, kept = next(iter(self._kept.items()))
-            if len(self._kept) <= self._most and now < kept.until:
+            if len(self._kept) <= self._most and self._is_good(kept):
                 break
             del self._kept[oldest]
         return grant
@@ -106,13 +112,12 @@ class Cached:
 
 
 class _Kept:
-    """A grant and when it may be reused, in seconds since the epoch."""
+    """A grant and until when it may be reused, by the clock; its expiry is another matter."""
 
-    __slots__ = ("grant", "since", "until")
+    __slots__ = ("grant", "until")
 
-    def __init__(self, grant: Grant, since: float, until: float) -> None:
+    def __init__(self, grant: Grant, until: float) -> None:
         self.grant = grant
-        self.since = since
         self.until = until
 
 

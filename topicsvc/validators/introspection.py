@@ -6,12 +6,11 @@ without a rule there is no right.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.interfaces import IReactorTime
 
 from topicsvc.address import TopicAddress, TopicPattern
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
@@ -52,7 +51,7 @@ class IntrospectionValidator:
         client_id: who we are there.
         client_secret: what proves it.
         rules: which scope may do what.
-        clock: what expiry is measured by.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         issuer: who must have made a token; None: whoever the server believes.
         audience: for whom it must have been made; None: anybody.
     """
@@ -64,7 +63,7 @@ class IntrospectionValidator:
         client_id: str,
         client_secret: str,
         rules: Iterable[Rule],
-        clock: IReactorTime,
+        now: Callable[[], float],
         issuer: str | None = None,
         audience: str | None = None,
     ) -> None:
@@ -75,7 +74,7 @@ class IntrospectionValidator:
             "Accept": "application/json",
         }
         self._rules = tuple(rules)
-        self._clock = clock
+        self._now = now
         self._issuer = issuer
         self._audience = audience
 
@@ -99,7 +98,7 @@ class IntrospectionValidator:
             )
         if answer.status != 200:
             raise ValidatorUnavailable(f"introspection: status {answer.status}")
-        claims = read_claims(answer.body, self._clock.seconds())
+        claims = read_claims(answer.body, self._now())
         self._check(claims)
         rights = frozenset[str]().union(
             *(rule.rights(claims.scopes, topic) for rule in self._rules)

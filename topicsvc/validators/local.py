@@ -12,7 +12,7 @@ import binascii
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -23,7 +23,6 @@ from jwt.algorithms import HMACAlgorithm
 from jwt.api_jws import PyJWS
 from jwt.utils import force_bytes
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorTime
 
 from topicsvc.address import TopicAddress, TopicPattern
 from topicsvc.errors import PathRefused, TokenInactive
@@ -114,13 +113,13 @@ class LocalValidator:
 
     Args:
         key: what tokens are signed with.
-        clock: what expiry is measured by.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         most: tokens that are remembered; past it the oldest goes first.
     """
 
-    def __init__(self, key: bytes, clock: IReactorTime, most: int = MAX_KNOWN) -> None:
+    def __init__(self, key: bytes, now: Callable[[], float], most: int = MAX_KNOWN) -> None:
         self._key = key
-        self._clock = clock
+        self._now = now
         self._signatures = PyJWS(algorithms=[_ALGORITHM])
         self._signatures.unregister_algorithm(_ALGORITHM)
         self._signatures.register_algorithm(_ALGORITHM, _PreparedKey(HMACAlgorithm.SHA256))
@@ -137,7 +136,7 @@ class LocalValidator:
 
     def _grant(self, token: str, topic: TopicAddress) -> Grant:
         known = self._look_up(token)
-        now = self._clock.seconds()
+        now = self._now()
         if known.grant.expires_at <= now:
             raise TokenInactive("expired")
         if known.not_before > now:

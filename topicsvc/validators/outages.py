@@ -45,7 +45,7 @@ class Outages:
             self._well()
         elif failure.check(ValidatorUnavailable):
             now = self._clock.seconds()
-            if self._said_at is None or not 0 <= now - self._said_at < SILENCE:
+            if self._said_at is None or now - self._said_at >= SILENCE:
                 self._said_at = now
                 self._log.warn("tokens cannot be judged: {reason}", reason=str(failure.value))
         return failure

@@ -7,11 +7,10 @@ the token live, and until when (introspection).
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
-from twisted.internet.interfaces import IReactorTime
 
 from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
@@ -34,16 +33,21 @@ class PersoniumValidator:
         unit: the unit's HTTP API and how it writes its cells' URLs.
         username: ``io.personium.core.introspect.username`` of the unit.
         password: ``io.personium.core.introspect.password`` of the unit.
-        clock: what expiry is measured by.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
     """
 
     def __init__(
-        self, asker: Asker, unit: Unit, username: str, password: str, clock: IReactorTime
+        self,
+        asker: Asker,
+        unit: Unit,
+        username: str,
+        password: str,
+        now: Callable[[], float],
     ) -> None:
         self._asker = asker
         self._unit = unit
         self._credentials = basic(username, password)
-        self._clock = clock
+        self._now = now
 
     @inlineCallbacks
     def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
@@ -112,7 +116,7 @@ class PersoniumValidator:
         answer: Answer | None = yield self._introspect(token, topic)
         if answer is None:
             raise TokenInactive("introspection: no such cell")
-        return read_claims(answer.body, self._clock.seconds())
+        return read_claims(answer.body, self._now())
 
     @inlineCallbacks
     def knows_us(self, topic: TopicAddress) -> Generator[Deferred[Any], Any, bool]:

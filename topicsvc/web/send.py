@@ -13,7 +13,6 @@ from twisted.internet.defer import (
     maybeDeferred,
     succeed,
 )
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
@@ -56,7 +55,7 @@ class SendResource(Resource):
         validator: judges tokens.
         broker: takes the data.
         is_full: tells whether so much waits for its delivery that nothing more is taken.
-        clock: what expiry is measured by.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         trust_via: whether ``X-Personium-Via`` may say who sends.
     """
 
@@ -68,14 +67,14 @@ class SendResource(Resource):
         validator: TokenValidator,
         broker: Broker,
         is_full: Callable[[], bool],
-        clock: IReactorTime,
+        now: Callable[[], float],
         trust_via: bool,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
         self._broker = broker
         self._is_full = is_full
-        self._clock = clock
+        self._now = now
         self.configure(validator, trust_via)
         self._under_way: dict[Deferred[Any], None] = {}
         self._all_answered: Deferred[None] | None = None
@@ -140,7 +139,7 @@ class SendResource(Resource):
     ) -> Generator[Deferred[Any], Any, bytes]:
         """Do what `request` asks for; the result is the body of its answer."""
         grant: Grant = yield request.visit.judge(self._validator, token, topic)
-        if grant.expires_at <= self._clock.seconds():
+        if grant.expires_at <= self._now():
             raise TokenInactive("expired")
         if request.method == b"OPTIONS":
             request.setHeader(b"allow", _methods(grant))

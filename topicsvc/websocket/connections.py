@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -75,6 +76,7 @@ class Connections(Service):
         validator: judges tokens.
         hub: brings data.
         clock: tells and keeps the time.
+        now: the time of day, in seconds since the epoch: what expiry is measured by.
         settings: what an operator may set.
         drain: seconds over which the close frames are spread when the service stops.
         random: spreads them.
@@ -90,6 +92,7 @@ class Connections(Service):
         validator: TokenValidator,
         hub: Hub,
         clock: IReactorTime,
+        now: Callable[[], float],
         settings: SessionSettings,
         drain: float = 0,
         random: Random | None = None,
@@ -98,6 +101,7 @@ class Connections(Service):
     ) -> None:
         self.hub = hub
         self.clock = clock
+        self.now = now
         self._random = random or Random()  # noqa: S311 - no secret, only spread
         self.journal = Journal(clock)
         self._wheel: Wheel[TopicProtocol] = Wheel()
@@ -112,7 +116,7 @@ class Connections(Service):
             clock, settings.token_timeout, TopicProtocol.token_timeout
         )
         self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
-        self.backlog = Backlog(limits or Limits(clock), clock)
+        self.backlog = Backlog(limits or Limits(clock, now), clock)
         self.configure(validator, settings, drain, revocation)
 
     def configure(
@@ -268,8 +272,8 @@ class Connections(Service):
             self._next_leaves = self.clock.callLater(self._leaving[0][0] - now, self._send_away)
 
     def _beat(self, turns: int) -> None:
-        """Turn the wheel; after a pause, or a jump of the clock, at most once around."""
-        now = self.clock.seconds()
+        """Turn the wheel; after a pause at most once around."""
+        now = self.now()
         for _ in range(min(turns, SLOTS)):
             for member in self._wheel.turn():
                 try:

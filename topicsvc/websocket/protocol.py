@@ -378,7 +378,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         super().dropConnection(abort)
 
     def _now(self) -> float:
-        return self._house.clock.seconds()
+        return self._house.now()
 
 
 def _may_be_received(code: int) -> bool:

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
-from topicsvc.proxy_header import NotProxied, Place, ProxyHeader
+from topicsvc.listening.proxy_header import NotProxied, Place, ProxyHeader
 
 __all__ = ["PREFIX", "ProxiedEndpoint", "ProxiedFactory"]
 

@@ -1,0 +1,116 @@
+"""The time of day of a running service is set, back by an hour and forward."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.process import Service
+from tests.integration.raw import CLOSE, PING, PONG, TEXT, RawClient, frame
+from tests.integration.requirements import need
+from topicsvc.validators.local import make_key, sign_token, write_key
+
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+HOST = "unit1.example"
+TOPIC = "/cell1/box1/col/topic/name"
+PATH = "/cell1/__topic/box1/col.topic.name"
+PING_INTERVAL = 1
+TOKEN_TIMEOUT = 3
+HOUR = 3600
+
+
+class TimeOfDayTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        need(LIBRARIES, "libfaketime (tests/integration/install.sh)")
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.key = make_key()
+        write_key(self.directory / "key", self.key)
+        self.ahead = self.directory / "ahead"
+        self.set(0)
+        file = self.directory / "topicsvc.toml"
+        file.write_text(
+            f"""
+            listen = ["tcp:0:interface=127.0.0.1"]
+            unit_url = "https://{HOST}/"
+            [session]
+            ping_interval = {PING_INTERVAL}
+            token_timeout = {TOKEN_TIMEOUT}
+            [validator]
+            kind = "local"
+            key_file = "{self.directory / "key"}"
+            [stop]
+            drain = 0
+            """
+        )
+        faking = {
+            "LD_PRELOAD": str(LIBRARIES[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self.ahead),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        with patch.dict(os.environ, faking):
+            self.service = Service("--config", str(file), directory=self.directory)
+        self.addCleanup(self.service.stop)
+
+    def set(self, seconds: int) -> None:
+        """From now on it is so much later than here, for the service."""
+        new = self.ahead.with_name("new")
+        new.write_text(f"{seconds:+d}\n")
+        new.rename(self.ahead)
+
+    def connect(self) -> RawClient:
+        client = RawClient(self.service.ports[0])
+        self.addCleanup(client.socket.close)
+        self.assertEqual(client.upgrade(PATH, HOST), 101)
+        return client
+
+    def join(self, life: int) -> RawClient:
+        client = self.connect()
+        expires_at = int(time.time()) + life
+        token = sign_token(self.key, None, [TOPIC], ["receive"], expires_at)
+        client.write(frame(TEXT, json.dumps({"AccessToken": token}).encode()))
+        opcode, reply = client.read_frame()
+        self.assertEqual((opcode, json.loads(reply)["Result"]), (TEXT, "Success"))
+        return client
+
+    def assert_pinged(self, client: RawClient, count: int) -> None:
+        """That many pings come, each in time."""
+        for _ in range(count):
+            began = time.monotonic()
+            opcode, payload = client.read_frame()
+            self.assertEqual(opcode, PING)
+            self.assertLess(time.monotonic() - began, 5 * PING_INTERVAL)
+            client.write(frame(PONG, payload))
+
+    def assert_closed(self, client: RawClient, why: bytes, seconds: float) -> None:
+        """It is closed before so many seconds have passed, pings aside."""
+        began = time.monotonic()
+        while (received := client.read_frame()) is not None:
+            opcode, payload = received
+            if opcode == CLOSE:
+                self.assertEqual(payload[2:], why)
+                self.assertLess(time.monotonic() - began, seconds)
+                return
+        self.fail("the stream has ended")
+
+    def test_it_goes_on_as_ever_and_expiry_is_by_the_time_of_day(self) -> None:
+        long_lived, short_lived = self.join(5 * HOUR), self.join(HOUR // 2)
+        for client in (long_lived, short_lived):
+            self.assert_pinged(client, 2)
+        waiting = self.connect()
+        self.set(-HOUR)
+        for client in (long_lived, short_lived):
+            self.assert_pinged(client, 3)
+        self.assert_closed(waiting, b"Token timeout", TOKEN_TIMEOUT + 4)
+        waiting, began = self.connect(), time.monotonic()
+        self.set(HOUR)
+        self.assert_closed(waiting, b"Token timeout", TOKEN_TIMEOUT + 4)
+        self.assertGreater(time.monotonic() - began, TOKEN_TIMEOUT - 0.5, "not before its time")
+        self.assert_closed(short_lived, b"Session expired", 5 * PING_INTERVAL)
+        self.assert_pinged(long_lived, 3)

@@ -1,0 +1,1 @@
+"""Adapters: what clients connect to: endpoints, their certificates, proxies before them."""

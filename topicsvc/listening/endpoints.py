@@ -1,0 +1,57 @@
+"""Adapter: the strings that endpoints are written as."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import (
+    IStreamServerEndpoint,
+)
+
+from topicsvc.listening.proxied import PREFIX, ProxiedEndpoint
+from topicsvc.listening.reasons import parser_s_reason
+
+__all__ = ["is_proxied", "is_systemd", "is_tls", "parse"]
+
+_TLS = re.compile(r"(?:haproxy:)*(?:ssl|tls):")
+_SYSTEMD = re.compile(r"(?:haproxy:)*systemd:")
+
+
+def is_tls(text: str) -> bool:
+    """Whether an endpoint string is one with a certificate."""
+    return _TLS.match(text) is not None
+
+
+def is_proxied(text: str) -> bool:
+    """Whether an endpoint string is one that takes the PROXY protocol."""
+    return text.startswith("haproxy:")
+
+
+def is_systemd(text: str) -> bool:
+    """Whether an endpoint string names a socket that systemd opens."""
+    return _SYSTEMD.match(text) is not None
+
+
+def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
+    """The endpoint that `text` describes.
+
+    Raises:
+        ValueError: there is none; the text says why.
+    """
+    try:
+        return _endpoint(text, reactor)
+    except Exception as error:  # whatever a parser of endpoints raises
+        if is_systemd(text) and isinstance(error, LookupError):
+            raise ValueError(
+                "systemd has passed no such socket: start the .socket unit, not the service alone"
+            ) from error
+        raise ValueError(parser_s_reason(error)) from error
+
+
+def _endpoint(text: str, reactor: Any) -> IStreamServerEndpoint:
+    if text.startswith(PREFIX):
+        return ProxiedEndpoint(_endpoint(text.removeprefix(PREFIX), reactor))
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    return endpoint

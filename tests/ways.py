@@ -192,7 +192,7 @@ class WayOut:
     def assert_gone(self) -> None:
         """Nothing waits for whoever is gone, and nothing is watched."""
         self.assertTrue(self.sender.lost.called)
-        self.assertEqual(self.outbound._queued, 0)
+        self.assertTrue(self.is_free)
         self.assertEqual((len(self.backlog), self.backlog.total, len(self.stalls)), (0, 0, 0))
 
     def assert_waiting(self, size: int) -> None:

@@ -143,7 +143,6 @@ class TransportOutbound(Outbound):
         self._transport.registerProducer(self, True)
         self._is_full = False
         self._written = 0
-        self._backlog.stalls.cancel(self)
         self._pour()
         if not self._is_full:
             self.drained()
@@ -205,7 +204,6 @@ class SocketOutbound(Outbound):
         if self._lower.disconnecting:
             # TLS has ended, and the connection would wait for its producer to go.
             self._lower.unregisterProducer()
-            self.discard()
         else:
             self.drained()
 
@@ -252,7 +250,6 @@ class TlsOutbound(SocketOutbound):
 
     def end(self, last: bytes) -> None:
         self._tls.write(last)
-        self._lower.unregisterProducer()
 
     def drained(self) -> None:
         # What TLS cannot encrypt before the peer's turn comes by here once it can.

@@ -23,7 +23,8 @@ from bench.sessions import pin
 from topicsvc import config
 from topicsvc.address import TopicAddress
 from topicsvc.ports import Message
-from topicsvc.service import TopicService, spare_the_garbage_collector
+from topicsvc.process import keep_steady, spare_the_garbage_collector
+from topicsvc.service import TopicService
 
 
 @cache
@@ -50,6 +51,7 @@ def main() -> None:
     pin(0)
     log = open(sys.argv[1] + ".log", "w")  # noqa: SIM115 - open for the life of the process
     globalLogBeginner.beginLoggingTo([textFileLogObserver(log)], redirectStandardIO=False)
+    keep_steady(reactor)
     service = TopicService(config.read(Path(sys.argv[1])), reactor)
     service.privilegedStartService()
     service.startService()

@@ -1,8 +1,7 @@
 """topicsvc as it is, plus a way to make one message in each of many topics.
 
-Usage: ``server.py CONFIG TOPICS``; it prints its ports on one line, the control port last.
-A line sent to the control port brings one message into each of the first so many topics, past
-HTTP, because it is the fan-out that is measured there.
+Usage: ``server.py CONFIG``; it prints its ports on one line, the control port last. See
+`Control` for what that takes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,11 @@ def topic(number: int) -> TopicAddress:
 
 
 class Control(LineOnlyReceiver):
-    """One word a line: ``burst N``, ``memory``."""
+    """One order a line.
+
+    ``burst N`` brings one message into each of the first N topics, past HTTP, because it is the
+    fan-out that is measured there. ``memory`` is answered with the resident bytes.
+    """
 
     delimiter = b"\n"
 

@@ -121,6 +121,7 @@ class WayOut:
     timeout = 30
     kind: type
     open: Any
+    transport: type[tcp.Server] = tcp.Server
     limit = LIMIT
     greeting = b""
     overhead = 0
@@ -136,8 +137,6 @@ class WayOut:
         """Make the transport of a connection."""
         self.socket = FaultySocket(accepted)
         return self.transport(self.socket, *rest)
-
-    transport: type[tcp.Server] = tcp.Server
 
     @inlineCallbacks
     def setUp(self) -> Any:

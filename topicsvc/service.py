@@ -302,7 +302,7 @@ class TopicService(Service):
         stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)
         stopping.addBoth(ended)
         if self._signals.counted > 1:  # the second came in the same turn as the first
-            hurry()
+            self._reactor.callLater(0, hurry)  # when the ports are closed, which takes a turn
         return stopping
 
     @inlineCallbacks

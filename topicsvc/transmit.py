@@ -182,22 +182,24 @@ class SocketOutbound(Outbound):
         lower = self._lower
         if lower._tempDataLen or len(lower.dataBuffer) != lower.offset:
             return False
-        self._put(data)
+        if not self._put(data):
+            self.blocked()
         return True
 
     def end(self, last: bytes) -> None:
         self._lower.write(last)
         self._lower.unregisterProducer()
 
-    def _put(self, data: bytes | memoryview) -> None:
-        """To the socket, where nothing waits for it; what it does not take is held."""
+    def _put(self, data: bytes | memoryview) -> bool:
+        """To the socket, where nothing waits for it. False: what it did not take is held."""
         try:
             sent = self._to_socket(data)
         except OSError:  # full, or broken: then the transport finds out and says so
             sent = 0
-        if sent != len(data):
-            self._lower.write(bytes(data[sent:]))
-            self.blocked()
+        if sent == len(data):
+            return True
+        self._lower.write(bytes(data[sent:]))
+        return False
 
     def resumeProducing(self) -> None:
         """The transport holds nothing any more."""
@@ -241,10 +243,11 @@ class TlsOutbound(SocketOutbound):
         ):
             return False
         records, unencrypted = self._records.of(data)
-        if records:
-            self._put(records)
+        is_held = bool(records) and not self._put(records)
         if unencrypted:
             tls.write(unencrypted)
+            is_held = True
+        if is_held:  # told last: who is too slow is closed, and nothing follows a close frame
             self.blocked()
         return True
 

@@ -30,7 +30,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from zope.interface import implementer
 
-from topicsvc import __version__, config, demo, logs
+from topicsvc import __version__, config, demo, heap, logs
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.config import (
     ActiveMQSettings,
@@ -39,6 +39,7 @@ from topicsvc.config import (
     KafkaSettings,
     MemorySettings,
 )
+from topicsvc.ebb import Ebb
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
 from topicsvc.judge import Judge
@@ -272,6 +273,7 @@ class TopicService(Service):
         ]
         self._admin: list[Listener] = []
         self._lag = ReactorLag(reactor)
+        self._ebb = Ebb(reactor, lambda: self.limits.connections.total, heap.trim)
         self.metrics = Metrics(
             Sources(
                 connections=self.connections,
@@ -312,6 +314,7 @@ class TopicService(Service):
             # Before anybody can know that we are there: until then SIGHUP kills.
             self._signals.take(signal.SIGHUP, self.reload)
         self._lag.startService()
+        self._ebb.startService()
         self.broker.startService()
         self.connections.startService()
         for listener in [*self._listeners, *self._admin]:
@@ -417,6 +420,7 @@ class TopicService(Service):
 
         def ended(result: Any) -> Any:
             self._lag.stopService()
+            self._ebb.stopService()
             self._signals.restore()
             self._notifier.stopped()
             return result

@@ -123,6 +123,7 @@ class Bench:
             for sock in sockets:
                 sock.close()
         self.results.note_figure(f"session starts/s: {name}", figures.rate)
+        self.results.note_figure(f"load idle meanwhile, %, {name}", 100 * figures.idle)
 
     def memory(self) -> None:
         for tls in (False, True):
@@ -199,6 +200,7 @@ def main() -> None:
         for run in range(runs):
             print(f"run {run + 1} of {runs}", flush=True)
             bench.run()
+        print("beside a fan-out, once", flush=True)
         bench.held_up()
         bench.print(runs)
 

@@ -1,8 +1,7 @@
 """topicsvc as it is, plus a way to make one message in each of many topics.
 
-Usage: ``server.py CONFIG TOPICS``; it prints its ports on one line, the control port last.
-A line sent to the control port brings one message into each of the first so many topics, past
-HTTP, because it is the fan-out that is measured there.
+Usage: ``server.py CONFIG``; it prints its ports on one line, the control port last. See
+`Control` for what that takes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from bench.sessions import pin
 from topicsvc import config
 from topicsvc.address import TopicAddress
 from topicsvc.ports import Message
-from topicsvc.service import TopicService, spare_the_garbage_collector
+from topicsvc.process import keep_steady, spare_the_garbage_collector
+from topicsvc.service import TopicService
 
 
 @cache
@@ -32,7 +32,11 @@ def topic(number: int) -> TopicAddress:
 
 
 class Control(LineOnlyReceiver):
-    """One word a line: ``burst N``, ``memory``."""
+    """One order a line.
+
+    ``burst N`` brings one message into each of the first N topics, past HTTP, because it is the
+    fan-out that is measured there. ``memory`` is answered with the resident bytes.
+    """
 
     delimiter = b"\n"
 
@@ -50,6 +54,7 @@ def main() -> None:
     pin(0)
     log = open(sys.argv[1] + ".log", "w")  # noqa: SIM115 - open for the life of the process
     globalLogBeginner.beginLoggingTo([textFileLogObserver(log)], redirectStandardIO=False)
+    keep_steady(reactor)
     service = TopicService(config.read(Path(sys.argv[1])), reactor)
     service.privilegedStartService()
     service.startService()

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bench import message
 from bench.message import BODY, SENDER, frame_size, payload_size
@@ -130,7 +130,7 @@ class Nchan:
             """
         )
         core = str(sorted(os.sched_getaffinity(0))[0])
-        self.process = subprocess.Popen(
+        self.process = _run(
             ["taskset", "-c", core, "nginx", "-p", str(directory), "-c", f"{directory}/nginx.conf"],
             stderr=subprocess.DEVNULL,
         )
@@ -178,21 +178,35 @@ Server = TypeVar("Server", Topicsvc, Nchan, Library)
 @contextlib.contextmanager
 def running(make: Callable[[], Server]) -> Iterator[Server]:
     """A server for the time of a block."""
-    server = make()
+    before = len(_started)
     try:
-        yield server
-    finally:
-        server.process.terminate()
-        server.process.wait(20)
+        yield make()
+    finally:  # also one that has started and cannot be reached
+        for process in _started[before:]:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        del _started[before:]
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def _run(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, text=True, **options)
+    _started.append(process)
+    return process
 
 
 def _start(module: str, *arguments: str) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    return subprocess.Popen(
+    return _run(
         [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
         env={**os.environ, "PYTHONPATH": path},
     )
 

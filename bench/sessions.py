@@ -161,6 +161,7 @@ def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, l
             else:
                 fail(f"no session: {data!r}")
     seconds = time.perf_counter() - began
+    poll.close()
     return Figures(count, seconds, idle=waited / seconds), done
 
 

@@ -473,6 +473,41 @@ class SettlingTests(ActiveMQTests):
         self.reader.close()
         self.assertTrue(self.broker.is_settled)
 
+    def test_what_was_accepted_before_one_that_is_refused_is_waited_for(self) -> None:
+        self.subscribed()
+        self.successResultOf(self.publish())
+        first = self.sent_id()
+        self.sender.obeys = False
+        refused = self.publish()
+        self.sender.refuse(self.sender.sent("SEND")[-1], "no")
+        self.failureResultOf(refused, BrokerUnavailable)
+        self.assertFalse(self.broker.is_settled)
+        self.bring(first)
+        self.assertTrue(self.broker.is_settled)
+
+    def test_what_is_back_is_not_waited_for_when_a_later_one_is_refused(self) -> None:
+        self.subscribed()
+        self.sender.obeys = False
+        first = self.publish()
+        second = self.publish()
+        self.bring(self.sent_id())
+        self.assertTrue(self.broker.is_settled)
+        accepted, late = self.sender.sent("SEND")
+        self.sender.refuse(late, "too late")
+        self.failureResultOf(second, BrokerUnavailable)
+        self.assertTrue(self.broker.is_settled)
+        self.sender.obey(accepted)
+        self.successResultOf(first)
+        self.assertTrue(self.broker.is_settled)
+
+    def test_of_what_is_accepted_the_last_stands_for_all(self) -> None:
+        self.subscribed()
+        for _ in range(5):
+            self.successResultOf(self.publish())
+        self.assertEqual(len(self.broker._reader.expected), 1)
+        self.bring(self.sent_id())
+        self.assertTrue(self.broker.is_settled)
+
 
 class PublishTests(ActiveMQTests):
     def test_a_text_message_with_all_that_a_unit_wants(self) -> None:

@@ -89,8 +89,11 @@ class HubTests(SynchronousTestCase):
     def test_who_comes_after_is_a_member_of_a_new_subscription(self) -> None:
         self.join()
         self.broker.break_promises()
-        late = self.join()
+        late = Listener()
+        joining = self.hub.join(TOPIC, late)
+        self.assertNoResult(joining)  # before those who were there have heard
         self.turns()
+        self.successResultOf(joining)
         self.broker.bring(Message(TOPIC, None, b"1"))
         self.turns()
         self.assertEqual((late.taken, late.told), (1, 0))

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import FakeValidator, Wall
 from tests.harness import SEND_PATH, Client, ServiceTestCase
-from topicsvc import service
+from topicsvc import process
 from topicsvc.address import TopicAddress
 from topicsvc.limits import LimitSettings
 from topicsvc.validators.cached import Cached
@@ -25,7 +25,7 @@ class SteadyReactorTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.monotonic = 77.0
         self.wall = 1_500_000_000.0
-        self.patch(service.time, "monotonic", lambda: self.monotonic)
+        self.patch(process.time, "monotonic", lambda: self.monotonic)
         self.patch(SelectReactor, "seconds", lambda _: self.wall)
         self.reactor = SelectReactor()
         for waker in list(self.reactor._internalReaders):
@@ -38,7 +38,7 @@ class SteadyReactorTests(SynchronousTestCase):
 
     def test_what_it_tells_goes_on_from_where_it_was_and_nobody_sets_it(self) -> None:
         for _ in range(2):
-            service.keep_steady(self.reactor)
+            process.keep_steady(self.reactor)
             self.assertEqual(self.reactor.seconds(), 1_500_000_000)
             self.wall -= HOUR
         self.pass_time(5)
@@ -48,7 +48,7 @@ class SteadyReactorTests(SynchronousTestCase):
         for jump in (-HOUR, HOUR):
             called: list[str] = []
             before = self.reactor.callLater(10, called.append, "before")
-            service.keep_steady(self.reactor)
+            process.keep_steady(self.reactor)
             self.reactor.callLater(10, called.append, "after")
             looping = LoopingCall(called.append, "looping")
             looping.clock = self.reactor

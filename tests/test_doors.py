@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cryptography import x509
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
 from twisted.trial import util  # a name "suppress" here would be read by trial
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.integration.certificates import Authority
 from topicsvc import config
+from topicsvc.cli import knock
 from topicsvc.cli.doors import EndpointTrials
 from topicsvc.cli.journey import Finding
 from topicsvc.listening.listener import Listener
@@ -30,10 +35,104 @@ DAY = 86400
 
 
 class Answering(Protocol):
-    """Speaks no HTTP but for one line."""
+    """Speaks no HTTP but for one line, in as many pieces as it is told."""
 
-    def connectionMade(self) -> None:
-        self.transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    pieces: ClassVar = [b"HTTP/1.1 200 OK\r\n\r\n"]
+    closes = False
+
+    def __init__(self) -> None:
+        self.later: list[Any] = []
+        self.gone: Deferred[None] = Deferred()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.later = [
+            reactor.callLater(number * 0.05, self.transport.write, piece)
+            for number, piece in enumerate(self.pieces)
+        ]
+        if self.closes:
+            self.transport.write(b"".join(self.pieces))
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        for call in self.later:
+            if call.active():
+                call.cancel()
+        self.gone.callback(None)
+
+
+class Half(Answering):
+    pieces: ClassVar = [b"HT", b"TP/1.1 200 OK\r", b"\n"]
+
+
+class Greeting(Answering):
+    pieces: ClassVar = [b"SSH-2.0-", b"x\r\n"]
+
+
+class Ending(Answering):
+    pieces: ClassVar = [b"HT"]
+    closes = True
+
+
+class Silent(Answering):
+    pieces: ClassVar = []
+
+
+class Endless(Answering):
+    pieces: ClassVar = [b"x" * 10000]
+
+
+class KnockTests(TestCase):
+    """Who is taken for one that answers."""
+
+    suppress: ClassVar = [
+        util.suppress(category=DeprecationWarning, message=".*(pyOpenSSL|X509).*"),  # Twisted's own
+    ]
+
+    def setUp(self) -> None:
+        self.patch(knock, "_PATIENCE", 1.0)
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        key, self.certificate = Authority(self.directory).issue("unit1.example")
+        self.ssl = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={self.certificate}"
+
+    @inlineCallbacks
+    def knock(self, behaviour: type[Answering], text: str = "tcp:0:interface=127.0.0.1") -> Any:
+        there = behaviour()
+        factory = Factory.forProtocol(lambda: there)
+        port = yield serverFromString(reactor, text).listen(factory)
+        error = CannotListenError("127.0.0.1", port.getHost().port, OSError())
+        try:
+            return (yield deferToThread(knock.knock, error, text))
+        except OSError as no:
+            return str(no)
+        finally:
+            yield there.gone
+            yield port.stopListening()
+
+    @inlineCallbacks
+    def test_an_answer_in_pieces_is_one(self) -> Any:
+        self.assertIsNone((yield self.knock(Half)))
+
+    @inlineCallbacks
+    def test_those_who_speak_something_else(self) -> Any:
+        for behaviour in (Greeting, Ending, Endless):
+            self.assertEqual((yield self.knock(behaviour)), "it does not speak HTTP")
+
+    @inlineCallbacks
+    def test_one_that_says_nothing(self) -> Any:
+        self.assertEqual((yield self.knock(Silent)), "timed out")
+
+    @inlineCallbacks
+    def test_inside_tls_the_same_is_asked(self) -> Any:
+        number = x509.load_pem_x509_certificate(self.certificate.read_bytes()).serial_number
+        self.assertEqual((yield self.knock(Half, self.ssl)), number)
+        self.assertEqual((yield self.knock(Greeting, self.ssl)), "it does not speak HTTP")
+
+    @inlineCallbacks
+    def test_one_that_shows_no_certificate(self) -> Any:
+        self.patch(ssl.SSLSocket, "getpeercert", lambda *_, **__: None)
+        shown = yield self.knock(Answering, self.ssl)
+        self.assertEqual(shown, "it shows no certificate that can be read")
 
 
 class RightsTests(TestCase):
@@ -54,12 +153,15 @@ class RightsTests(TestCase):
         )
         factory = Factory.forProtocol(Answering)
         self.port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(factory)
+        self.addCleanup(self.port.stopListening)
         number = self.port.getHost().port
         self.findings: list[Finding] = []
         self.trials = EndpointTrials(settings, reactor, self.findings.append)
 
+        self.error = errno.EACCES
+
         def may_not(listener: Listener) -> None:
-            why = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            why = OSError(self.error, os.strerror(self.error))
             raise CannotListenError("127.0.0.1", number, why)
 
         self.patch(Listener, "bind", may_not)
@@ -74,6 +176,14 @@ class RightsTests(TestCase):
         self.assertEqual((there.level, there.text), ("ok", "in use, and answered"))
         self.assertEqual(not_there.level, "FAIL")
         self.assertIn("CAP_NET_BIND_SERVICE", not_there.text)
+
+    @inlineCallbacks
+    def test_rights_are_not_spoken_of_when_something_else_is_wrong(self) -> Any:
+        self.error = errno.EADDRNOTAVAIL
+        text = "tcp:443:interface=127.0.0.1"
+        yield Deferred.fromCoroutine(self.trials.endpoint("listen", text))
+        [finding] = self.findings
+        self.assertEqual((finding.level, finding.text), ("FAIL", os.strerror(self.error)))
 
 
 class CertificateTests(SynchronousTestCase):

@@ -197,6 +197,14 @@ class MembershipTests(HubTests):
         self.failureResultOf(joins[-1], BrokerUnavailable)
         self.assertEqual((self.hub.topics, self.broker.live), (0, []))
 
+    def test_nobody_is_welcomed_while_the_broker_is_away(self) -> None:
+        joins = [self.hub.join(TOPIC, Listener()) for _ in range(TOLD + 1)]
+        self.broker.confirm()
+        self.broker.is_down = True  # which it outlives, with all its subscriptions
+        self.turn()
+        self.failureResultOf(joins[-1], BrokerUnavailable)
+        self.assertEqual(self.hub.topics, 1)
+
     def test_a_subscription_ends_when_those_not_yet_welcomed_withdraw(self) -> None:
         listeners = [Listener() for _ in range(TOLD + 1)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]

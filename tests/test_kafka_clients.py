@@ -206,6 +206,7 @@ class ConsumerTests(TestCase):
         yield until(lambda: not self.consumer._inflow.is_empty, "it comes and waits")
         yield deferLater(reactor, 0.1)
         self.assertFalse(self.consumer.has_brought(expected), "it waits")
+        self.assertTrue(self.consumer.has_brought({}), "what waits is for others")
         self.assertEqual(self.owner.records, [])
         self.consumer.resume()
         yield until(lambda: self.consumer.has_brought(expected), "it is brought")

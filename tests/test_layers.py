@@ -23,7 +23,9 @@ ADAPTERS = {
     "brokers", "heap", "listening", "logs", "notify", "records", "signals", "transmit",
     "validators", "web", "websocket",
 }  # fmt: skip
-COMPOSITION = {"cli", "config", "demo", "judge", "reload", "service"}
+COMPOSITION = {
+    "carrier", "cli", "config", "demo", "judge", "options", "process", "reload", "service",
+}  # fmt: skip
 
 FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
 

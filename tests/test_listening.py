@@ -51,7 +51,7 @@ class ProblemTests(ListeningTestCase):
 
     def test_ports_that_are_none(self) -> None:
         for text in ("tcp:65536", "tcp6:99999", "haproxy:tcp:99999", f"tls:{self.pems}:port=70000",
-                     "tcp:-1"):  # fmt: skip
+                     "haproxy:haproxy:tcp:99999", "tcp:-1"):  # fmt: skip
             self.assertIn("is no port", self.problem(text))
 
     def test_what_is_wrong_is_not_said_in_python(self) -> None:

@@ -173,6 +173,7 @@ class SlowPeerTests(OutboundTestCase):
         self.clock.advance(1)
         self.assertEqual(self.overflows, 0)
         self.clock.advance(10)
+        self.assertEqual(self.overflows, 1)
 
     def test_ten_seconds_are_looked_at_at_a_time(self) -> None:
         self.outbound.capacity = 0

@@ -54,6 +54,19 @@ class SignalsTests(SynchronousTestCase):
         os.kill(os.getpid(), signal.SIGUSR2)
         self.assertEqual((self.signals.counted, len(seen)), (2, 2))
 
+    def test_a_third_kills_whichever_it_is(self) -> None:
+        numbers = (signal.SIGUSR1, signal.SIGUSR2)
+        for number in numbers:
+            before = signal.signal(number, lambda *_: None)
+            self.addCleanup(signal.signal, number, before)
+            self.signals.count(number)
+        self.addCleanup(self.signals.restore)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        self.assertEqual(self.signals.counted, 2)
+        for number in numbers:
+            self.assertEqual(signal.getsignal(number), signal.SIG_DFL)
+
     def test_one_that_nobody_has_taken_up_is_not_counted(self) -> None:
         before = signal.getsignal(signal.SIGUSR2)
         self.assertEqual(before, signal.SIG_DFL)

@@ -179,7 +179,9 @@ class ServiceStopTests(SynchronousTestCase):
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
         self.assertEqual(len(stops), 1)
-        self.successResultOf(self.service.stopService())
+        stopping = self.service.stopService()
+        self.clock.advance(0)
+        self.successResultOf(stopping)
 
     def stops_of_sessions(self) -> list[float]:
         """When the sessions begin to be closed."""

@@ -247,6 +247,28 @@ class Matrix(WayOut):
         self.assertEqual(self.backlog.total, self.outbound.waiting)
 
     @inlineCallbacks
+    def test_what_has_left_is_not_counted(self) -> Any:
+        yield self.assert_received(b"")
+        written = b""
+        for round_ in (b"a", b"b", b"c"):
+            self.socket.take = take_nothing
+            self.outbound.write(round_ * 100_000)
+            waiting = self.outbound.waiting
+            self.assertGreaterEqual(waiting, 100_000)
+            self.assertLessEqual(waiting, 140_000)
+            self.socket.take = lambda size: size
+            written += round_ * 100_000
+            yield self.assert_received(written)
+        for _ in range(500):
+            self.outbound.write(b"d" * 2000)
+            yield deferLater(reactor, 0)
+        yield self.assert_received(written + b"d" * 1_000_000)
+        self.socket.take = take_nothing
+        self.outbound.write(b"e" * 100_000)
+        self.assertGreaterEqual(self.outbound.waiting, 100_000)
+        self.assertLessEqual(self.outbound.waiting, 200_000)
+
+    @inlineCallbacks
     def test_the_bound_of_what_waits_holds(self) -> Any:
         yield self.assert_received(b"")
         self.outbound._limit = 500_000
@@ -354,15 +376,15 @@ class RenegotiationMatrix(Tls):
         self.outbound.write(b"x" * 1000)
         yield until(lambda: self.tls._appSendBuffer, "it is waited for", PATIENCE)
         self.assert_waiting(1000)
-        self.outbound.write(b"in our own queue")
-        self.assertEqual(self.outbound._queued, 16)
-        self.assert_waiting(1016)
         for _ in range(3):
             self.tcp.startWriting()  # whatever else there is to say
             yield deferLater(reactor, 0.01)
             self.assertEqual((self.overflows, len(self.stalls)), ([], 1))
-            self.clock.advance(STALL_TIMEOUT / 3)
-        self.clock.advance(STALL_TIMEOUT)
+            self.clock.advance(STALL_TIMEOUT / 4)
+        self.outbound.write(b"in our own queue")
+        self.assertEqual(self.outbound._queued, 16)
+        self.assert_waiting(1016)
+        self.clock.pump([STALL_TIMEOUT / 4, STALL_TIMEOUT])
         self.assertEqual(len(self.overflows), 1)
 
 
@@ -398,6 +420,7 @@ class TlsTests(TlsMatrix, TestCase):
         data = random.Random(7).randbytes(100_000)
         self.outbound.write(data)
         self.assertEqual(sum(map(len, self.tls._aggregator._buffer)), 60_000)
+        self.assert_waiting(60_000)
         self.outbound.write(b"the end")
         yield self.assert_received(data + b"the end")
 

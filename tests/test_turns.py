@@ -48,6 +48,13 @@ class TurnsTests(SynchronousTestCase):
         self.turn()
         self.assertEqual(self.made, [1, 2])
 
+    def test_what_is_given_after_these_keeps_its_place(self) -> None:
+        self.turns.later(self.calls(1))
+        self.turns.now(self.calls(2))
+        self.assertEqual(self.made, [])
+        self.turn()
+        self.assertEqual(self.made, [1, 2])
+
     def test_one_that_fails_keeps_no_other_from_its_turn(self) -> None:
         self.turns.now([partial(int, "no number"), *self.calls(1)])
         self.assertEqual(self.made, [1])

@@ -121,6 +121,7 @@ class WayOut:
     timeout = 30
     kind: type
     open: Any
+    transport: type[tcp.Server] = tcp.Server
     limit = LIMIT
     greeting = b""
     overhead = 0
@@ -136,8 +137,6 @@ class WayOut:
         """Make the transport of a connection."""
         self.socket = FaultySocket(accepted)
         return self.transport(self.socket, *rest)
-
-    transport: type[tcp.Server] = tcp.Server
 
     @inlineCallbacks
     def setUp(self) -> Any:
@@ -192,7 +191,7 @@ class WayOut:
     def assert_gone(self) -> None:
         """Nothing waits for whoever is gone, and nothing is watched."""
         self.assertTrue(self.sender.lost.called)
-        self.assertEqual(self.outbound._queued, 0)
+        self.assertTrue(self.is_free)
         self.assertEqual((len(self.backlog), self.backlog.total, len(self.stalls)), (0, 0, 0))
 
     def assert_waiting(self, size: int) -> None:

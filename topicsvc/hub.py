@@ -183,8 +183,8 @@ class Hub:
     def _welcome(self, channel: _Channel, member: Member) -> None:
         joining = channel.waiting.pop(member, None)  # None: withdrawn
         if joining is not None:
-            if channel.subscription is None:
-                joining.errback(BrokerUnavailable("the broker has broken its promise"))
+            if channel.subscription is None or not self._broker.is_up:
+                joining.errback(BrokerUnavailable("the broker has gone again"))
             else:
                 channel.members[member] = None
                 joining.callback(None)
@@ -213,7 +213,7 @@ class Hub:
         """The broker has broken its promise: all members hear of it, from the next turn on."""
         if self._channels.get(channel.topic) is channel and channel.subscription is not None:
             self._end(channel, channel.subscription)
-            self._news.later(member.broker_lost for member in channel.members)
+            self._news.later(partial(_tell_of_loss, member) for member in channel.members)
 
     def _take(self, channel: _Channel, message: Message) -> None:
         """The broker brings a message."""
@@ -287,6 +287,10 @@ class Hub:
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
         return SLICE if at >= self._slice_ends else max(1, delivered)
+
+
+def _tell_of_loss(member: Member) -> None:
+    member.broker_lost()  # looked up now: one that is gone by now has another
 
 
 def _turn_away(channel: _Channel, member: Member, failure: Failure) -> None:

@@ -5,15 +5,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Generator
-from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import (
@@ -23,21 +19,15 @@ from twisted.internet.defer import (
     inlineCallbacks,
     maybeDeferred,
 )
-from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python import usage
 from zope.interface import implementer
 
-from topicsvc import __version__, config, demo, heap, logs
-from topicsvc.brokers.memory import MemoryBroker
+from topicsvc import __version__, demo, heap, logs
+from topicsvc.carrier import make_broker
 from topicsvc.config import (
-    ActiveMQSettings,
-    BrokerSettings,
     Config,
-    KafkaSettings,
-    MemorySettings,
 )
 from topicsvc.ebb import Ebb
 from topicsvc.errors import ConfigError
@@ -45,10 +35,11 @@ from topicsvc.hub import Hub
 from topicsvc.judge import Judge
 from topicsvc.lag import ReactorLag
 from topicsvc.limits import Limits
-from topicsvc.listening.listener import Listener, endpoint_problem
-from topicsvc.listening.reasons import parser_s_reason, reason_of
+from topicsvc.listening.listener import Listener
+from topicsvc.listening.reasons import reason_of
 from topicsvc.notify import Notifier
-from topicsvc.ports import Broker
+from topicsvc.options import Options, endpoint_problems
+from topicsvc.process import give_up, keep_steady, most_files, spare_the_garbage_collector
 from topicsvc.reload import Changes, compare
 from topicsvc.signals import Signals
 from topicsvc.tally import CheckTally
@@ -60,11 +51,8 @@ from topicsvc.web.upgrade import UpgradeResource
 from topicsvc.websocket.connections import CLOSE_TIMEOUT, Connections
 from topicsvc.wire import data_frame
 
-__all__ = ["Options", "TopicService", "endpoint_problems", "makeService", "make_broker"]
+__all__ = ["Options", "TopicService", "makeService"]
 
-
-GC_THRESHOLDS = (50_000, 20, 50)
-"""Net allocations before a pass over the youngest objects, and passes before one over older."""
 
 SENDS_GRACE = 3.0
 """Seconds that sends which are under way may take when the service stops."""
@@ -77,135 +65,24 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _TURN = 0.01
 
 
-class Options(usage.Options):
-    """The command line of ``twistd topicsvc``."""
-
-    synopsis = "[--config FILE] [--listen ENDPOINT]... [--admin ENDPOINT] [--demo]"
-    longdesc = (
-        "Serves the topics of Personium stream collections over WebSocket. "
-        "docs/configuration.md explains the file."
-    )
-    optParameters: ClassVar = [
-        ["config", "c", None, "Read the settings from this TOML file."],
-        [
-            *("admin", "a", None),
-            "Serve health and metrics on this endpoint, as in tcp:9090:interface=127.0.0.1.",
-        ],
-    ]
-    optFlags: ClassVar = [
-        ["demo", None, "Run alone, with a key and a token made on the spot."],
-    ]
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self["listen"] = []
-
-    def opt_listen(self, endpoint: str) -> None:
-        """Serve clients on this endpoint, as in tcp:8080; may be repeated. Overrides the file."""
-        self["listen"].append(endpoint)
-
-    opt_l = opt_listen
-
-    def opt_version(self) -> NoReturn:
-        """Show the version and exit."""
-        print(f"topicsvc {__version__}")
-        sys.exit(0)
-
-    def parseArgs(self, *rest: str) -> None:
-        if rest:
-            raise usage.UsageError(f"{rest[0]!r} is no option")
-
-    def parseOptions(self, options: Any = None) -> None:
-        try:
-            super().parseOptions(options)  # type: ignore[no-untyped-call]
-        except usage.UsageError as error:
-            _give_up([str(error)])
-
-    def postOptions(self) -> None:
-        for option in ("config", "admin"):
-            if self[option] == "":
-                raise usage.UsageError(f"option --{option} is empty")
-        if self["demo"] and self["config"]:
-            raise usage.UsageError("--demo and --config exclude each other")
-        if not self["demo"] and not self["config"]:
-            raise usage.UsageError(
-                "nothing to run: give --config FILE, or try --demo (docs/configuration.md)"
-            )
-        if self["config"]:
-            # It is read again after a daemon has gone to another directory.
-            self["config"] = str(Path(self["config"]).absolute())
-
-    def settings(self) -> Config:
-        """The configuration that these options ask for.
-
-        Raises:
-            ConfigError: a setting cannot be used.
-        """
-        if self["demo"]:
-            return demo.settings(self["listen"], self["admin"])
-        return config.read(Path(self["config"]), self["listen"], self["admin"], endpoint_problems)
-
-
 def makeService(options: Options) -> IService:
     """What ``twistd`` runs. A wrong setting ends the process with one line for each."""
     from twisted.internet import reactor
 
     wrong = logs.problem(getattr(options, "parent", None) or {})
     if wrong is not None:
-        _give_up([wrong])
+        give_up([wrong])
     keep_steady(reactor)
     try:
         settings = options.settings()
         service = TopicService(settings, reactor)
     except ConfigError as error:
-        _give_up(error.problems)
+        give_up(error.problems)
     spare_the_garbage_collector()
     service.reread = (lambda: settings) if options["demo"] else options.settings
     if options["demo"]:
         service.on_start = lambda ports: demo.announce(settings, ports, time.time())
     return service
-
-
-def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
-    """What is wrong with the endpoints, a line for each; see `endpoint_problem`."""
-    from twisted.internet import reactor
-
-    texts = [("listen", text) for text in settings.listen]
-    if settings.admin:
-        texts.append(("admin", settings.admin))
-    problems = []
-    for setting, text in texts:
-        wrong = endpoint_problem(text, reactor, is_start)
-        if wrong is not None:
-            problems.append(f"{setting}: {text!r}: {wrong}; allowed: a Twisted endpoint, tcp:8080")
-    try:
-        make_broker(settings.broker, reactor)
-    except ConfigError as error:
-        problems += error.problems
-    return problems
-
-
-def keep_steady(reactor: Any) -> None:
-    """Let `reactor` count seconds that nobody sets: its timers keep to them.
-
-    By itself it goes by the time of day. Were that set back by an hour, nobody would be
-    pinged, no deadline kept and no token looked at again for an hour; set forward, all would
-    be due at once. What it tells goes on from where it was, so that what it keeps already
-    stays right. Expiry is measured by the time of day all the same: see `TopicService`.
-    """
-    ahead = reactor.seconds() - time.monotonic()
-    reactor.seconds = lambda: ahead + time.monotonic()
-
-
-def spare_the_garbage_collector() -> None:
-    """Keep its full passes rare: with thousands of sessions one stops the world for 100 ms.
-
-    What is loaded by now stays for good and is not looked at again. Sessions live long, and
-    little of what they leave is circular.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 @implementer(IService)
@@ -242,7 +119,7 @@ class TopicService(Service):
         self._checks = CheckTally()
         self._judge = Judge(settings, reactor, now, self._checks)
         validator = self._judge.validator
-        self.limits = Limits(reactor, now, settings.limits, _most_files())
+        self.limits = Limits(reactor, now, settings.limits, most_files())
         self._hub = Hub(self.broker, reactor, now, data_frame)
         self.connections = Connections(
             validator,
@@ -306,7 +183,7 @@ class TopicService(Service):
             try:
                 listener.bind()
             except Exception as error:  # whatever an endpoint raises
-                _give_up([f"{listener.setting}: {listener.text}: {reason_of(error)}"])
+                give_up([f"{listener.setting}: {listener.text}: {reason_of(error)}"])
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -429,7 +306,7 @@ class TopicService(Service):
         stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)
         stopping.addBoth(ended)
         if self._signals.counted > 1:  # the second came in the same turn as the first
-            hurry()
+            self._reactor.callLater(0, hurry)  # when the ports are closed, which takes a turn
         return stopping
 
     @inlineCallbacks
@@ -470,68 +347,3 @@ class TopicService(Service):
             "staying": self._stopping is None,
             "broker": self.broker.is_up,
         }
-
-
-class _BrokerService(Broker, Protocol):
-    """A broker that is also a service."""
-
-    @property
-    def complaint(self) -> str:
-        """Why it is not up, as far as it can be told."""
-        ...
-
-    def startService(self) -> None: ...
-    def stopService(self) -> Any: ...
-
-
-def make_broker(
-    settings: BrokerSettings, reactor: Any, now: Callable[[], float] = time.time
-) -> _BrokerService:
-    """The broker that the settings ask for.
-
-    Raises:
-        ConfigError: its endpoint cannot be made.
-    """
-    match settings:
-        case MemorySettings():
-            return MemoryBroker()
-        case ActiveMQSettings(endpoint, login, closes_on_loss):
-            from topicsvc.brokers.activemq import ActiveMQBroker
-
-            try:
-                client = clientFromString(reactor, endpoint)
-            except Exception as error:  # whatever a parser of endpoints raises
-                raise ConfigError(
-                    [
-                        f"broker.endpoint: {endpoint!r}: {parser_s_reason(error)}; "
-                        'allowed: "tcp:localhost:61613" or "tls:broker.example:61614"'
-                    ]
-                ) from error
-            return ActiveMQBroker(client, reactor, now, login, closes_on_loss)
-        case KafkaSettings():
-            from topicsvc.brokers.kafka import KafkaBroker
-            from topicsvc.brokers.kafka_options import connection_options
-
-            options = connection_options(settings.bootstrap, settings.login, settings.authorities)
-            return KafkaBroker(options, reactor, settings.closes_on_loss)
-
-
-def _most_files() -> int | None:
-    """How many files this process may have open; None: any number."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
-class CannotStart(SystemExit, Exception):
-    """Ends the process with exit code 1 and its text on standard error.
-
-    It is an ordinary exception as well, because only such does a twistd that has become a
-    daemon tell the process that waits for it.
-    """
-
-    __module__ = "builtins"  # of what a daemon tells, the first 100 bytes arrive
-
-
-def _give_up(problems: Any) -> NoReturn:
-    """End the process: each problem on one line of standard error."""
-    raise CannotStart("\n".join(f"topicsvc: {problem}" for problem in problems))

@@ -22,13 +22,14 @@ class Signals:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._before: dict[int, Any] = {}
+        self._counting: set[int] = set()
         self.counted = 0
 
     def count(self, number: int) -> None:
         """From now on signal `number` is counted: the first does what it did, the next nothing.
 
-        One after that kills, for a loop that does not turn any more. What nobody in this
-        process has taken up is left as it is.
+        One after that kills, whichever of those that are counted it is, for a loop that does not
+        turn any more. What nobody in this process has taken up is left as it is.
         """
         before: Any = signal.getsignal(number)
         if not callable(before):
@@ -39,8 +40,10 @@ class Signals:
             if self.counted == 1:
                 before(*arguments)
             else:
-                signal.signal(number, signal.SIG_DFL)
+                for each in self._counting:
+                    signal.signal(each, signal.SIG_DFL)
 
+        self._counting.add(number)
         self._put(number, handle)
 
     def take(self, number: int, action: Callable[[], None]) -> None:

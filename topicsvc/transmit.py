@@ -143,7 +143,6 @@ class TransportOutbound(Outbound):
         self._transport.registerProducer(self, True)
         self._is_full = False
         self._written = 0
-        self._backlog.stalls.cancel(self)
         self._pour()
         if not self._is_full:
             self.drained()
@@ -183,29 +182,30 @@ class SocketOutbound(Outbound):
         lower = self._lower
         if lower._tempDataLen or len(lower.dataBuffer) != lower.offset:
             return False
-        self._put(data)
+        if not self._put(data):
+            self.blocked()
         return True
 
     def end(self, last: bytes) -> None:
         self._lower.write(last)
         self._lower.unregisterProducer()
 
-    def _put(self, data: bytes | memoryview) -> None:
-        """To the socket, where nothing waits for it; what it does not take is held."""
+    def _put(self, data: bytes | memoryview) -> bool:
+        """To the socket, where nothing waits for it. False: what it did not take is held."""
         try:
             sent = self._to_socket(data)
         except OSError:  # full, or broken: then the transport finds out and says so
             sent = 0
-        if sent != len(data):
-            self._lower.write(bytes(data[sent:]))
-            self.blocked()
+        if sent == len(data):
+            return True
+        self._lower.write(bytes(data[sent:]))
+        return False
 
     def resumeProducing(self) -> None:
         """The transport holds nothing any more."""
         if self._lower.disconnecting:
             # TLS has ended, and the connection would wait for its producer to go.
             self._lower.unregisterProducer()
-            self.discard()
         else:
             self.drained()
 
@@ -243,16 +243,16 @@ class TlsOutbound(SocketOutbound):
         ):
             return False
         records, unencrypted = self._records.of(data)
-        if records:
-            self._put(records)
+        is_held = bool(records) and not self._put(records)
         if unencrypted:
             tls.write(unencrypted)
+            is_held = True
+        if is_held:  # told last: who is too slow is closed, and nothing follows a close frame
             self.blocked()
         return True
 
     def end(self, last: bytes) -> None:
         self._tls.write(last)
-        self._lower.unregisterProducer()
 
     def drained(self) -> None:
         # What TLS cannot encrypt before the peer's turn comes by here once it can.

@@ -41,8 +41,9 @@ class Turns:
             self._await_the_next()
 
     def later(self, calls: Iterable[Callable[[], None]]) -> None:
-        """Make these from the next turn on."""
+        """Make these from the next turn on, and whatever is given after them."""
         self._calls.extend(calls)
+        self._made = self.most
         self._await_the_next()
 
     def _await_the_next(self) -> None:

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 
 from topicsvc.address import TopicAddress
+from topicsvc.brokers.expected import Expected
 from topicsvc.brokers.link import Link
 from topicsvc.brokers.listeners import Deliver, Listeners, Lost, Topic
 from topicsvc.brokers.login import Login
@@ -158,8 +159,10 @@ class _Sender:
             self._reader.expect(message.topic, id_)
 
             def told(outcome: BrokerUnavailable | None) -> None:
-                if outcome is not None:
-                    self._reader.brought(message.topic, id_)
+                if outcome is None:
+                    self._reader.expected.accepted(message.topic, id_)
+                else:
+                    self._reader.expected.refused(message.topic, id_)
                 answered(outcome)
 
             self.link.request(frame, told)
@@ -202,7 +205,7 @@ class _Reader:
         self._listeners = Listeners(clock, _destination, self._ask, self._let_go)
         self._restoring: set[str] = set()
         self._down_since: float | None = None
-        self._expected: dict[TopicAddress, str] = {}
+        self.expected = Expected()
 
     def __len__(self) -> int:
         return len(self._listeners)
@@ -213,17 +216,12 @@ class _Reader:
 
     @property
     def is_settled(self) -> bool:
-        return not self._expected
+        return not self.expected
 
     def expect(self, address: TopicAddress, id_: str) -> None:
-        """We send this to `address`: if somebody listens, it comes back, as the last so far."""
+        """We send this to `address`: if somebody listens, it comes back."""
         if self._listeners.is_live(address):
-            self._expected[address] = id_
-
-    def brought(self, address: TopicAddress, id_: str) -> None:
-        """This is back, or never will be."""
-        if self._expected.get(address) == id_:
-            del self._expected[address]
+            self.expected.sent(address, id_)
 
     def subscribe(
         self, address: TopicAddress, deliver: Deliver, lost: Lost | None
@@ -251,7 +249,7 @@ class _Reader:
 
     def _let_go(self, topic: Topic) -> None:
         self.link.send(Frame("UNSUBSCRIBE", {"id": topic.id}))
-        self._expected.pop(topic.address, None)
+        self.expected.forget(topic.address)
         self._settled(topic.id)
 
     def _settled(self, id_: str) -> None:
@@ -291,13 +289,13 @@ class _Reader:
             return
         sender = frame.headers.get(_CELL) or None
         topic.deliver(Message(topic.address, sender, json_body(frame.body)))
-        if self._expected:
-            self.brought(topic.address, frame.headers.get(_MESSAGE_ID, ""))
+        if self.expected:
+            self.expected.brought(topic.address, frame.headers.get(_MESSAGE_ID, ""))
 
     def lost(self, heard_at: float) -> None:
         """The subscriptions are gone, the wishes stay."""
         self._restoring.clear()
-        self._expected.clear()
+        self.expected.clear()
         topics = tuple(self._listeners)
         self._listeners.fail(topics, BrokerUnavailable("the connection was lost"))
         if not self.link.running:

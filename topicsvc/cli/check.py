@@ -8,7 +8,7 @@ from functools import partial
 from topicsvc import config
 from topicsvc.cli.terminal import Failed, say
 from topicsvc.errors import ConfigError
-from topicsvc.service import endpoint_problems
+from topicsvc.options import endpoint_problems
 
 __all__ = ["run"]
 

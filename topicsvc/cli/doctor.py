@@ -13,7 +13,7 @@ from topicsvc.cli.journey import Finding
 from topicsvc.cli.terminal import Failed, find_token, run_reactor, say
 from topicsvc.cli.trials import Trials
 from topicsvc.errors import ConfigError, PathRefused
-from topicsvc.service import endpoint_problems
+from topicsvc.options import endpoint_problems
 
 __all__ = ["run"]
 

@@ -69,13 +69,13 @@ class EndpointTrials(Teller):
                 self._answered(what, text, shown)
                 return
             if reason != _NO_RIGHT:
-                self.fail(what, f"in use, and {why}")
-                return
-        self.fail(
-            what,
-            f"{reason}; below 1024 start as root with twistd's --uid, "
-            "or let systemd open it or give CAP_NET_BIND_SERVICE",
-        )
+                reason = f"in use, and {why}"
+            elif isinstance(error.port, int):
+                reason += (
+                    "; below 1024 start as root with twistd's --uid, "
+                    "or let systemd open it or give CAP_NET_BIND_SERVICE"
+                )
+        self.fail(what, reason)
 
     def _answered(self, what: str, text: str, shown: int | None) -> None:
         """Somebody is there, who has shown the certificate of that number."""

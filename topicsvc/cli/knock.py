@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 
 from cryptography import x509
 from twisted.internet.error import CannotListenError
@@ -15,6 +16,7 @@ __all__ = ["knock"]
 
 _LOOPBACK = "127.0.0.1"
 _PATIENCE = 5.0
+_LONGEST = 4096
 
 _QUESTION = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 """What any HTTP server answers, whatever it serves."""
@@ -37,17 +39,40 @@ def knock(error: CannotListenError, text: str) -> int | None:
         OSError: nobody answers, or not so.
     """
     with _connect(_door(error)) as raw:
-        if is_tls(text):  # outside of the PROXY protocol
-            return _serial_number(raw)
-        if is_proxied(text):
-            raw.sendall(_proxy_header(raw))
-        raw.sendall(_QUESTION)
-        protocol, _, status = raw.recv(4096).partition(b" ")
+        if not is_tls(text):
+            _ask(raw, text)
+            return None
+        with _context().wrap_socket(raw) as stream:  # outside of the PROXY protocol
+            serial_number = _serial_number(stream)
+            _ask(stream, text)
+            return serial_number
+
+
+def _ask(stream: socket.socket, text: str) -> None:
+    if is_proxied(text):
+        stream.sendall(_proxy_header(stream))
+    stream.sendall(_QUESTION)
+    protocol, _, status = _first_line(stream).partition(b" ")
     if not protocol.startswith(b"HTTP/1."):
         raise OSError("it does not speak HTTP")
     if is_proxied(text) and status.startswith(_BAD_REQUEST):
         raise OSError("it does not take the PROXY protocol")
-    return None
+
+
+def _first_line(stream: socket.socket) -> bytes:
+    """What is said up to the first end of a line, or to the end."""
+    said = b""
+    end = time.monotonic() + _PATIENCE
+    while b"\r\n" not in said and len(said) < _LONGEST:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        stream.settimeout(left)
+        more = stream.recv(_LONGEST)
+        if not more:
+            break
+        said += more
+    return said
 
 
 def _door(error: CannotListenError) -> tuple[str, int] | str:
@@ -73,13 +98,19 @@ def _connect(door: tuple[str, int] | str) -> socket.socket:
     return connection
 
 
-def _serial_number(raw: socket.socket) -> int:
+def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # it is compared, not trusted
-    with context.wrap_socket(raw) as stream:
-        shown = stream.getpeercert(binary_form=True) or b""
-    return x509.load_der_x509_certificate(shown).serial_number
+    return context
+
+
+def _serial_number(stream: ssl.SSLSocket) -> int:
+    try:
+        shown = x509.load_der_x509_certificate(stream.getpeercert(binary_form=True) or b"")
+    except ValueError as error:
+        raise OSError("it shows no certificate that can be read") from error
+    return shown.serial_number
 
 
 def _proxy_header(connection: socket.socket) -> bytes:

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from topicsvc.address import TopicAddress
+from topicsvc.carrier import make_broker
 from topicsvc.cli.doors import EndpointTrials
 from topicsvc.cli.journey import PATIENCE, Journey, Teller
 from topicsvc.config import (
@@ -25,7 +26,6 @@ from topicsvc.judge import Judge
 from topicsvc.limits import RESERVE
 from topicsvc.listening.endpoints import is_tls
 from topicsvc.listening.reasons import reason_of
-from topicsvc.service import make_broker
 from topicsvc.tally import CheckTally
 from topicsvc.validators.asking import NO_ADDRESS
 from topicsvc.validators.personium import PersoniumValidator

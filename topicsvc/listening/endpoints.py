@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
@@ -13,25 +12,29 @@ from twisted.internet.interfaces import (
 from topicsvc.listening.proxied import PREFIX, ProxiedEndpoint
 from topicsvc.listening.reasons import parser_s_reason
 
-__all__ = ["is_proxied", "is_systemd", "is_tls", "parse"]
+__all__ = ["is_proxied", "is_systemd", "is_tls", "parse", "unproxied"]
 
-_TLS = re.compile(r"(?:haproxy:)*(?:ssl|tls):")
-_SYSTEMD = re.compile(r"(?:haproxy:)*systemd:")
+
+def unproxied(text: str) -> str:
+    """An endpoint string without what it says of the PROXY protocol."""
+    while is_proxied(text):
+        text = text.removeprefix(PREFIX)
+    return text
 
 
 def is_tls(text: str) -> bool:
     """Whether an endpoint string is one with a certificate."""
-    return _TLS.match(text) is not None
+    return unproxied(text).startswith(("ssl:", "tls:"))
 
 
 def is_proxied(text: str) -> bool:
     """Whether an endpoint string is one that takes the PROXY protocol."""
-    return text.startswith("haproxy:")
+    return text.startswith(PREFIX)
 
 
 def is_systemd(text: str) -> bool:
     """Whether an endpoint string names a socket that systemd opens."""
-    return _SYSTEMD.match(text) is not None
+    return unproxied(text).startswith("systemd:")
 
 
 def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
@@ -51,7 +54,7 @@ def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
 
 
 def _endpoint(text: str, reactor: Any) -> IStreamServerEndpoint:
-    if text.startswith(PREFIX):
+    if is_proxied(text):
         return ProxiedEndpoint(_endpoint(text.removeprefix(PREFIX), reactor))
     endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     return endpoint

@@ -18,12 +18,12 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from topicsvc.listening.endpoints import is_systemd, is_tls, parse
+from topicsvc.listening.endpoints import is_systemd, is_tls, parse, unproxied
 from topicsvc.listening.rehearsal import Rehearsal
 
 __all__ = ["Listener", "endpoint_problem"]
 
-_PORT = re.compile(r"(?:^(?:haproxy:)?(?:tcp6?|ssl):|:port=)(-?\d+)")
+_PORT = re.compile(r"(?:^(?:tcp6?|ssl):|:port=)(-?\d+)")
 
 
 def endpoint_problem(text: str, reactor: Any, is_start: bool) -> str | None:
@@ -164,7 +164,7 @@ def _look(text: str, reactor: Any) -> IStreamServerEndpoint:
     Raises:
         ValueError: it cannot be used; the text says why.
     """
-    for found in _PORT.finditer(text):
+    for found in _PORT.finditer(unproxied(text)):
         if not 0 <= int(found[1]) <= 65535:
             raise ValueError(f"{found[1]} is no port, 0 to 65535")
     endpoint = parse(text, reactor)

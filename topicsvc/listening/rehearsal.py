@@ -26,12 +26,12 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from topicsvc.listening.endpoints import parse
+from topicsvc.listening.endpoints import parse, unproxied
 from topicsvc.listening.reasons import reason_of
 
 __all__ = ["Rehearsal"]
 
-_TLS_DIRECTORY = re.compile(r"(?:haproxy:)*tls:((?:\\.|[^:\\])+)")
+_TLS_DIRECTORY = re.compile(r"tls:((?:\\.|[^:\\])+)")
 _KEY = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
 )
@@ -162,7 +162,7 @@ def _look_into_directory(text: str) -> None:
     Raises:
         ValueError: a certificate without its key, or no certificate at all.
     """
-    directory = _TLS_DIRECTORY.match(text)
+    directory = _TLS_DIRECTORY.match(unproxied(text))
     if directory is None:
         return
     path = Path(directory[1].replace("\\:", ":"))

@@ -1,0 +1,106 @@
+"""Composition: the command line of ``twistd topicsvc``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from twisted.python import usage
+
+from topicsvc import __version__, config, demo
+from topicsvc.carrier import make_broker
+from topicsvc.config import Config
+from topicsvc.errors import ConfigError
+from topicsvc.listening.listener import endpoint_problem
+from topicsvc.process import give_up
+
+__all__ = ["Options", "endpoint_problems"]
+
+
+class Options(usage.Options):
+    """The command line of ``twistd topicsvc``."""
+
+    synopsis = "[--config FILE] [--listen ENDPOINT]... [--admin ENDPOINT] [--demo]"
+    longdesc = (
+        "Serves the topics of Personium stream collections over WebSocket. "
+        "docs/configuration.md explains the file."
+    )
+    optParameters: ClassVar = [
+        ["config", "c", None, "Read the settings from this TOML file."],
+        [
+            *("admin", "a", None),
+            "Serve health and metrics on this endpoint, as in tcp:9090:interface=127.0.0.1.",
+        ],
+    ]
+    optFlags: ClassVar = [
+        ["demo", None, "Run alone, with a key and a token made on the spot."],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self["listen"] = []
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Serve clients on this endpoint, as in tcp:8080; may be repeated. Overrides the file."""
+        self["listen"].append(endpoint)
+
+    opt_l = opt_listen
+
+    def opt_version(self) -> NoReturn:
+        """Show the version and exit."""
+        print(f"topicsvc {__version__}")
+        sys.exit(0)
+
+    def parseArgs(self, *rest: str) -> None:
+        if rest:
+            raise usage.UsageError(f"{rest[0]!r} is no option")
+
+    def parseOptions(self, options: Any = None) -> None:
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            give_up([str(error)])
+
+    def postOptions(self) -> None:
+        for option in ("config", "admin"):
+            if self[option] == "":
+                raise usage.UsageError(f"option --{option} is empty")
+        if self["demo"] and self["config"]:
+            raise usage.UsageError("--demo and --config exclude each other")
+        if not self["demo"] and not self["config"]:
+            raise usage.UsageError(
+                "nothing to run: give --config FILE, or try --demo (docs/configuration.md)"
+            )
+        if self["config"]:
+            # It is read again after a daemon has gone to another directory.
+            self["config"] = str(Path(self["config"]).absolute())
+
+    def settings(self) -> Config:
+        """The configuration that these options ask for.
+
+        Raises:
+            ConfigError: a setting cannot be used.
+        """
+        if self["demo"]:
+            return demo.settings(self["listen"], self["admin"])
+        return config.read(Path(self["config"]), self["listen"], self["admin"], endpoint_problems)
+
+
+def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
+    """What is wrong with the endpoints, a line for each; see `endpoint_problem`."""
+    from twisted.internet import reactor
+
+    texts = [("listen", text) for text in settings.listen]
+    if settings.admin:
+        texts.append(("admin", settings.admin))
+    problems = []
+    for setting, text in texts:
+        wrong = endpoint_problem(text, reactor, is_start)
+        if wrong is not None:
+            problems.append(f"{setting}: {text!r}: {wrong}; allowed: a Twisted endpoint, tcp:8080")
+    try:
+        make_broker(settings.broker, reactor)
+    except ConfigError as error:
+        problems += error.problems
+    return problems

@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc import config, hub, limits, reload, service, tries
+from topicsvc import config, ebb, hub, limits, reload, service, tries
 from topicsvc.backlog import STALL_TIMEOUT
 from topicsvc.cli import doors, trials
 from topicsvc.cli.main import main
@@ -225,6 +225,8 @@ class SecurityTests(SynchronousTestCase):
             f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
             f"token is checked | {MAX_WAITING_REQUESTS} |",
             f"token is checked | {MAX_WAITING_BYTES >> 10} KiB,",
+            f"When {ebb.MANY} connections have gone",
+            f"within {ebb.INTERVAL:.0f} s (malloc_trim(3)",
             f"sends under way | {send.MAX_UNDER_WAY} |",
             f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "
             f"until {hub.LOW_WATER >> 20} MiB are left",

@@ -16,11 +16,11 @@ PURE = {
     "session", "tally", "wire",
 }  # fmt: skip
 APPLICATION = {
-    "backlog", "deadlines", "hub", "journal", "lag", "limits", "outbound", "rechecks", "tries",
-    "turns", "visits",
+    "backlog", "deadlines", "ebb", "hub", "journal", "lag", "limits", "outbound", "rechecks",
+    "tries", "turns", "visits",
 }  # fmt: skip
 ADAPTERS = {
-    "brokers", "listening", "logs", "notify", "records", "signals", "transmit",
+    "brokers", "heap", "listening", "logs", "notify", "records", "signals", "transmit",
     "validators", "web", "websocket",
 }  # fmt: skip
 COMPOSITION = {

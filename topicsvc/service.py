@@ -24,11 +24,12 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from topicsvc import __version__, demo, logs
+from topicsvc import __version__, demo, heap, logs
 from topicsvc.carrier import make_broker
 from topicsvc.config import (
     Config,
 )
+from topicsvc.ebb import Ebb
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub
 from topicsvc.judge import Judge
@@ -149,6 +150,7 @@ class TopicService(Service):
         ]
         self._admin: list[Listener] = []
         self._lag = ReactorLag(reactor)
+        self._ebb = Ebb(reactor, lambda: self.limits.connections.total, heap.trim)
         self.metrics = Metrics(
             Sources(
                 connections=self.connections,
@@ -189,6 +191,7 @@ class TopicService(Service):
             # Before anybody can know that we are there: until then SIGHUP kills.
             self._signals.take(signal.SIGHUP, self.reload)
         self._lag.startService()
+        self._ebb.startService()
         self.broker.startService()
         self.connections.startService()
         for listener in [*self._listeners, *self._admin]:
@@ -294,6 +297,7 @@ class TopicService(Service):
 
         def ended(result: Any) -> Any:
             self._lag.stopService()
+            self._ebb.stopService()
             self._signals.restore()
             self._notifier.stopped()
             return result

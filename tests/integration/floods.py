@@ -13,8 +13,10 @@ import select
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tests.integration.raw import CLOSE, PING, TEXT, RawClient, frame, handshake
@@ -36,11 +38,11 @@ class Orders:
         websocket_path: of a topic with much data.
         send_path: of any topic.
         token: a good one.
+        per_second: how many come in a second.
         silent: connections that say nothing.
-        per_second: how many of them come in a second.
-        dripping: connections that drip a byte a second, of each kind.
+        dripping: connections that drip a byte a second, how many of each kind; see `Floods.drips`.
         fragments: empty ones, of one message.
-        pings: from a client that never reads.
+        pings: from a client that never reads, with a token and from another without.
         stopped: readers that stop.
     """
 
@@ -50,9 +52,9 @@ class Orders:
     websocket_path: str
     send_path: str
     token: str
-    silent: int
     per_second: int
-    dripping: int
+    silent: int
+    dripping: dict[str, int]
     fragments: int
     pings: int
     stopped: int
@@ -85,71 +87,76 @@ class Stranger(asyncio.Protocol):
 
 
 class Floods:
-    """All of them."""
+    """All of them.
+
+    Attributes:
+        closed: seconds after which the connections of a kind were closed.
+        told: what else there is to tell.
+    """
 
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
         self.closed: dict[str, list[float]] = defaultdict(list)
-        self.told: dict[str, Any] = {}
+        self.told: dict[str, Any] = {"most at once": 0}
         self._strangers: list[Stranger] = []
+        self._began = 0.0
 
-    async def run(self) -> None:
+    def drips(self, kind: str) -> tuple[int, bytes, bytes]:
+        """Where one of this kind connects, what it says at once, and what it drips."""
         orders = self.orders
-        threads_at_once = ThreadPoolExecutor(orders.stopped + 3)
-        asyncio.get_running_loop().set_default_executor(threads_at_once)
         upgrade = handshake(orders.websocket_path, orders.host)
         post = (
             f"POST {orders.send_path} HTTP/1.1\r\nHost: {orders.host}\r\n"
             f"Authorization: Bearer {orders.token}\r\n"
         ).encode()
+        unfinished = b"\x81\xfe\x03\xe7" + bytes(4)  # of 999 bytes, under a mask of zeros
+        return {
+            "a head that drips": (orders.port, upgrade[:60], b"x"),
+            "a body that drips": (orders.port, post + b"Content-Length: 999\r\n\r\n", b"x"),
+            "chunks that drip": (
+                orders.port,
+                post + b"Transfer-Encoding: chunked\r\n\r\n",
+                b"1\r\nx\r\n",
+            ),
+            "a TLS handshake that drips": (orders.tls_port, b"\x16\x03\x01\x02\x00\x01", b"x"),
+            "a token that drips": (orders.port, upgrade + unfinished, b"x"),
+        }[kind]
+
+    async def run(self) -> None:
+        orders = self.orders
+        jobs = [self.stop_reading] * orders.stopped
+        if orders.fragments:
+            jobs.append(self.send_fragments)
+        if orders.pings:
+            jobs += [partial(self.send_pings, is_active) for is_active in (False, True)]
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(len(jobs) + 1))
+        threads = [asyncio.create_task(asyncio.to_thread(job)) for job in jobs]
         dripping = asyncio.create_task(self.drip())
-        threads = [
-            asyncio.to_thread(self.send_fragments),
-            asyncio.to_thread(self.send_pings, False),
-            asyncio.to_thread(self.send_pings, True),
-            *(asyncio.to_thread(self.stop_reading) for _ in range(orders.stopped)),
-        ]
-        waits = [asyncio.create_task(each) for each in threads]
-        for _ in range(orders.dripping):
-            for kind, port, says, drips in (
-                ("a head that drips", orders.port, upgrade[:60], b"x"),
-                ("a body that drips", orders.port, post + b"Content-Length: 999\r\n\r\n", b"x"),
-                (
-                    "chunks that drip",
-                    orders.port,
-                    post + b"Transfer-Encoding: chunked\r\n\r\n",
-                    b"1\r\nx\r\n",
-                ),
-                ("a TLS handshake that drips", orders.tls_port, b"\x16\x03\x01\x02\x00\x01", b"x"),
-                (
-                    "a token that drips",
-                    orders.port,
-                    upgrade + b"\x81\xfe\x03\xe7" + bytes(4),  # 999 bytes, under a mask of zeros
-                    b"x",
-                ),
-            ):
-                await self.connect(kind, port, says, drips)
-        await self.say_nothing()
-        await asyncio.wait_for(
-            asyncio.gather(*waits, *(each.is_gone for each in self._strangers)), LONGEST
-        )
+        self._began = time.monotonic()
+        for kind, count in orders.dripping.items():
+            port, says, drips = self.drips(kind)
+            for _ in range(count):
+                await self.come(kind, port, says, drips)
+        for number in range(orders.silent):
+            await self.come("says nothing", orders.port if number % 10 else orders.tls_port)
+        gone = [each.is_gone for each in self._strangers]
+        await asyncio.wait_for(asyncio.gather(*threads, *gone), LONGEST)
         dripping.cancel()
 
-    async def connect(self, kind: str, port: int, says: bytes = b"", drips: bytes = b"") -> None:
+    async def come(self, kind: str, port: int, says: bytes = b"", drips: bytes = b"") -> None:
+        """Connect, evenly among all."""
+        early = self._began + len(self._strangers) / self.orders.per_second - time.monotonic()
+        if early > 0.002:
+            await asyncio.sleep(early)
         stranger = Stranger(says, drips, self.closed[kind])
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: stranger, "127.0.0.1", port)
         self._strangers.append(stranger)
-
-    async def say_nothing(self) -> None:
-        """Come evenly."""
-        began = time.monotonic()
-        for number in range(self.orders.silent):
-            early = began + number / self.orders.per_second - time.monotonic()
-            if early > 0.002:
-                await asyncio.sleep(early)
-            port = self.orders.tls_port if number % 10 == 0 else self.orders.port
-            await self.connect("says nothing", port)
+        try:
+            await loop.create_connection(lambda: stranger, "127.0.0.1", port)
+        except ConnectionResetError as error:  # accepted and dropped before we have seen it
+            stranger.connection_lost(error)
+        there = len(self._strangers) - sum(map(len, self.closed.values()))
+        self.told["most at once"] = max(self.told["most at once"], there)
 
     async def drip(self) -> None:
         while True:
@@ -173,26 +180,23 @@ class Floods:
     def send_fragments(self) -> None:
         """All of one message; what comes meanwhile is read."""
         client = self.upgraded()
+        client.write(frame(TEXT, fin=False))
         began = time.monotonic()
-        one = frame(0, fin=False)
-        piece = one * (PIECE // len(one))
-        sent, code = 0, None
-        try:
-            client.write(frame(TEXT, fin=False))
-            while sent < self.orders.fragments:
-                client.write(piece)
-                sent += len(piece) // len(one)
-                while code is None and select.select([client.socket], [], [], 0)[0]:
-                    told = client.read_frame()
-                    if told is None or told[0] == CLOSE:
-                        code = int.from_bytes(told[1][:2], "big") if told else 0
-        except OSError:
-            pass  # the service has had enough
-        if code is None:
-            code = client.read_to_end().code
+        told: list[tuple[int, bytes] | None] = []
+
+        def read() -> None:
+            while not told and select.select([client.socket], [], [], 0)[0]:
+                told.append(client.read_frame())
+
+        self.send("fragments", client, frame(0, fin=False), self.orders.fragments, read)
+        if not told:
+            told.append(client.read_frame())
         self.wait_for_end(client)
         self.note("fragments", began)
-        self.told["fragments sent"], self.told["fragments code"] = sent, code
+        opcode, payload = told[0] or (0, b"")
+        if opcode == CLOSE:
+            code = int.from_bytes(payload[:2], "big")
+            self.told["fragments are answered with"] = [code, payload[2:].decode()]
 
     def send_pings(self, is_active: bool) -> None:
         """And never read a byte."""
@@ -200,19 +204,30 @@ class Floods:
         if is_active:
             self.present(client)
         began = time.monotonic()
-        one = frame(PING, b"x" * 125)
+        kind = "pings of a session" if is_active else "pings without a token"
+        self.send(kind, client, frame(PING, b"x" * 125), self.orders.pings)
+        self.wait_for_end(client)
+        self.note(kind, began)
+
+    def send(
+        self,
+        kind: str,
+        client: RawClient,
+        one: bytes,
+        count: int,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send so many, unless the service cuts it off; tells how many those were, and which."""
         piece = one * (PIECE // len(one))
-        sent = 0
+        sent, was_cut = 0, False
         try:
-            while sent < self.orders.pings:
+            while sent < count:
                 client.write(piece)
                 sent += len(piece) // len(one)
+                meanwhile()
         except OSError:
-            pass  # the service has had enough
-        self.wait_for_end(client)
-        kind = "pings of a session" if is_active else "pings without a token"
-        self.note(kind, began)
-        self.told[f"{kind} sent"] = sent
+            was_cut = True
+        self.told[kind] = {"sent": sent, "was cut off": was_cut}
 
     def stop_reading(self) -> None:
         client = self.upgraded(room=4096)

@@ -14,7 +14,8 @@ from typing import Any
 
 TIMEOUT = 20.0
 
-TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+_RUN_TWISTD = "from twisted.scripts.twistd import run; run()"
+TWISTD = [sys.executable, "-c", _RUN_TWISTD]
 TOPICSVC = [
     sys.executable,
     "-c",
@@ -103,16 +104,29 @@ class Service(Process):
         arguments: of topicsvc.
         directory: where it runs.
         twistd: arguments of twistd.
+        watched_by: a module whose `watch` is called in its process; empty: none.
 
     Attributes:
         ports: the port numbers, in the order of the settings.
     """
 
     def __init__(
-        self, *arguments: str, directory: Path, twistd: Iterable[str] = (), **options: Any
+        self,
+        *arguments: str,
+        directory: Path,
+        twistd: Iterable[str] = (),
+        watched_by: str = "",
+        **options: Any,
     ) -> None:
         foreground = ["--nodaemon", "--pidfile=", "--rundir", str(directory)]
-        super().__init__([*TWISTD, *foreground, *twistd, "topicsvc", *arguments], **options)
+        command = TWISTD
+        if watched_by:
+            command = [
+                sys.executable,
+                "-c",
+                f"import {watched_by} as it; it.watch(); {_RUN_TWISTD}",
+            ]
+        super().__init__([*command, *foreground, *twistd, "topicsvc", *arguments], **options)
         try:
             self.wait_for(r"topicsvc \S+ serves \d+ ports?\b")
         except AssertionError:

@@ -1,22 +1,24 @@
 """Floods of every kind, all at once: nobody else notices, and nothing is left of them.
 
-Memory that was free once is not all given back to the system, so a first flood shows how much
-one takes, and a second one, a little smaller, finds room in what the first has left: where it
-takes more, something was not freed. That none of 5,120 sessions leaves anything is shown by
-test_leaks. Latency is measured at sessions that have nothing to do with the floods, before
-and after them, and for as long as they last. The strangers yield the processor: what it costs
-to be one is not the service's matter.
+Once within the default bounds, which let a thousand strangers in at a time, and once without
+them: then all of 10,500 are in. All that is compared with "before" is compared with the service
+before any flood.
+
+Latency is measured at sessions that have nothing to do with the floods, for as long as they
+last. The strangers yield the processor: what it costs to be one is not the service's matter.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from dataclasses import asdict, replace
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +30,41 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from tests.integration import live_memory
 from tests.integration.certificates import Authority
+from tests.integration.elsewhere import Elsewhere
 from tests.integration.floods import Orders
 from tests.integration.process import Service, environment
 from tests.integration.processes import until
 from tests.integration.requirements import allow_files, need_files
 from tests.integration.topicsvc_process import Subscriber
+from topicsvc import ebb
+from topicsvc.limits import LimitSettings
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 Test = Generator[Deferred[Any], Any, None]
 
 HOST = "127.0.0.1"
-SUBSCRIBERS = 400
-INTERVAL = 0.1
+SUBSCRIBERS = 100
+INTERVAL = 0.05
 """Seconds between two messages that are measured."""
 
 BULK = b'"%s"' % (b"x" * 65536)
-BASE_LINE = 12.0
-"""Seconds."""
+BULK_INTERVAL = 0.1
+BASE_LINE = 10.0
+"""Seconds: 20,000 latencies."""
 
 TOKEN_TIMEOUT = 15
 FILES = 12_000
 MOST_GROWTH = 5_000_000
 """Bytes."""
+
+MOST_KEPT = 25_000_000
+"""Bytes that Python's allocator may keep of more than 10,000 connections: docs/security.md."""
+
+ATTEMPTS = 3
+BUSY = 0.1
+"""Cores. Where others are busier than that, a latency says little: it is measured again."""
 
 FLOOD = Orders(
     port=0,
@@ -59,9 +73,15 @@ FLOOD = Orders(
     websocket_path="/cell1/__topic/box1/bulk.topic.name",
     send_path="/cell1/box1/bulk/topic/name",
     token="",
-    silent=10_000,
     per_second=1000,
-    dripping=100,
+    silent=10_000,
+    dripping={
+        "a head that drips": 200,
+        "a body that drips": 200,
+        "chunks that drip": 100,
+        "a token that drips": 50,
+        "a TLS handshake that drips": 50,
+    },
     fragments=3_000_000,
     pings=400_000,
     stopped=10,
@@ -76,9 +96,9 @@ WHEN = {
     "chunks that drip": (30, 30),
     "a token that drips": (TOKEN_TIMEOUT, TOKEN_TIMEOUT + 5),
     "a reader that stops": (5, 25),  # its queue is full, or nothing has left for 10 s; then 5
-    "fragments": (0, 10),
-    "pings of a session": (0, 10),
-    "pings without a token": (0, 10),
+    "fragments": (5, 5),  # told at once, aborted when it does not close
+    "pings of a session": (5, 5),
+    "pings without a token": (5, 5),
 }
 LATE = 4.0
 """Seconds that an end may come late on a machine that is busy with floods."""
@@ -106,6 +126,47 @@ class Watcher(Subscriber):
             super()._frame(opcode, payload)
 
 
+@dataclass
+class Flood:
+    """What became of one, and of its strangers.
+
+    Attributes:
+        before: 99th percentile of latencies before it, in seconds.
+        during: the same while it lasted.
+        busy: how many cores others had meanwhile.
+        most: bytes of memory that the service had at most.
+        kept: bytes that it had more when all was over than before any flood.
+        left: bytes that were in use more.
+        log: what the service had to say.
+        closed: for each kind, after how many seconds its connections were closed.
+        told: what else its strangers tell.
+    """
+
+    before: float
+    during: float
+    busy: float
+    most: int
+    kept: int
+    left: int
+    log: str = field(repr=False)
+    closed: dict[str, list[float]]
+    told: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = [
+            f"p99 before {self.before * 1000:.1f} ms, during {self.during * 1000:.1f} ms, "
+            f"{self.busy:.2f} cores busy elsewhere",
+            f"at most {self.most / 1e6:.1f} MB, after it {self.kept / 1e6:+.1f} MB, "
+            f"in use {self.left / 1e6:+.1f} MB",
+            *(
+                f"{kind}: {len(each)} closed after {min(each)} to {max(each)} s"
+                for kind, each in self.closed.items()
+            ),
+            str(self.told),
+        ]
+        return "\n    ".join(lines)
+
+
 class Sender(Protocol):
     """Sends over one HTTP connection that is kept."""
 
@@ -125,10 +186,11 @@ class Sender(Protocol):
 
 
 class FloodTests(TestCase):
-    timeout = 400
+    timeout = 600
 
     @inlineCallbacks
-    def setUp(self) -> Test:
+    def serve(self, waiting: int) -> Test:
+        """Start a service that lets so many strangers in at a time, and who listens to it."""
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
         key = make_key()
@@ -152,18 +214,21 @@ class FloodTests(TestCase):
             key_file = "{self.directory / "key"}"
             [stop]
             drain = 0
-            [limits]  # the strangers have one address, and shall come in: that is worse
-            waiting = 0
-            waiting_per_address = 0
+            [limits]
+            waiting_per_address = 0  # the strangers have one address
+            waiting = {waiting}
             """
         )
         need_files(FILES)
         self.service = Service(
-            "--config", str(file), directory=self.directory, preexec_fn=allow_files
+            *("--config", str(file)),
+            directory=self.directory,
+            watched_by=live_memory.__name__,
+            preexec_fn=allow_files,
         )
         self.addCleanup(self.service.stop)
         self.port, tls_port, self.admin = self.service.ports
-        self.flood = replace(FLOOD, port=self.port, tls_port=tls_port, token=self.token)
+        self.orders = replace(FLOOD, port=self.port, tls_port=tls_port, token=self.token)
         self.took: list[float] = []
         self.watchers = [Watcher(self.took) for _ in range(SUBSCRIBERS)]
         for watcher in self.watchers:
@@ -182,10 +247,11 @@ class FloodTests(TestCase):
         self.sender.send("/cell1/box1/col/topic/name", b"%.6f" % time.monotonic())
 
     @property
-    def resident(self) -> int:
-        """Bytes of memory that the service has."""
-        status = Path(f"/proc/{self.service.child.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    def status(self) -> dict[str, int]:
+        """Bytes of memory, by their names in proc(5)."""
+        lines = Path(f"/proc/{self.service.child.pid}/status").read_text().splitlines()
+        pairs = [line.split() for line in lines if line.endswith(" kB")]
+        return {name.rstrip(":"): int(size) * 1024 for name, size, _ in pairs}
 
     @property
     def files(self) -> int:
@@ -213,73 +279,120 @@ class FloodTests(TestCase):
         allow_files()
 
     @inlineCallbacks
-    def strangers(self, flood: Orders) -> Generator[Deferred[Any], Any, Any]:
+    def strangers(self) -> Generator[Deferred[Any], Any, Any]:
         """Let them in; fires with what became of them."""
         sender = yield self.connect(Sender(self.token))
         bulk = LoopingCall(sender.send, "/cell1/box1/bulk/topic/name", BULK)
-        bulk.start(INTERVAL)
-        peak = LoopingCall(lambda: self.peaks.append((self.resident, self.files)))
-        self.peaks: list[tuple[int, int]] = []
-        peak.start(0.5)
-        done = yield deferToThread(
-            subprocess.run,
-            [sys.executable, "-m", "tests.integration.floods"],
-            input=json.dumps(asdict(flood)),
-            capture_output=True,
-            text=True,
-            env=environment(),
-            preexec_fn=self.be_elsewhere,
-            timeout=120,
-        )
-        bulk.stop()
-        peak.stop()
-        sender.transport.abortConnection()
+        bulk.start(BULK_INTERVAL)
+        try:
+            done = yield deferToThread(
+                subprocess.run,
+                [sys.executable, "-m", "tests.integration.floods"],
+                input=json.dumps(asdict(self.orders)),
+                capture_output=True,
+                text=True,
+                env=environment(),
+                preexec_fn=self.be_elsewhere,
+                timeout=120,
+            )
+        finally:
+            bulk.stop()
+            sender.transport.abortConnection()
         self.assertEqual(done.returncode, 0, done.stderr)
         return json.loads(done.stdout)
 
     @inlineCallbacks
-    def test_floods(self) -> Test:
+    def flood(self) -> Generator[Deferred[Any], Any, Flood]:
+        """Measure, let the strangers in, measure meanwhile, and see what is left of them."""
+        elsewhere, quiet, lines = Elsewhere(self.service.child.pid), self.files, len(self.output)
         before, _ = yield self.measured(deferLater(reactor, BASE_LINE))
-        quiet = self.files
-        figures = [f"before: p99 {before * 1000:.1f} ms, {self.resident / 1e6:.1f} MB"]
-        latencies, memory, fates = [], [], []
-        floods = [replace(self.flood, silent=self.flood.silent * 21 // 20), self.flood]
-        for flood in floods:
-            p99, became = yield self.measured(self.strangers(flood))
-            yield until(lambda: self.files == quiet, "all strangers are gone")
-            most, files = (max(each) for each in zip(*self.peaks, strict=True))
-            latencies.append(p99)
-            memory.append(most)
-            fates.append(became)
-            figures += [
-                f"flood: p99 {p99 * 1000:.1f} ms, {files} files and {most / 1e6:.1f} MB at most, "
-                f"{self.resident / 1e6:.1f} MB after it",
-                *(
-                    f"    {kind}: {len(each)} closed after {min(each)} to {max(each)} s"
-                    for kind, each in became["closed"].items()
-                ),
-                f"    {became['told']}",
-            ]
-        after, _ = yield self.measured(deferLater(reactor, BASE_LINE))
-        figures.append(f"after: p99 {after * 1000:.1f} ms, {self.resident / 1e6:.1f} MB")
-        self.show(figures)
-        for flood, became in zip(floods, fates, strict=True):
-            self.assert_closed_when_they_should_be(flood, became)
-        self.assertLess(max(latencies), 2 * max(before, after), figures)
-        self.assertLess(max(memory[1], self.resident) - memory[0], MOST_GROWTH, figures)
+        during, became = yield self.measured(self.strangers())
+        busy = elsewhere.cores
+        yield until(lambda: self.files == quiet, "all strangers are gone")
+        yield deferLater(reactor, 2 * ebb.INTERVAL + 1)
+        return Flood(
+            before=before,
+            during=during,
+            busy=busy,
+            most=self.status["VmHWM"],
+            kept=self.status["VmRSS"] - self.resident,
+            left=live_memory.of(self.service) - self.live,
+            log="".join(self.output[lines:]),
+            **became,
+        )
+
+    @inlineCallbacks
+    def judge(self, rules: Callable[[Flood], None]) -> Test:
+        """Flood it, and see whether the rules hold; anew, if others have disturbed that."""
+        self.output = self.service.output
+        self.resident, self.live = self.status["VmRSS"], live_memory.of(self.service)
+        for more in reversed(range(ATTEMPTS)):
+            flood = yield self.flood()
+            if os.environ.get("TOPICSVC_FIGURES"):
+                print(
+                    f"\nbefore any: {self.resident / 1e6:.1f} MB, {self.live / 1e6:.1f} MB in use"
+                )
+                print(flood)
+            try:
+                self.assert_nobody_noticed(flood)
+                rules(flood)
+                self.assert_closed_when_they_should_be(flood)
+            except self.failureException:
+                if flood.busy < BUSY or not more:
+                    raise
+            else:
+                return
+
+    @inlineCallbacks
+    def test_within_the_default_bounds(self) -> Test:
+        def rules(flood: Flood) -> None:
+            self.assertLess(flood.kept, MOST_GROWTH, flood)
+            self.assertLess(flood.told["most at once"], 1200)
+            silent = flood.closed["says nothing"]
+            stayed = [seconds for seconds in silent if seconds > LATE]
+            self.assertLess(len(stayed), len(silent) / 2, "the rest is closed at once")
+            self.assertEqual(len(silent), self.orders.silent)
+            flood.closed["says nothing"] = stayed
+
+        yield self.serve(waiting=LimitSettings().waiting)
+        yield self.judge(rules)
+
+    @inlineCallbacks
+    def test_when_all_of_them_are_in(self) -> Test:
+        def rules(flood: Flood) -> None:
+            self.assertLess(flood.kept, MOST_KEPT, flood)
+            self.assertGreater(flood.told["most at once"], 10_000)
+            self.assertEqual(len(flood.closed["says nothing"]), self.orders.silent)
+
+        yield self.serve(waiting=0)
+        yield self.judge(rules)
+
+    def assert_nobody_noticed(self, flood: Flood) -> None:
+        self.assertLess(flood.during, 2 * flood.before, flood)
+        self.assertLess(flood.left, MOST_GROWTH, flood)
         self.assertEqual([watcher.close_code for watcher in self.watchers], [None] * SUBSCRIBERS)
         self.assertNotIn("Traceback", self.service.text)
 
-    def show(self, figures: list[str]) -> None:
-        if os.environ.get("TOPICSVC_FIGURES"):
-            print("\n" + "\n".join(figures))
-
-    def assert_closed_when_they_should_be(self, flood: Orders, became: Any) -> None:
-        closed = became["closed"]
+    def assert_closed_when_they_should_be(self, flood: Flood) -> None:
+        closed, told, orders = flood.closed, flood.told, self.orders
         self.assertEqual(set(closed), set(WHEN))
-        self.assertEqual(len(closed["says nothing"]), flood.silent)
-        self.assertEqual(sum(len(each) for kind, each in closed.items() if "drip" in kind),
-                         5 * flood.dripping)  # fmt: skip
+        for kind, count in orders.dripping.items():
+            self.assertEqual(len(closed[kind]), count)
         for kind, (first, last) in WHEN.items():
             self.assertGreaterEqual(min(closed[kind]), first - EARLY, kind)
             self.assertLess(max(closed[kind]), last + LATE, kind)
+        self.assertEqual(told["fragments are answered with"], [1008, "Too many frames"])
+        for kind, asked in (
+            ("fragments", orders.fragments),
+            ("pings of a session", orders.pings),
+            ("pings without a token", orders.pings),
+        ):
+            # It goes on sending, though it is read in vain by then, until it is cut off.
+            self.assertTrue(told[kind]["sent"] >= asked or told[kind]["was cut off"], told)
+        ends = Counter(re.findall(r" ends after .* bytes: ([A-Z][a-z]+(?: [a-z]+)*)", flood.log))
+        self.assertEqual(ends, {
+            "Too many frames": 1,
+            "Too many messages": 2,
+            "Slow consumer": orders.stopped,
+            "Token timeout": orders.dripping["a token that drips"],
+        })  # fmt: skip

@@ -1,0 +1,33 @@
+"""How busy the machine is with what is not ours: who measures there should know."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+class Elsewhere:
+    """How busy the machine is with what is not ours.
+
+    Args:
+        service: its process id; beside it, this process and its children are ours.
+    """
+
+    def __init__(self, service: int) -> None:
+        self._service = service
+        self._began, self._busy = time.monotonic(), self._seconds()
+
+    @property
+    def cores(self) -> float:
+        """Cores that others had since."""
+        return (self._seconds() - self._busy) / (time.monotonic() - self._began)
+
+    def _seconds(self) -> float:
+        """Seconds of processor time of all processes and of other machines, less ours."""
+        user, nice, system, _, _, _, _, steal, *_ = map(
+            int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+        )
+        service = Path(f"/proc/{self._service}/stat").read_text().rpartition(")")[2].split()
+        ticks = user + nice + system + steal - int(service[11]) - int(service[12])
+        return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])

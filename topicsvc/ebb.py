@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twisted.application.service import Service
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
 __all__ = ["INTERVAL", "MANY", "Ebb"]
 
@@ -26,34 +28,33 @@ class Ebb(Service):
     """
 
     name = "ebb"
+    _log = Logger()
 
     def __init__(
         self, clock: IReactorTime, count: Callable[[], int], gone: Callable[[], None]
     ) -> None:
-        self._clock = clock
+        self._loop = LoopingCall(self._look)
+        self._loop.clock = clock
         self._count = count
         self._gone = gone
         self._most = 0  # since it was called, or ever
-        self._call: IDelayedCall | None = None
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        self._wait()
+        self._loop.start(INTERVAL)
 
     def stopService(self) -> None:
         super().stopService()  # type: ignore[no-untyped-call]
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
-
-    def _wait(self) -> None:
-        self._call = self._clock.callLater(INTERVAL, self._look)
+        if self._loop.running:
+            self._loop.stop()
 
     def _look(self) -> None:
-        self._wait()
         count = self._count()
-        if count <= self._most - MANY:
-            self._most = count
-            self._gone()
-        else:
+        if count > self._most - MANY:
             self._most = max(self._most, count)
+            return
+        self._most = count
+        try:
+            self._gone()
+        except Exception:  # else that would have been the last look
+            self._log.failure("what many connections have left could not be seen to")

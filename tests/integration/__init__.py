@@ -1,3 +1,5 @@
+"""Real servers and clients on loopback ports."""
+
 import signal
 
 # What a shell runs in the background ignores SIGINT, and so would all that is started here.

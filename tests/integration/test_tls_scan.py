@@ -23,7 +23,8 @@ CHECKS = ["-p", "-s", "-f", "-P", "-S", "-h", "-U"]
 """Protocols, ciphers, forward secrecy, preferences, certificate, headers, vulnerabilities."""
 
 HARMLESS = {"OK", "INFO", "LOW"}
-"""Beside them there are MEDIUM, HIGH, CRITICAL, FATAL, and WARN: could not look."""
+COULD_NOT_LOOK = "WARN"
+"""Beside them there are MEDIUM, HIGH, CRITICAL and FATAL."""
 
 OF_THE_SCANNER = {"engine_problem", "scanTime"}
 """What is said of the scanner's own OpenSSL, and how long it took."""
@@ -43,10 +44,13 @@ class ScanTests(EndToEndTestCase):
         ]
         service = self.start("--config", str(self.configure(*endpoints)))
         scans = [self.scan(port, authority) for port in service.ports]
-        for endpoint, port, scan in zip(endpoints, service.ports, scans, strict=True):
+        first = [self.found(scan, port) for scan, port in zip(scans, service.ports, strict=True)]
+        for endpoint, port, found in zip(endpoints, service.ports, first, strict=True):
             with self.subTest(endpoint=endpoint):
-                output = scan.communicate(timeout=TIMEOUT)[0]
-                findings = json.loads(self.report(port).read_text())
+                output, findings = found
+                if any(each["severity"] == COULD_NOT_LOOK for each in findings):
+                    # Beside the other scan, on a busy machine: so again, and alone.
+                    output, findings = self.found(self.scan(port, authority), port)
                 told = {each["id"]: each["finding"] for each in findings}
                 # It has looked to the end, and at this service.
                 self.assertEqual(told["cert_chain_of_trust"], "passed.", output)
@@ -58,6 +62,12 @@ class ScanTests(EndToEndTestCase):
                     if each["severity"] not in HARMLESS and each["id"] not in OF_THE_SCANNER
                 ]
                 self.assertEqual(worse, [])
+
+    def found(self, scan: subprocess.Popen[str], port: int) -> tuple[str, list[dict[str, str]]]:
+        output = scan.communicate(timeout=TIMEOUT)[0]
+        findings: list[dict[str, str]] = json.loads(self.report(port).read_text())
+        self.report(port).unlink()
+        return output, findings
 
     def report(self, port: int) -> Path:
         return self.directory / f"scan-{port}.json"

@@ -11,6 +11,7 @@ from confluent_kafka import Producer as KafkaProducer
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.task import deferLater
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from tests.broker_contract import Inbox
@@ -473,6 +474,35 @@ class ProducerTests(TestCase):
         self.assertIsInstance(outcomes[0], BrokerUnavailable)
         self.assertEqual(outcomes[1], Place(1, 2))
         self.assertEqual(self.flushLoggedErrors(RuntimeError)[0].value, faults[0])
+
+    @inlineCallbacks
+    def test_one_that_raises_that_it_is_spent_is_made_anew_and_that_is_told_once(self) -> Any:
+        made: list[Any] = []
+        told: list[Any] = []
+        globalLogPublisher.addObserver(told.append)
+        self.addCleanup(globalLogPublisher.removeObserver, told.append)
+
+        class Refused:
+            def __init__(self, options: Any) -> None:
+                made.append(self)
+
+            def poll(self, timeout: float) -> None:
+                if len(made) == 1:
+                    spent = KafkaError(KafkaError._FATAL, "no right to be exact", True)
+                    producer._failed(spent)
+                    raise KafkaException(spent)
+
+            def flush(self, timeout: float) -> None:
+                pass
+
+            purge = staticmethod(lambda: None)
+
+        producer = Producer({}, reactor, Refused)
+        producer.start()
+        self.addCleanup(producer.stop)
+        yield until(lambda: len(made) == 2, "it is made anew")
+        yield until(lambda: "made anew" in repr(told), "that is told")
+        self.assertEqual(repr(told).count("made anew"), 1)
 
     def test_a_failure_to_make_one_is_told(self) -> None:
         producer = Producer({"no.such.option": "1"}, reactor)

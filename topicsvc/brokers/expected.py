@@ -1,4 +1,4 @@
-"""Adapter: messages that are sent from here and are still to come back."""
+"""Pure: messages that are sent from here and are still to come back."""
 
 from __future__ import annotations
 

@@ -105,7 +105,12 @@ class Producer:
         self._reactor.callFromThread(self._stopped.callback, None)
 
     def _turn(self) -> None:
-        self._client.poll(TURN)
+        try:
+            self._client.poll(TURN)
+        except KafkaException as error:  # librdkafka says it so, or to `_failed`, or both
+            if not error.args[0].fatal():
+                raise
+            self._failed(error.args[0])
         self._report()
         if self._is_spent:
             self._renew()
@@ -129,7 +134,7 @@ class Producer:
 
     def _failed(self, error: KafkaError) -> None:
         """Something is wrong; what can be mended librdkafka mends."""
-        if error.fatal():
+        if error.fatal() and not self._is_spent:
             self._is_spent = True
             self._reactor.callFromThread(
                 self._log.error, "the producer is made anew: {why}", why=error.str()

@@ -99,6 +99,7 @@ class Floods:
         self.closed: dict[str, list[float]] = defaultdict(list)
         self.told: dict[str, Any] = {"most at once": 0}
         self._strangers: list[Stranger] = []
+        self._upgraded: list[RawClient] = []
         self._began = 0.0
 
     def drips(self, kind: str) -> tuple[int, bytes, bytes]:
@@ -132,6 +133,9 @@ class Floods:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(len(jobs) + 1))
         threads = [asyncio.create_task(asyncio.to_thread(job)) for job in jobs]
         dripping = asyncio.create_task(self.drip())
+        while len(self._upgraded) < len(jobs):  # those come in before there is no room
+            assert not any(thread.done() for thread in threads), "was not let in"
+            await asyncio.sleep(0.01)
         self._began = time.monotonic()
         for kind, count in orders.dripping.items():
             port, says, drips = self.drips(kind)
@@ -169,6 +173,7 @@ class Floods:
     def upgraded(self, room: int = 0) -> RawClient:
         client = RawClient(self.orders.port, room=room)
         assert client.upgrade(self.orders.websocket_path, self.orders.host) == 101
+        self._upgraded.append(client)
         return client
 
     def present(self, client: RawClient) -> None:

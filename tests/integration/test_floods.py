@@ -304,8 +304,9 @@ class FloodTests(TestCase):
     @inlineCallbacks
     def flood(self) -> Generator[Deferred[Any], Any, Flood]:
         """Measure, let the strangers in, measure meanwhile, and see what is left of them."""
-        elsewhere, quiet, lines = Elsewhere(self.service.child.pid), self.files, len(self.output)
+        elsewhere, lines = Elsewhere(self.service.child.pid), len(self.output)
         before, _ = yield self.measured(deferLater(reactor, BASE_LINE))
+        quiet = self.files
         during, became = yield self.measured(self.strangers())
         busy = elsewhere.cores
         yield until(lambda: self.files == quiet, "all strangers are gone")

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from topicsvc.deadlines import Deadlines
 from topicsvc.pace import paced
 from topicsvc.peers import Network
+from topicsvc.ports import Grant
 from topicsvc.tries import Tries
 from topicsvc.visits import Visit
 
@@ -173,6 +174,11 @@ class Limits:
         most, waiting = self.most_connections, self.settings.waiting
         return min(waiting, ceil(most * WAITING_SHARE)) if most else waiting
 
+    @property
+    def is_waiting_full(self) -> bool:
+        """Whether nobody more may wait for a live token."""
+        return 0 < self.most_waiting <= self.waiting.total
+
     def hit(self, name: str) -> None:
         """A bound has refused something: count it, and tell the log now and then."""
         self.hits[name] += 1
@@ -195,9 +201,9 @@ class Limits:
             self.hit("messages_per_minute")
         return whole_at_then
 
-    def is_over(self, expires_at: float) -> bool:
-        """Whether that time of day has come."""
-        return expires_at <= self._now()
+    def is_over(self, grant: Grant) -> bool:
+        """Whether `grant` is void by now."""
+        return grant.is_over(self._now())
 
 
 class _Room:

@@ -26,9 +26,7 @@ from zope.interface import implementer
 
 from topicsvc import __version__, demo, heap, logs
 from topicsvc.carrier import make_broker
-from topicsvc.config import (
-    Config,
-)
+from topicsvc.config import Config
 from topicsvc.ebb import Ebb
 from topicsvc.errors import ConfigError
 from topicsvc.hub import Hub

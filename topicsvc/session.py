@@ -180,7 +180,7 @@ class Session:
         """The token was judged, and this is what it allows."""
         if self._state is State.CLOSED:
             return []
-        if not grant.may_receive or grant.expires_at <= now:
+        if not grant.may_receive or grant.is_over(now):
             return self.refused(now)
         if self._check is _Check.UNASKED and self._expires_at <= now:
             # What came since was not delivered, and the client would not know.

@@ -233,14 +233,9 @@ class TlsOutbound(SocketOutbound):
         return super().held() + unencrypted
 
     def send(self, data: bytes) -> bool:
-        tls, lower = self._tls, self._lower
+        tls = self._tls
         # Once the connection is lost there is another aggregator, which keeps nothing.
-        if (
-            getattr(tls._aggregator, "_buffer", True)
-            or tls._appSendBuffer
-            or lower._tempDataLen
-            or len(lower.dataBuffer) != lower.offset
-        ):
+        if getattr(tls._aggregator, "_buffer", True) or tls._appSendBuffer or _held(self._lower):
             return False
         records, unencrypted = self._records.of(data)
         is_held = bool(records) and not self._put(records)

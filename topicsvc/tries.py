@@ -157,7 +157,7 @@ class Tries:
         if isinstance(result, Failure):
             # A live token for a topic that does not exist is no guess at tokens.
             return bool(result.check(TokenInactive)) and not result.check(TopicNotFound)
-        return result.expires_at <= self._now()
+        return result.is_over(self._now())
 
     def _count(self, address: str) -> None:
         failures = self._failures(address)

@@ -65,7 +65,7 @@ class Visit:
         most = limits.most_connections
         if most and limits.connections.total >= most:
             self.refuse("connections")
-        elif 0 < limits.most_waiting <= limits.waiting.total:
+        elif limits.is_waiting_full:
             self.refuse("waiting")
         else:
             address = None if host is None else counted_as(host)
@@ -85,7 +85,7 @@ class Visit:
         if not self._is_in or self.address == before:
             return
         limits = self._limits
-        if not self._waits and 0 < limits.most_waiting <= limits.waiting.total:
+        if not self._waits and limits.is_waiting_full:
             self.refuse("waiting")
         else:
             self._look_for_room(self.address)
@@ -182,7 +182,7 @@ class Visit:
             self.refuse("waiting_per_address")
 
     def _granted(self, grant: Grant) -> Grant:
-        if not self._limits.is_over(grant.expires_at):
+        if not self._limits.is_over(grant):
             self._showed_token()
         return grant
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import (
-    IStreamServerEndpoint,
-)
+from twisted.internet.interfaces import IStreamServerEndpoint
 
 from topicsvc.listening.proxied import PREFIX, ProxiedEndpoint
 from topicsvc.listening.reasons import parser_s_reason

@@ -87,7 +87,7 @@ class Cached:
         return blake2b(text, digest_size=32, key=self._key).digest()
 
     def _is_good(self, kept: _Kept) -> bool:
-        return self._clock.seconds() < kept.until and self._now() < kept.grant.expires_at
+        return self._clock.seconds() < kept.until and not kept.grant.is_over(self._now())
 
     def _keep(self, grant: Grant, name: bytes, asked_at: float) -> Grant:
         """Keep `grant`; its time runs from the moment of the question."""

@@ -139,7 +139,7 @@ class SendResource(Resource):
     ) -> Generator[Deferred[Any], Any, bytes]:
         """Do what `request` asks for; the result is the body of its answer."""
         grant: Grant = yield request.visit.judge(self._validator, token, topic)
-        if grant.expires_at <= self._now():
+        if grant.is_over(self._now()):
             raise TokenInactive("expired")
         if request.method == b"OPTIONS":
             request.setHeader(b"allow", _methods(grant))

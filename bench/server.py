@@ -20,10 +20,10 @@ from twisted.protocols.basic import LineOnlyReceiver
 from bench.message import SENDER, body
 from bench.sessions import pin
 from topicsvc import config
-from topicsvc.address import TopicAddress
-from topicsvc.ports import Message
-from topicsvc.process import keep_steady, spare_the_garbage_collector
+from topicsvc.interfaces import Message
+from topicsvc.process.setup import keep_steady, spare_the_garbage_collector
 from topicsvc.service import TopicService
+from topicsvc.topics import TopicAddress
 
 
 @cache

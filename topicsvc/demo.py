@@ -10,9 +10,9 @@ from typing import Any
 from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import IListeningPort
 
-from topicsvc.address import TopicAddress, Unit
 from topicsvc.config import Config, LocalSettings
 from topicsvc.errors import ConfigError
+from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.local import RIGHTS, make_key, sign_token
 
 __all__ = ["ENDPOINT", "TOPIC", "announce", "settings"]

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, NoReturn
 from twisted.python import usage
 
 from topicsvc import __version__, config, demo
-from topicsvc.carrier import make_broker
+from topicsvc.brokers.factory import make_broker
 from topicsvc.config import Config
 from topicsvc.errors import ConfigError
 from topicsvc.listening.listener import endpoint_problem
-from topicsvc.process import give_up
+from topicsvc.process.setup import give_up
 
 __all__ = ["Options", "endpoint_problems"]
 

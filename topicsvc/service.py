@@ -25,29 +25,29 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from topicsvc import __version__, demo, heap, logs
-from topicsvc.carrier import make_broker
+from topicsvc.admin.metrics import Metrics, Sources
+from topicsvc.admin.site import AdminSite, AdminTree
+from topicsvc.admission.limits import Limits
+from topicsvc.brokers.factory import make_broker
 from topicsvc.config import Config
-from topicsvc.ebb import Ebb
+from topicsvc.config.changes import Changes, compare
+from topicsvc.delivery.hub import Hub
 from topicsvc.errors import ConfigError
-from topicsvc.hub import Hub
-from topicsvc.judge import Judge
-from topicsvc.lag import ReactorLag
-from topicsvc.limits import Limits
+from topicsvc.explain import reason_of
+from topicsvc.histogram import CheckTally
 from topicsvc.listening.listener import Listener
-from topicsvc.listening.reasons import reason_of
-from topicsvc.notify import Notifier
 from topicsvc.options import Options, endpoint_problems
-from topicsvc.process import give_up, keep_steady, most_files, spare_the_garbage_collector
-from topicsvc.reload import Changes, compare
-from topicsvc.signals import Signals
-from topicsvc.tally import CheckTally
-from topicsvc.web.admin import AdminSite, AdminTree
-from topicsvc.web.metrics import Metrics, Sources
+from topicsvc.process.memory import Ebb
+from topicsvc.process.reactor_lag import ReactorLag
+from topicsvc.process.setup import give_up, keep_steady, most_files, spare_the_garbage_collector
+from topicsvc.process.signals import Signals
+from topicsvc.process.systemd import Notifier
+from topicsvc.validators.factory import Judge
+from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
-from topicsvc.web.upgrade import UpgradeResource
-from topicsvc.websocket.connections import CLOSE_TIMEOUT, Connections
-from topicsvc.wire import data_frame
+from topicsvc.websocket.messages import data_frame
+from topicsvc.websocket.server import CLOSE_TIMEOUT, Connections
 
 __all__ = ["Options", "TopicService", "makeService"]
 

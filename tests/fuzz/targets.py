@@ -14,13 +14,20 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from tests.fakes import Question
-from tests.harness import EPOCH, HANDSHAKE, HOST, MAX_BODY, WEBSOCKET_PATH, Client, ServiceTestCase
-from tests.stomp_server import ScriptedBroker
-from topicsvc.address import MAX_NAME, TopicAddress, TopicPattern, Unit
-from topicsvc.brokers.activemq import ActiveMQBroker
-from topicsvc.brokers.stomp import Decoder, encode
-from topicsvc.brokers.textmessage import json_body
+from tests.support.fakes import Question
+from tests.support.harness import (
+    EPOCH,
+    HANDSHAKE,
+    HOST,
+    MAX_BODY,
+    WEBSOCKET_PATH,
+    Client,
+    ServiceTestCase,
+)
+from tests.support.stomp_server import ScriptedBroker
+from topicsvc.brokers.activemq.broker import ActiveMQBroker
+from topicsvc.brokers.activemq.stomp_frames import Decoder, encode
+from topicsvc.brokers.message_text import json_body
 from topicsvc.errors import (
     AddressError,
     InvalidBody,
@@ -29,13 +36,14 @@ from topicsvc.errors import (
     TokenInactive,
     ValidatorUnavailable,
 )
-from topicsvc.listening.proxied import ProxiedFactory
+from topicsvc.interfaces import Message
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
-from topicsvc.ports import Message
-from topicsvc.validators.claims import read_claims
-from topicsvc.validators.collection import has_topic
+from topicsvc.listening.proxy_protocol import ProxiedFactory
+from topicsvc.topics import MAX_NAME, TopicAddress, TopicPattern, Unit
+from topicsvc.validators.introspection_response import read_claims
 from topicsvc.validators.personium import methods
-from topicsvc.wire import json_text, parse_token
+from topicsvc.validators.propfind import has_topic
+from topicsvc.websocket.messages import json_text, parse_token
 
 __all__ = ["CUT", "SEEDS", "TARGETS"]
 

@@ -19,9 +19,8 @@ from twisted.internet.endpoints import clientFromString
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from tests.broker_contract import BrokerContract, Inbox
-from tests.integration.activemq_server import ActiveMQ, JmsPeer, need_activemq
-from tests.integration.broker_cases import (
+from tests.integration.support.activemq_server import ActiveMQ, JmsPeer, need_activemq
+from tests.integration.support.broker_cases import (
     CELL,
     CloseOnLossCases,
     HostileNamesCases,
@@ -30,13 +29,14 @@ from tests.integration.broker_cases import (
     RightAfterSuccessCases,
     directory,
 )
-from tests.integration.processes import Shared, until
-from topicsvc.address import TopicAddress
-from topicsvc.brokers.activemq import ActiveMQBroker
+from tests.integration.support.processes import Shared, until
+from tests.support.broker_contract import BrokerContract, Inbox
+from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.login import Login
-from topicsvc.brokers.textmessage import ascii_json
+from topicsvc.brokers.message_text import ascii_json
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.ports import Message
+from topicsvc.interfaces import Message
+from topicsvc.topics import TopicAddress
 
 EMOJI = "\N{GRINNING FACE}"
 

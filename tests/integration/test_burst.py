@@ -10,8 +10,8 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from tests.fake_unit import USERNAME, Token, answers_after
-from tests.integration.judged import JudgedTestCase
+from tests.integration.support.validated_service import JudgedTestCase
+from tests.support.fake_unit import USERNAME, Token, answers_after
 from topicsvc import config
 
 CLIENTS = 1000

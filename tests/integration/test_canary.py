@@ -19,15 +19,15 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
-from tests import fake_unit
-from tests.fake_unit import PASSWORD, USERNAME, Fault, Token, answers, answers_at_once
-from tests.harness import Client as MemoryClient
-from tests.integration.client import Client
-from tests.integration.judged import HOST, JudgedTestCase, sleep
-from tests.integration.process import Service
+from tests.integration.support.client import Client
+from tests.integration.support.process import Service
+from tests.integration.support.validated_service import HOST, JudgedTestCase, sleep
+from tests.support import fake_unit
+from tests.support.fake_unit import PASSWORD, USERNAME, Fault, Token, answers, answers_at_once
+from tests.support.harness import Client as MemoryClient
 from topicsvc.logs import as_json
-from topicsvc.validators import outages
-from topicsvc.validators.asking import basic
+from topicsvc.validators.http_client import basic
+from topicsvc.validators.wrappers import outage_log
 
 LIVE = "canary-live-PEFzc2VydGlvbg=="
 READER = "canary-reader-VGVzdA=="
@@ -94,7 +94,7 @@ class LogTests(CanaryTestCase):
         events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
-        self.patch(outages, "SILENCE", 0)  # every outage has its line
+        self.patch(outage_log, "SILENCE", 0)  # every outage has its line
         self.start(self.settings("cache = 1\nrecheck = 1"))
         for fault, method in FAULTS:
             self.unit.recovers()

@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.process import Service
-from tests.integration.raw import CLOSE, PING, PONG, TEXT, RawClient, frame
-from tests.integration.requirements import need
+from tests.integration.support.process import Service
+from tests.integration.support.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame
+from tests.integration.support.requirements import need
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.certificates import Authority
-from tests.integration.process import TOPICSVC, TWISTD, Process, Service, environment
+from tests.integration.support.certificates import Authority
+from tests.integration.support.process import TOPICSVC, TWISTD, Process, Service, environment
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 

@@ -7,8 +7,8 @@ import threading
 import time
 from pathlib import Path
 
-from tests.integration.certificates import Authority
-from tests.integration.raw import RawClient
+from tests.integration.support.certificates import Authority
+from tests.integration.support.raw_client import RawClient
 from tests.integration.test_end_to_end import (
     LOOPBACK,
     SEND_PATH,

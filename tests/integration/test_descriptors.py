@@ -8,7 +8,7 @@ import resource
 import socket
 import time
 
-from tests.integration.raw import PONG, TEXT, RawClient, close, frame
+from tests.integration.support.raw_client import PONG, TEXT, RawClient, close, frame
 from tests.integration.test_end_to_end import (
     LOOPBACK,
     SEND_PATH,

@@ -19,7 +19,11 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 from twisted.web.server import Site
 
-from tests.fake_unit import (
+from tests.integration.support.activemq_server import ActiveMQ, need_activemq
+from tests.integration.support.certificates import Authority
+from tests.integration.support.process import TOPICSVC, Service, environment
+from tests.integration.support.processes import free_port
+from tests.support.fake_unit import (
     PASSWORD,
     USERNAME,
     FakeUnit,
@@ -28,11 +32,7 @@ from tests.fake_unit import (
     answers,
     never_answers,
 )
-from tests.integration.activemq_server import ActiveMQ, need_activemq
-from tests.integration.certificates import Authority
-from tests.integration.process import TOPICSVC, Service, environment
-from tests.integration.processes import free_port
-from topicsvc.address import TopicAddress
+from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")

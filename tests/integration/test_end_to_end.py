@@ -14,9 +14,9 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.integration.certificates import Authority
-from tests.integration.client import Client
-from tests.integration.process import TOPICSVC, Process, Service, environment
+from tests.integration.support.certificates import Authority
+from tests.integration.support.client import Client
+from tests.integration.support.process import TOPICSVC, Process, Service, environment
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"

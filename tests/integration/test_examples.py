@@ -22,9 +22,9 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from tests.integration.process import TIMEOUT, Process, Service, environment
-from tests.integration.processes import until
-from tests.integration.requirements import need
+from tests.integration.support.process import TIMEOUT, Process, Service, environment
+from tests.integration.support.processes import until
+from tests.integration.support.requirements import need
 from tests.integration.test_end_to_end import SEND_PATH, TOPIC, WEBSOCKET_PATH
 from topicsvc.validators.local import make_key, sign_token, write_key
 

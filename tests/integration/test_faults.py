@@ -20,8 +20,18 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial import util
 from zope.interface import implementer
 
-from tests import fake_unit
-from tests.fake_unit import (
+from tests.integration.support.certificates import Authority
+from tests.integration.support.validated_service import (
+    SERVICE_UNAVAILABLE,
+    SUCCESS,
+    TIMEOUT,
+    TOKEN_INACTIVE,
+    JudgedTestCase,
+    Outcome,
+    sleep,
+)
+from tests.support import fake_unit
+from tests.support.fake_unit import (
     ENTITY_BOMB,
     EXTERNAL_ENTITY,
     NAMESPACE_BOMB,
@@ -37,19 +47,9 @@ from tests.fake_unit import (
     redirects_to,
     says_of_collection,
 )
-from tests.integration.certificates import Authority
-from tests.integration.judged import (
-    SERVICE_UNAVAILABLE,
-    SUCCESS,
-    TIMEOUT,
-    TOKEN_INACTIVE,
-    JudgedTestCase,
-    Outcome,
-    sleep,
-)
-from topicsvc.address import Unit
 from topicsvc.config import Config
-from topicsvc.validators import agent
+from topicsvc.topics import Unit
+from topicsvc.validators import http_agent
 
 METHODS = ("PROPFIND", "OPTIONS", "POST", "*")
 
@@ -401,7 +401,7 @@ class CellByHostTests(OverTLS):
     def test_hosts_that_clients_make_up_cost_nothing_for_good(self) -> Test:
         before = reactor.installNameResolver(LoopbackResolver())
         self.addCleanup(reactor.installNameResolver, before)
-        self.patch(agent, "_MOST_OPENED", 5)
+        self.patch(http_agent, "_MOST_OPENED", 5)
         settings = self.settings()
         authorities = CountedAuthorities(settings.validator.authorities)
         judge = replace(settings.validator, authorities=authorities)

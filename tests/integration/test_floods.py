@@ -30,16 +30,16 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.integration import live_memory
-from tests.integration.certificates import Authority
-from tests.integration.elsewhere import Elsewhere
-from tests.integration.floods import Orders
-from tests.integration.process import Service, environment
-from tests.integration.processes import until
-from tests.integration.requirements import allow_files, need_files
-from tests.integration.topicsvc_process import Subscriber
-from topicsvc import ebb
-from topicsvc.limits import LimitSettings
+from tests.integration.support import live_memory
+from tests.integration.support.certificates import Authority
+from tests.integration.support.cpu_steal import Elsewhere
+from tests.integration.support.floods import Orders
+from tests.integration.support.process import Service, environment
+from tests.integration.support.processes import until
+from tests.integration.support.requirements import allow_files, need_files
+from tests.integration.support.topicsvc_process import Subscriber
+from topicsvc.admission.limits import LimitSettings
+from topicsvc.process import memory
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 Test = Generator[Deferred[Any], Any, None]
@@ -287,7 +287,7 @@ class FloodTests(TestCase):
         try:
             done = yield deferToThread(
                 subprocess.run,
-                [sys.executable, "-m", "tests.integration.floods"],
+                [sys.executable, "-m", "tests.integration.support.floods"],
                 input=json.dumps(asdict(self.orders)),
                 capture_output=True,
                 text=True,
@@ -310,7 +310,7 @@ class FloodTests(TestCase):
         during, became = yield self.measured(self.strangers())
         busy = elsewhere.cores
         yield until(lambda: self.files == quiet, "all strangers are gone")
-        yield deferLater(reactor, 2 * ebb.INTERVAL + 1)
+        yield deferLater(reactor, 2 * memory.INTERVAL + 1)
         return Flood(
             before=before,
             during=during,

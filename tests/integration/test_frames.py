@@ -10,8 +10,8 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.integration.certificates import Authority
-from tests.integration.raw import (
+from tests.integration.support.certificates import Authority
+from tests.integration.support.raw_client import (
     BINARY,
     CLOSE,
     PING,

@@ -15,13 +15,13 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from tests.fake_unit import FakeUnit, Token
-from tests.harness import HANDSHAKE, Client
-from tests.integration.judged import PATIENCE, JudgedTestCase, sleep
+from tests.integration.support.validated_service import PATIENCE, JudgedTestCase, sleep
 from tests.integration.test_faults import LoopbackResolver
-from topicsvc.address import CellUrlStyle, TopicAddress, Unit
+from tests.support.fake_unit import FakeUnit, Token
+from tests.support.harness import HANDSHAKE, Client
 from topicsvc.config import Config
-from topicsvc.ports import Message
+from topicsvc.interfaces import Message
+from topicsvc.topics import CellUrlStyle, TopicAddress, Unit
 
 Test = Generator[Deferred[Any], Any, None]
 

@@ -23,8 +23,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
-from tests.broker_contract import BrokerContract, Inbox
-from tests.integration.broker_cases import (
+from tests.integration.support.broker_cases import (
     CELL,
     CloseOnLossCases,
     HostileNamesCases,
@@ -34,16 +33,17 @@ from tests.integration.broker_cases import (
     directory,
     figure,
 )
-from tests.integration.certificates import Authority
-from tests.integration.kafka_server import Kafka, need_kafka
-from tests.integration.processes import Shared, until
-from tests.integration.topicsvc_process import Topicsvc, Unit
-from topicsvc.address import TopicAddress
-from topicsvc.brokers.kafka import KafkaBroker
-from topicsvc.brokers.kafka_options import connection_options
+from tests.integration.support.certificates import Authority
+from tests.integration.support.kafka_server import Kafka, need_kafka
+from tests.integration.support.processes import Shared, until
+from tests.integration.support.topicsvc_process import Topicsvc, Unit
+from tests.support.broker_contract import BrokerContract, Inbox
+from topicsvc.brokers.kafka.broker import KafkaBroker
+from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.brokers.login import Login
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.ports import Message
+from topicsvc.interfaces import Message
+from topicsvc.topics import TopicAddress
 
 shared = Shared(Kafka)
 

@@ -13,11 +13,11 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from tests.integration.process import environment
-from tests.integration.processes import until
-from tests.integration.requirements import need
-from tests.ways import HANDSHAKE_ANSWER, PATIENCE, Tls
-from topicsvc.transmit import TlsOutbound, TransportOutbound, way_out
+from tests.integration.support.process import environment
+from tests.integration.support.processes import until
+from tests.integration.support.requirements import need
+from tests.support.send_queue_cases import HANDSHAKE_ANSWER, PATIENCE, Tls
+from topicsvc.delivery.transports import TlsOutbound, TransportOutbound, way_out
 
 UPDATES = 20
 BOTH, OWN = b"K\n", b"k\n"

@@ -24,15 +24,15 @@ from twisted.internet.threads import deferToThread
 from twisted.trial import util
 from twisted.trial.unittest import TestCase
 
-from tests.integration.certificates import Authority
-from tests.integration.judged import resident
-from tests.integration.process import environment
-from tests.integration.processes import until
-from tests.integration.strangers import Orders
+from tests.integration.support.certificates import Authority
+from tests.integration.support.mixed_clients import Orders
+from tests.integration.support.process import environment
+from tests.integration.support.processes import until
+from tests.integration.support.validated_service import resident
 from topicsvc import config
-from topicsvc.address import TopicAddress
-from topicsvc.ports import Message
+from topicsvc.interfaces import Message
 from topicsvc.service import TopicService
+from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 Test = Generator[Deferred[Any], Any, None]
@@ -51,8 +51,8 @@ OURS = ("topicsvc.", "twisted.", "autobahn.", "OpenSSL.", "txaio.", "zope.")
 
 REMEMBERED = {
     "topicsvc.validators.local._Token",  # each is read once: the last ones that were shown,
-    "topicsvc.ports.Grant",  # and their parts
-    "topicsvc.address.TopicPattern",
+    "topicsvc.interfaces.Grant",  # and their parts
+    "topicsvc.topics.TopicPattern",
     "twisted.internet.base.DelayedCall",  # cancelled ones wait in a heap until they are many
 }
 """What is kept for a while, and how much of it is bounded."""
@@ -134,7 +134,7 @@ class LeakTests(TestCase):
         self.published.start(0.02)
         done = yield deferToThread(
             subprocess.run,
-            [sys.executable, "-m", "tests.integration.strangers"],
+            [sys.executable, "-m", "tests.integration.support.mixed_clients"],
             input=json.dumps(asdict(orders)),
             capture_output=True,
             text=True,

@@ -21,12 +21,12 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from twisted.trial.unittest import SynchronousTestCase
 from websockets.exceptions import ConnectionClosed
 
-from tests.integration.client import Client
-from tests.integration.process import Process, Service
-from tests.integration.processes import free_port
-from tests.integration.requirements import need
-from topicsvc.endings import ENDINGS, label
+from tests.integration.support.client import Client
+from tests.integration.support.process import Process, Service
+from tests.integration.support.processes import free_port
+from tests.integration.support.requirements import need
 from topicsvc.validators.local import make_key, sign_token, write_key
+from topicsvc.websocket.close_reasons import ENDINGS, label
 
 ROOT = Path(__file__).parent.parent.parent
 HOST = "cell1.unit1.example"

@@ -17,9 +17,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.web.client import Agent
 
-from tests.integration.judged import JudgedTestCase, sleep
-from tests.integration.process import Process
-from tests.integration.requirements import need
+from tests.integration.support.process import Process
+from tests.integration.support.requirements import need
+from tests.integration.support.validated_service import JudgedTestCase, sleep
 from topicsvc import config
 
 HERE = Path(__file__).parent / "oidc"

@@ -18,10 +18,10 @@ from threading import Event
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.process import Service
-from tests.integration.raw import TEXT, RawClient, frame
-from topicsvc.address import TopicAddress
-from topicsvc.hub import HIGH_WATER
+from tests.integration.support.process import Service
+from tests.integration.support.raw_client import TEXT, RawClient, frame
+from topicsvc.delivery.hub import HIGH_WATER
+from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 HOST = "127.0.0.1"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.certificates import Authority
-from tests.integration.client import Client
-from tests.integration.process import Process, Service
-from tests.integration.processes import free_port, listens
-from tests.integration.requirements import need
+from tests.integration.support.certificates import Authority
+from tests.integration.support.client import Client
+from tests.integration.support.process import Process, Service
+from tests.integration.support.processes import free_port, listens
+from tests.integration.support.requirements import need
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"

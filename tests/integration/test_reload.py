@@ -9,8 +9,8 @@ import socket
 from cryptography import x509
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.integration.certificates import Authority
-from tests.integration.process import Service
+from tests.integration.support.certificates import Authority
+from tests.integration.support.process import Service
 from tests.integration.test_end_to_end import LOOPBACK, WEBSOCKET_PATH, EndToEndTestCase
 from topicsvc.validators.local import make_key, write_key
 

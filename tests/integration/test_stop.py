@@ -19,10 +19,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from tests.integration.activemq_server import ActiveMQ, need_activemq
-from tests.integration.processes import Program, Shared, until
-from tests.integration.topicsvc_process import Subscriber, Topicsvc, Unit
-from topicsvc.address import TopicAddress
+from tests.integration.support.activemq_server import ActiveMQ, need_activemq
+from tests.integration.support.processes import Program, Shared, until
+from tests.integration.support.topicsvc_process import Subscriber, Topicsvc, Unit
+from topicsvc.topics import TopicAddress
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "stop")
 DRAIN = 4.0

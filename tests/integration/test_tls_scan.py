@@ -11,9 +11,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.integration.certificates import Authority
-from tests.integration.process import environment
-from tests.integration.requirements import need
+from tests.integration.support.certificates import Authority
+from tests.integration.support.process import environment
+from tests.integration.support.requirements import need
 from tests.integration.test_end_to_end import EndToEndTestCase
 
 HOST = "unit1.example"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.requirements import need
+from tests.integration.support.requirements import need
 
 UNITS = Path(__file__).parent.parent.parent / "examples" / "systemd"
 MOST_EXPOSED = 2.0

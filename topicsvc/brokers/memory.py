@@ -12,8 +12,8 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from topicsvc.address import TopicAddress
-from topicsvc.ports import Losses, Message, Subscription
+from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.topics import TopicAddress
 
 __all__ = ["MemoryBroker"]
 

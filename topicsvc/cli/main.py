@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from topicsvc import __version__
-from topicsvc.cli import check, doctor, send, subscribe, token
+from topicsvc.cli import check, send, subscribe, token
+from topicsvc.cli.doctor import command
 from topicsvc.cli.terminal import Failed
 from topicsvc.validators.local import RIGHTS
 
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="subscribe to /cell1/box1/col/topic/name with the token, and send a message if it may",
     )
-    attempt.set_defaults(run=doctor.run)
+    attempt.set_defaults(run=command.run)
     return parser
 
 

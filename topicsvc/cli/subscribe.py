@@ -17,7 +17,6 @@ from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
-from topicsvc import wire
 from topicsvc.cli.terminal import (
     Failed,
     ascii_url,
@@ -27,7 +26,8 @@ from topicsvc.cli.terminal import (
     say,
     with_advice,
 )
-from topicsvc.listening.reasons import reason_of
+from topicsvc.explain import reason_of
+from topicsvc.websocket import messages
 
 __all__ = ["Subscriber", "run"]
 
@@ -98,7 +98,7 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
         self._refusal = ""
 
     def onOpen(self) -> None:
-        self.sendMessage(wire.token_request(self._token))
+        self.sendMessage(messages.token_request(self._token))
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self._done.called:  # what came together with the last message that was wanted

@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 
-from topicsvc.listening.reasons import reason_of
-from topicsvc.validators.asking import AsciiUrl
+from topicsvc.explain import reason_of
+from topicsvc.validators.http_client import AsciiUrl
 
 __all__ = ["Failed", "ascii_url", "find_token", "reason_in", "run_reactor", "say", "with_advice"]
 

@@ -6,9 +6,9 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from topicsvc.address import TopicPattern
 from topicsvc.cli.terminal import Failed, say
 from topicsvc.errors import PathRefused
+from topicsvc.topics import TopicPattern
 from topicsvc.validators.local import make_key, read_key, sign_token, write_key
 
 __all__ = ["run"]

@@ -9,11 +9,14 @@ import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from topicsvc.address import CellUrlStyle, Unit
 from topicsvc.config.broker import read_broker
+from topicsvc.config.files import read_secret
 from topicsvc.config.limits import read_limits
-from topicsvc.config.secrets import read_secret
-from topicsvc.config.settings import (
+from topicsvc.config.toml_table import Table
+from topicsvc.config.topics import read_topics
+from topicsvc.config.validator import CELL_URLS, kind_of, read_checks, read_validator
+from topicsvc.errors import ConfigError
+from topicsvc.settings import (
     DAY,
     MEBIBYTE,
     ActiveMQSettings,
@@ -29,11 +32,8 @@ from topicsvc.config.settings import (
     StopSettings,
     ValidatorSettings,
 )
-from topicsvc.config.table import Table
-from topicsvc.config.topics import read_topics
-from topicsvc.config.validator import CELL_URLS, kind_of, read_checks, read_validator
-from topicsvc.errors import ConfigError
-from topicsvc.websocket.connections import SessionSettings
+from topicsvc.topics import CellUrlStyle, Unit
+from topicsvc.websocket.server import SessionSettings
 
 __all__ = [
     "ActiveMQSettings",

@@ -7,15 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from topicsvc.brokers.login import Login
-from topicsvc.config.secrets import read_line
-from topicsvc.config.settings import (
-    ActiveMQSettings,
-    BrokerSettings,
-    KafkaSettings,
-    MemorySettings,
-)
-from topicsvc.config.table import Table
-from topicsvc.validators.agent import read_authorities
+from topicsvc.config.files import read_line
+from topicsvc.config.toml_table import Table
+from topicsvc.settings import ActiveMQSettings, BrokerSettings, KafkaSettings, MemorySettings
+from topicsvc.validators.http_agent import read_authorities
 
 __all__ = ["read_broker"]
 

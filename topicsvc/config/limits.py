@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from topicsvc.config.settings import MEBIBYTE
-from topicsvc.config.table import Table
-from topicsvc.limits import LimitSettings
-from topicsvc.origin import parse_origin
-from topicsvc.peers import parse_network
+from topicsvc.admission.addresses import parse_network
+from topicsvc.admission.limits import LimitSettings
+from topicsvc.admission.origins import parse_origin
+from topicsvc.config.toml_table import Table
+from topicsvc.settings import MEBIBYTE
 
 __all__ = ["read_limits"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from topicsvc.address import TopicPattern
-from topicsvc.config.table import Table
+from topicsvc.config.toml_table import Table
 from topicsvc.errors import PathRefused
+from topicsvc.topics import TopicPattern
 
 __all__ = ["read_topics"]
 

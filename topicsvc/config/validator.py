@@ -7,9 +7,10 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from topicsvc.address import CellUrlStyle, Unit
-from topicsvc.config.secrets import read_secret
-from topicsvc.config.settings import (
+from topicsvc.config.files import read_secret
+from topicsvc.config.toml_table import Table
+from topicsvc.config.topics import read_topics
+from topicsvc.settings import (
     DAY,
     CheckSettings,
     IntrospectionSettings,
@@ -17,9 +18,8 @@ from topicsvc.config.settings import (
     PersoniumSettings,
     ValidatorSettings,
 )
-from topicsvc.config.table import Table
-from topicsvc.config.topics import read_topics
-from topicsvc.validators.agent import read_authorities
+from topicsvc.topics import CellUrlStyle, Unit
+from topicsvc.validators.http_agent import read_authorities
 from topicsvc.validators.introspection import Rule
 from topicsvc.validators.local import RIGHTS, read_key
 

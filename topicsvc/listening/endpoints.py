@@ -7,8 +7,8 @@ from typing import Any
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
-from topicsvc.listening.proxied import PREFIX, ProxiedEndpoint
-from topicsvc.listening.reasons import parser_s_reason
+from topicsvc.explain import parser_s_reason
+from topicsvc.listening.proxy_protocol import PREFIX, ProxiedEndpoint
 
 __all__ = ["is_proxied", "is_systemd", "is_tls", "parse", "unproxied"]
 

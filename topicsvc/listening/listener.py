@@ -18,8 +18,8 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from topicsvc.listening.certificates import Rehearsal
 from topicsvc.listening.endpoints import is_systemd, is_tls, parse, unproxied
-from topicsvc.listening.rehearsal import Rehearsal
 
 __all__ = ["Listener", "endpoint_problem"]
 

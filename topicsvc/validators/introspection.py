@@ -12,11 +12,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from topicsvc.address import TopicAddress, TopicPattern
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.ports import Grant
-from topicsvc.validators.asking import Answer, Asker, basic, bearer
-from topicsvc.validators.claims import Claims, read_claims
+from topicsvc.interfaces import Grant
+from topicsvc.topics import TopicAddress, TopicPattern
+from topicsvc.validators.http_client import Answer, Asker, basic, bearer
+from topicsvc.validators.introspection_response import Claims, read_claims
 
 __all__ = ["IntrospectionValidator", "Rule"]
 
@@ -80,7 +80,7 @@ class IntrospectionValidator:
 
     @inlineCallbacks
     def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
-        """See `topicsvc.ports.TokenValidator`.
+        """See `topicsvc.interfaces.TokenValidator`.
 
         Any status but 200 is the server's trouble or ours: RFC 7662, section 2.3, answers
         401 to credentials of ours that it does not know, and 200 to a token that it does not.

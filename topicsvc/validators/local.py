@@ -24,9 +24,9 @@ from jwt.api_jws import PyJWS
 from jwt.utils import force_bytes
 from twisted.internet.defer import Deferred, fail, succeed
 
-from topicsvc.address import TopicAddress, TopicPattern
 from topicsvc.errors import PathRefused, TokenInactive
-from topicsvc.ports import Grant
+from topicsvc.interfaces import Grant
+from topicsvc.topics import TopicAddress, TopicPattern
 
 __all__ = [
     "MAX_KNOWN",
@@ -128,7 +128,7 @@ class LocalValidator:
         self._secret = secrets.token_bytes(32)
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """See `topicsvc.ports.TokenValidator`; answers at once."""
+        """See `topicsvc.interfaces.TokenValidator`; answers at once."""
         try:
             return succeed(self._grant(token, topic))
         except TokenInactive as no:

@@ -12,13 +12,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 
-from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
-from topicsvc.ports import Grant
-from topicsvc.validators.asking import Answer, Asker, basic, bearer, is_host_name
-from topicsvc.validators.claims import Claims, read_claims
-from topicsvc.validators.collection import has_topic
-from topicsvc.validators.together import together
+from topicsvc.interfaces import Grant
+from topicsvc.topics import TopicAddress, Unit
+from topicsvc.validators.http_client import Answer, Asker, basic, bearer, is_host_name
+from topicsvc.validators.introspection_response import Claims, read_claims
+from topicsvc.validators.propfind import has_topic
+from topicsvc.validators.verdicts import together
 
 __all__ = ["PersoniumValidator", "methods"]
 
@@ -51,7 +51,7 @@ class PersoniumValidator:
 
     @inlineCallbacks
     def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
-        """See `topicsvc.ports.TokenValidator`."""
+        """See `topicsvc.interfaces.TokenValidator`."""
         authorization = bearer(token)
         host = self._unit.cell_host(topic.cell)
         if host is not None and not is_host_name(host):

@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from topicsvc.address import TopicAddress, Unit
 from topicsvc.errors import (
     HostRefused,
     InvalidBody,
@@ -27,11 +26,12 @@ from topicsvc.errors import (
     TopicNotFound,
     Unavailable,
 )
-from topicsvc.ports import Broker, Grant, Message, TokenValidator
-from topicsvc.web import answers
-from topicsvc.web.answers import ApiError, answer, too_many_failed_tokens, url_of
+from topicsvc.interfaces import Broker, Grant, Message, TokenValidator
+from topicsvc.topics import TopicAddress, Unit
+from topicsvc.web import responses
+from topicsvc.web.responses import ApiError, answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import SEND_METHODS, TopicRequest
-from topicsvc.wire import MAX_TOKEN, json_text
+from topicsvc.websocket.messages import MAX_TOKEN, json_text
 
 __all__ = ["MAX_UNDER_WAY", "SendResource"]
 
@@ -106,9 +106,9 @@ class SendResource(Resource):
             hosts = request.requestHeaders.getRawHeaders(b"host")
             topic = self._unit.send_topic(hosts, request.path)
         except HostRefused as error:
-            return answer(request, answers.BAD_HOST, str(error))
+            return answer(request, responses.BAD_HOST, str(error))
         except PathRefused:
-            return answer(request, answers.NOT_FOUND, url_of(request))
+            return answer(request, responses.NOT_FOUND, url_of(request))
         token = _bearer(request)
         if request.method == b"OPTIONS":
             request.setHeader(b"access-control-allow-methods", _ALLOWED)
@@ -118,13 +118,13 @@ class SendResource(Resource):
                 request.setHeader(b"allow", _ALL_METHODS)
                 return b""
         elif request.method not in SEND_METHODS:
-            return answer(request, answers.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
+            return answer(request, responses.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
         if token is None:
-            return self._refuse(request, topic, answers.NO_TOKEN)
+            return self._refuse(request, topic, responses.NO_TOKEN)
         if not _TOKEN.fullmatch(token):
             return self._token_inactive(request, topic)
         if len(self._under_way) >= MAX_UNDER_WAY:
-            return answer(request, answers.TOO_MANY_REQUESTS)
+            return answer(request, responses.TOO_MANY_REQUESTS)
         deciding = self._decide(request, topic, token)
         self._under_way[deciding] = None
         request.notifyFinish().addErrback(lambda _: deciding.cancel())
@@ -145,9 +145,9 @@ class SendResource(Resource):
             request.setHeader(b"allow", _methods(grant))
             return b""
         if not grant.may_send:
-            return answer(request, answers.NO_PRIVILEGE)
+            return answer(request, responses.NO_PRIVILEGE)
         if self._is_full():
-            return answer(request, answers.TOO_MANY_REQUESTS)
+            return answer(request, responses.TOO_MANY_REQUESTS)
         body = json_text(request.content.read())
         sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
         yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
@@ -174,23 +174,23 @@ class SendResource(Resource):
     def _give_answer(self, failure: Failure, request: TopicRequest, topic: TopicAddress) -> bytes:
         """The answer to a request that was refused or could not be served."""
         if self._gives_up and failure.check(CancelledError):
-            return answer(request, answers.UNAVAILABLE)
+            return answer(request, responses.UNAVAILABLE)
         kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
         if kind is InvalidBody:
-            return answer(request, answers.NOT_JSON)
+            return answer(request, responses.NOT_JSON)
         if isinstance(failure.value, TooManyFailedTokens):
             return too_many_failed_tokens(request, failure.value.seconds)
         if kind is Unavailable:
-            return answer(request, answers.UNAVAILABLE)
+            return answer(request, responses.UNAVAILABLE)
         if failure.check(TopicNotFound):
-            return answer(request, answers.NOT_FOUND, url_of(request))
+            return answer(request, responses.NOT_FOUND, url_of(request))
         return self._token_inactive(request, topic)
 
     def _token_inactive(self, request: TopicRequest, topic: TopicAddress) -> bytes:
         if request.method == b"OPTIONS":
             request.setHeader(b"allow", b"OPTIONS")
             return b""
-        return self._refuse(request, topic, answers.TOKEN_INACTIVE)
+        return self._refuse(request, topic, responses.TOKEN_INACTIVE)
 
     def _refuse(self, request: TopicRequest, topic: TopicAddress, error: ApiError) -> bytes:
         realm = self._unit.cell_url(topic.cell).encode("ascii")

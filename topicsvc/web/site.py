@@ -15,12 +15,12 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
-from topicsvc.address import ONE_HOST, Unit
-from topicsvc.deadlines import Deadlines
-from topicsvc.limits import Limits
-from topicsvc.visits import Visit
-from topicsvc.web import answers, client
-from topicsvc.web.answers import ApiError
+from topicsvc.admission.client_quota import Visit
+from topicsvc.admission.limits import Limits
+from topicsvc.scheduling.deadlines import Deadlines
+from topicsvc.topics import ONE_HOST, Unit
+from topicsvc.web import client_address, responses
+from topicsvc.web.responses import ApiError
 
 __all__ = ["TopicRequest", "TopicSite", "TopicTree"]
 
@@ -67,12 +67,12 @@ class TopicTree(Resource):
         if self._is_draining:
             request.close_after()
             request.setHeader(b"access-control-allow-origin", b"*")
-            return answers.answer(request, answers.UNAVAILABLE)
+            return responses.answer(request, responses.UNAVAILABLE)
         if request.path == b"*":  # the server as a whole (RFC 9110, section 9.3.7)
             if request.method == b"OPTIONS":
                 return b""
             headers = {b"allow": b"OPTIONS"}
-            return answers.answer(request, answers.METHOD_NOT_ALLOWED, headers=headers)
+            return responses.answer(request, responses.METHOD_NOT_ALLOWED, headers=headers)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)
@@ -97,7 +97,7 @@ class TopicRequest(Request):
     def handleContentChunk(self, data: bytes) -> None:
         self._received += len(data)
         if self._received > self.channel.site.max_body:
-            self.channel.refuse(answers.TOO_BIG, str(self.channel.site.max_body))
+            self.channel.refuse(responses.TOO_BIG, str(self.channel.site.max_body))
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
@@ -118,7 +118,7 @@ class TopicRequest(Request):
         if self.startedWriting:
             self.loseConnection()
         else:
-            self.finish_with(answers.answer(self, answers.INTERNAL_ERROR))
+            self.finish_with(responses.answer(self, responses.INTERNAL_ERROR))
         return reason
 
     def close_after(self) -> None:
@@ -158,7 +158,7 @@ class TopicChannel(HTTPChannel):
     def connectionMade(self) -> None:
         self.site.connections += 1
         limits = self.site.limits
-        host = client.arriving_host(self.transport, limits.settings.trusted_proxies)
+        host = client_address.arriving_host(self.transport, limits.settings.trusted_proxies)
         self.visit = limits.arrive(host)
         if self.visit.is_dropped:
             self.refused = True
@@ -191,7 +191,7 @@ class TopicChannel(HTTPChannel):
         if getattr(self, "_command", None) in SEND_METHODS:
             self.site.sends[error.status] += 1
         self.transport.unregisterProducer()
-        self.transport.write(answers.early_answer(error, about))
+        self.transport.write(responses.early_answer(error, about))
         # Closing at once with bytes unread would reset the connection and the answer with it:
         # what still comes is read and forgotten for a while.
         if ISSLTransport.providedBy(self.transport):
@@ -229,27 +229,27 @@ class TopicChannel(HTTPChannel):
             return
         if line[:1] in (b" ", b"\t"):
             # A folded header (RFC 9112, section 5.2), or a blank before the first (2.2).
-            self.refuse(answers.BAD_REQUEST)
+            self.refuse(responses.BAD_REQUEST)
         else:
             super().lineReceived(line)  # type: ignore[no-untyped-call]
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self.refuse(answers.BAD_REQUEST)
+        self.refuse(responses.BAD_REQUEST)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        self.refuse(answers.BAD_REQUEST)
+        self.refuse(responses.BAD_REQUEST)
 
     def allHeadersReceived(self) -> None:
         headers = self.requests[-1].requestHeaders
-        client.recognize(self.visit, self.transport, headers, self.site.limits.settings)
+        client_address.recognize(self.visit, self.transport, headers, self.site.limits.settings)
         if self.visit.refused_by is not None:
-            self.refuse(answers.TOO_MANY_REQUESTS)
+            self.refuse(responses.TOO_MANY_REQUESTS)
         elif _has_strange_coding(headers, self._version):
-            self.refuse(answers.BAD_REQUEST)
+            self.refuse(responses.BAD_REQUEST)
         elif _has_strange_host(headers, self._version):
-            self.refuse(answers.BAD_HOST, ONE_HOST)
+            self.refuse(responses.BAD_HOST, ONE_HOST)
         elif self.length is not None and self.length > self.site.max_body:
-            self.refuse(answers.TOO_BIG, str(self.site.max_body))
+            self.refuse(responses.TOO_BIG, str(self.site.max_body))
         else:
             super().allHeadersReceived()  # type: ignore[no-untyped-call]
             if self.length != 0:

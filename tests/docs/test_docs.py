@@ -1,0 +1,255 @@
+"""What is documented is true."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import topicsvc
+from topicsvc import config, service
+from topicsvc.admission import limits, token_attempts
+from topicsvc.cli.doctor import checks, endpoints
+from topicsvc.cli.main import main
+from topicsvc.config import changes
+from topicsvc.config.toml_table import Table
+from topicsvc.delivery import hub
+from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
+from topicsvc.errors import ConfigError
+from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
+from topicsvc.process import memory
+from topicsvc.validators.local import make_key, write_key
+from topicsvc.web import responses, send, site
+from topicsvc.websocket import server
+from topicsvc.websocket.session import (
+    GOING_AWAY,
+    INTERNAL_ERROR,
+    MAX_WAITING_BYTES,
+    MAX_WAITING_REQUESTS,
+    TRY_AGAIN_LATER,
+)
+
+ROOT = Path(__file__).parents[2]
+KINDS = [
+    ("local", "memory"),
+    ("personium", "memory"),
+    ("introspection", "memory"),
+    ("local", "activemq"),
+    ("local", "kafka"),
+]
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def settings() -> dict[str, object]:
+    """Every setting of every kind, with its default."""
+    found: dict[str, object] = {}
+
+    def collect(table: Table) -> None:
+        names = {each._name.rpartition(".")[2] for each in table._tables}
+        for key, default in table.keys.items():
+            if key not in names:
+                found[table._full(key)] = default
+        for each in table._tables:
+            collect(each)
+
+    for validator, broker in KINDS:
+        table = Table({"listen": [], "validator": {"kind": validator}, "broker": {"kind": broker}})
+        table.texts("listen")
+        config._config(table, (), None)
+        collect(table)
+    return found
+
+
+class ConfigurationTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rows = dict(
+            re.findall(r"^\| `([\w.]+)` \|([^|]*)\|", page("docs/configuration.md"), re.MULTILINE)
+        )
+        for claim in ("exp", "nbf", "sub", "may"):
+            del self.rows[claim]
+
+    def test_every_setting_is_there_and_no_other(self) -> None:
+        self.assertEqual(set(self.rows), set(settings()))
+
+    def test_every_default_is_the_true_one(self) -> None:
+        for key, default in settings().items():
+            told = self.rows[key].strip()
+            if default in ("", []) and told:
+                self.assertNotIn('"', told, key)  # in words
+            elif default in (None, []):
+                self.assertEqual(told, "", key)
+            else:
+                self.assertEqual(tomllib.loads(f"x = {told}")["x"], default, key)
+
+    def test_every_option_is_there_and_no_other(self) -> None:
+        options = service.Options()
+        known = {name for name in options.longOpt if name not in ("help", "reactor")}
+        told = re.findall(r"^\| `--(\w+)", page("docs/configuration.md"), re.MULTILINE)
+        self.assertEqual(set(told), {name.rstrip("=") for name in known})
+
+    def test_every_example_is_good(self) -> None:
+        examples = 0
+        for name in ("README.md", "docs/configuration.md", "docs/validators.md"):
+            for example in re.findall(r"```toml\n(.*?)```", page(name), re.DOTALL):
+                if "listen" not in example:
+                    continue  # a piece of one
+                key_file = Path(self.mktemp())
+                write_key(key_file, make_key())
+                text = re.sub(r'_file = ".*"', f'_file = "{key_file}"', example)
+                try:
+                    config.load(text)
+                except ConfigError as error:
+                    self.fail(f"{name}: {error}")
+                examples += 1
+        self.assertGreaterEqual(examples, 4)
+
+
+class OperationTests(SynchronousTestCase):
+    def test_every_figure_is_the_true_one(self) -> None:
+        text = " ".join(page("docs/configuration.md").split())
+        parts = service.SENDS_GRACE, server.CLOSE_TIMEOUT, service.STOP_MARGIN
+        for figure in (
+            f"at most `stop.drain` + {sum(parts):.0f} seconds: {parts[0]:.0f} for the sends, "
+            f"{parts[1]:.0f} for the last close handshake, {parts[2]:.0f} for the rest",
+            f"fewer than {endpoints.FEW_DAYS} days left",
+            f"more than {checks.WRONG} s apart | more than {checks.SLOW} s apart",
+            f"fewer than {checks.FEW_FILES} |",
+        ):
+            self.assertIn(figure, text)
+        self.assertIn(f"warns {endpoints.FEW_DAYS} days before", page("docs/deployment.md"))
+
+    def test_what_needs_a_restart_is_told(self) -> None:
+        [row] = re.findall(
+            r"^\| (`listen`.*?) \| nothing: the log", page("docs/configuration.md"), re.MULTILINE
+        )
+        told = set(re.findall(r"`\[?([\w.]+)\]?`", row))
+        known = " ".join(changes._FIXED.values()).replace(" or ", " ")
+        self.assertEqual(told, set(re.findall(r"[\w.]+", known)))
+
+
+class CommandTests(SynchronousTestCase):
+    def test_every_command_of_the_docs_is_understood(self) -> None:
+        """Those that need a service are run in tests.integration.test_commands."""
+        seen = set()
+        for name in ("README.md", "docs/configuration.md"):
+            for line in re.findall(r"^ {4}topicsvc (.*)$", page(name), re.MULTILINE):
+                words = re.sub(r"\[[^]]*\]", "", line).replace("'", "").split()
+                seen.add(words[0])
+                for option in (word for word in words if word.startswith("--")):
+                    self.assertIn(option, self.help(words[0]), line)
+        self.assertEqual(seen, {"token", "subscribe", "send", "check", "doctor"})
+
+    def help(self, command: str) -> str:
+        import contextlib
+        import io
+
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            main([command, "--help"])
+        return out.getvalue()
+
+    def test_the_bench_has_the_options_that_its_page_names(self) -> None:
+        source = page("bench/__main__.py")
+        for option in re.findall(r"python -m bench (--\w+)", page("docs/performance.md")):
+            self.assertIn(f'"{option}"', source)
+
+    def test_the_readme_begins_with_the_two_commands(self) -> None:
+        text = page("README.md")
+        self.assertIn("\n    pip install . && twistd -n topicsvc --demo\n", text)
+        self.assertIn("\n    pip install '.[test]' && python -m twisted.trial tests\n", text)
+
+    def test_ci_runs_the_readme_s_test_command(self) -> None:
+        self.assertIn(" python -m twisted.trial tests", page(".ci/run"))
+
+
+class ProtocolTests(SynchronousTestCase):
+    def test_every_error_of_the_http_side_is_there_and_no_other(self) -> None:
+        known = {
+            each.code for each in vars(responses).values() if isinstance(each, responses.ApiError)
+        }
+        self.assertEqual(set(re.findall(r"PR\d{3}-\w\w-\d{4}", page("docs/protocol.md"))), known)
+
+    def test_every_close_code_is_there(self) -> None:
+        told = re.findall(r"^\| (1\d{3}(?:, 1\d{3})*) \|", page("docs/protocol.md"), re.MULTILINE)
+        self.assertLessEqual(
+            {str(code) for code in (GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER)},
+            set(", ".join(told).split(", ")),
+        )
+
+    def test_every_sample_reply_is_in_the_form_of_the_wire(self) -> None:
+        from topicsvc.websocket import messages
+
+        text = page("docs/protocol.md")
+        for reply in (
+            messages.success_reply(3599, 1518612600, "seconds"),
+            messages.error_reply("Token inactive", 1518612600, "seconds"),
+            messages.error_reply("Invalid message", 1518612600, "seconds"),
+        ):
+            self.assertIn("    " + reply[2:].decode() + "\n", text)
+
+
+class SecurityTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        text = page("docs/security.md")
+        self.rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+
+    def test_every_bound_that_counts_is_there_and_no_other(self) -> None:
+        self.assertEqual(set(self.rows), set(limits.COUNTED))
+
+    def test_every_default_is_the_true_one(self) -> None:
+        default = limits.LimitSettings()
+        words = {"none": 0, "any": frozenset(), "256 MiB": 256 * 2**20}
+        words["the limit of open files less 256, but at least half of it"] = 0
+        words["1000, but at most three quarters of `connections`"] = 1000
+        for name, told in self.rows.items():
+            value = words[told] if told in words else int(told)
+            self.assertEqual(value, getattr(default, name), name)
+
+    def test_every_figure_is_the_true_one(self) -> None:
+        text = page("docs/security.md")
+        head = site.TopicChannel.totalHeadersSize // 1024
+        stall = round(STALL_TIMEOUT)
+        for figure in (
+            f"less {limits.RESERVE}, ",
+            f"up to {limits.COURTESY} at once, and {limits.COURTESY} a second",
+            f"at most {token_attempts.MAX_ADDRESSES:,} addresses",
+            f"others from its address | {token_attempts.PATIENCE:.0f} s |",
+            f"counts for another {token_attempts.LINGER:.0f} s",
+            f"head together | {site.HEAD_TIMEOUT:.0f} s |",
+            f"request head | {head} KiB |",
+            f"{MAX_LINE} bytes in version 1, {MAX_LENGTH >> 10} KiB in version 2",
+            f"body of a request | {site.BODY_TIMEOUT:.0f} s",
+            f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
+            f"on one connection | {limits.LATE:.0f} s from",
+            f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
+            f"close handshake | {server.CLOSE_TIMEOUT:.0f} s",
+            f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
+            f"token is checked | {MAX_WAITING_REQUESTS} |",
+            f"token is checked | {MAX_WAITING_BYTES >> 10} KiB,",
+            f"When {memory.MANY} connections have gone",
+            f"within {memory.INTERVAL:.0f} s (malloc_trim(3)",
+            f"sends under way | {send.MAX_UNDER_WAY} |",
+            f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "
+            f"until {hub.LOW_WATER >> 20} MiB are left",
+        ):
+            self.assertIn(figure, text)
+
+    def test_every_close_reason_is_in_the_protocol(self) -> None:
+        told = page("docs/protocol.md")
+        for reason in re.findall(r"close 1008 `([\w ]+)`", page("docs/security.md")):
+            self.assertIn(reason, told)
+
+
+class LinkTests(SynchronousTestCase):
+    def test_every_link_within_the_project_leads_somewhere(self) -> None:
+        for path in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+            for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text("utf-8")):
+                self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
+
+    def test_the_changelog_knows_this_version(self) -> None:
+        self.assertIn(f"\n## {topicsvc.__version__}", page("CHANGELOG.md"))

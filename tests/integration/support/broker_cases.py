@@ -1,0 +1,375 @@
+"""What every broker outside must survive: whole topicsvc processes beside a real one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults, inlineCallbacks
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+
+from tests.integration.support.processes import Server, until
+from tests.integration.support.topicsvc_process import Subscriber, Topicsvc, Unit
+from topicsvc.delivery import hub
+from topicsvc.errors import PathRefused
+from topicsvc.interfaces import Broker, Message
+from topicsvc.topics import TopicAddress
+
+__all__ = [
+    "BACK",
+    "CELL",
+    "NOTICED",
+    "BrokerServer",
+    "CloseOnLossCases",
+    "HostileNamesCases",
+    "KeepOnLossCases",
+    "PressureCases",
+    "ProcessesCases",
+    "RightAfterSuccessCases",
+    "data",
+    "directory",
+    "figure",
+]
+
+NOTICED = 20
+"""Seconds in which the loss of a broker must be noticed."""
+
+BACK = 10
+"""Seconds after its return in which everything must work again."""
+
+CELL = "https://cell2.unit1.example/"
+
+_log = Logger()
+
+
+class BrokerServer(Server, Protocol):
+    """A real broker.
+
+    Attributes:
+        settings: the lines of ``[broker]`` that lead to it.
+    """
+
+    @property
+    def settings(self) -> str: ...
+
+    def remove(self) -> None: ...
+
+
+def figure(what: str, number: float, unit: str = "s") -> None:
+    """Put what was measured into the test log."""
+    _log.info("FIGURE {what}: {number:.2f} {unit}", what=what, number=number, unit=unit)
+
+
+def directory(test: Any) -> Path:
+    made = Path(tempfile.mkdtemp(prefix="topicsvc-test-"))
+    test.addCleanup(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+def data(sender: str, number: int) -> bytes:
+    """A data message as a client gets it."""
+    return b'{"From":"%s","Body":{"number":%d}}' % (sender.encode(), number)
+
+
+class ProcessesCases:
+    """Fixture: two topicsvc processes, a broker of their own, sessions at both.
+
+    This and what inherits it is to be mixed into a TestCase.
+    """
+
+    timeout = 180
+    on_loss = "keep"
+    sessions = 50
+
+    def make_server(self) -> BrokerServer:
+        raise NotImplementedError
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        self.server = self.make_server()
+        self.addCleanup(self.server.remove)
+        yield self.server.start()
+        self.unit = Unit(directory(self), f'{self.server.settings}\non_loss = "{self.on_loss}"')
+        self.services = [Topicsvc(self.unit), Topicsvc(self.unit)]
+        for service in self.services:
+            self.addCleanup(service.program.stop)
+        yield gatherResults([service.start() for service in self.services])
+        self.topic = TopicAddress("cell1", "box1", ("many",), "name")
+        self.subscribers = yield gatherResults(
+            [self.services[each % 2].join(self.topic) for each in range(self.sessions)]
+        )
+        self.addCleanup(self.leave)
+
+    def leave(self) -> Any:
+        return gatherResults([subscriber.leave() for subscriber in self.subscribers])
+
+    def send(self, number: int) -> int:
+        """Over HTTP, by turns through both processes; returns the status."""
+        service = self.services[number % 2]
+        return service.send(self.topic.send_path, b'{"number":%d}' % number)
+
+    @inlineCallbacks
+    def arrives(self, number: int) -> Any:
+        """A message, sent now, reaches every session; fires with how long that took."""
+        began = monotonic()
+        self.assertEqual(self.send(number), 200)
+        expected = b'"Body":{"number":%d}}' % number
+        yield until(
+            lambda: all(
+                each.messages and each.messages[-1].endswith(expected) for each in self.subscribers
+            ),
+            "the message reaches everybody",
+        )
+        return monotonic() - began
+
+
+class KeepOnLossCases(ProcessesCases):
+    """Fifty sessions that nothing drives away."""
+
+    def send_many(self, count: int) -> Any:
+        """Somebody else sends numbered messages as fast as the broker takes them."""
+        raise NotImplementedError
+
+    def check_numbers(self, numbers: list[int]) -> None:
+        """What a session has got that was there before, during and after an outage."""
+        raise NotImplementedError
+
+    def during_outage(self) -> Any:
+        """Something to do in an outage, before anybody has noticed."""
+
+    def after_outage(self) -> Any:
+        """The broker has just come back."""
+
+    @inlineCallbacks
+    def test_ten_thousand_messages_to_fifty_sessions(self) -> Any:
+        count = 10000
+        began = monotonic()
+        yield self.send_many(count)
+        figure(f"{count} messages sent by somebody else", monotonic() - began)
+        yield until(
+            lambda: all(len(each.messages) >= count for each in self.subscribers), "all arrive", 60
+        )
+        figure(f"{count} messages at each of {self.sessions} sessions", monotonic() - began)
+        yield self.arrives(count)
+        expected = [data(CELL, number) for number in range(count)]
+        for subscriber in self.subscribers:
+            self.assertEqual(subscriber.messages[:-1], expected)
+
+    @inlineCallbacks
+    def test_kill_and_restart(self) -> Any:
+        yield self.arrives(1)
+        began = monotonic()
+        self.server.program.kill()
+        yield self.during_outage()
+        yield gatherResults([service.until_not_ready(NOTICED) for service in self.services])
+        figure("kill -9 noticed", monotonic() - began)
+        yield self.is_refused_while_away()
+        yield self.server.start()
+        yield self.is_back("restart")
+
+    @inlineCallbacks
+    def test_stop_and_continue(self) -> Any:
+        yield self.arrives(1)
+        began = monotonic()
+        self.server.program.pause()
+        yield self.during_outage()
+        sending = deferToThread(self.send, 2)
+        yield gatherResults([service.until_not_ready(NOTICED) for service in self.services])
+        figure("SIGSTOP noticed", monotonic() - began)
+        self.assertEqual((yield sending), 503)
+        yield self.is_refused_while_away()
+        yield deferLater(reactor, 30 - (monotonic() - began))
+        self.server.program.resume()
+        yield self.is_back("SIGCONT")
+
+    @inlineCallbacks
+    def is_refused_while_away(self) -> Any:
+        """New tokens and sends are refused, those who are there stay."""
+        self.assertEqual(self.send(3), 503)
+        for topic in (self.topic, TopicAddress("cell1", "box1", ("many",), "other")):
+            subscriber = yield self.services[0].connect(topic.websocket_path)
+            self.assertFalse((yield subscriber.welcomed))
+            self.assertEqual(subscriber.replies[0]["Reason"], "Service unavailable")
+            self.assertEqual(subscriber.close_code, 1013)
+
+    @inlineCallbacks
+    def is_back(self, what: str) -> Any:
+        """Everything works again in time, for all who were there and for who comes now."""
+        began = monotonic()
+        yield gatherResults([service.until_ready(BACK) for service in self.services])
+        newcomer = yield self.services[1].join(self.topic)
+        yield self.after_outage()
+        yield self.arrives(4)
+        figure(f"working again after {what}", monotonic() - began)
+        self.assertLess(monotonic() - began, BACK)
+        self.assertEqual([each.close_code for each in self.subscribers], [None] * self.sessions)
+        for subscriber in self.subscribers:
+            self.check_numbers([json.loads(each)["Body"]["number"] for each in subscriber.messages])
+        yield until(lambda: newcomer.messages, "the newcomer has it too")
+        yield newcomer.leave()
+        for service in self.services:
+            self.check_log(service.program.log)
+
+    def check_log(self, log: str) -> None:
+        """What the log says of one outage."""
+        raise NotImplementedError
+
+
+class CloseOnLossCases(ProcessesCases):
+    """Sessions of an operator who wants clients to know of the gap."""
+
+    on_loss = "close"
+    sessions = 10
+
+    @inlineCallbacks
+    def test_sessions_are_closed_with_the_code_that_says_why(self) -> Any:
+        yield self.arrives(1)
+        self.server.program.kill()
+        yield gatherResults([subscriber.gone for subscriber in self.subscribers])
+        self.assertEqual([each.close_code for each in self.subscribers], [1013] * self.sessions)
+        yield self.server.start()
+        yield gatherResults([service.until_ready(BACK) for service in self.services])
+        self.subscribers = [(yield self.services[0].join(self.topic))]
+        yield self.arrives(2)
+
+
+class RightAfterSuccessCases:
+    """Whatever is sent after a client has read Success reaches it.
+
+    Mix into a TestCase that has a server in ``self.server`` and a broker in ``self.broker``.
+    """
+
+    timeout = 180
+    tries = 1000
+    at_once = 4
+    server: BrokerServer
+    broker: Broker
+
+    @inlineCallbacks
+    def test_nothing_is_missed(self) -> Any:
+        service = Topicsvc(Unit(directory(self), self.server.settings))
+        self.addCleanup(service.program.stop)
+        yield service.start()
+        numbers = iter(range(self.tries))
+        began = monotonic()
+        yield gatherResults([self.try_all(service, numbers) for _ in range(self.at_once)])
+        figure(f"{self.tries} tries", monotonic() - began)
+
+    @inlineCallbacks
+    def try_all(self, service: Topicsvc, numbers: Any) -> Any:
+        for number in numbers:
+            # Each on a topic that nobody has subscribed before.
+            topic = TopicAddress("cell1", "box1", ("tries",), str(number))
+            message = Message(topic, CELL, b'{"number":%d}' % number)
+            sent: list[Any] = []
+            subscriber = Subscriber(
+                lambda message=message, sent=sent: sent.append(self.broker.publish(message))
+            )
+            yield service.join(topic, subscriber)
+            yield sent[0]
+            yield until(lambda each=subscriber: each.messages, f"message {number} arrives", 5)
+            self.assertEqual(subscriber.messages, [data(CELL, number)])
+            yield subscriber.leave()
+
+
+class PressureCases:
+    """More comes from the broker than can be delivered here.
+
+    Mix into a TestCase that has a broker in ``self.broker``.
+    """
+
+    broker: Broker
+    name = "pressure"
+    flood = 2000
+    size = 10000
+    mark = 1_000_000
+    slack = 200_000
+    """What an adapter may still bring when it has been told to pause."""
+
+    @inlineCallbacks
+    def test_what_waits_here_is_bounded_and_all_of_it_arrives_in_its_order(self) -> Any:
+        self.patch(hub, "HIGH_WATER", self.mark)
+        self.patch(hub, "LOW_WATER", self.mark // 2)
+        self.patch(hub, "MAX_JOINED", 0)  # one message a turn
+        self.patch(hub, "SLICE", 1)
+        topic = TopicAddress("cell1", "box1", (self.name,), "name")
+        fan_out = hub.Hub(self.broker, reactor, reactor.seconds, lambda message: message.body)
+        member = _Member(fan_out)
+        yield fan_out.join(topic, member)
+        pauses: list[int] = []
+        pause = self.broker.pause
+        self.patch(self.broker, "pause", lambda: (pauses.append(len(member.taken)), pause()))
+        bodies = [b'"%0*d"' % (self.size, number) for number in range(self.flood)]
+        began = monotonic()
+        yield gatherResults([self.broker.publish(Message(topic, CELL, body)) for body in bodies])
+        yield until(lambda: len(member.taken) == self.flood, "all arrive", 30)
+        took = monotonic() - began
+        figure(f"{self.flood} messages of {self.size} bytes, {len(pauses)} pauses", took)
+        figure("most that waited", member.most / 1e6, "MB")
+        self.assertEqual(member.taken, bodies)
+        self.assertGreater(len(pauses), 1)
+        self.assertLess(member.most, self.mark + self.slack)
+        self.assertTrue(self.broker.is_up)
+        fan_out.leave(topic, member)
+
+
+class _Member:
+    """Takes what the hub brings; notes how much else waited then."""
+
+    def __init__(self, fan_out: hub.Hub) -> None:
+        self.taken: list[bytes] = []
+        self.most = 0
+        self._hub = fan_out
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        self.taken.append(frames)
+        self.most = max(self.most, self._hub.queued)
+
+    def broker_lost(self) -> None:
+        raise AssertionError("nothing was lost")
+
+
+class HostileNamesCases:
+    """Names that a broker would read as more than a name never reach it."""
+
+    server: BrokerServer
+
+    def names_at_the_broker(self) -> Any:
+        """All topics that the broker has; fires with a list."""
+        raise NotImplementedError
+
+    @inlineCallbacks
+    def test_names_that_the_broker_would_read_otherwise_never_reach_it(self) -> Any:
+        service = Topicsvc(Unit(directory(self), self.server.settings))
+        self.addCleanup(service.program.stop)
+        yield service.start()
+        hostile = ["a>", "*", "a,cell2", "a,topic%3A%2F%2Fb", "a?consumer.retroactive=true", "a.b"]
+        hostile += ["%3E", "%2A", "a%2Cb", "a%3Fb", "a%0Ab", "a%00", ">", "a%2Eb", "%2F", "a:b"]
+        hostile += ["^.*", "%5E.%2A", "^a", "a%7Cb", "a%24"]
+        for name in hostile:
+            path = f"/cell1/__topic/box1/probe.topic.{name}"
+            subscriber = yield service.connect(path)
+            # What stands behind a "?" is a query: it is never looked at.
+            if name.startswith("a?"):
+                self.assertEqual(subscriber.status, 101)
+                self.assertTrue((yield subscriber.welcomed))
+                yield subscriber.leave()
+            else:
+                self.assertEqual(subscriber.status, 404, name)
+                self.assertEqual(service.send(f"/cell1/box1/probe/topic/{name}", b"1"), 404)
+            yield subscriber.gone
+        for name in ("a>", "*", "a,b", "a?b", "a.b", "a:b", "a/b", "a b", "a\n", "", "^a", "a$"):
+            self.assertRaises(PathRefused, TopicAddress, "cell1", "box1", ("probe",), name)
+        # An honest topic is the proof that the others would have been seen.
+        self.assertEqual(service.send("/cell1/box1/probe/topic/honest", b"1"), 200)
+        yield deferLater(reactor, 0.5)
+        names = yield self.names_at_the_broker()
+        probes = sorted(name for name in names if "probe" in name)
+        self.assertEqual(probes, [f"cell1.box1.probe.topic.{name}" for name in ("a", "honest")])

@@ -1,0 +1,213 @@
+"""A service whose tokens are judged over real sockets; its clients are in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.trial.unittest import TestCase
+from twisted.web.server import Site
+
+from tests.support.fake_unit import PASSWORD, USERNAME, FakeUnit, Token, Trap
+from tests.support.harness import Client
+from topicsvc import config
+from topicsvc.admission.limits import LimitSettings
+from topicsvc.service import TopicService
+from topicsvc.topics import TopicAddress
+from topicsvc.web.handshake import UpgradeResource
+from topicsvc.web.send import SendResource
+from topicsvc.web.site import TopicSite, TopicTree
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+HOST = "cell1.unit1.example"
+PATIENCE = 30.0
+TIMEOUT = 1.0
+"""Seconds that one check may take."""
+
+MOST_GROWTH = 5_000_000
+"""Bytes."""
+
+MOST_LATENESS = 0.5
+"""Seconds."""
+
+SUCCESS = ("Success", None)
+TOKEN_INACTIVE = ('"Reason":"Token inactive"', 1008)
+SERVICE_UNAVAILABLE = ('"Reason":"Service unavailable"', 1013)
+
+
+@dataclass
+class Outcome:
+    """What one client has seen.
+
+    Attributes:
+        text: the reply.
+        code: of the close frame; None: none came.
+        seconds: from its token to the reply.
+        growth: bytes by which this process had grown at most.
+    """
+
+    text: str
+    code: int | None
+    seconds: float
+    growth: int
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
+def sleep(seconds: float) -> Deferred[None]:
+    return deferLater(reactor, seconds)
+
+
+class JudgedTestCase(TestCase):
+    """A fake unit on a port, a trap on another, and a service that asks the unit."""
+
+    scheme = "http"
+    check_timeout = TIMEOUT
+    unit_host: str | None = None
+
+    @inlineCallbacks
+    def setUp(self) -> Generator[Deferred[Any], Any, None]:
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir()
+        self.clock = reactor
+        self.trap = Trap()
+        self.unit = FakeUnit(reactor, [TOPIC], self.unit_host)
+        self.unit.tokens["live"] = Token(int(reactor.seconds()) + 3600)
+        self.unit_port = yield self.serve(self.unit.site())
+        self.trap_port = yield self.serve(Site(self.trap))
+        self._port = 50000
+
+    def tearDown(self) -> None:
+        self.assertEqual(self.trap.requests, [], "a token went into the trap")
+
+    @inlineCallbacks
+    def serve(self, site: Site) -> Generator[Deferred[Any], Any, Any]:
+        site.noisy = False
+        port = yield serverFromString(reactor, self.endpoint()).listen(site)
+        self.addCleanup(port.stopListening)
+        return port
+
+    def endpoint(self) -> str:
+        return "tcp:0:interface=127.0.0.1:backlog=1024"
+
+    @property
+    def unit_url(self) -> str:
+        return f"{self.scheme}://localhost:{self.unit_port.getHost().port}/"
+
+    def secret_file(self, name: str = "password", secret: str = PASSWORD) -> Path:
+        file = self.directory / name
+        file.write_text(secret + "\n", "utf-8")
+        return file
+
+    def settings(self, more: str = "") -> config.Config:
+        """The settings, from a file as an operator writes it."""
+        return config.load(f"""
+            listen = ["tcp:0"]
+            unit_url = "https://unit1.example/"
+            [validator]
+            kind = "personium"
+            url = "{self.unit_url}"
+            cell_urls = "path"
+            username = "{USERNAME}"
+            password_file = "{self.secret_file()}"
+            timeout = {self.check_timeout}
+            {more}
+        """)
+
+    def start(self, settings: config.Config) -> None:
+        """Build a service and start all of it but its ports."""
+        self.service = TopicService(settings, reactor)
+        self.connections = self.service.connections
+        # All clients here are at one address.
+        self.service.limits.settings = LimitSettings(
+            waiting_per_address=0, failed_tokens_per_minute=0
+        )
+        self.service.broker.startService()
+        self.connections.startService()
+        unit = settings.unit
+        validator = self.service._judge.validator
+        broker, hub = self.service.broker, self.service._hub
+        send = SendResource(unit, validator, broker, lambda: hub.is_full, reactor.seconds, False)
+        upgrade = UpgradeResource(unit, self.connections.protocol)
+        self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000, self.service.limits)
+        self.addCleanup(self.stop)
+
+    @inlineCallbacks
+    def stop(self) -> Generator[Deferred[Any], Any, None]:
+        for member in list(self.connections._wheel):
+            member.transport.lose(ConnectionError("the test is over"))
+        self.connections.stopService()
+        yield self.service._judge.stop()
+        yield self.service.broker.stopService()
+        yield sleep(0.01)
+
+    def next_port(self) -> int:
+        self._port += 1
+        return self._port
+
+    def connect_http(self) -> Client:
+        return Client(self)  # type: ignore[arg-type]
+
+    def connect(self) -> Client:
+        client = self.connect_http()
+        self.assertEqual(client.upgrade(host=HOST), 101)
+        return client
+
+    @inlineCallbacks
+    def reply(self, client: Client) -> Generator[Deferred[Any], Any, tuple[str, int | None]]:
+        """Wait for the next reply; with the code of the close frame behind it."""
+        end = reactor.seconds() + PATIENCE
+        while not (frames := client.frames()):
+            self.assertLess(reactor.seconds(), end, "no reply")
+            yield sleep(0.002)
+        code = None
+        for opcode, payload in frames[1:]:
+            self.assertEqual(opcode, 8)
+            code = int.from_bytes(payload[:2], "big")
+        return frames[0][1].decode(), code
+
+    @inlineCallbacks
+    def present(self, token: str = "live") -> Generator[Deferred[Any], Any, Outcome]:
+        """A new client shows a token."""
+        client = self.connect()
+        before, most = resident(), 0
+
+        def look() -> None:
+            nonlocal most
+            most = max(most, resident())
+
+        look()
+        looking = LoopingCall(look)
+        looking.start(0.01)
+        begun = reactor.seconds()
+        client.present(token)
+        text, code = yield self.reply(client)
+        seconds = reactor.seconds() - begun
+        yield sleep(0.05)  # what comes after the verdict counts as well
+        looking.stop()
+        client.vanish()
+        return Outcome(text, code, seconds, most - before)
+
+    def assert_outcome(self, what: str, outcome: Outcome, reply: tuple[str, int | None]) -> None:
+        self.assertIn(reply[0], outcome.text, what)
+        self.assertEqual(outcome.code, reply[1], what)
+        self.assertLess(outcome.seconds, TIMEOUT + MOST_LATENESS, what)
+        self.assertLess(outcome.growth, MOST_GROWTH, what)
+        if os.environ.get("TOPICSVC_FIGURES"):
+            print(
+                f"\n    {self.scheme} {what}: {outcome.seconds:.3f} s, "
+                f"{outcome.growth / 1e6:+.2f} MB, {outcome.text}, {outcome.code}"
+            )

@@ -1,0 +1,413 @@
+"""A Personium unit in miniature, and a trap; both count what they see. Faults have names.
+
+It answers the three questions that decide about a token as a unit does: PROPFIND on a
+collection, OPTIONS on a topic, introspection on a cell.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+
+from topicsvc.topics import TopicAddress
+
+USERNAME = "topicsvc:\N{SNOWMAN}"
+PASSWORD = "pass word+%"
+
+GIBIBYTE = 1073741824
+
+_MULTISTATUS = """<?xml version="1.0" encoding="UTF-8"?>
+<multistatus xmlns="DAV:"><response><href>{href}</href><propstat><prop>
+<creationdate>2019-01-01T00:00:00+0000</creationdate>
+<resourcetype><collection/>{stream}</resourcetype>
+<p:topics xmlns:p="urn:x-personium:xmlns" xmlns:D="DAV:">{topics}</p:topics>
+</prop><status>HTTP/1.1 200 OK</status></propstat></response></multistatus>"""
+
+STREAM = '<p:stream xmlns:p="urn:x-personium:xmlns"/>'
+
+
+def multistatus(topics: list[str], href: str = "x", stream: str = STREAM) -> bytes:
+    """A unit's answer about a stream collection."""
+    listed = "".join(f"<p:topic>{topic}</p:topic>" for topic in topics)
+    return _MULTISTATUS.format(href=href, stream=stream, topics=listed).encode()
+
+
+@dataclass
+class Token:
+    """What the unit knows of a token."""
+
+    expires_at: Any
+    subject: str = "https://cell2.unit1.example/#me"
+    may: str = "OPTIONS, POST, PUT, GET"
+    reads_properties: bool = True
+    scope: str = ""
+
+
+@dataclass
+class Reply:
+    """What the unit is about to say."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Fault = Callable[[Any, Reply], Any]
+
+
+class FakeUnit(Resource):
+    """A unit.
+
+    Args:
+        clock: delays answers.
+        topics: what is registered.
+        host: the unit's own; cells are below it by host if set, else by path.
+
+    Attributes:
+        tokens: which tokens live.
+        requests: method, path and headers of all that was asked.
+        most_requests: most requests that were answered at the same time.
+        most_tokens: most tokens that were asked about at the same time.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self, clock: IReactorTime, topics: list[TopicAddress], host: str | None = None
+    ) -> None:
+        super().__init__()
+        self._clock = clock
+        self._host = host
+        self._topics = topics
+        self._faults: dict[str, Fault] = {}
+        self._under_way: Counter[str] = Counter()
+        self.tokens: dict[str, Token] = {}
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.most_requests = 0
+        self.most_tokens = 0
+
+    def site(self) -> Site:
+        site = Site(self)
+        site.log = lambda request: None
+        return site
+
+    def has(self, fault: Fault, method: str = "*") -> None:
+        """From now on `fault` stands between the unit and whoever asks with `method`."""
+        self._faults[method] = fault
+
+    def recovers(self) -> None:
+        self._faults.clear()
+
+    @property
+    def in_flight(self) -> int:
+        return self._under_way.total()
+
+    def asked(self, method: str) -> int:
+        return sum(1 for each in self.requests if each[0] == method)
+
+    def render(self, request: Any) -> Any:
+        method = request.method.decode()
+        headers = {
+            name.decode().lower(): ", ".join(value.decode("latin-1") for value in values)
+            for name, values in request.requestHeaders.getAllRawHeaders()
+        }
+        path = unquote(request.path.decode("ascii"))
+        self.requests.append((method, path, headers))
+        token = self._token(request, headers)
+        self._under_way[token] += 1
+        self.most_requests = max(self.most_requests, self.in_flight)
+        self.most_tokens = max(self.most_tokens, len(self._under_way))
+        request.notifyFinish().addBoth(self._left, token)
+        reply = self._answer(method, self._unified(path, headers), headers, token)
+        fault = self._faults.get(method) or self._faults.get("*") or answers_at_once
+        return fault(request, reply)
+
+    def _left(self, _: Any, token: str) -> None:
+        self._under_way[token] -= 1
+        if not self._under_way[token]:
+            del self._under_way[token]
+
+    def _token(self, request: Any, headers: dict[str, str]) -> str:
+        if request.method == b"POST":
+            return request.args.get(b"token", [b""])[0].decode()
+        return headers.get("authorization", "").removeprefix("Bearer ")
+
+    def _unified(self, path: str, headers: dict[str, str]) -> str:
+        """The path with the cell in it, whichever style this unit has."""
+        if self._host is None:
+            return path
+        cell, _, unit = headers["host"].partition(":")[0].partition(".")
+        return f"/{cell}{path}" if unit == self._host else "/?"
+
+    def _answer(self, method: str, path: str, headers: dict[str, str], token: str) -> Reply:
+        facts = self.tokens.get(token)
+        if method == "PROPFIND":
+            return self._propfind(path, headers, facts)
+        if method == "OPTIONS":
+            if path not in [topic.path for topic in self._topics]:
+                return Reply(404)
+            return Reply(200, headers={"Allow": facts.may if facts else "OPTIONS"})
+        if method == "POST" and path.endswith("/__introspect"):
+            return self._introspect(path, headers, facts)
+        return Reply(405)
+
+    def _propfind(self, path: str, headers: dict[str, str], facts: Token | None) -> Reply:
+        if facts is None:
+            return Reply(401)
+        if not facts.reads_properties:
+            return Reply(403)
+        if headers.get("depth") != "0":
+            return Reply(400)
+        names = [
+            topic.topic
+            for topic in self._topics
+            if path == f"/{topic.cell}/{topic.box}/{'/'.join(topic.collection)}"
+        ]
+        if not names:
+            return Reply(404)
+        body = multistatus(names, path)
+        return Reply(207, body, {"Content-Type": 'application/xml; charset="utf-8"'})
+
+    def _introspect(self, path: str, headers: dict[str, str], facts: Token | None) -> Reply:
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        name, _, password = b64decode(credentials).decode().partition(":")
+        if (scheme, unquote_plus(name), unquote_plus(password)) != ("Basic", USERNAME, PASSWORD):
+            return Reply(403)
+        claims: dict[str, Any] = {"active": False}
+        if facts is not None:
+            claims = {
+                "active": True,
+                "client_id": None,
+                "exp": facts.expires_at,
+                "iat": 1544056220,
+                "sub": facts.subject,
+                "iss": "https://cell1.unit1.example/",
+                "p_roles": [],
+            }
+            if facts.scope:  # a unit never tells one, other servers do
+                claims["scope"] = facts.scope
+        return Reply(200, json.dumps(claims).encode(), {"Content-Type": "application/json"})
+
+
+class Trap(Resource):
+    """Where nothing may ever arrive."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Any] = []
+
+    def render(self, request: Any) -> bytes:
+        self.requests.append((request.method, request.uri, request.requestHeaders))
+        return b""
+
+
+# Faults. Each takes the request and what would have been said.
+
+
+def answers_at_once(request: Any, reply: Reply) -> Any:
+    request.setResponseCode(reply.status)
+    for name, value in reply.headers.items():
+        request.setHeader(name.encode(), value.encode())
+    return reply.body
+
+
+def answers(
+    status: int, body: bytes = b"", content_type: str = "text/plain", **headers: str
+) -> Fault:
+    """Says this, whatever is asked."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    reply = Reply(status, body, {"Content-Type": content_type, **named})
+    return lambda request, _: answers_at_once(request, reply)
+
+
+def adds_header(name: str, value: bytes) -> Fault:
+    """The right answer, with one header more, or another."""
+
+    def fault(request: Any, reply: Reply) -> Any:
+        body = answers_at_once(request, reply)
+        request.responseHeaders.setRawHeaders(name.encode(), [value])
+        return body
+
+    return fault
+
+
+def claims(**members: Any) -> Fault:
+    """Introspection says this."""
+    return answers(200, json.dumps(members).encode(), "application/json")
+
+
+def says_of_collection(body: bytes, content_type: str = "application/xml") -> Fault:
+    """PROPFIND says this."""
+    return answers(207, body, content_type)
+
+
+def answers_after(clock: IReactorTime, seconds: float) -> Fault:
+    """The right answer, late."""
+
+    def fault(request: Any, reply: Reply) -> Any:
+        def answer() -> None:
+            request.write(answers_at_once(request, reply))
+            request.finish()
+
+        late = clock.callLater(seconds, answer)
+        request.notifyFinish().addErrback(lambda _: late.cancel())
+        return NOT_DONE_YET
+
+    return fault
+
+
+def never_answers(request: Any, _: Reply) -> Any:
+    """Takes the question, and that is all."""
+    return NOT_DONE_YET
+
+
+def drips(clock: IReactorTime, seconds: float = 1) -> Fault:
+    """The right answer, a byte a second."""
+
+    def fault(request: Any, reply: Reply) -> Any:
+        body = answers_at_once(request, reply) or b"?"
+        request.setHeader(b"content-length", b"%d" % (len(body) + 1000))
+        state: dict[str, Any] = {"place": 0}
+
+        def drip() -> None:
+            place = state["place"] % len(body)
+            request.write(body[place : place + 1])
+            state["place"] += 1
+            state["next"] = clock.callLater(seconds, drip)
+
+        request.notifyFinish().addErrback(lambda _: state["next"].cancel())
+        drip()
+        return NOT_DONE_YET
+
+    return fault
+
+
+def closes_kept_connections(request: Any, reply: Reply) -> Any:
+    """Drops each connection at its second request, without a byte of an answer."""
+    if getattr(request.channel, "has_served", False):
+        request.channel.transport.abortConnection()
+        return NOT_DONE_YET
+    request.channel.has_served = True
+    return answers_at_once(request, reply)
+
+
+def parrots(request: Any, _: Reply) -> Any:
+    """No HTTP, but all that came in, twice: where a status belongs and after it."""
+    said = b" ".join(value for value in request.requestHeaders.getRawHeaders(b"authorization", []))
+    said += b" ".join(value for values in request.args.values() for value in values)
+    request.channel.transport.write(b"HTTP/1.1 %s %s\r\n%s: %s\r\n\r\n" % ((said,) * 4))
+    request.channel.transport.loseConnection()
+    return NOT_DONE_YET
+
+
+def drops_every_connection(request: Any, _: Reply) -> Any:
+    """Takes the question and hangs up."""
+    request.channel.transport.abortConnection()
+    return NOT_DONE_YET
+
+
+class _Flood:
+    """Writes pieces for as long as the peer takes them, up to a length."""
+
+    def __init__(self, request: Any, piece: bytes, length: int) -> None:
+        self._request = request
+        self._piece = piece
+        self._left = length
+
+    def resumeProducing(self) -> None:
+        if self._left <= 0:
+            self._request.unregisterProducer()
+            self._request.finish()
+            return
+        self._request.write(self._piece)
+        self._left -= len(self._piece)
+
+    def stopProducing(self) -> None:
+        self._left = 0
+
+
+def floods(length: int = GIBIBYTE, chunked: bool = False) -> Fault:
+    """A body of `length` bytes."""
+
+    def fault(request: Any, reply: Reply) -> Any:
+        answers_at_once(request, reply)
+        if not chunked:
+            request.setHeader(b"content-length", b"%d" % length)
+        request.registerProducer(_Flood(request, b" " * 65536, length), False)
+        return NOT_DONE_YET
+
+    return fault
+
+
+def floods_with_headers(request: Any, _: Reply) -> Any:
+    """Headers without end."""
+    transport = request.channel.transport
+    transport.write(b"HTTP/1.1 200 OK\r\n")
+    line = b"X-%d: " % 1 + b"x" * 1000 + b"\r\n"
+
+    class Headers:
+        def resumeProducing(self) -> None:
+            transport.write(line * 64)
+
+        def stopProducing(self) -> None:
+            pass
+
+        def pauseProducing(self) -> None:
+            pass
+
+    transport.unregisterProducer()
+    transport.registerProducer(Headers(), False)
+    return NOT_DONE_YET
+
+
+_BOMB = gzip.compress(b" " * 67108864)
+
+
+def sends_gzip_bomb(request: Any, reply: Reply) -> Any:
+    """64 KiB that unpack to 64 MiB, whether or not the client takes gzip."""
+    reply.headers["Content-Encoding"] = "gzip"
+    return answers_at_once(request, Reply(reply.status, _BOMB, reply.headers))
+
+
+def redirects_to(url: str, status: int = 307) -> Fault:
+    """Sends the client, with its token, somewhere else."""
+    return answers(status, b"", Location=url)
+
+
+ENTITY_BOMB = (
+    b'<?xml version="1.0"?><!DOCTYPE m [<!ENTITY a "'
+    + b"a" * 1000
+    + b'">'
+    + b"".join(
+        b'<!ENTITY %c "%s">' % (98 + level, b"&%c;" % (97 + level) * 10) for level in range(9)
+    )
+    + b"]><multistatus xmlns='DAV:'>&j;</multistatus>"
+)
+"""A billion laughs: 10^9 times a thousand characters."""
+
+NAMESPACE_BOMB = (
+    b"<m xmlns='DAV:' xmlns:p='%s' " % (b"u" * 70000)
+    + b" ".join(b"p:a%d=''" % number for number in range(6000))
+    + b"/>"
+)
+"""6,000 attributes that a parser writes out with a namespace of 70,000 characters each."""
+
+PREFIX_BOMB = b"<p:m xmlns:p='%s'>%s</p:m>" % (b"u" * 70000, b"<p:a/>" * 10000)
+"""The same with elements."""
+
+EXTERNAL_ENTITY = (
+    b'<?xml version="1.0"?><!DOCTYPE m SYSTEM "file:///etc/passwd" '
+    b'[<!ENTITY x SYSTEM "file:///etc/passwd">]><multistatus xmlns="DAV:">&x;</multistatus>'
+)

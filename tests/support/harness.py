@@ -1,0 +1,416 @@
+"""The whole HTTP and WebSocket side in memory and in virtual time, with a client that looks.
+
+A test speaks of what a client does and sees::
+
+    client = self.connect()
+    client.present("a-token")
+    self.validator.last.grant(expires_at=self.now + 60)
+    self.broker.confirm()
+    client.assert_success(expires_in=60)
+"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from tests.support.fakes import FakeBroker, FakeValidator, Wall
+from topicsvc.admission.limits import Limits, LimitSettings
+from topicsvc.delivery.hub import Hub
+from topicsvc.interfaces import Message
+from topicsvc.topics import TopicAddress, Unit
+from topicsvc.web.handshake import UpgradeResource
+from topicsvc.web.send import SendResource
+from topicsvc.web.site import TopicSite, TopicTree
+from topicsvc.websocket.messages import data_frame
+from topicsvc.websocket.server import Connections, Revocation, SessionSettings
+
+EPOCH = 1518612600.0
+"""When every test begins: the time in the specification's samples."""
+
+SINCE_THE_START = 5000.0
+"""What the clock tells then: it is no time of day."""
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+SENDER = "https://cell2.unit1.example/"
+WEBSOCKET_PATH = "/__topic/box1/col.topic.name"
+SEND_PATH = "/box1/col/topic/name"
+HOST = "cell1.unit1.example"
+TRANSPORT_BUFFER = 65536
+MAX_BODY = 1000
+
+
+@implementer(ITCPTransport)
+class MemoryTransport:
+    """A TCP transport whose peer is the test.
+
+    Attributes:
+        written: what the peer can read.
+        is_congested: the peer reads nothing: what is written stays in the buffer.
+        lost: why the connection is gone; None: it is not.
+        has_ended: our half is closed.
+        is_reading: what the peer sends is read at once.
+        unread: what the peer has sent while it was not.
+    """
+
+    disconnecting = False
+
+    def __init__(self, clock: Clock, port: int, host: str = "192.0.2.7") -> None:
+        self.clock = clock
+        self.protocol: Any = None
+        self.written = bytearray()
+        self.buffered = bytearray()
+        self.is_congested = False
+        self.lost: Failure | None = None
+        self.has_ended = False
+        self.is_reading = True
+        self.unread = bytearray()
+        self.producer: Any = None
+        self._is_paused = False
+        self._peer = IPv4Address("TCP", host, port)
+
+    def write(self, data: bytes) -> None:
+        assert isinstance(data, bytes)
+        if self.lost is not None or self.has_ended:
+            return
+        (self.buffered if self.is_congested else self.written).extend(data)
+        if len(self.buffered) > TRANSPORT_BUFFER and self.producer and not self._is_paused:
+            self._is_paused = True
+            self.producer.pauseProducing()
+
+    def writeSequence(self, chunks: list[bytes]) -> None:
+        self.write(b"".join(chunks))
+
+    def drain(self) -> None:
+        """The peer reads again, all that waits."""
+        self.is_congested = False
+        self.written += self.buffered
+        self.buffered.clear()
+        if self._is_paused:
+            self._is_paused = False
+            self.producer.resumeProducing()
+        if self.disconnecting:
+            self.lose(ConnectionDone())
+
+    def lose(self, reason: Exception) -> None:
+        if self.lost is None:
+            self.lost = Failure(reason)
+            self.protocol.connectionLost(self.lost)
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+        if not self.buffered:
+            self.clock.callLater(0, self.lose, ConnectionDone())
+
+    def loseWriteConnection(self) -> None:
+        self.has_ended = True
+
+    def abortConnection(self) -> None:
+        self.clock.callLater(0, self.lose, ConnectionAborted())
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert self.producer is None, "a producer is registered already"
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def getPeer(self) -> IPv4Address:
+        return self._peer
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.1", 443)
+
+    def setTcpNoDelay(self, enabled: bool) -> None: ...
+
+    def getTcpNoDelay(self) -> bool:
+        return True
+
+    def setTcpKeepAlive(self, enabled: bool) -> None: ...
+
+    def getTcpKeepAlive(self) -> bool:
+        return False
+
+    def receive(self, data: bytes) -> None:
+        """The peer sends `data`."""
+        self.unread += data
+        if self.is_reading:
+            self.read()
+
+    def read(self) -> None:
+        while self.unread and self.is_reading and self.lost is None:
+            data = bytes(self.unread[:TRANSPORT_BUFFER])
+            del self.unread[:TRANSPORT_BUFFER]
+            self.protocol.dataReceived(data)
+
+    def pauseProducing(self) -> None:
+        self.is_reading = False
+
+    def resumeProducing(self) -> None:
+        self.is_reading = self.lost is None
+        if self.unread and self.is_reading:
+            self.clock.callLater(0, self.read)
+
+    def stopProducing(self) -> None: ...
+
+
+class Client:
+    """Somebody at the other end of a `MemoryTransport`."""
+
+    def __init__(self, test: ServiceTestCase, host: str = "192.0.2.7", site: Any = None) -> None:
+        self.test = test
+        self.transport = MemoryTransport(test.clock, test.next_port(), host)
+        self.transport.protocol = (site or test.site).buildProtocol(self.transport.getPeer())
+        self.transport.protocol.makeConnection(self.transport)
+        self.status = 0
+        self.headers: dict[str, list[str]] = {}
+
+    # What it does.
+
+    def send_raw(self, data: bytes) -> None:
+        if self.transport.lost is None:
+            self.transport.receive(data)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | list[tuple[str, str]] | None = None,
+        body: bytes = b"",
+        version: str = "HTTP/1.1",
+    ) -> bytes:
+        """Send one HTTP request; return the answer's body as far as it has come."""
+        pairs = list(headers.items()) if isinstance(headers, dict) else list(headers or [])
+        if not any(name.lower() == "host" for name, _ in pairs):
+            pairs.insert(0, ("Host", HOST))
+        if body:
+            pairs.append(("Content-Length", str(len(body))))
+        lines = [f"{method} {path} {version}", *(f"{name}: {value}" for name, value in pairs)]
+        self.send_raw("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        return self.read_answer()
+
+    def upgrade(self, path: str = WEBSOCKET_PATH, host: str = HOST) -> int:
+        """Ask for a WebSocket; return the status."""
+        self.request("GET", path, {"Host": host, **HANDSHAKE})
+        return self.status
+
+    def send_frame(self, opcode: int, payload: bytes, fin: bool = True, rsv: int = 0) -> None:
+        mask = b"\x01\x02\x03\x04"
+        masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+        size = len(payload)
+        if size < 126:
+            length = bytes([0x80 | size])
+        elif size < 65536:
+            length = b"\xfe" + size.to_bytes(2, "big")
+        else:
+            length = b"\xff" + size.to_bytes(8, "big")
+        self.send_raw(bytes([fin << 7 | rsv << 4 | opcode]) + length + mask + masked)
+
+    def send_text(self, text: str) -> None:
+        self.send_frame(1, text.encode())
+
+    def present(self, token: str) -> None:
+        self.send_text(json.dumps({"AccessToken": token}))
+
+    def vanish(self) -> None:
+        self.transport.lose(ConnectionDone())
+
+    # What it sees.
+
+    def read_answer(self) -> bytes:
+        """Take one HTTP answer off what was written, as far as it has come."""
+        head, found, rest = bytes(self.transport.written).partition(b"\r\n\r\n")
+        if not found:
+            return b""
+        status, *lines = head.decode("latin-1").split("\r\n")
+        self.status = int(status.split(" ")[1])
+        self.headers = {}
+        for line in lines:
+            name, _, value = line.partition(": ")
+            self.headers.setdefault(name.lower(), []).append(value)
+        size = int(self.headers.get("content-length", ["0"])[0])
+        body, self.transport.written[:] = rest[:size], rest[size:]
+        return body
+
+    def frames(self) -> list[tuple[int, bytes]]:
+        """Take all frames off what was written: opcode and payload."""
+        data, frames = bytes(self.transport.written), []
+        self.transport.written.clear()
+        while data:
+            opcode, size, at = data[0] & 0x0F, data[1], 2
+            assert data[0] & 0xF0 == 0x80, "a server's frame is whole and has no reserved bits"
+            assert size < 128, "a server's frame has no mask"
+            if size > 125:
+                width = 2 if size == 126 else 8
+                size, at = int.from_bytes(data[2 : 2 + width], "big"), 2 + width
+            frames.append((opcode, data[at : at + size]))
+            data = data[at + size :]
+        return frames
+
+    def texts(self) -> list[bytes]:
+        """Take all frames, which must be text messages."""
+        frames = self.frames()
+        self.test.assertEqual({opcode for opcode, _ in frames} - {1}, set(), frames)
+        return [payload for _, payload in frames]
+
+    def assert_nothing(self) -> None:
+        self.test.assertEqual(self.frames(), [])
+
+    def assert_success(self, expires_in: int) -> None:
+        [text] = self.texts()
+        self.test.assert_success_text(text, expires_in)
+
+    def assert_error(self, response: str, reason: str) -> None:
+        """The next and only message is this error; nothing is closed."""
+        [text] = self.texts()
+        self.test.assert_error_text(text, response, reason)
+
+    def assert_refused(self, response: str, reason: str, code: int, why: str = "") -> None:
+        """This error, then this close, then silence."""
+        (opcode, text), close = self.frames()
+        self.test.assertEqual(opcode, 1)
+        self.test.assert_error_text(text, response, reason)
+        self.test.assert_close(close, code, why or reason)
+
+    def assert_closed(self, code: int, why: str) -> None:
+        """Nothing but this close."""
+        [close] = self.frames()
+        self.test.assert_close(close, code, why)
+
+
+HANDSHAKE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+class ServiceTestCase(SynchronousTestCase):
+    """A service with fakes behind it."""
+
+    settings = SessionSettings()
+    unit = Unit("https://unit1.example/")
+    trust_via = False
+    drain = 0.0
+    recheck = 0.0
+    rechecks_at_once = 2
+    limits_settings = LimitSettings()
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.rightNow = SINCE_THE_START
+        self.wall = Wall(self.clock, EPOCH)
+        self.validator = FakeValidator()
+        self.broker = FakeBroker()
+        self.hub = Hub(self.broker, self.clock, self.wall, data_frame)
+        self.rechecker = FakeValidator()
+        revocation = Revocation(self.rechecker, self.recheck, self.rechecks_at_once)
+        self.limits = Limits(self.clock, self.wall, self.limits_settings)
+        self.connections = Connections(
+            self.validator,
+            self.hub,
+            self.clock,
+            self.wall,
+            self.settings,
+            self.drain,
+            random=Random(1),
+            revocation=revocation if self.recheck else None,
+            limits=self.limits,
+        )
+        self.connections.startService()
+        send = SendResource(
+            self.unit,
+            self.validator,
+            self.broker,
+            lambda: self.hub.is_full,
+            self.wall,
+            self.trust_via,
+        )
+        upgrade = UpgradeResource(self.unit, self.connections.protocol)
+        self.site = TopicSite(
+            TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY, self.limits
+        )
+        self._port = 50000
+
+    def tearDown(self) -> None:
+        # Every reason is one that an operator can look up: see topicsvc.websocket.close_reasons.
+        self.assertEqual(self.connections.journal.ended["other"], 0)
+
+    def next_port(self) -> int:
+        self._port += 1
+        return self._port
+
+    @property
+    def now(self) -> float:
+        return self.wall()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, not more than a second at once, as it does for a reactor."""
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.clock.advance(min(1, end - self.clock.seconds()))
+
+    def turn(self) -> None:
+        """Let the reactor turn once."""
+        self.clock.advance(0)
+
+    def client(self, address: str = "192.0.2.7") -> Client:
+        return Client(self, address)
+
+    def connect(
+        self, path: str = WEBSOCKET_PATH, host: str = HOST, address: str = "192.0.2.7"
+    ) -> Client:
+        """A client whose opening handshake is done."""
+        client = self.client(address)
+        self.assertEqual(client.upgrade(path, host), 101)
+        return client
+
+    def subscribe(self, life: float = 3600) -> Client:
+        """A client whose session is active for `life` seconds."""
+        client = self.connect()
+        client.present("first-token")
+        self.validator.last.grant(self.now + life)
+        if not self.broker.subscriptions[-1].answer.called:
+            self.broker.confirm()
+        client.assert_success(int(life))
+        return client
+
+    def bring(self, body: bytes = b"1", sender: str | None = SENDER) -> None:
+        """The broker brings a message, and the reactor turns."""
+        self.broker.bring(Message(TOPIC, sender, body))
+        self.turn()
+
+    def assert_success_text(self, text: bytes, expires_in: int) -> None:
+        golden = b'{"Response":"AccessToken","Result":"Success","ExpiresIn":%d,"Timestamp":%d}'
+        self.assertEqual(text, golden % (expires_in, int(self.now)))
+
+    def assert_error_text(self, text: bytes, response: str, reason: str) -> None:
+        golden = b'{"Response":"%s","Result":"Error","Reason":"%s","Timestamp":%d}'
+        self.assertEqual(text, golden % (response.encode(), reason.encode(), int(self.now)))
+
+    def assert_close(self, frame: tuple[int, bytes], code: int, why: str) -> None:
+        opcode, payload = frame
+        self.assertEqual(
+            (opcode, int.from_bytes(payload[:2], "big"), payload[2:].decode()), (8, code, why)
+        )
+
+    def assert_nothing_left(self) -> None:
+        """Nobody is connected, nothing is subscribed, asked or timed."""
+        self.assertEqual(len(self.connections), 0)
+        self.assertEqual(self.hub.topics, 0)
+        self.assertEqual(self.broker.live, [])
+        self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
+        self.assertEqual(len(self.limits.not_late), 0)
+        self.assertEqual((len(self.connections.backlog), self.connections.backlog.total), (0, 0))
+        self.connections.stopService()
+        self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])

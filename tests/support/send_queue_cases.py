@@ -1,0 +1,253 @@
+"""A way out on a real socket that takes as much as a test says, and its peer.
+
+A case is a mixin from here that says how to listen and connect, with the way that is to be
+taken, and a `TestCase`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet import reactor, ssl, tcp
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    connectProtocol,
+    wrapClientTLS,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from twisted.trial import util
+
+from tests.integration.support.certificates import Authority
+from tests.integration.support.processes import until
+from topicsvc.admission.limits import Limits
+from topicsvc.delivery.slow_consumers import Backlog
+from topicsvc.listening.listener import _free_when_lost
+from topicsvc.listening.proxy_protocol import ProxiedFactory
+
+HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+LIMIT = 64 * 1024 * 1024
+PATIENCE = 10.0
+
+
+class FaultySocket(socket.socket):
+    """A socket whose kernel is the test.
+
+    Attributes:
+        take: told how many bytes are offered, says how many are taken, or raises.
+        offers: how many were offered and taken, of each send.
+        refusals: sends that raised.
+    """
+
+    def __init__(self, accepted: socket.socket) -> None:
+        super().__init__(fileno=accepted.detach())
+        self.take: Callable[[int], int] = lambda size: size
+        self.offers: list[tuple[int, int]] = []
+        self.refusals = 0
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            sent = super().send(memoryview(data)[: self.take(len(data))], flags)
+        except OSError:
+            self.refusals += 1
+            raise
+        self.offers.append((len(data), sent))
+        return sent
+
+    @property
+    def partial(self) -> int:
+        """Sends of which a part was taken."""
+        return sum(0 < taken < offered for offered, taken in self.offers)
+
+
+class Sender(Protocol):
+    """Our side: writes something the transport's own way first, as the HTTP side may have."""
+
+    def __init__(self, test: WayOut) -> None:
+        self.test = test
+        self.received = b""
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        self.transport.write(HANDSHAKE_ANSWER)
+        test = self.test
+        self.outbound = test.open(self.transport, test.limit, test.backlog, test.overflows.append)
+        test.ready.callback(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, reason: object) -> None:
+        self.outbound.let_go()
+        self.lost.callback(None)
+
+
+class Receiver(Protocol):
+    """The peer, which reads when it is told to.
+
+    Attributes:
+        reason: why its connection is gone.
+    """
+
+    reason: Failure | None = None
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.lost: Deferred[None] = Deferred()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.reason = reason
+        self.lost.callback(None)
+
+
+class WayOut:
+    """Mix into a TestCase that says which way out there is.
+
+    Sockets are real; how long something has been held is in virtual time.
+    """
+
+    timeout = 30
+    kind: type
+    open: Any
+    transport: type[tcp.Server] = tcp.Server
+    limit = LIMIT
+    greeting = b""
+    overhead = 0
+    """Bytes that are added to each record."""
+
+    def listen(self, factory: Factory) -> Any:
+        return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+
+    def client(self, port: int) -> Any:
+        return TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+
+    def accept(self, accepted: socket.socket, *rest: Any) -> tcp.Server:
+        """Make the transport of a connection."""
+        self.socket = FaultySocket(accepted)
+        return self.transport(self.socket, *rest)
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        self.overflows: list[int] = []
+        self.clock = Clock()
+        self.backlog = Backlog(Limits(self.clock, self.clock.seconds), self.clock)
+        self.stalls = self.backlog.stalls
+        self.port = yield self.listen(Factory.forProtocol(lambda: Sender(self)))
+        self.port.transport = self.accept
+        self.addCleanup(self.port.stopListening)
+        yield self.connect()
+        self.assertIsInstance(self.outbound, self.kind)
+
+    @inlineCallbacks
+    def connect(self) -> Any:
+        self.ready: Deferred[Sender] = Deferred()
+        self.receiver = Receiver()
+        yield connectProtocol(self.client(self.port.getHost().port), self.receiver)
+        self.receiver.transport.write(self.greeting)
+        self.sender: Sender = yield self.ready
+        self.outbound = self.sender.outbound
+
+    @inlineCallbacks
+    def tearDown(self) -> Any:
+        if not self.receiver.lost.called:
+            self.receiver.transport.abortConnection()
+        yield self.sender.lost
+        yield self.receiver.lost
+
+    @property
+    def tcp(self) -> tcp.Server:
+        """What sends, below everything."""
+        transport = self.sender.transport
+        while isinstance(transport, ProtocolWrapper):
+            transport = transport.transport
+        return transport
+
+    @property
+    def is_free(self) -> bool:
+        """Nothing waits above the transport."""
+        return not self.outbound._queued and not getattr(self.outbound, "_rest", b"")
+
+    @inlineCallbacks
+    def assert_received(self, data: bytes) -> Any:
+        expected = HANDSHAKE_ANSWER + data
+        received = self.receiver.received
+        yield until(lambda: len(received) >= len(expected), "all has arrived", PATIENCE)
+        self.assertEqual(len(received), len(expected))
+        self.assertTrue(received == expected, "the bytes differ")
+        self.assertEqual(self.outbound._queued, 0)
+
+    def assert_gone(self) -> None:
+        """Nothing waits for whoever is gone, and nothing is watched."""
+        self.assertTrue(self.sender.lost.called)
+        self.assertTrue(self.is_free)
+        self.assertEqual((len(self.backlog), self.backlog.total, len(self.stalls)), (0, 0, 0))
+
+    def assert_waiting(self, size: int) -> None:
+        """So many bytes wait, give or take what TLS adds."""
+        waiting = self.outbound.waiting
+        self.assertGreaterEqual(waiting, size)
+        self.assertLessEqual(waiting, size + self.overhead * (2 + size // 1000))
+
+
+class Proxied(WayOut):
+    """Behind a proxy that speaks the PROXY protocol."""
+
+    greeting = b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n"
+
+    def listen(self, factory: Factory) -> Any:
+        return super().listen(ProxiedFactory(factory))
+
+
+class Tls(WayOut):
+    """One certificate, and connections of the service's own kind."""
+
+    overhead = 22
+    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    suppress = (
+        util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),
+        util.suppress(message="X509.* is deprecated", category=DeprecationWarning),
+    )
+
+    def listen(self, factory: Factory) -> Any:
+        directory = Path(self.mktemp())
+        directory.mkdir(parents=True)
+        authority = Authority(directory)
+        key, certificate = authority.issue("localhost")
+        self.trusted = ssl.Certificate.loadPEM(authority.ca_file.read_bytes())
+        pem = certificate.read_bytes() + key.read_bytes()
+        options = ssl.PrivateCertificate.loadPEM(pem).options()
+        self.restrict(options.getContext())
+        endpoint = SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
+
+        def as_the_service_does(port: Any) -> Any:
+            _free_when_lost(port)
+            return port
+
+        return endpoint.listen(factory).addCallback(as_the_service_does)
+
+    def restrict(self, context: SSL.Context) -> None:
+        """Leave the context as it is."""
+
+    def client(self, port: int) -> Any:
+        options = ssl.optionsForClientTLS("localhost", trustRoot=self.trusted)
+        return wrapClientTLS(options, super().client(port))
+
+    @property
+    def tls(self) -> Any:
+        """What encrypts."""
+        transport = self.sender.transport
+        while not hasattr(transport, "_appSendBuffer"):
+            transport = transport.transport
+        return transport

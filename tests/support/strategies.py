@@ -1,0 +1,18 @@
+"""What hypothesis draws addresses from."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from topicsvc.topics import TopicAddress
+
+cells = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)
+boxes = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True) | st.just("__")
+parts = st.text(
+    st.characters(categories=("Lu", "Ll", "Lt", "Lm", "Lo", "Nd"), include_characters="_-"),
+    min_size=1,
+    max_size=12,
+)
+topics = st.builds(
+    TopicAddress, cells, boxes, st.lists(parts, min_size=1, max_size=8).map(tuple), parts
+)

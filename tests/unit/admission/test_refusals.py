@@ -1,0 +1,811 @@
+"""What strangers get who are over a bound, over HTTP and WebSocket, in virtual time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+from tests.integration.support.raw_client import TEXT, close, frame
+from tests.support.harness import (
+    HANDSHAKE,
+    HOST,
+    SEND_PATH,
+    TRANSPORT_BUFFER,
+    WEBSOCKET_PATH,
+    Client,
+    MemoryTransport,
+    ServiceTestCase,
+)
+from topicsvc.admission.addresses import parse_network
+from topicsvc.admission.limits import COURTESY, LATE, LimitSettings
+from topicsvc.listening.proxy_protocol import ProxiedFactory
+from topicsvc.web import site
+from topicsvc.websocket.server import SessionSettings
+from topicsvc.websocket.session import MAX_WAITING_BYTES
+
+ANN, BOB = "192.0.2.1", "192.0.2.2"
+PROXY = "10.0.0.1"
+BEARER = {"Authorization": "Bearer a-token"}
+NONSENSE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"PROXY TCP4 \xff 1 1 1\r\n",
+    b"PROXY TCP4 1 1 x 1\r\n",
+    b"PROXY TCP9 1 1 1 1\r\n",
+    b"PROXY " + b"x" * 101,
+    b"\r\n\r\n\0\r\nQUIT\n\x22\x11\0\0",
+    b"\x16\x03\x01",
+)
+"""To an endpoint behind a proxy."""
+
+
+class StrangerTestCase(ServiceTestCase):
+    def set(self, **settings: Any) -> None:
+        """Put other bounds in place, as a running service may."""
+        self.limits.settings = LimitSettings(**settings)
+
+    def assert_turned_away(
+        self, client: Client, code: str = "PR503-SV-0001", retry_after: str = "1"
+    ) -> None:
+        body = client.request("GET", WEBSOCKET_PATH, HANDSHAKE)
+        self.assertEqual((client.status, json.loads(body)["code"]), (503, code))
+        self.assertEqual(client.headers["retry-after"], [retry_after])
+
+    def refuse(self, client: Client, token: str = "bad") -> None:
+        """It shows a token that is no good."""
+        client.present(token)
+        self.validator.last.refuse()
+        client.frames()
+        client.vanish()
+
+
+class ConnectionTests(StrangerTestCase):
+    def test_one_too_many_is_told_so_and_closed(self) -> None:
+        self.set(connections=1)
+        first = self.connect()
+        second = self.client()
+        self.assert_turned_away(second)
+        self.assertEqual(second.headers["connection"], ["close"])
+        self.assertTrue(second.transport.has_ended)
+        self.advance(site.CLOSE_TIMEOUT)
+        self.turn()
+        self.assertTrue(second.transport.lost.check(ConnectionAborted))
+        self.assertEqual(self.limits.turned_away, 0)
+        first.vanish()
+        self.connect().vanish()
+        self.assert_nothing_left()
+
+    def test_whatever_it_asks_for(self) -> None:
+        self.set(connections=1)
+        self.connect()
+        for method, path, headers, body in (
+            ("POST", SEND_PATH, BEARER, b"1"),
+            ("OPTIONS", "*", {}, b""),
+            ("GET", "/nowhere", {"Host": "elsewhere.example"}, b""),
+        ):
+            client = self.client()
+            client.request(method, path, headers, body)
+            self.assertEqual(client.status, 503)
+        self.assertEqual(self.validator.questions, [])
+
+    def test_one_that_says_nothing_has_no_more_time_than_others(self) -> None:
+        self.set(connections=1)
+        self.connect()
+        silent = self.client()
+        self.advance(site.HEAD_TIMEOUT)
+        self.turn()
+        self.assertIsNotNone(silent.transport.lost)
+        self.assertEqual(self.limits.turned_away, 0)
+
+    def test_far_over_the_bound_they_are_dropped_at_once(self) -> None:
+        self.set(connections=1)
+        self.connect()
+        for _ in range(COURTESY):
+            self.client()
+        dropped = self.client()
+        self.turn()
+        self.assertTrue(dropped.transport.lost.check(ConnectionAborted))
+        self.assertEqual(bytes(dropped.transport.written), b"")
+        self.assertEqual(self.limits.hits["connections"], COURTESY + 1)
+
+    def test_so_many_a_second(self) -> None:
+        self.set(accepts_per_second=3)
+        for _ in range(3):
+            self.connect()
+        self.assert_turned_away(self.client())
+        self.clock.advance(1)
+        self.connect()
+        self.assertEqual(self.limits.hits["accepts_per_second"], 1)
+
+    def test_those_of_one_address(self) -> None:
+        self.set(per_address=1)
+        self.connect(address=ANN)
+        self.assert_turned_away(self.client(ANN))
+        self.connect(address=BOB)
+        self.assertEqual(self.limits.hits["per_address"], 1)
+
+
+class WaitingTests(StrangerTestCase):
+    def test_who_shows_a_live_token_makes_room(self) -> None:
+        self.set(waiting=2)
+        first, second = self.connect(), self.client()
+        self.assert_turned_away(self.client())
+        first.present("a-token")
+        self.assert_turned_away(self.client())
+        self.validator.last.grant(self.now + 60)
+        self.connect()
+        self.assert_turned_away(self.client())
+        second.vanish()
+        self.connect()
+        self.assertEqual(self.limits.hits["waiting"], 3)
+
+    def test_so_does_who_sends(self) -> None:
+        self.set(waiting_per_address=1)
+        sender = self.client()
+        sender.request("POST", SEND_PATH, BEARER, b"1")
+        self.assert_turned_away(self.client())
+        self.validator.last.grant(self.now + 60)
+        self.assertEqual(self.client().upgrade(), 101)
+        self.assertEqual(self.limits.hits["waiting_per_address"], 1)
+
+    def test_who_does_not_is_gone_when_the_time_for_it_is_over(self) -> None:
+        self.set(waiting=2)
+        self.connect()
+        self.client()
+        self.advance(10)
+        self.turn()
+        self.connect()
+        self.advance(60)
+        self.advance(5)
+        self.turn()
+        self.assert_nothing_left()
+
+
+class LateTests(StrangerTestCase):
+    """Who goes on asking by HTTP and shows no live token in a minute."""
+
+    def ask(self, client: Client, method: str = "OPTIONS", path: str = "*", **more: Any) -> int:
+        """One whole request; the status of its answer, 0 if there is none."""
+        client.status, client.headers = 0, {}
+        client.request(method, path, **more)
+        return client.status
+
+    def judged(self, client: Client) -> int:
+        """The same of an answer that has come by now."""
+        client.status, client.headers = 0, {}
+        client.read_answer()
+        return client.status
+
+    def assert_last(self, client: Client) -> None:
+        """What was answered was the last that this connection is answered."""
+        self.assertEqual(client.headers.get("connection", [""])[-1].split(", ")[-1], "close")
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
+
+    def test_whole_requests_hold_no_place_for_longer(self) -> None:
+        for method, path, headers, status in (
+            ("OPTIONS", "*", {}, 200),
+            ("OPTIONS", SEND_PATH, {}, 200),
+            ("POST", SEND_PATH, {}, 401),
+            ("POST", SEND_PATH, {"Authorization": "Bearer \xfc"}, 401),
+            ("GET", "/nowhere", {}, 404),
+            ("GET", WEBSOCKET_PATH, {}, 426),
+            ("GET", WEBSOCKET_PATH, {**HANDSHAKE, "Connection": "keep-alive"}, 400),
+        ):
+            with self.subTest(method=method, path=path, headers=headers):
+                client = self.client()
+                for _ in range(2):
+                    self.assertEqual(self.ask(client, method, path, headers=headers), status)
+                    self.assertNotIn("close", client.headers.get("connection", []))
+                    self.advance(LATE / 2)
+                self.turn()
+                self.assertIsNotNone(client.transport.lost)
+                self.assertEqual(self.limits.waiting.total, 0)
+        self.assert_nothing_left()
+
+    def test_what_has_begun_by_then_is_answered(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        client.send_raw(b"OPTIONS ")
+        self.advance(2)
+        client.send_raw(f"* HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() * 2)
+        self.assertEqual(self.judged(client), 200)
+        self.assert_last(client)
+        self.assertEqual(self.judged(client), 0)
+        self.assert_nothing_left()
+
+    def test_a_preflight_and_a_live_token_on_one_connection(self) -> None:
+        client = self.client()
+        self.ask(client, path=SEND_PATH)
+        self.advance(LATE - 1)
+        self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
+        self.advance(30)
+        self.validator.last.grant(self.now + 3600)
+        self.assertEqual(self.judged(client), 200)
+        for _ in range(5):
+            self.assertNotIn("connection", client.headers)
+            self.advance(site.IDLE_TIMEOUT - 1)
+            self.assertEqual(self.ask(client), 200)
+        client.vanish()
+        self.assert_nothing_left()
+
+    def test_a_token_that_is_found_to_be_no_good_late(self) -> None:
+        client = self.client()
+        self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
+        self.advance(LATE + 1)
+        self.validator.last.refuse()
+        self.assertEqual(self.judged(client), 401)
+        self.assert_last(client)
+        self.assert_nothing_left()
+
+    def test_a_websocket_has_the_whole_time_for_its_token(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        self.assertEqual(client.upgrade(), 101)
+        self.advance(self.settings.token_timeout - 1)
+        client.assert_nothing()
+        self.advance(1)
+        client.assert_closed(1008, "Token timeout")
+        self.advance(5)
+        self.turn()
+        self.assert_nothing_left()
+
+    def test_what_is_said_of_an_upgrade_stays_said(self) -> None:
+        client = self.client()
+        self.ask(client)
+        self.advance(LATE - 1)
+        client.send_raw(b"GET ")
+        self.advance(1)
+        client.send_raw(f"{WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        self.assertEqual(self.judged(client), 426)
+        self.assertEqual(client.headers["connection"], ["upgrade, close"])
+        self.assert_last(client)
+
+    def test_a_proxy_s_connection_goes_on_while_clients_show_tokens(self) -> None:
+        self.set(trusted_proxies=(parse_network("10.0.0.0/8"),))
+        client = self.client(PROXY)
+        for address in (ANN, BOB) * 5:
+            headers = {**BEARER, "X-Forwarded-For": address}
+            self.ask(client, "POST", SEND_PATH, headers=headers, body=b"1")
+            self.validator.last.grant(self.now + 60)
+            self.assertEqual(self.judged(client), 200)
+            self.advance(LATE / 2)
+        for address in (ANN, BOB):
+            self.assertEqual(self.ask(client, headers={"X-Forwarded-For": address}), 200)
+            self.assertNotIn("connection", client.headers)
+            self.advance(LATE / 2)
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
+        self.assert_nothing_left()
+
+
+class FailedTokenTests(StrangerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.set(failed_tokens_per_minute=2)
+
+    def test_no_more_connections_of_that_address_until_the_minute_is_over(self) -> None:
+        self.refuse(self.connect(address=ANN))
+        self.clock.advance(15)
+        self.refuse(self.connect(address=ANN))
+        kept = self.client(ANN)
+        self.assert_turned_away(kept, "PR503-SV-0003", "45")
+        self.connect(address=BOB)
+        self.clock.advance(45)
+        self.connect(address=ANN)
+        self.assertEqual(kept.upgrade(), 101)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 1)
+
+    def test_no_token_is_looked_at_on_those_there_are(self) -> None:
+        live, new = self.subscribe(), self.connect()
+        self.refuse(self.connect())
+        self.refuse(self.connect())
+        asked = len(self.validator.questions)
+        new.present("another")
+        new.assert_refused("AccessToken", "Service unavailable", 1013)
+        live.present("another")
+        live.assert_error("AccessToken", "Service unavailable")
+        self.bring()
+        self.assertEqual(len(live.texts()), 1)
+        self.assertEqual(len(self.validator.questions), asked)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 2)
+
+    def test_sending_and_receiving_count_together(self) -> None:
+        client = self.client()
+        client.request("POST", SEND_PATH, BEARER, b"1")
+        self.validator.last.refuse()
+        client.read_answer()
+        self.assertEqual(client.status, 401)
+        self.refuse(self.connect())
+        for method in ("POST", "OPTIONS"):
+            body = client.request(method, SEND_PATH, BEARER)
+            self.assertEqual((client.status, json.loads(body)["code"]), (503, "PR503-SV-0003"))
+            self.assertEqual(client.headers["retry-after"], ["60"])
+        self.assertEqual(len(self.validator.questions), 2)
+
+    def test_as_many_as_may_fail_are_looked_at_at_once_and_the_others_wait(self) -> None:
+        first, second, third = self.connect(), self.connect(), self.connect()
+        sender = self.client()
+        for client in (first, second, third):
+            client.present("a-token")
+        sender.request("POST", SEND_PATH, BEARER, b"1")
+        self.assertEqual(len(self.validator.questions), 2)
+        self.validator.questions[0].grant(self.now + 60)
+        self.broker.confirm()
+        first.assert_success(60)
+        self.validator.questions[1].be_unavailable()
+        second.assert_refused("AccessToken", "Service unavailable", 1013)
+        self.assertEqual(len(self.validator.questions), 4)
+        for question in self.validator.questions[2:]:
+            question.grant(self.now + 60)
+        third.assert_success(60)
+        sender.read_answer()
+        self.assertEqual(sender.status, 200)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 0)
+
+    def test_those_who_wait_are_told_when_too_many_have_failed(self) -> None:
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.present("a-token")
+        for question in self.validator.questions[:]:
+            question.refuse()
+        for client in clients[:2]:
+            client.assert_refused("AccessToken", "Token inactive", 1008)
+        for client in clients[2:]:
+            client.assert_refused("AccessToken", "Service unavailable", 1013)
+        self.assertEqual(len(self.validator.questions), 2)
+        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 2)
+
+    def test_who_goes_before_its_turn_leaves_nothing(self) -> None:
+        clients = [self.connect() for _ in range(4)]
+        for client in clients:
+            client.present("a-token")
+        for client in reversed(clients):
+            client.vanish()
+        self.assertEqual(len(self.validator.questions), 2)
+        self.assertTrue(all(each.was_cancelled for each in self.validator.questions))
+        self.assert_nothing_left()
+
+    def test_who_shows_none_is_not_looked_for(self) -> None:
+        client = self.client()
+        for _ in range(5):
+            client.request("POST", SEND_PATH, body=b"1")
+            self.assertEqual(client.status, 401)
+        self.connect()
+
+
+class MessageTests(StrangerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.set(messages_per_minute=3, frames_per_message=4)
+
+    def assert_failed(self, client: Client, reason: str) -> None:
+        client.assert_closed(1008, reason)
+        client.send_text("it goes on")
+        client.assert_nothing()
+        self.advance(5)
+        self.turn()
+        self.assert_nothing_left()
+
+    def test_messages(self) -> None:
+        client = self.subscribe()
+        for _ in range(2):
+            client.present("another")
+            self.validator.last.grant(self.now + 60)
+            client.assert_success(60)
+        client.present("another")
+        self.assert_failed(client, "Too many messages")
+        self.assertEqual(self.limits.hits["messages_per_minute"], 1)
+
+    def test_those_who_keep_to_it(self) -> None:
+        client = self.subscribe()
+        for _ in range(10):
+            self.advance(20)
+            client.present("another")
+            self.validator.last.grant(self.now + 600)
+            client.frames()
+        self.assertEqual(len(self.connections), 1)
+
+    def test_pings(self) -> None:
+        client = self.subscribe()
+        for number in range(3):
+            client.send_frame(9, b"%d" % number)
+            self.assertEqual(client.frames(), [(10, b"%d" % number)])
+        client.send_frame(9, b"")
+        self.assert_failed(client, "Too many messages")
+
+    def test_pongs_that_nobody_asked_for(self) -> None:
+        client = self.subscribe()
+        for _ in range(4):
+            client.send_frame(10, b"unasked")
+        self.assert_failed(client, "Too many messages")
+
+    def test_pongs_that_answer_count_for_nothing(self) -> None:
+        self.set(messages_per_minute=1)
+        client = self.subscribe(3600)
+        for _ in range(20):
+            self.advance(60)
+            [(opcode, payload)] = client.frames()
+            client.send_frame(10, payload)
+            self.assertEqual(opcode, 9)
+        self.assertEqual(len(self.connections), 1)
+
+    def test_a_flood_in_one_piece_is_not_looked_at_to_its_end(self) -> None:
+        client = self.subscribe()
+        looked_at = []
+        protocol = client.transport.protocol
+        process = protocol.processData
+        protocol.processData = lambda: looked_at.append(1) or process()
+        client.send_raw(b"\x89\x80\0\0\0\0" * 10000)
+        self.assertLess(len(looked_at), 20)
+        client.frames()
+
+    def test_frames_of_a_message(self) -> None:
+        client = self.subscribe()
+        client.send_frame(1, b"", fin=False)
+        for _ in range(3):
+            client.send_frame(0, b"", fin=False)
+            client.assert_nothing()
+        client.send_frame(0, b"", fin=False)
+        self.assert_failed(client, "Too many frames")
+        self.assertEqual(self.limits.hits["frames_per_message"], 1)
+
+    def test_as_many_frames_as_there_may_be(self) -> None:
+        client = self.connect()
+        text = json.dumps({"AccessToken": "in-pieces"}).encode()
+        for at, part in enumerate((text[:5], text[5:9], text[9:9], text[9:])):
+            client.send_frame(0 if at else 1, part, fin=at == 3)
+        self.assertEqual(self.validator.last.token, "in-pieces")
+        self.validator.last.grant(self.now + 60)
+        self.broker.confirm()
+        client.assert_success(60)
+        for at in range(4):  # each message anew
+            client.send_frame(0 if at else 1, b"", fin=False)
+        client.assert_nothing()
+
+    def test_empty_fragments_in_one_piece(self) -> None:
+        client = self.subscribe()
+        client.send_raw(b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 10000)
+        self.assert_failed(client, "Too many frames")
+
+    def test_after_our_close_frame_a_flood_is_not_read_for_long(self) -> None:
+        client = self.subscribe()
+        client.send_text("nonsense")
+        client.frames()
+        for _ in range(10):
+            client.send_frame(9, b"")
+        self.assertTrue(client.transport.protocol.failedByMe)
+        client.assert_nothing()
+
+
+class AheadTests(StrangerTestCase):
+    """Who sends on while a token is being checked."""
+
+    def waiting(self, client: Client) -> int:
+        """Bytes of the messages that wait for their turn."""
+        waiting = client.transport.protocol._session._waiting or ()
+        return sum(len(payload) for payload, _, _ in waiting)
+
+    def long_token(self, number: int) -> str:
+        return str(number) * 30_000
+
+    def test_past_a_longest_token_the_rest_is_left_to_the_network(self) -> None:
+        client = self.connect()
+        for number in range(7):
+            client.present(self.long_token(number))
+        self.assertFalse(client.transport.is_reading)
+        self.assertLess(self.waiting(client), 2 * 32768)
+        self.validator.last.grant(self.now + 60)
+        self.assertFalse(client.transport.is_reading, "the broker is being asked")
+        self.broker.confirm()
+        client.assert_success(60)
+        for number in range(1, 7):
+            self.turn()
+            self.assertEqual(self.validator.last.token, self.long_token(number))
+            self.validator.last.grant(self.now + number)
+            client.assert_success(number)
+        self.assertTrue(client.transport.is_reading)
+        self.assertEqual(len(self.validator.questions), 7)
+        client.vanish()
+        self.assert_nothing_left()
+
+    def test_one_long_token_is_read(self) -> None:
+        client = self.subscribe()
+        client.present("another")
+        client.present("x" * (MAX_WAITING_BYTES - 20))
+        self.assertTrue(client.transport.is_reading)
+        client.send_frame(9, b"still there?")
+        self.assertEqual(client.frames(), [(10, b"still there?")])
+
+    def test_however_it_comes_only_so_much_of_it_is_kept(self) -> None:
+        size = self.settings.max_message
+        for first in (1, size // 2, size):
+            client = self.connect()
+            client.present("a-token")
+            pieces = [frame(TEXT, b"x" * each) for each in (first, *[size] * 20)]
+            client.send_raw(b"".join(pieces))
+            self.assertFalse(client.transport.is_reading)
+            self.assertLessEqual(self.waiting(client), MAX_WAITING_BYTES + size + TRANSPORT_BUFFER)
+            client.vanish()
+        self.assert_nothing_left()
+
+    def test_it_is_read_again_when_the_session_ends(self) -> None:
+        client = self.connect()
+        for number in range(3):
+            client.present(self.long_token(number))
+        client.send_raw(close(1000))
+        self.validator.last.refuse()
+        client.assert_refused("AccessToken", "Token inactive", 1008)
+        self.turn()
+        self.turn()
+        self.assertTrue(client.transport.lost.check(ConnectionDone), "its close frame was read")
+        self.assert_nothing_left()
+
+    def test_behind_the_proxy_protocol_too(self) -> None:
+        client = Client(self, PROXY, ProxiedFactory(self.site))
+        client.send_raw(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\n".encode())
+        self.assertEqual(client.upgrade(), 101)
+        for number in range(3):
+            client.present(self.long_token(number))
+        self.assertFalse(client.transport.is_reading)
+
+
+class QueueTests(StrangerTestCase):
+    settings = SessionSettings(send_queue=1_000_000)
+
+    def test_past_the_bound_the_slowest_goes_first(self) -> None:
+        self.set(queued_bytes=400_000)
+        slowest, slow, quick = self.subscribe(), self.subscribe(), self.subscribe()
+        slowest.transport.is_congested = True
+        for _ in range(5):
+            self.bring(b'"%s"' % (b"x" * 40_000))
+        slow.transport.is_congested = True
+        while not self.limits.hits["queued_bytes"]:
+            self.bring(b'"%s"' % (b"x" * 40_000))
+        self.assertEqual(self.limits.hits["queued_bytes"], 1)
+        self.assertLessEqual(self.connections.backlog.total, 400_000)
+        slowest.transport.drain()
+        self.assert_close(slowest.frames()[-1], 1008, "Slow consumer")
+        received = len(quick.texts())
+        self.bring()
+        slow.transport.drain()
+        self.assertEqual(len(slow.texts()), received + 1)
+        self.assertEqual(self.connections.backlog.total, 0)
+        for client in (slowest, slow, quick):
+            client.vanish()
+        self.assert_nothing_left()
+
+    def test_of_many_pings_the_newest_alone_waits(self) -> None:
+        self.set(messages_per_minute=0)
+        client = self.subscribe()
+        client.transport.is_congested = True
+        self.bring(b'"%s"' % (b"x" * 70_000))
+        for number in range(2000):
+            client.send_frame(9, b"%d" % number)
+        self.bring(b"1")
+        client.transport.drain()
+        _, (_, second), pong = client.frames()
+        self.assertTrue(second.endswith(b'"Body":1}'), second)
+        self.assertEqual(pong, (10, b"1999"))
+        client.send_frame(9, b"at once")
+        self.assertEqual(client.frames(), [(10, b"at once")])
+
+
+class ProxyTests(StrangerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.trust()
+
+    def trust(self, **settings: Any) -> None:
+        self.set(trusted_proxies=(parse_network("10.0.0.0/8"),), **settings)
+
+    def upgrade(self, client: Client, **headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        client.request("GET", WEBSOCKET_PATH, {"Host": HOST, **HANDSHAKE, **named})
+        return client.status
+
+    def test_a_trusted_proxy_s_clients_are_counted_each(self) -> None:
+        self.trust(per_address=1)
+        for address, status in ((ANN, 101), (BOB, 101), (ANN, 503)):
+            client = self.client(PROXY)
+            self.assertEqual(self.upgrade(client, X_Forwarded_For=f"1.2.3.4, {address}"), status)
+        for _ in range(3):
+            self.client(PROXY)
+        self.assertEqual(self.upgrade(self.client(ANN)), 503)
+
+    def test_a_stranger_s_header_is_not_believed(self) -> None:
+        self.trust(per_address=1)
+        self.assertEqual(self.upgrade(self.client(ANN), X_Forwarded_For="9.9.9.9"), 101)
+        self.assertEqual(self.upgrade(self.client(ANN), X_Forwarded_For="8.8.8.8"), 503)
+        self.assertEqual(self.upgrade(self.client(BOB), Forwarded=f"for={ANN}"), 101)
+
+    def test_it_stands_in_the_log(self) -> None:
+        client = self.client(PROXY)
+        self.upgrade(client, Forwarded="for=203.0.113.9")
+        self.assertEqual(client.transport.protocol.peer, "203.0.113.9")
+        client = self.client(ANN)
+        self.upgrade(client, X_Forwarded_For="203.0.113.9")
+        self.assertEqual(client.transport.protocol.peer, f"{ANN}:50002")
+
+    def test_its_failed_tokens_are_its_own(self) -> None:
+        self.trust(failed_tokens_per_minute=1)
+        client = self.client(PROXY)
+        self.upgrade(client, X_Forwarded_For=ANN)
+        self.refuse(client)
+        self.assertEqual(self.upgrade(self.client(PROXY), X_Forwarded_For=BOB), 101)
+        self.assertEqual(self.upgrade(self.client(PROXY), X_Forwarded_For=ANN), 503)
+
+    def test_one_connection_for_several_clients(self) -> None:
+        self.trust(per_address=1)
+        kept = self.connect(address=BOB)
+        client = self.client(PROXY)
+        client.request("OPTIONS", SEND_PATH, {"X-Forwarded-For": ANN})
+        self.assertEqual(client.status, 200)
+        client.request("OPTIONS", SEND_PATH, {"X-Forwarded-For": BOB})
+        self.assertEqual(client.status, 503)
+        client.vanish()
+        kept.vanish()
+        self.assert_nothing_left()
+
+
+class UnixSocketTests(StrangerTestCase):
+    """Nobody has an address there."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(MemoryTransport, "getPeer", lambda _: UNIXAddress(None))
+
+    def test_nothing_is_bounded_by_it(self) -> None:
+        self.set(per_address=1, waiting_per_address=1, failed_tokens_per_minute=1)
+        for _ in range(3):
+            self.refuse(self.connect())
+        self.connect()
+        self.connect().vanish()
+
+    def test_but_in_all(self) -> None:
+        self.set(connections=1)
+        self.connect()
+        self.assert_turned_away(self.client())
+
+
+class ProxyProtocolTests(StrangerTestCase):
+    """Behind ``haproxy:``, whose header names the client."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.events: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def proxied(self, header: str = "") -> Client:
+        client = Client(self, PROXY, ProxiedFactory(self.site))
+        if header:
+            client.send_raw(header.encode() + b"\r\n")
+        return client
+
+    def test_its_address_counts(self) -> None:
+        self.set(per_address=1, failed_tokens_per_minute=1)
+        statuses = []
+        for source in (ANN, BOB, ANN):
+            client = self.proxied(f"PROXY TCP4 {source} 192.0.2.9 5000 443")
+            statuses.append(client.upgrade())
+        self.assertEqual(statuses, [101, 101, 503])
+        self.assertEqual(self.limits.hits["per_address"], 1)
+
+    def test_the_log_has_it(self) -> None:
+        client = self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443")
+        client.upgrade()
+        wrapper = client.transport.protocol
+        self.assertEqual(wrapper.wrappedProtocol.peer, f"{ANN}:5000")
+
+    def test_ipv6(self) -> None:
+        self.set(per_address=1)
+        for source, status in (("2001:db8::1", 101), ("2001:db8::2", 503)):
+            client = self.proxied(f"PROXY TCP6 {source} 2001:db8::9 5000 443")
+            self.assertEqual(client.upgrade(), status)
+
+    def test_unknown_is_the_proxy_itself(self) -> None:
+        client = self.proxied("PROXY UNKNOWN ::1 ::1 1 1")
+        self.assertEqual(client.upgrade(), 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
+
+    def test_so_is_version_2_s_word_for_a_health_check(self) -> None:
+        client = self.proxied()
+        client.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")
+        self.assertEqual(client.upgrade(), 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
+
+    def test_so_is_version_1_s(self) -> None:
+        client = self.proxied("PROXY UNKNOWN")
+        self.assertEqual(client.upgrade(), 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{PROXY}:50001")
+
+    def test_version_2(self) -> None:
+        self.set(per_address=1)
+        addresses = bytes([198, 51, 100, 1, 192, 0, 2, 9, 0, 80, 1, 187])
+        for status in (101, 503):
+            client = self.proxied()
+            client.send_raw(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + addresses)
+            self.assertEqual(client.upgrade(), status)
+
+    def test_a_header_may_come_byte_by_byte_and_a_request_with_its_end(self) -> None:
+        client = self.proxied()
+        header = f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\n"
+        head = f"GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\n"
+        for byte in header[:-1]:
+            client.send_raw(byte.encode())
+        client.send_raw(f"\n{head}".encode())
+        for name, value in HANDSHAKE.items():
+            client.send_raw(f"{name}: {value}\r\n".encode())
+        client.send_raw(b"\r\n")
+        client.read_answer()
+        self.assertEqual(client.status, 101)
+        self.assertEqual(client.transport.protocol.wrappedProtocol.peer, f"{ANN}:5000")
+
+    def test_whoever_has_no_header_is_closed_at_once_with_few_lines_in_the_log(self) -> None:
+        factory = ProxiedFactory(self.site)
+        for number in range(1000):
+            client = Client(self, PROXY, factory)
+            client.send_raw(NONSENSE[number % len(NONSENSE)])
+            client.send_raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.turn()
+            self.assertTrue(client.transport.lost.check(ConnectionAborted))
+            self.assertEqual(bytes(client.transport.written), b"")
+        self.assert_nothing_left()
+        lines = [formatEvent(event) for event in self.events]
+        self.assertEqual(len(lines), 4)
+        for line, count in zip(lines, (1, 10, 100, 1000), strict=True):
+            self.assertIn(PROXY, line)
+            self.assertTrue(line.endswith(f"needs; {count} so far"), line)
+
+    def test_a_header_that_does_not_come_or_drips_has_its_deadline(self) -> None:
+        for drip in (b"", b"x"):
+            client = self.proxied()
+            client.send_raw(b"PROXY TCP4 ")
+            for _ in range(int(site.HEAD_TIMEOUT)):
+                self.assertIsNone(client.transport.lost)
+                self.clock.advance(1)
+                client.send_raw(drip)
+            self.turn()
+            self.assertIsNotNone(client.transport.lost)
+
+    def test_the_time_for_a_head_begins_before_it(self) -> None:
+        client = self.proxied()
+        self.advance(9)
+        client.send_raw(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\nGET / HTTP".encode())
+        self.assertIsNone(client.transport.lost)
+        self.advance(1)
+        self.turn()
+        self.assertIsNotNone(client.transport.lost)
+
+
+class OriginTests(StrangerTestCase):
+    def status(self, *origins: str) -> int:
+        client = self.client()
+        headers = [("Host", HOST), *HANDSHAKE.items(), *(("Origin", each) for each in origins)]
+        self.body = client.request("GET", WEBSOCKET_PATH, headers)
+        return client.status
+
+    def test_any_unless_told(self) -> None:
+        for origins in (["https://any.example"], ["null"], ["x"], []):
+            self.assertEqual(self.status(*origins), 101)
+
+    def test_only_those_that_are_listed(self) -> None:
+        self.set(allowed_origins=frozenset({"https://app.example"}))
+        self.assertEqual(self.status("https://app.example"), 101)
+        self.assertEqual(self.status(), 101)
+        for origins in (["https://evil.example"], ["null"], ["https://app.example"] * 2):
+            self.assertEqual(self.status(*origins), 403)
+            self.assertEqual(json.loads(self.body)["code"], "PR403-WS-0001")
+        self.assertEqual(self.limits.hits["allowed_origins"], 3)
+
+    def test_sending_is_for_all(self) -> None:
+        self.set(allowed_origins=frozenset({"https://app.example"}))
+        client = self.client()
+        client.request("OPTIONS", SEND_PATH, {"Origin": "https://evil.example"})
+        self.assertEqual(client.status, 200)

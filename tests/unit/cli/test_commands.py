@@ -1,0 +1,198 @@
+"""The ``topicsvc`` command: what it prints, and what a wrong use of it gets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+import topicsvc
+from topicsvc.cli import terminal, token
+from topicsvc.cli.main import main
+from topicsvc.topics import TopicAddress
+from topicsvc.validators.local import LocalValidator, read_key
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+
+
+class CommandTestCase(SynchronousTestCase):
+    def run_command(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(arguments)
+            except SystemExit as ended:
+                code = ended.code
+        return code, out.getvalue(), err.getvalue()
+
+    def assert_refused(self, words: str, *arguments: str) -> None:
+        """One line on standard error, nothing on standard output, exit code 1."""
+        code, out, err = self.run_command(*arguments)
+        self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
+        self.assertTrue(err.startswith("topicsvc"), err)
+        self.assertIn(words, err)
+
+
+class MainTests(CommandTestCase):
+    def test_the_version(self) -> None:
+        self.assertEqual(
+            self.run_command("--version")[:2], (0, f"topicsvc {topicsvc.__version__}\n")
+        )
+
+    def test_help_names_every_command(self) -> None:
+        code, out, _ = self.run_command("--help")
+        self.assertEqual(code, 0)
+        for command in ("token", "subscribe", "send", "check"):
+            self.assertIn(command, out)
+
+    def test_wrong_uses(self) -> None:
+        self.assert_refused("COMMAND")
+        self.assert_refused("nonsense", "nonsense")
+        self.assert_refused("--foo", "check", "--config", "x", "--foo")
+        self.assert_refused("WS_URL", "subscribe")
+        self.assert_refused("0", "subscribe", "ws://x/", "--count", "0")
+
+
+class TokenTests(CommandTestCase):
+    def setUp(self) -> None:
+        self.key_file = self.mktemp()
+
+    def make(self, *more: str) -> tuple[int, str, str]:
+        return self.run_command("token", "--key-file", self.key_file, *more)
+
+    def test_it_prints_the_token_and_nothing_else(self) -> None:
+        self.assertEqual(self.make("--new-key"), (0, "", ""))
+        clock = Clock()
+        self.patch(token.time, "time", lambda: 1000.5)
+        code, out, err = self.make(
+            "--topic", TOPIC.path, "--topic", "/cell2/*", "--may", "receive,send",
+            "--subject", "https://cell1.unit1.example/", "--expires-in", "60",
+        )  # fmt: skip
+        self.assertEqual((code, err, out.count("\n"), len(out.split())), (0, "", 1, 1))
+        clock.rightNow = 1000.0
+        validator = LocalValidator(read_key(Path(self.key_file)), clock.seconds)
+        grant = self.successResultOf(validator.validate(out.strip(), TOPIC))
+        self.assertEqual(grant.subject, "https://cell1.unit1.example/")
+        self.assertEqual((grant.expires_at, grant.may_receive, grant.may_send), (1060, True, True))
+        other = TopicAddress("cell2", "b", ("c",), "t")
+        self.successResultOf(validator.validate(out.strip(), other))
+
+    def test_unless_told_otherwise_it_may_only_receive(self) -> None:
+        _, out, _ = self.make("--new-key", "--topic", TOPIC.path)
+        clock = Clock()
+        validator = LocalValidator(read_key(Path(self.key_file)), clock.seconds)
+        grant = self.successResultOf(validator.validate(out.strip(), TOPIC))
+        self.assertEqual((grant.may_receive, grant.may_send), (True, False))
+        other = validator.validate(out.strip(), TopicAddress("cell2", "b", ("c",), "t"))
+        self.assertFalse(self.successResultOf(other).may_receive)
+
+    def test_wrong_uses(self) -> None:
+        begin = ("token", "--key-file", self.key_file)
+        self.assert_refused("--new-key makes one", *begin, "--topic", TOPIC.path)
+        self.assert_refused("--topic is missing", *begin)
+        self.assert_refused("not /{cell}", *begin, "--topic", "cell1")
+        self.assert_refused("receive; send", *begin, "--topic", TOPIC.path, "--may", "read")
+        self.assert_refused("'-5'", *begin, "--topic", TOPIC.path, "--expires-in=-5")
+        self.make("--new-key")
+        self.assert_refused("exists", *begin, "--new-key")
+        Path(self.key_file).write_text("short")
+        self.assert_refused("not a key", *begin, "--topic", TOPIC.path)
+        self.assert_refused("nowhere", "token", "--key-file", "nowhere/key", "--new-key")
+
+
+class ClientTests(CommandTestCase):
+    def test_without_a_token(self) -> None:
+        self.patch(terminal.os, "environ", {})
+        for command in ("subscribe", "send"):
+            self.assert_refused("no token: give --token", command, "http://127.0.0.1:1/")
+        self.assert_refused("nowhere: No such", "send", "http://x/", "--token-file", "nowhere")
+        self.assert_refused("not allowed", "send", "x", "--token", "x", "--token-file", "x")
+
+    def test_urls_that_are_none(self) -> None:
+        for url in ("nonsense", "", "http://127.0.0.1/", "ws://", "ws://x:y/", "ws://two words/",
+                    "ws://x:99999/", "ws://x/#y"):  # fmt: skip
+            self.assert_refused(url, "subscribe", url, "--token", "x")
+        for url in ("nonsense", "", "ws://127.0.0.1/", "http://", "http://x:y/", "http://[::1"):
+            self.assert_refused(url, "send", url, "1", "--token", "x")
+
+    def test_urls_with_names_of_any_script(self) -> None:
+        for text, encoded in (
+            ("ws://localhost:1/c\u00f6l.topic.n%C3%A4me?q=%26", "c%C3%B6l.topic.n%C3%A4me?q=%26"),
+            ("WSS://b\u00fcro.example/a/%2F", "wss://xn--bro-hoa.example/a/%2F"),
+            ("ws://[::1]:8080/\u00e9", "ws://[::1]:8080/%C3%A9"),
+        ):
+            self.assertTrue(terminal.ascii_url(text, "ws", "wss").to_text().endswith(encoded), text)
+
+    def test_answers_of_others_are_one_line_too(self) -> None:
+        self.assertEqual(terminal.reason_in("<html>\r\n<h1>\n 502\n"), "<html> <h1> 502")
+        self.assertEqual(terminal.reason_in('{"message":{"value":"No."}}'), "No.")
+
+    def test_the_token_file_is_stripped(self) -> None:
+        file = Path(self.mktemp())
+        file.write_text(" a-token\n")
+        options = type("Options", (), {"token": None, "token_file": file})
+        self.assertEqual(terminal.find_token(options), "a-token")
+
+
+class CheckTests(CommandTestCase):
+    def test_a_good_file(self) -> None:
+        key_file, file = self.mktemp(), Path(self.mktemp())
+        self.run_command("token", "--key-file", key_file, "--new-key")
+        file.write_text(
+            f"""
+            listen = ["tcp:8080:interface=127.0.0.1"]
+            unit_url = "https://unit1.example/"
+            [validator]
+            kind = "local"
+            key_file = "{key_file}"
+            """
+        )
+        self.assertEqual(
+            self.run_command("check", "--config", str(file)), (0, f"{file}: good\n", "")
+        )
+        file.write_text(file.read_text().replace("tcp:8080", "ssl:8080:privateKey=nowhere"))
+        self.assert_refused("listen: ", "check", "--config", str(file))
+
+    def test_all_that_is_wrong_with_a_bad_one(self) -> None:
+        file = Path(self.mktemp())
+        file.write_text("nonsense = 1")
+        code, out, err = self.run_command("check", "--config", str(file))
+        self.assertEqual((code, out, err.count("\n")), (1, "", 4))
+        for line in err.splitlines():
+            self.assertTrue(line.startswith("topicsvc check: "), line)
+        file.write_text(
+            """
+            listen = ["tcp:99999", "nonsense:1", "ssl:443:privateKey=nowhere/key.pem",
+                "tls:nowhere:port=443", "tcp:8080", "systemd:domain=INET:index=0"]
+            admin = "tcp:none"
+            unit_url = "ftp://x/"
+            [session]
+            ping_interval = "often"
+            [validator]
+            kind = "personium"
+            username = "u"
+            password_file = "nowhere/password"
+            [broker]
+            kind = "activemq"
+            endpoint = "udp:x"
+            """
+        )
+        _, _, err = self.run_command("check", "--config", str(file))
+        for words in (
+            "listen: 'tcp:99999': 99999 is no port",
+            "listen: 'nonsense:1': Unknown endpoint type",
+            "nowhere/key.pem: No such file",
+            "listen: 'tls:nowhere:port=443': no .pem file in nowhere",
+            "admin: 'tcp:none': ",
+            "unit_url or hosts: not an http",
+            "session.ping_interval: 'often' is not",
+            "validator.password_file: nowhere/password: No such file",
+            "broker.endpoint: 'udp:x' is neither",
+        ):
+            self.assertIn(words, err)
+        self.assertEqual(err.count("\n"), 9, err)
+        self.assert_refused("nowhere.toml: No such file", "check", "--config", "nowhere.toml")

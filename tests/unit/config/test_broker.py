@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.integration.support.certificates import Authority
+from topicsvc.brokers.activemq.broker import ActiveMQBroker
+from topicsvc.brokers.kafka.broker import KafkaBroker
+from topicsvc.brokers.kafka.options import connection_options
+from topicsvc.brokers.login import Login
+from topicsvc.brokers.memory import MemoryBroker
+from topicsvc.config import (
+    ActiveMQSettings,
+    BrokerSettings,
+    Config,
+    KafkaSettings,
+    MemorySettings,
+    load,
+)
+from topicsvc.config import broker as broker_table
+from topicsvc.errors import ConfigError
+from topicsvc.service import TopicService
+from topicsvc.validators.local import make_key, write_key
+
+
+class BrokerSettingsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.numbers = count()
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir()
+        write_key(self.directory / "key", make_key())
+
+    def load(self, broker: str) -> Config:
+        return load(
+            'listen = ["tcp:0"]\nadmin = "tcp:0"\nunit_url = "https://unit1.example/"\n'
+            f'[validator]\nkind = "local"\nkey_file = "{self.directory / "key"}"\n'
+            f"[broker]\n{broker}"
+        )
+
+    def broker(self, text: str) -> BrokerSettings:
+        return self.load(text).broker
+
+    def problems(self, text: str) -> tuple[str, ...]:
+        return self.assertRaises(ConfigError, self.broker, text).problems
+
+    def file(self, content: str) -> str:
+        path = self.directory / f"password{next(self.numbers)}"
+        path.write_text(content, "utf-8")
+        return f'password_file = "{path}"\n'
+
+    def test_memory_is_the_default(self) -> None:
+        self.assertEqual(self.broker(""), MemorySettings())
+        self.assertEqual(self.broker('kind = "memory"\non_loss = "close"'), MemorySettings())
+
+    def test_activemq(self) -> None:
+        self.assertEqual(
+            self.broker('kind = "activemq"\nendpoint = "tcp:localhost:61613"'),
+            ActiveMQSettings("tcp:localhost:61613"),
+        )
+
+    def test_all_of_activemq(self) -> None:
+        settings = self.broker(
+            'kind = "activemq"\nendpoint = "tls:broker.example:61614"\non_loss = "close"\n'
+            f'username = "topicsvc"\n{self.file("open:sesame ")}'
+        )
+        login = Login("topicsvc", "open:sesame ")
+        self.assertEqual(settings, ActiveMQSettings("tls:broker.example:61614", login, True))
+        self.assertNotIn("sesame", repr(settings))
+
+    def test_a_line_break_at_the_end_of_the_password_file_is_no_part_of_it(self) -> None:
+        file = self.file("sesame\n")
+        settings = self.broker(
+            f'kind = "activemq"\nendpoint = "tcp:localhost:61613"\nusername = "topicsvc"\n{file}'
+        )
+        assert isinstance(settings, ActiveMQSettings)
+        self.assertEqual(settings.login, Login("topicsvc", "sesame"))
+
+    def test_kafka(self) -> None:
+        self.assertEqual(
+            self.broker('kind = "kafka"\nbootstrap = "localhost:9092"'),
+            KafkaSettings("localhost:9092"),
+        )
+
+    def test_all_of_kafka(self) -> None:
+        authority = Authority(self.directory)
+        settings = self.broker(
+            'kind = "kafka"\nbootstrap = "host1:9092,[::1]:9092,10.0.0.1:9092"\n'
+            f'on_loss = "close"\nca_file = "{authority.ca_file}"\n'
+            f'username = "topicsvc"\n{self.file("open:sesame ")}'
+        )
+        login = Login("topicsvc", "open:sesame ")
+        pem = authority.ca_file.read_text()
+        self.assertEqual(
+            settings, KafkaSettings("host1:9092,[::1]:9092,10.0.0.1:9092", login, pem, True)
+        )
+        self.assertNotIn("sesame", repr(settings))
+
+    def test_how_kafka_is_reached(self) -> None:
+        login = Login("topicsvc", "sesame")
+        protocols = [
+            connection_options("h:1", who, ca)["security.protocol"]
+            for who in (None, login)
+            for ca in (None, "PEM")
+        ]
+        self.assertEqual(protocols, ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])
+        options = connection_options("h:1", login, "PEM")
+        self.assertEqual(options["sasl.mechanism"], "PLAIN")
+        self.assertEqual(options["ssl.ca.pem"], "PEM")
+
+    def test_kafka_without_its_client(self) -> None:
+        self.patch(broker_table, "find_spec", lambda _: None)
+        problems = self.problems('kind = "kafka"\nbootstrap = "localhost:9092"')
+        self.assertEqual(len(problems), 1)
+        self.assertTrue(problems[0].startswith("broker.kind: "))
+        self.assertIn("pip install 'topicsvc[kafka]'", problems[0])
+
+    def test_what_is_wrong_with_kafka_is_said_in_one_line_each(self) -> None:
+        base = 'kind = "kafka"\nbootstrap = "localhost:9092"\n'
+        cases = {
+            'kind = "kafka"': "broker.bootstrap: missing",
+            'kind = "kafka"\nbootstrap = "localhost"': "broker.bootstrap",
+            'kind = "kafka"\nbootstrap = "kafka://localhost:9092"': "broker.bootstrap",
+            'kind = "kafka"\nbootstrap = "a:1, b:1"': "broker.bootstrap",
+            base + 'ca_file = "/no/such/file"': "broker.ca_file",
+            base + self.file("no PEM").replace("password_file", "ca_file"): "broker.ca_file",
+            base + 'username = "topicsvc"': "broker.password_file: missing",
+            base + self.file("sesame"): "broker.username: missing",
+            base + 'endpoint = "tcp:localhost:1"': "broker.endpoint: there is no such setting",
+        }
+        for text, expected in cases.items():
+            problems = self.problems(text)
+            self.assertEqual(len(problems), 1, text)
+            self.assertTrue(problems[0].startswith(expected), problems[0])
+            self.assertNotIn("sesame", problems[0])
+
+    def test_what_is_wrong_is_said_in_one_line_each(self) -> None:
+        base = 'kind = "activemq"\nendpoint = "tcp:localhost:61613"\n'
+        cases = {
+            'kind = "rabbit"': "broker.kind",
+            'kind = "rabbit"\nendpoint = "tcp:x:1"\nusername = "a"': "broker.kind",
+            'kind = ["activemq"]\nendpoint = "tcp:x:1"': "broker.kind",
+            'kind = "activemq"\nendpoint = "tcp:localhost:65536"': "broker.endpoint",
+            'kind = "activemq"\nendpoint = "tls:host=x:port=-1"': "broker.endpoint",
+            'kind = "activemq"': "broker.endpoint: missing",
+            'kind = "activemq"\nendpoint = "ssl:localhost:61614"': "broker.endpoint",
+            'kind = "activemq"\nendpoint = "localhost:61613"': "broker.endpoint",
+            base + 'on_loss = "panic"': "broker.on_loss",
+            base + 'username = "topicsvc"': "broker.password_file: missing",
+            base + self.file("sesame"): "broker.username: missing",
+            base + 'username = "a\\nb"\n' + self.file("sesame"): "broker.username: holds",
+            base + 'username = "a"\n' + self.file("two\nlines"): "broker.password_file",
+            base + 'username = "a"\n' + self.file(""): "broker.password_file",
+            base + "bootstrap = 1": "broker.bootstrap: there is no such setting",
+        }
+        for text, expected in cases.items():
+            problems = self.problems(text)
+            self.assertEqual(len(problems), 1, text)
+            self.assertTrue(problems[0].startswith(expected), problems[0])
+            self.assertNotIn("sesame", problems[0])
+
+    def service(self, text: str) -> TopicService:
+        return TopicService(self.load(text), MemoryReactorClock())
+
+    def test_the_service_has_the_broker_that_was_asked_for(self) -> None:
+        memory = self.service("")
+        activemq = self.service('kind = "activemq"\nendpoint = "tcp:localhost:61613"')
+        self.assertIsInstance(memory.broker, MemoryBroker)
+        self.assertIsInstance(activemq.broker, ActiveMQBroker)
+        kafka = self.service('kind = "kafka"\nbootstrap = "localhost:9092"')
+        self.assertIsInstance(kafka.broker, KafkaBroker)
+        self.assertFalse(kafka._parts()["broker"])
+
+    def test_readiness_asks_the_broker(self) -> None:
+        memory = self.service("")
+        activemq = self.service('kind = "activemq"\nendpoint = "tcp:localhost:61613"')
+        self.assertTrue(memory._parts()["broker"])
+        self.assertFalse(activemq._parts()["broker"])
+
+    def test_an_endpoint_that_cannot_be_made(self) -> None:
+        for endpoint, wrong in (
+            ("tcp:localhost:http", "'http' is no number"),
+            ("tcp:localhost", "port= is missing"),
+            ("tcp:localhost:1:nonsense=2", "there is no nonsense="),
+            ("tls:localhost:1:nonsense=2", "there is no nonsense="),
+            ("tls:localhost:1:trustRoots=/no/such/place", "/no/such/place: No such file"),
+        ):
+            text = f'kind = "activemq"\nendpoint = "{endpoint}"'
+            error = self.assertRaises(ConfigError, self.service, text)
+            self.assertEqual(len(error.problems), 1)
+            self.assertTrue(
+                error.problems[0].startswith(f"broker.endpoint: {endpoint!r}: {wrong}"),
+                error.problems[0],
+            )

@@ -1,0 +1,236 @@
+"""The settings of ``[validator]``, and what is built from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+
+from tests.integration.support.certificates import Authority
+from topicsvc import config
+from topicsvc.config import CheckSettings, IntrospectionSettings, PersoniumSettings
+from topicsvc.errors import ConfigError
+from topicsvc.service import TopicService
+from topicsvc.topics import TopicAddress, TopicPattern
+from topicsvc.validators.introspection import Rule
+from topicsvc.validators.local import make_key, write_key
+from topicsvc.validators.wrappers.cache import Cached
+from topicsvc.validators.wrappers.single_flight import Shared
+from topicsvc.validators.wrappers.topic_filter import ExistingTopics
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+SECRET = "canary-\N{SNOWMAN} secret "
+
+
+class SettingsTestCase(TestCase):
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir()
+        self.secret_file = self.directory / "secret"
+        self.secret_file.write_text(SECRET + "\n", "utf-8")
+
+    def load(self, validator: str, top: str = "") -> config.Config:
+        text = f'listen = ["tcp:0"]\nunit_url = "https://unit1.example/"\n{top}\n[validator]\n'
+        return config.load(text + validator)
+
+    def personium(self, more: str = "", top: str = "") -> config.Config:
+        return self.load(
+            f'kind = "personium"\nusername = "me"\npassword_file = "{self.secret_file}"\n{more}',
+            top,
+        )
+
+    def introspection(self, more: str = "", top: str = "") -> config.Config:
+        return self.load(
+            f'kind = "introspection"\nurl = "https://as.example/introspect"\nclient_id = "me"\n'
+            f'client_secret_file = "{self.secret_file}"\n{more}',
+            top,
+        )
+
+    def assert_problem(self, beginning: str, allowed: str, load: Any, *arguments: str) -> None:
+        [problem] = self.assertRaises(ConfigError, load, *arguments).problems
+        self.assertTrue(problem.startswith(beginning), problem)
+        self.assertIn(allowed, problem.partition("; allowed: ")[2])
+        self.assertNotIn("canary", problem)
+
+
+class PersoniumSettingsTests(SettingsTestCase):
+    def test_the_least_there_is(self) -> None:
+        settings = self.personium()
+        validator = settings.validator
+        assert isinstance(validator, PersoniumSettings)
+        self.assertEqual((validator.username, validator.password), ("me", SECRET))
+        self.assertEqual(validator.unit.topic_url(TOPIC), settings.unit.topic_url(TOPIC))
+        self.assertEqual(validator.unit.cell_url("cell1"), "https://cell1.unit1.example/")
+        self.assertEqual(settings.checks, CheckSettings(10, 32, 0, 0))
+
+    def test_every_setting(self) -> None:
+        settings = self.personium(
+            f'url = "http://10.0.0.1:8080"\ncell_urls = "path"\ntimeout = 2.5\nconcurrency = 5\n'
+            f'cache = 30\nrecheck = 60\nca_file = "{Authority(self.directory).ca_file}"'
+        )
+        validator = settings.validator
+        assert isinstance(validator, PersoniumSettings)
+        self.assertEqual(validator.unit.cell_url("cell1"), "http://10.0.0.1:8080/cell1/")
+        self.assertEqual(settings.unit.cell_url("cell1"), "https://unit1.example/cell1/")
+        self.assertIsNotNone(validator.authorities)
+        self.assertEqual(settings.checks, CheckSettings(2.5, 5, 30, 60))
+
+    def test_wrong_ones(self) -> None:
+        for more, beginning, allowed in (
+            ('url = "ftp://x/"', "validator.url: ", "https://unit1.example/"),
+            ('url = "https://canary:canary@x/"', "validator.url: ", "https://unit1.example/"),
+            ('url = "https://10.0.0.1/"', "validator.cell_urls: ", '"path"'),
+            ('url = "https://[::1]/"', "validator.cell_urls: ", '"path"'),
+            ('cell_urls = "both"', "validator.cell_urls: ", '"host", "path"'),
+            ('ca_file = "nowhere"', "validator.ca_file: nowhere: No such file", "can be read"),
+            (f'ca_file = "{self.secret_file}"', "validator.ca_file: ", "configuration.md"),
+            ("timeout = 0", "validator.timeout: 0", "from 0.1 to 300"),
+            ("concurrency = 0", "validator.concurrency: 0", "from 1 to 1000"),
+            ("cache = -1", "validator.cache: -1", "from 0 to 86400"),
+            ('url = "https://x:0/"', "validator.url: not a port", "https://unit1.example/"),
+            ("recheck = 0.01", "validator.recheck: 0.01", "0, or a number from 1 to 86400"),
+            ('recheck = "1"', "validator.recheck: '1'", "from 0 to 86400"),
+            ("rules = []", "validator.rules: there is no such setting", ""),
+            ('password = "canary"', "validator.password: there is no such", "password_file"),
+        ):
+            with self.subTest(more):
+                self.assert_problem(beginning, allowed, self.personium, more)
+
+    def test_what_is_missing_is_named(self) -> None:
+        problems = self.assertRaises(ConfigError, self.load, 'kind = "personium"').problems
+        self.assertEqual(
+            [problem.partition(":")[0] for problem in problems],
+            ["validator.username", "validator.password_file"],
+        )
+
+    def test_a_wrong_unit_url_is_one_problem(self) -> None:
+        text = (
+            'listen = ["tcp:0"]\nunit_url = "unit1"\n[validator]\nkind = "personium"\n'
+            f'username = "me"\npassword_file = "{self.secret_file}"\n'
+        )
+        self.assert_problem("unit_url or hosts: ", "https://unit1.example/", config.load, text)
+
+
+class IntrospectionSettingsTests(SettingsTestCase):
+    def test_the_least_there_is(self) -> None:
+        validator = self.introspection().validator
+        assert isinstance(validator, IntrospectionSettings)
+        self.assertEqual(
+            (validator.url, validator.client_id, validator.client_secret, validator.rules),
+            ("https://as.example/introspect", "me", SECRET, ()),
+        )
+        self.assertEqual((validator.issuer, validator.audience), (None, None))
+
+    def test_every_setting(self) -> None:
+        validator = self.introspection(
+            """
+            issuer = "https://as.example/"
+            audience = "us"
+            [[validator.rules]]
+            scope = "news"
+            topics = ["/cell1/*", "/cell2/box1/col/topic/name"]
+            may = ["receive"]
+            [[validator.rules]]
+            scope = "all"
+            topics = ["/*"]
+            may = ["send", "receive"]
+            """
+        ).validator
+        assert isinstance(validator, IntrospectionSettings)
+        self.assertEqual((validator.issuer, validator.audience), ("https://as.example/", "us"))
+        some = tuple(map(TopicPattern.parse, ["/cell1/*", "/cell2/box1/col/topic/name"]))
+        self.assertEqual(
+            validator.rules,
+            (
+                Rule("news", some, frozenset({"receive"})),
+                Rule("all", (TopicPattern.parse("/*"),), frozenset({"receive", "send"})),
+            ),
+        )
+
+    def test_wrong_ones(self) -> None:
+        rule = '[[validator.rules]]\nscope = "{}"\ntopics = ["{}"]\nmay = ["{}"]'
+        for more, beginning, allowed in (
+            ('cell_urls = "path"', "validator.cell_urls: there is no such setting", ""),
+            ("rules = 1", "validator.rules: not a list of tables", "[[validator.rules]]"),
+            (rule.format("a b", "/*", "send"), "validator.rules[0].scope: ", "one scope"),
+            (rule.format(" a", "/*", "send"), "validator.rules[0].scope: ", "one scope"),
+            (rule.format("a", "x", "send"), "validator.rules[0].topics: 'x'", "/cell1/box1/*"),
+            (rule.format("a", "/*", "fly"), "validator.rules[0].may: ['fly']", '["receive"]'),
+            (rule.format("a", "/*", "send") + "\nx = 1", "validator.rules[0].x: there", "may"),
+            ('[[validator.rules]]\nscope = "a"\ntopics = []\nmay = ["send"]',
+             "validator.rules[0].topics: none", "a list"),
+            ('[[validator.rules]]\nscope = "a"\ntopics = ["/*"]',
+             "validator.rules[0].may: []", '["send"]'),
+        ):  # fmt: skip
+            with self.subTest(more):
+                self.assert_problem(beginning, allowed, self.introspection, more)
+
+    def test_urls_that_cannot_be_asked(self) -> None:
+        for url in ("", "as.example", "ftp://as.example/", "https://", "https://as.example/#x",
+                    "https://canary:canary@as.example/", "https://as.example/ x",
+                    "https://as.example:99999/", "https://\xe9.example/"):  # fmt: skip
+            validator = (
+                f'kind = "introspection"\nurl = "{url}"\nclient_id = "me"\n'
+                f'client_secret_file = "{self.secret_file}"'
+            )
+            self.assert_problem("validator.url: ", "https://as.example", self.load, validator)
+
+
+class SecretFileTests(SettingsTestCase):
+    def read(self, content: bytes) -> str:
+        self.secret_file.write_bytes(content)
+        return config.read_secret(self.secret_file)
+
+    def test_one_closing_newline_is_not_part_of_it(self) -> None:
+        self.assertEqual(self.read(b"x\n"), "x")
+        self.assertEqual(self.read(b"x\r\n"), "x")
+        self.assertEqual(self.read(b"x"), "x")
+        self.assertEqual(self.read(b" x \n\n"), " x \n")
+
+    def test_no_secret_in_it(self) -> None:
+        for content in (b"", b"\n", b"\r\n", b"\xff"):
+            self.assertRaises(ValueError, self.read, content)
+
+    def test_secrets_are_in_no_representation(self) -> None:
+        for settings in (self.personium(), self.introspection()):
+            self.assertNotIn("canary", repr(settings))
+
+
+class WiringTests(SettingsTestCase):
+    """What is built; nothing is started, and nobody is asked."""
+
+    def build(self, settings: config.Config) -> Any:
+        from twisted.internet import reactor
+
+        service = TopicService(settings, reactor)
+        self.addCleanup(service._judge.stop)
+        return service._judge
+
+    def test_the_unit_tells_itself_which_topics_exist(self) -> None:
+        judge = self.build(self.personium(top='topics = ["/cell1/*"]'))
+        self.assertIsInstance(judge.validator, Shared)
+
+    def test_of_an_oauth_server_a_list_tells_it(self) -> None:
+        judge = self.build(self.introspection(top='topics = ["/cell1/*"]'))
+        self.assertIsInstance(judge.validator, ExistingTopics)
+        self.assertIsInstance(self.build(self.introspection()).validator, Shared)
+
+    def test_a_cache_where_it_is_wanted(self) -> None:
+        self.assertIsInstance(self.build(self.personium("cache = 5")).validator, Cached)
+
+    def test_live_sessions_are_looked_at_where_it_is_wanted_and_never_from_the_cache(self) -> None:
+        self.assertIsNone(self.build(self.personium("cache = 5")).revocation)
+        judge = self.build(self.personium("cache = 5\nrecheck = 60\nconcurrency = 32"))
+        self.assertEqual((judge.revocation.interval, judge.revocation.at_once), (60, 8))
+        self.assertIs(judge.revocation.validator, judge.validator.fresh)
+
+    def test_even_one_at_a_time_is_some(self) -> None:
+        judge = self.build(self.introspection("recheck = 1\nconcurrency = 1"))
+        self.assertEqual(judge.revocation.at_once, 1)
+
+    def test_a_key_of_ours_needs_none_of_it(self) -> None:
+        key_file = self.directory / "key"
+        write_key(key_file, make_key())
+        judge = self.build(self.load(f'kind = "local"\nkey_file = "{key_file}"'))
+        self.assertIsNone(judge._agent)

@@ -1,0 +1,190 @@
+"""The way out of a live session, through the real service: the short one is in use.
+
+A library whose inside has changed makes the service slow and no more than that, so nothing
+else here would tell. Each kind of endpoint that docs/configuration.md lets an operator write
+is listened on as the service does it, and a real client has a real session over it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import endpoints, reactor, ssl
+from twisted.internet.defer import inlineCallbacks
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    UNIXClientEndpoint,
+    connectProtocol,
+    wrapClientTLS,
+)
+from twisted.python.systemd import ListenFDs
+from twisted.trial import util
+from twisted.trial.unittest import TestCase
+
+from tests.integration.support.certificates import Authority
+from tests.integration.support.processes import until
+from tests.integration.support.topicsvc_process import Subscriber
+from topicsvc import config
+from topicsvc.delivery.tls_records import DirectRecords
+from topicsvc.delivery.transports import SocketOutbound, TlsOutbound
+from topicsvc.interfaces import Message
+from topicsvc.listening.listener import _FreedTransport
+from topicsvc.service import TopicService
+from topicsvc.topics import TopicAddress
+from topicsvc.validators.local import RIGHTS, make_key, sign_token, write_key
+from topicsvc.websocket.server import CLOSE_TIMEOUT
+
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+PROXY_HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n"
+LOOPBACK = "interface=127.0.0.1"
+
+
+class ProxiedSubscriber(Subscriber):
+    """One whose first bytes are a proxy's."""
+
+    def connectionMade(self) -> None:
+        self.transport.write(PROXY_HEADER)
+        super().connectionMade()
+
+
+class WiringTests(TestCase):
+    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    suppress = (
+        util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),
+        util.suppress(message="X509.* is deprecated", category=DeprecationWarning),
+    )
+
+    def setUp(self) -> None:
+        # A UNIX socket's path has room for 107 bytes.
+        self.directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.key = make_key()
+        write_key(self.directory / "key", self.key)
+        authority = Authority(self.directory)
+        key, certificate = authority.issue("localhost")
+        self.trusted = ssl.Certificate.loadPEM(authority.ca_file.read_bytes())
+        self.ssl = f"ssl:0:privateKey={key}:certKey={certificate}:{LOOPBACK}"
+        pems = self.directory / "pems"
+        pems.mkdir()
+        (pems / "localhost.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
+        self.tls = f"tls:{pems}:port=0:{LOOPBACK}"
+        self.unix = self.directory / "socket"
+
+    def settings(self, endpoint: str) -> config.Config:
+        return config.load(
+            f"""
+            listen = ["{endpoint}"]
+            unit_url = "http://localhost/"
+            hosts = ["127.0.0.1"]
+            [validator]
+            kind = "local"
+            key_file = "{self.directory / "key"}"
+            [stop]
+            drain = 0
+            """
+        )
+
+    def serve(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.service = TopicService(self.settings(endpoint), reactor)
+        self.service.reread = lambda: self.settings(endpoint)
+        self.service.privilegedStartService()
+        self.service.startService()
+        self.addCleanup(self.service.stopService)
+
+    def client(self) -> Any:
+        if "unix:" in self.endpoint:
+            return UNIXClientEndpoint(reactor, str(self.unix))
+        [port] = self.service.ports
+        client = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+        if "ssl:" in self.endpoint or "tls:" in self.endpoint:
+            options = ssl.optionsForClientTLS("localhost", trustRoot=self.trusted)
+            return wrapClientTLS(options, client)
+        return client
+
+    @inlineCallbacks
+    def join(self) -> Any:
+        """A session from the upgrade to Success; fires with its client and its protocol."""
+        kind = ProxiedSubscriber if self.endpoint.startswith("haproxy:") else Subscriber
+        subscriber = kind()
+        subscriber.path = TOPIC.websocket_path
+        life = int(reactor.seconds()) + 600
+        subscriber.token = sign_token(self.key, "x", [TOPIC.path], RIGHTS, life)
+        known = set(self.service.connections._wheel)
+        yield connectProtocol(self.client(), subscriber)
+        is_welcome = yield subscriber.welcomed
+        self.assertTrue(is_welcome, subscriber.replies)
+        [session] = set(self.service.connections._wheel) - known
+        self.addCleanup(subscriber.leave)
+        return subscriber, session
+
+    @inlineCallbacks
+    def assert_delivered_at_once(self, subscriber: Subscriber, session: Any) -> Any:
+        """What is published arrives, and nothing of it goes through a transport's buffer."""
+        outbound = session._outbound
+        buffered: list[bytes] = []
+        for layer in {outbound._lower, getattr(outbound, "_tls", outbound._lower)}:
+            self.patch(layer, "write", buffered.append)
+        self.service.broker.publish(Message(TOPIC, None, b'"for all"'))
+        yield until(lambda: subscriber.messages, "the message has arrived", 10)
+        self.assertEqual(subscriber.messages, [b'{"From":null,"Body":"for all"}'])
+        self.assertEqual((buffered, outbound.waiting), ([], 0))
+
+    @inlineCallbacks
+    def assert_short(self, endpoint: str, kind: type) -> Any:
+        self.serve(endpoint)
+        subscriber, session = yield self.join()
+        self.assertIs(type(session._outbound), kind)
+        yield self.assert_delivered_at_once(subscriber, session)
+        return subscriber, session
+
+    @inlineCallbacks
+    def assert_short_over_tls(self, endpoint: str) -> Any:
+        first, before = yield self.assert_short(endpoint, TlsOutbound)
+        # The port goes on with another factory, which has to make connections of our kind too.
+        self.service.reload()
+        subscriber, session = yield self.join()
+        self.assertIs(type(session._outbound), TlsOutbound)
+        yield self.assert_delivered_at_once(subscriber, session)
+        for each in (before, session):
+            self.assertIs(type(each._outbound._tls), _FreedTransport)
+            self.assertIs(type(each._outbound._records), DirectRecords)
+        self.assertIsNot(before._outbound._tls.factory, session._outbound._tls.factory)
+        # Clients that close TLS and say nothing in WebSocket's words: no deadline is needed.
+        first.leave()
+        subscriber.leave()
+        yield until(lambda: not len(self.service.connections), "both are gone", CLOSE_TIMEOUT - 1)
+
+    def test_tcp(self) -> Any:
+        return self.assert_short(f"tcp:0:{LOOPBACK}", SocketOutbound)
+
+    def test_tcp_behind_a_proxy(self) -> Any:
+        return self.assert_short(f"haproxy:tcp:0:{LOOPBACK}", SocketOutbound)
+
+    def test_a_certificate(self) -> Any:
+        return self.assert_short_over_tls(self.ssl)
+
+    def test_a_certificate_behind_a_proxy(self) -> Any:
+        return self.assert_short_over_tls(f"haproxy:{self.ssl}")
+
+    def test_a_directory_of_certificates(self) -> Any:
+        return self.assert_short_over_tls(self.tls)
+
+    def test_a_directory_of_certificates_behind_a_proxy(self) -> Any:
+        return self.assert_short_over_tls(f"haproxy:{self.tls}")
+
+    def test_a_unix_socket(self) -> Any:
+        return self.assert_short(f"unix:{self.unix}", SocketOutbound)
+
+    def test_a_unix_socket_behind_a_proxy(self) -> Any:
+        return self.assert_short(f"haproxy:unix:{self.unix}", SocketOutbound)
+
+    def test_a_socket_that_systemd_has_opened(self) -> Any:
+        # Whoever adopts a descriptor closes it.
+        opened = socket.create_server(("127.0.0.1", 0)).detach()
+        self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs([opened]))
+        return self.assert_short("systemd:domain=INET:index=0", SocketOutbound)

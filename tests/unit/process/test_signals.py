@@ -1,0 +1,82 @@
+"""Signals reach the reactor, and handlers go as they came."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.process.signals import Signals
+
+
+class FakeReactor:
+    """Keeps what it is to call."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def callFromThread(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+
+class SignalsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.signals = Signals(self.reactor)
+        self.addCleanup(self.signals.restore)
+
+    def action(self) -> None: ...
+
+    def test_a_signal_is_left_to_the_loop(self) -> None:
+        self.signals.take(signal.SIGHUP, self.action)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        self.assertEqual(self.reactor.calls, [self.action, self.action])
+
+    def test_of_a_signal_that_is_taken_once_the_next_kills(self) -> None:
+        self.signals.take_once(signal.SIGUSR2, self.action)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        self.assertEqual(self.reactor.calls, [self.action])
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), signal.SIG_DFL)
+
+    def test_one_that_is_counted_does_what_it_did_once_and_a_third_kills(self) -> None:
+        seen: list[object] = []
+        before = signal.signal(signal.SIGUSR2, lambda *arguments: seen.append(arguments[0]))
+        self.addCleanup(signal.signal, signal.SIGUSR2, before)
+        self.signals.count(signal.SIGUSR2)
+        for count in (1, 2):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            self.assertEqual((self.signals.counted, seen), (count, [signal.SIGUSR2]))
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), signal.SIG_DFL)
+        self.signals.restore()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        self.assertEqual((self.signals.counted, len(seen)), (2, 2))
+
+    def test_a_third_kills_whichever_it_is(self) -> None:
+        numbers = (signal.SIGUSR1, signal.SIGUSR2)
+        for number in numbers:
+            before = signal.signal(number, lambda *_: None)
+            self.addCleanup(signal.signal, number, before)
+            self.signals.count(number)
+        self.addCleanup(self.signals.restore)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        self.assertEqual(self.signals.counted, 2)
+        for number in numbers:
+            self.assertEqual(signal.getsignal(number), signal.SIG_DFL)
+
+    def test_one_that_nobody_has_taken_up_is_not_counted(self) -> None:
+        before = signal.getsignal(signal.SIGUSR2)
+        self.assertEqual(before, signal.SIG_DFL)
+        self.signals.count(signal.SIGUSR2)
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), before)
+
+    def test_what_was_there_before_is_put_back(self) -> None:
+        before = signal.getsignal(signal.SIGHUP)
+        self.signals.take(signal.SIGHUP, self.action)
+        self.signals.take(signal.SIGHUP, self.action)
+        self.assertNotEqual(signal.getsignal(signal.SIGHUP), before)
+        self.signals.restore()
+        self.assertEqual(signal.getsignal(signal.SIGHUP), before)

@@ -1,0 +1,100 @@
+"""What systemd is told, seen from the socket that it listens on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.process.systemd import Notifier
+
+
+class NotifierTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        # A path in trial's directory would be too long for a socket.
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.clock = Clock()
+        self.systemd = self.listen(str(Path(directory.name) / "notify"))
+
+    def listen(self, address: str) -> socket.socket:
+        systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(systemd.close)
+        systemd.bind(address)
+        systemd.setblocking(False)
+        return systemd
+
+    def notifier(self, **environment: str) -> Notifier:
+        environment.setdefault("NOTIFY_SOCKET", self.systemd.getsockname())
+        notifier = Notifier(environment, self.clock, lambda: 12.5)
+        self.addCleanup(notifier.stopped)
+        return notifier
+
+    def told(self) -> list[str]:
+        told = []
+        while True:
+            try:
+                told.append(self.systemd.recv(1000).decode())
+            except BlockingIOError:
+                return told
+
+    def test_a_life(self) -> None:
+        notifier = self.notifier()
+        notifier.ready()
+        notifier.reloading()
+        notifier.ready()
+        notifier.stopping(17.2)
+        self.assertEqual(
+            self.told(),
+            [
+                "READY=1",
+                "RELOADING=1\nMONOTONIC_USEC=12500000",
+                "READY=1",
+                "STOPPING=1\nEXTEND_TIMEOUT_USEC=18000000",
+            ],
+        )
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_an_abstract_socket(self) -> None:
+        name = f"topicsvc-test-{os.getpid()}"
+        self.systemd = self.listen("\0" + name)
+        self.notifier(NOTIFY_SOCKET="@" + name).ready()
+        self.assertEqual(self.told(), ["READY=1"])
+
+    def test_the_watchdog_is_fed_by_the_loop_twice_in_its_time(self) -> None:
+        notifier = self.notifier(WATCHDOG_USEC="30000000", WATCHDOG_PID=str(os.getpid()))
+        self.assertEqual(self.told(), [], "not before it is ready")
+        notifier.ready()
+        self.assertEqual(self.told(), ["READY=1", "WATCHDOG=1"])
+        self.clock.advance(14)
+        self.assertEqual(self.told(), [])
+        self.clock.advance(1)
+        self.assertEqual(self.told(), ["WATCHDOG=1"])
+        notifier.ready()
+        self.assertEqual(self.told(), ["READY=1"], "reloading does not feed it")
+        notifier.stopping(1)
+        self.clock.advance(15)
+        self.assertIn("WATCHDOG=1", self.told(), "the loop turns to the end")
+        notifier.stopped()
+        self.clock.advance(60)
+        self.assertEqual(self.told(), [])
+
+    def test_the_watchdog_of_another_process_is_not_ours(self) -> None:
+        self.notifier(WATCHDOG_USEC="30000000", WATCHDOG_PID="1").ready()
+        self.assertEqual(self.told(), ["READY=1"])
+
+    def test_without_systemd_nothing_is_sent(self) -> None:
+        for address in ("", "relative", "vsock:2:1234"):
+            self.notifier(NOTIFY_SOCKET=address, WATCHDOG_USEC="1000000").ready()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.told(), [])
+
+    def test_a_socket_that_is_gone_harms_nobody(self) -> None:
+        notifier = self.notifier(NOTIFY_SOCKET="/nowhere/notify", WATCHDOG_USEC="2000000")
+        notifier.ready()
+        self.clock.advance(10)
+        self.assertEqual(self.told(), [])

@@ -1,0 +1,203 @@
+"""The time of day is set: back by an hour or forward. What lasts a while lasts as long as ever."""
+
+from __future__ import annotations
+
+from twisted.internet.selectreactor import SelectReactor
+from twisted.internet.task import Clock, LoopingCall
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.fakes import FakeValidator, Wall
+from tests.support.harness import SEND_PATH, Client, ServiceTestCase
+from topicsvc.admission.limits import LimitSettings
+from topicsvc.process import setup
+from topicsvc.topics import TopicAddress
+from topicsvc.validators.wrappers.cache import Cached
+from topicsvc.websocket.messages import token_request
+from topicsvc.websocket.server import CLOSE_TIMEOUT
+
+HOUR = 3600.0
+PING = 9
+
+
+class SteadyReactorTests(SynchronousTestCase):
+    """A reactor of Twisted's, whose two sources of time are the test's."""
+
+    def setUp(self) -> None:
+        self.monotonic = 77.0
+        self.wall = 1_500_000_000.0
+        self.patch(setup.time, "monotonic", lambda: self.monotonic)
+        self.patch(SelectReactor, "seconds", lambda _: self.wall)
+        self.reactor = SelectReactor()
+        for waker in list(self.reactor._internalReaders):
+            self.addCleanup(waker.connectionLost, None)
+
+    def pass_time(self, seconds: float) -> None:
+        self.monotonic += seconds
+        self.wall += seconds
+        self.reactor.runUntilCurrent()
+
+    def test_what_it_tells_goes_on_from_where_it_was_and_nobody_sets_it(self) -> None:
+        for _ in range(2):
+            setup.keep_steady(self.reactor)
+            self.assertEqual(self.reactor.seconds(), 1_500_000_000)
+            self.wall -= HOUR
+        self.pass_time(5)
+        self.assertEqual(self.reactor.seconds(), 1_500_000_005)
+
+    def test_its_timers_keep_to_that(self) -> None:
+        for jump in (-HOUR, HOUR):
+            called: list[str] = []
+            before = self.reactor.callLater(10, called.append, "before")
+            setup.keep_steady(self.reactor)
+            self.reactor.callLater(10, called.append, "after")
+            looping = LoopingCall(called.append, "looping")
+            looping.clock = self.reactor
+            looping.start(10, now=False)
+            self.wall += jump
+            self.pass_time(9)
+            self.assertEqual(called, [])
+            self.assertAlmostEqual(self.reactor.timeout(), 1)
+            self.assertAlmostEqual(before.getTime() - self.reactor.seconds(), 1)
+            self.pass_time(1)
+            self.assertEqual(sorted(called), ["after", "before", "looping"])
+            looping.stop()
+            self.wall -= jump
+
+
+class JumpTests(ServiceTestCase):
+    """Each test is run with the time of day set back and set forward while something lasts."""
+
+    recheck = 120.0
+    limits_settings = LimitSettings(failed_tokens_per_minute=1, messages_per_minute=3)
+    jump = -HOUR
+
+    def pings(self, client: Client) -> int:
+        return [opcode for opcode, _ in client.frames()].count(PING)
+
+    def test_pings_keep_their_interval(self) -> None:
+        client = self.subscribe(life=10 * HOUR)
+        for _ in range(3):
+            self.wall.jump(self.jump)
+            self.advance(60)
+            self.assertEqual(self.pings(client), 1)
+
+    def test_the_token_timeout_is_as_long_as_ever(self) -> None:
+        client = self.connect()
+        self.wall.jump(self.jump)
+        self.advance(59)
+        self.assertEqual(client.frames(), [])
+        self.advance(1)
+        client.assert_closed(1008, "Token timeout")
+
+    def test_a_close_handshake_is_waited_for_as_long_as_ever(self) -> None:
+        client = self.connect()
+        self.advance(60)
+        self.wall.jump(self.jump)
+        self.advance(CLOSE_TIMEOUT - 1)
+        self.assertIsNone(client.transport.lost)
+        self.advance(1)
+        self.assertIsNotNone(client.transport.lost)
+
+    def test_a_request_is_waited_for_as_long_as_ever(self) -> None:
+        client = self.client()
+        client.transport.protocol.dataReceived(b"GET / HT")
+        self.wall.jump(self.jump)
+        self.advance(9)
+        self.assertFalse(client.transport.disconnecting)
+        self.advance(1)
+        self.assertTrue(client.transport.disconnecting)
+
+    def test_a_session_ends_when_the_time_of_day_is_that_of_its_expiry(self) -> None:
+        client = self.subscribe(life=100)
+        expires_at = self.now + 100
+        self.wall.jump(self.jump / 30)
+        self.bring()
+        if self.jump > 0:
+            client.assert_nothing()
+            self.advance(60)
+            client.assert_closed(1008, "Session expired")
+            return
+        self.assertEqual(len(client.texts()), 1)
+        self.advance(expires_at - self.now - 1)
+        client.frames()
+        self.bring()
+        self.assertEqual(len(client.texts()), 1)
+        self.advance(1)
+        self.bring()
+        client.assert_nothing()
+
+    def test_replies_tell_the_time_of_day(self) -> None:
+        self.wall.jump(self.jump)
+        self.subscribe()
+
+    def test_tokens_are_looked_at_again_once_in_each_interval(self) -> None:
+        self.subscribe(life=10 * HOUR)
+        for count in (1, 2):
+            self.wall.jump(self.jump)
+            self.advance(self.recheck)
+            self.assertEqual(len(self.rechecker.questions), count)
+            self.rechecker.last.grant(self.now + 10 * HOUR)
+
+    def test_an_address_is_barred_for_a_minute(self) -> None:
+        client = self.connect()
+        client.present("wrong")
+        self.validator.last.refuse()
+        self.assertGreater(self.limits.tries.barred_for("192.0.2.7"), 59)
+        self.wall.jump(self.jump)
+        self.advance(50)
+        self.assertAlmostEqual(self.limits.tries.barred_for("192.0.2.7"), 10)
+        self.advance(10)
+        self.assertEqual(self.limits.tries.barred_for("192.0.2.7"), 0)
+
+    def test_messages_have_their_minute(self) -> None:
+        client = self.subscribe(life=10 * HOUR)
+        for number in range(2):
+            client.present(f"token{number}")
+            self.validator.last.grant(self.now + 10 * HOUR)
+        client.frames()
+        self.wall.jump(self.jump)
+        client.send_frame(1, token_request("one more"))
+        client.assert_closed(1008, "Too many messages")
+
+    def test_a_send_is_judged_by_the_time_of_day(self) -> None:
+        client = self.client()
+        expires_at = self.now + 600
+        client.request("POST", SEND_PATH, {"Authorization": "Bearer x"}, b"1")
+        self.wall.jump(self.jump)
+        self.validator.last.grant(expires_at)
+        client.read_answer()
+        self.assertEqual(client.status, 401 if self.jump > 0 else 200)
+
+
+class ForwardTests(JumpTests):
+    jump = HOUR
+
+
+class CachedTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.wall = Wall(self.clock, 1_500_000_000)
+        self.judge = FakeValidator()
+        self.validator = Cached(self.judge, self.clock, self.wall, 30)
+        self.expires_at = self.wall() + 600
+        self.ask()
+        self.judge.last.grant(self.expires_at)
+
+    def ask(self) -> bool:
+        """Ask for a verdict; whether the judge was."""
+        before = len(self.judge.questions)
+        self.validator.validate("a", TopicAddress("cell1", "box1", ("col",), "name"))
+        return len(self.judge.questions) > before
+
+    def test_a_grant_is_kept_for_as_long_as_ever_where_the_time_of_day_is_set_back(self) -> None:
+        self.wall.jump(-HOUR)
+        self.clock.advance(29)
+        self.assertFalse(self.ask())
+        self.clock.advance(1)
+        self.assertTrue(self.ask())
+
+    def test_none_outlives_its_expiry_by_the_time_of_day(self) -> None:
+        self.wall.jump(599)
+        self.assertFalse(self.ask())
+        self.wall.jump(1)
+        self.assertTrue(self.ask())

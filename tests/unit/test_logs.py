@@ -1,0 +1,92 @@
+"""The log as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import fail
+from twisted.logger import Logger, globalLogPublisher
+from twisted.python import log as older_log
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.logs import as_json, json_lines, problem
+
+
+class JsonTests(SynchronousTestCase):
+    log = Logger()
+
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+        observer = lambda event: self.lines.append(as_json(event))  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+    def test_an_event_is_one_line_with_its_fields(self) -> None:
+        self.log.warn("it is {what}\nfor {seconds:.1f} s", what="lost", seconds=1.25, n=None)
+        [line] = self.lines
+        self.assertEqual((line.count("\n"), line[-1]), (1, "\n"))
+        [record] = self.records
+        self.assertRegex(record.pop("time"), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$")
+        self.assertEqual(
+            record,
+            {"level": "warn", "system": "tests.unit.test_logs.JsonTests",
+             "message": "it is lost\nfor 1.2 s",
+             "what": "lost", "seconds": 1.25, "n": None},
+        )  # fmt: skip
+
+    def test_what_json_does_not_know_is_in_the_message_alone(self) -> None:
+        self.log.info("{path} {number} {thing}", path=b"/\xff", number=float("inf"), thing=self.id)
+        [record] = self.records
+        self.assertEqual(set(record), {"time", "level", "system", "message"})
+        self.assertIn("inf", record["message"])
+
+    def test_a_failure_tells_its_type_and_its_way_but_not_its_text(self) -> None:
+        try:
+            raise KeyError("a-secret-token")
+        except KeyError:
+            self.log.failure("it failed for {who}", who="somebody")
+        older_log.err(KeyError("a-secret-token"), "the older log")
+        fail(KeyError("a-secret-token"))
+        self.assertGreaterEqual(len(self.flushLoggedErrors(KeyError)), 3)
+        self.assertNotIn("a-secret-token", "".join(self.lines))
+        first, older, *_, unhandled = self.records
+        self.assertEqual(first["message"], "it failed for somebody")
+        self.assertEqual(first["error"], "builtins.KeyError")
+        self.assertRegex(first["traceback"][-1], r"test_logs\.py:\d+ in test_a_failure")
+        self.assertEqual((older["message"], older["error"]), ("the older log", "builtins.KeyError"))
+        self.assertEqual(unhandled["error"], "builtins.KeyError")
+
+    def test_the_system_s_own_words_are_told(self) -> None:
+        try:
+            Path("/nowhere/at/all").read_bytes()
+        except OSError:
+            self.log.failure("no file")
+        self.flushLoggedErrors(OSError)
+        self.assertEqual(self.records[0]["strerror"], "No such file or directory")
+
+    def test_it_writes_to_standard_output_as_it_was(self) -> None:
+        out = io.StringIO()
+        self.patch(sys, "stdout", out)
+        observer = json_lines()
+        self.patch(sys, "stdout", io.StringIO())
+        observer({"log_time": 0, "log_format": "hello"})
+        self.assertEqual(json.loads(out.getvalue())["message"], "hello")
+
+
+class ProblemTests(SynchronousTestCase):
+    def test_where_nobody_would_read_it_it_is_refused(self) -> None:
+        good = {"logger": json_lines, "nodaemon": True, "logfile": None, "syslog": False}
+        self.assertIsNone(problem(good))
+        self.assertIsNone(problem({}))
+        self.assertIsNone(problem({"logger": print, "nodaemon": False}))
+        self.assertIn("--nodaemon", problem({**good, "nodaemon": False}))
+        self.assertIn("--logfile", problem({**good, "logfile": "x"}))
+        self.assertIn("--syslog", problem({**good, "syslog": True}))

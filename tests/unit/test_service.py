@@ -1,0 +1,206 @@
+"""Wiring: options, the plugin, starting and stopping, and what a wrong option gets."""
+
+from __future__ import annotations
+
+import io
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from twisted.application.service import IService, IServiceMaker
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import inlineCallbacks
+from twisted.plugin import getPlugins
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+import topicsvc
+from topicsvc import config, demo
+from topicsvc.admission.limits import LimitSettings
+from topicsvc.errors import ConfigError, TokenInactive
+from topicsvc.service import Options, TopicService, makeService
+from topicsvc.validators.local import LocalValidator, make_key, write_key
+
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+
+class PluginTests(SynchronousTestCase):
+    def test_twistd_knows_topicsvc(self) -> None:
+        [maker] = [each for each in getPlugins(IServiceMaker) if each.tapname == "topicsvc"]
+        self.assertIs(maker.options, Options)
+        self.assertTrue(IService.providedBy(maker.makeService(self.demo_options())))
+
+    def demo_options(self) -> Options:
+        options = Options()
+        options.parseOptions(["--demo", "--listen", LOOPBACK])
+        return options
+
+
+class OptionTests(SynchronousTestCase):
+    def refused(self, *arguments: str) -> str:
+        """The one line that a wrong option gets; it is also the exit code's text."""
+        ended = self.assertRaises(SystemExit, Options().parseOptions, list(arguments))
+        self.assertNotIn("\n", ended.code)
+        return ended.code
+
+    def test_nothing_to_run(self) -> None:
+        line = self.refused()
+        self.assertTrue(line.startswith("topicsvc: nothing to run: give --config FILE"), line)
+        self.assertIn("--demo", line)
+
+    def test_wrong_options(self) -> None:
+        self.assertEqual(self.refused("--foo"), "topicsvc: option --foo not recognized")
+        self.assertIn("'extra'", self.refused("--demo", "extra"))
+        self.assertIn("requires argument", self.refused("--config"))
+        self.assertIn("exclude each other", self.refused("--demo", "--config", "x"))
+        self.assertEqual(self.refused("--config="), "topicsvc: option --config is empty")
+        self.assertEqual(self.refused("--demo", "--admin="), "topicsvc: option --admin is empty")
+
+    def test_listen_is_repeatable(self) -> None:
+        options = Options()
+        options.parseOptions(["--demo", "--listen", "tcp:1", "--listen", "tcp:2"])
+        self.assertEqual(options.settings().listen, ("tcp:1", "tcp:2"))
+
+    def test_the_version(self) -> None:
+        out = io.StringIO()
+        self.patch(sys, "stdout", out)
+        self.assertEqual(self.assertRaises(SystemExit, Options().opt_version).code, 0)
+        self.assertEqual(out.getvalue(), f"topicsvc {topicsvc.__version__}\n")
+
+    def test_a_wrong_setting_ends_the_start_with_a_line_for_each(self) -> None:
+        file = Path(self.mktemp())
+        file.write_text("nonsense = 1")
+        options = Options()
+        options.parseOptions(["--config", str(file)])
+        lines = self.assertRaises(SystemExit, makeService, options).code.splitlines()
+        self.assertEqual(
+            [line.split(":")[1].strip() for line in lines],
+            ["listen", "unit_url", "validator.kind", "nonsense"],
+        )
+
+    def test_endpoints_that_cannot_be(self) -> None:
+        for endpoint in ("nonsense:1", "tcp:port", "tcp:99999", "unix:/tmp/x",
+                         "tcp", "", "ssl:443:privateKey=nowhere",
+                         "tls:nowhere:port=443", "tcp:1:2:3:4:5"):  # fmt: skip
+            options = Options()
+            options.parseOptions(["--demo", "--listen", endpoint])
+            line = self.assertRaises(SystemExit, makeService, options).code
+            self.assertTrue(line.startswith(f"topicsvc: listen: {endpoint!r}: "), line)
+            self.assertNotIn("\n", line)
+
+
+class TopicServiceTests(TestCase):
+    def settings(self, text: str = "", *listen: str) -> config.Config:
+        key_file = Path(self.mktemp())
+        write_key(key_file, make_key())
+        return config.load(
+            f"""
+            unit_url = "https://unit1.example/"
+            {text}
+            [validator]
+            kind = "local"
+            key_file = "{key_file}"
+            """,
+            listen or [LOOPBACK],
+        )
+
+    @inlineCallbacks
+    def test_it_listens_while_it_runs(self) -> object:
+        service = TopicService(self.settings(f'admin = "{LOOPBACK}"'), reactor)
+        self.assertEqual(service.ports, [])
+        service.privilegedStartService()
+        service.startService()
+        self.assertEqual(len(service.ports), 2)
+        self.assertEqual(service._parts(), {"listening": True, "staying": True, "broker": True})
+        yield service.stopService()
+        self.assertEqual(service._parts()["staying"], False)
+
+    def test_a_socket_that_systemd_has_not_opened_ends_the_start_with_one_line(self) -> None:
+        settings = self.settings("", "systemd:domain=INET:index=0")
+        [line] = self.assertRaises(ConfigError, TopicService, settings, reactor).problems
+        self.assertIn("start the .socket unit", line)
+
+    @inlineCallbacks
+    def test_a_taken_port_ends_the_start_with_one_line(self) -> object:
+        first = TopicService(self.settings(), reactor)
+        first.privilegedStartService()
+        first.startService()
+        taken = f"tcp:{first.ports[0].getHost().port}:interface=127.0.0.1"
+        second = TopicService(self.settings("", LOOPBACK, taken), reactor)
+        line = self.assertRaises(SystemExit, second.privilegedStartService).code
+        self.assertEqual(line.split(": ")[:3], ["topicsvc", "listen", taken])
+        self.assertIn("in use", line)
+        yield second.stopService()
+        yield first.stopService()
+
+    def test_what_is_counted_outlives_a_reload(self) -> None:
+        service = TopicService(self.settings(), reactor)
+        judge = service._judge
+        for _ in range(2):
+            refused = service._judge.validator.validate("nonsense", demo.TOPIC)
+            self.failureResultOf(refused, TokenInactive)
+            service.reread = self.settings  # with another key
+            service.reload()
+        self.assertIsNot(service._judge, judge)
+        _, text = service.metrics.page("")
+        self.assertIn(b'topicsvc_token_checks_total{outcome="refused"} 2.0\n', text)
+
+    def test_other_bounds_hold_at_once_and_what_was_refused_stays_counted(self) -> None:
+        service = TopicService(self.settings(), reactor)
+        first = service.limits.arrive("192.0.2.1")
+        service.reread = lambda: replace(self.settings(), limits=LimitSettings(connections=1))
+        service.reload()
+        self.assertEqual(service.limits.arrive("192.0.2.2").refused_by, "connections")
+        service.reread = self.settings
+        service.reload()
+        second = service.limits.arrive("192.0.2.2")
+        self.assertIsNone(second.refused_by)
+        _, text = service.metrics.page("")
+        self.assertIn(b'topicsvc_limit_hits_total{limit="connections"} 1.0\n', text)
+        self.assertIn(b'topicsvc_limit_hits_total{limit="per_address"} 0.0\n', text)
+        first.leave()
+        second.leave()
+
+    def test_0_connections_is_the_file_limit_less_a_reserve(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        service = TopicService(self.settings(), reactor)
+        self.assertEqual(service.limits.most_connections, max(soft - 256, soft // 2))
+
+
+class DemoTests(SynchronousTestCase):
+    def text(self, *listen: str, address: object = None) -> str:
+        settings = demo.settings(listen, None)
+        port = type("Port", (), {"getHost": lambda _: address or IPv4Address("TCP", "0.0.0.0", 81)})
+        self.validator = LocalValidator(settings.validator.key, reactor.seconds)
+        return demo.text(settings, [port()], reactor.seconds())
+
+    def test_it_listens_on_loopback_unless_told_otherwise(self) -> None:
+        self.assertEqual(demo.settings([], None).listen, ("tcp:8080:interface=127.0.0.1",))
+
+    def test_it_says_that_it_is_a_demo_and_how_to_try_it(self) -> None:
+        text = self.text()
+        self.assertIn("demo", text.strip().splitlines()[0])
+        self.assertIn("/cell1/box1/stream-collection1/topic/name", text)
+        url = "127.0.0.1:81/cell1/__topic/box1/stream-collection1.topic.name"
+        self.assertEqual(text.count(f" ws://{url}\n"), 2)
+        self.assertIn("topicsvc send http://127.0.0.1:81/cell1/box1/", text)
+        self.assertIn("curl ", text)
+
+    def test_its_token_is_good_for_an_hour(self) -> None:
+        token = self.text().split("one hour:\n")[1].split()[0]
+        grant = self.successResultOf(self.validator.validate(token, demo.TOPIC))
+        self.assertTrue(grant.may_receive and grant.may_send)
+        self.assertTrue(-5 < grant.expires_at - (reactor.seconds() + 3600) < 5)
+
+    def test_it_serves_and_announces_the_interface_it_listens_on(self) -> None:
+        text = self.text("tcp:81:interface=127.0.0.2", address=IPv4Address("TCP", "127.0.0.2", 81))
+        self.assertIn("ws://127.0.0.2:81/cell1/", text)
+        unit = demo.settings(["tcp:81:interface=127.0.0.2"], None).unit
+        path = demo.TOPIC.websocket_path.encode()
+        self.assertEqual(unit.websocket_topic([b"127.0.0.2:81"], path), demo.TOPIC)
+
+    def test_tls_and_ipv6(self) -> None:
+        text = self.text("ssl:443:privateKey=k", address=IPv6Address("TCP", "::1", 443))
+        self.assertIn("wss://localhost:443/cell1/", text)
+        self.assertIn("https://localhost:443/cell1/", text)

@@ -1,0 +1,221 @@
+"""Stopping in order: senders are answered, what they sent is delivered, then all are closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support import harness
+from tests.support.fakes import FakeBroker, FakeValidator
+from tests.support.harness import EPOCH, SEND_PATH, ServiceTestCase
+from topicsvc import service
+from topicsvc.config import Config, LocalSettings, StopSettings
+from topicsvc.interfaces import Message
+from topicsvc.service import TopicService
+from topicsvc.topics import Unit
+from topicsvc.validators.local import make_key
+
+AUTHORIZED = {"Authorization": "Bearer x"}
+
+
+class DrainTests(ServiceTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.tree = self.site.resource
+        self.send = self.tree._send
+
+    def test_requests_on_kept_connections_get_503_and_are_closed(self) -> None:
+        client = self.client()
+        client.request("OPTIONS", SEND_PATH)
+        self.assertEqual(client.status, 200)
+        self.tree.drain()
+        for path in (SEND_PATH, harness.WEBSOCKET_PATH):
+            client = client if path == SEND_PATH else self.client()
+            client.request("POST", path, AUTHORIZED, b"1")
+            self.assertEqual(client.status, 503)
+            self.assertEqual(client.headers["connection"], ["close"])
+            self.assertEqual(client.headers["retry-after"], ["1"])
+            self.assertTrue(client.transport.disconnecting)
+        self.assertEqual(self.validator.questions, [])
+
+    def test_a_send_that_is_under_way_is_answered_as_ever(self) -> None:
+        client = self.client()
+        client.request("POST", SEND_PATH, AUTHORIZED, b"1")
+        answered = self.send.all_answered()
+        self.tree.drain()
+        self.assertNoResult(answered)
+        self.validator.last.grant(self.now + 60)
+        client.read_answer()
+        self.assertEqual(client.status, 200)
+        self.successResultOf(answered)
+        self.successResultOf(self.send.all_answered())
+
+    def test_one_whose_judge_hangs_gets_503_in_the_end(self) -> None:
+        client = self.client()
+        client.request("POST", SEND_PATH, AUTHORIZED, b"1")
+        answered = self.send.all_answered()
+        self.send.give_up()
+        client.read_answer()
+        self.assertEqual(client.status, 503)
+        self.assertTrue(self.validator.last.was_cancelled)
+        self.successResultOf(answered)
+        self.assertEqual(self.broker.published, [])
+
+    def test_a_sender_that_leaves_is_not_waited_for(self) -> None:
+        client = self.client()
+        client.request("POST", SEND_PATH, AUTHORIZED, b"1")
+        answered = self.send.all_answered()
+        client.vanish()
+        self.successResultOf(answered)
+
+    def test_the_hub_is_idle_when_all_is_written(self) -> None:
+        client = self.subscribe()
+        self.assertTrue(self.hub.is_idle)
+        self.broker.bring(Message(harness.TOPIC, None, b"1"))
+        self.assertFalse(self.hub.is_idle)
+        self.turn()
+        self.assertTrue(self.hub.is_idle)
+        self.assertEqual(len(client.texts()), 1)
+
+    def test_each_is_closed_at_a_moment_of_its_own_within_its_share(self) -> None:
+        self.connections._drain = 5.0
+        clients = [self.subscribe() for _ in range(10)]
+        self.connections.stopService()
+        moments = []
+        for tick in range(5001):
+            for client in clients:
+                if client.transport.written:
+                    client.transport.written.clear()
+                    moments.append(tick / 1000)
+            self.clock.advance(0.001)
+        shares = [int(moment / 0.5) for moment in moments]
+        self.assertEqual(sorted(shares), list(range(10)), "no window gets more than its share")
+        self.assertGreater(len({round(moment % 0.5, 2) for moment in moments}), 1, "with jitter")
+        for client in clients:
+            client.vanish()
+
+
+class ClockReactor(Clock):
+    """A reactor in virtual time on which nothing listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rightNow = EPOCH
+
+    def callWhenRunning(self, call: Any) -> None:
+        call()
+
+    def callFromThread(self, call: Any) -> None:
+        self.callLater(0, call)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+
+class SlowToStop(FakeBroker):
+    """A broker whose goodbye takes for ever."""
+
+    def startService(self) -> None: ...
+
+    def stopService(self) -> Deferred[None]:
+        return Deferred()
+
+
+class ServiceStopTests(SynchronousTestCase):
+    """Fixture: the whole service, whose broker never says goodbye."""
+
+    def setUp(self) -> None:
+        self.clock = ClockReactor()
+        self.broker = SlowToStop(confirms_at_once=True)
+        self.patch(service, "make_broker", lambda *_: self.broker)
+        settings = Config(
+            ("tcp:0:interface=127.0.0.1",),
+            Unit("https://unit1.example/"),
+            LocalSettings(make_key()),
+            stop=StopSettings(drain=2),
+        )
+        self.service = TopicService(settings, self.clock, self.clock.seconds)
+        self.validator = FakeValidator()
+        self.service._send.configure(self.validator, False)
+        self.service.broker.startService()
+        self.service.connections.startService()
+        self.addCleanup(self.service._signals.restore)
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(int(seconds * 20)):
+            self.clock.advance(0.05)
+
+    def test_it_ends_in_time_whatever_hangs(self) -> None:
+        stopping = self.service.stopService()
+        self.assertFalse(self.service._parts()["staying"])
+        bound = service.SENDS_GRACE + 2 + 5 + service.STOP_MARGIN
+        self.pass_time(bound - 1)
+        self.assertNoResult(stopping)
+        self.pass_time(2)
+        self.successResultOf(stopping)
+
+    def test_a_second_signal_ends_it_at_once(self) -> None:
+        import os
+        import signal
+
+        stopping = self.service.stopService()
+        self.assertNoResult(stopping)
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.assertNoResult(stopping)
+        self.clock.advance(0)
+        self.successResultOf(stopping)
+
+    def test_a_second_signal_before_it_has_begun_counts(self) -> None:
+        import signal
+
+        stops: list[object] = []
+        before = signal.signal(signal.SIGTERM, lambda *_: stops.append(_))
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
+        self.service._running()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(len(stops), 1)
+        stopping = self.service.stopService()
+        self.clock.advance(0)
+        self.successResultOf(stopping)
+
+    def stops_of_sessions(self) -> list[float]:
+        """When the sessions begin to be closed."""
+        stops: list[float] = []
+        self.patch(
+            self.service.connections, "stopService", lambda: stops.append(self.clock.seconds())
+        )
+        return stops
+
+    def test_what_a_broker_has_accepted_holds_up_the_close_frames_until_it_is_brought(self) -> None:
+        stops = self.stops_of_sessions()
+        self.broker.waiting.append(Message(harness.TOPIC, None, b"1"))
+        self.service.stopService()
+        self.pass_time(service.SENDS_GRACE / 2)
+        self.assertEqual(stops, [])
+        self.broker.resume()
+        self.pass_time(0.1)
+        self.assertEqual(len(stops), 1)
+
+    def test_but_not_for_long(self) -> None:
+        stops = self.stops_of_sessions()
+        self.broker.waiting.append(Message(harness.TOPIC, None, b"1"))
+        self.service.stopService()
+        self.pass_time(service.SENDS_GRACE + 0.5)
+        self.assertEqual(len(stops), 1)
+
+    def test_a_send_under_way_holds_up_the_close_frames_but_not_for_long(self) -> None:
+        asked: Deferred[None] = Deferred()
+        self.service._send._under_way[asked] = None
+        stops = self.stops_of_sessions()
+        asked.addErrback(lambda _: None)
+        self.service.stopService()
+        self.pass_time(service.SENDS_GRACE - 0.5)
+        self.assertEqual(stops, [])
+        self.pass_time(1)
+        self.assertEqual(len(stops), 1)
+        self.assertTrue(asked.called, "and is told in the end")

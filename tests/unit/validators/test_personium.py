@@ -1,0 +1,473 @@
+"""Tokens judged by a unit, and by an OAuth 2.0 server: what is asked, what follows from it.
+
+The unit is in this process and over HTTP all the same; what a socket can do to an answer
+is in integration/test_faults.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from treq.testing import RequestTraversalAgent
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support import fake_unit
+from tests.support.fake_unit import (
+    ENTITY_BOMB,
+    EXTERNAL_ENTITY,
+    NAMESPACE_BOMB,
+    PASSWORD,
+    PREFIX_BOMB,
+    USERNAME,
+    FakeUnit,
+    Token,
+    Trap,
+    adds_header,
+    answers,
+    claims,
+    multistatus,
+    redirects_to,
+    says_of_collection,
+    sends_gzip_bomb,
+)
+from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
+from topicsvc.interfaces import Grant
+from topicsvc.topics import TopicAddress, TopicPattern, Unit
+from topicsvc.validators.http_client import MAX_BODY, Asker, basic
+from topicsvc.validators.introspection import IntrospectionValidator, Rule
+from topicsvc.validators.personium import PersoniumValidator, methods
+
+TOPIC = TopicAddress("cell1", "box1", ("dir", "col"), "name")
+NOW = 1544056220.0
+EXPIRY = 1544059820
+
+
+class JudgeTestCase(SynchronousTestCase):
+    """A unit, and a validator that asks it."""
+
+    host: str | None = None
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.rightNow = NOW
+        self.unit = FakeUnit(self.clock, [TOPIC], self.host)
+        self.unit.tokens["live"] = Token(EXPIRY)
+        self.agent = RequestTraversalAgent(self.unit)
+        self.validator: Any = self.build(Asker(self.agent))
+
+    def build(self, asker: Asker) -> Any:
+        unit = Unit("http://unit1.example/", cell_urls="host" if self.host else "path")
+        return PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock.seconds)
+
+    def ask(self, token: str = "live", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
+        check: Deferred[Grant] = self.validator.validate(token, topic)
+        self.agent.flush()
+        return check
+
+    def assert_granted(self, **expected: Any) -> Grant:
+        grant = self.successResultOf(self.ask())
+        for name, value in expected.items():
+            self.assertEqual(getattr(grant, name), value)
+        return grant
+
+    def assert_refused(self, token: str = "live", topic: TopicAddress = TOPIC) -> None:
+        """A plain no, and not the one that says that the topic is not there."""
+        failure = self.failureResultOf(self.ask(token, topic), TokenInactive)
+        self.assertIs(failure.type, TokenInactive)
+
+    def assert_not_found(self, topic: TopicAddress = TOPIC) -> None:
+        self.failureResultOf(self.ask(topic=topic), TopicNotFound)
+
+    def assert_undecided(self) -> str:
+        failure = self.failureResultOf(self.ask(), ValidatorUnavailable)
+        self.assertNotIn("live", str(failure.value))
+        return str(failure.value)
+
+
+class QuestionTests(JudgeTestCase):
+    """What the unit is asked."""
+
+    def test_three_questions(self) -> None:
+        self.assert_granted()
+        self.assertEqual(
+            sorted((method, path) for method, path, _ in self.unit.requests),
+            [
+                ("OPTIONS", "/cell1/box1/dir/col/topic/name"),
+                ("POST", "/cell1/__introspect"),
+                ("PROPFIND", "/cell1/box1/dir/col"),
+            ],
+        )
+
+    def test_the_token_goes_with_two_and_our_name_with_the_third(self) -> None:
+        self.assert_granted()
+        shown = {method: headers["authorization"] for method, _, headers in self.unit.requests}
+        self.assertEqual(shown["PROPFIND"], "Bearer live")
+        self.assertEqual(shown["OPTIONS"], "Bearer live")
+        self.assertEqual(shown["POST"], basic(USERNAME, PASSWORD))
+
+    def test_no_encoding_is_accepted_and_no_cookie_kept(self) -> None:
+        self.unit.has(answers(503, Set_Cookie="crumb=1"))
+        self.assert_undecided()
+        self.unit.recovers()
+        self.assert_granted()
+        for _, _, headers in self.unit.requests:
+            self.assertEqual(headers["accept-encoding"], "identity")
+            self.assertNotIn("cookie", headers)
+
+    def test_a_unit_on_an_address(self) -> None:
+        for host in ("127.0.0.1:8080", "[::1]", "[2001:db8::1]:8080"):
+            unit = Unit(f"http://{host}/", cell_urls="path")
+            asker = Asker(self.agent)
+            self.validator = PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock.seconds)
+            self.unit.requests.clear()
+            self.assert_granted()
+            self.assertEqual({headers["host"] for _, _, headers in self.unit.requests}, {host})
+
+    def test_names_beyond_ascii(self) -> None:
+        topic = TopicAddress("cell1", "__", ("\N{HIRAGANA LETTER A}",), "n\xe9")
+        self.unit._topics.append(topic)
+        self.successResultOf(self.ask(topic=topic))
+
+    def test_a_saml_token_of_several_kib(self) -> None:
+        token = "PEFzc2VydGlvbg==" * 500
+        self.unit.tokens[token] = Token(EXPIRY)
+        self.successResultOf(self.ask(token))
+
+    def test_a_token_that_no_header_can_hold_is_not_sent(self) -> None:
+        for token in ("a\r\nX: y", "a b", "\x00", "", "\xe9", "a\n"):
+            self.failureResultOf(self.ask(token), TokenInactive)
+        self.assertEqual(self.unit.requests, [])
+
+
+class CellByHostTests(JudgeTestCase):
+    host = "unit1.example"
+
+    def test_the_cell_is_in_the_host(self) -> None:
+        self.assert_granted()
+        self.assertEqual(
+            sorted((path, headers["host"]) for _, path, headers in self.unit.requests),
+            [
+                ("/__introspect", "cell1.unit1.example"),
+                ("/box1/dir/col", "cell1.unit1.example"),
+                ("/box1/dir/col/topic/name", "cell1.unit1.example"),
+            ],
+        )
+
+    def test_a_cell_that_no_host_can_be_named_after_does_not_exist(self) -> None:
+        for cell in ("a" * 64, "cell-", "ab--cd", "xn--a"):
+            self.assert_refused(topic=TopicAddress(cell, "box1", ("col",), "name"))
+        self.assertEqual(self.unit.requests, [])
+
+    def test_a_host_name_s_limits(self) -> None:
+        for cell in ("a" * 63, "a--b", "1", "xn--bcher-kva"):
+            self.assert_not_found(TopicAddress(cell, "box1", ("col",), "name"))
+            self.assertTrue(self.unit.requests)
+
+
+class VerdictTests(JudgeTestCase):
+    """What follows from the unit's answers."""
+
+    def test_a_grant_holds_what_the_unit_says(self) -> None:
+        self.unit.tokens["live"].subject = "https://cell2.unit1.example/#me"
+        self.assert_granted(
+            subject="https://cell2.unit1.example/#me",
+            expires_at=EXPIRY,
+            may_receive=True,
+            may_send=True,
+        )
+
+    def test_rights_are_the_methods_that_are_allowed(self) -> None:
+        for may, receive, send in (
+            ("OPTIONS, GET", True, False),
+            ("OPTIONS,POST,PUT", False, True),
+            ("OPTIONS", False, False),
+            ("OPTIONS, GETTER, XPOST, get", False, False),
+        ):
+            self.unit.tokens["live"].may = may
+            self.assert_granted(may_receive=receive, may_send=send)
+
+    def test_a_token_that_the_unit_does_not_know(self) -> None:
+        self.assert_refused("unknown")
+
+    def test_a_token_that_may_not_read_the_collection(self) -> None:
+        self.unit.tokens["live"].reads_properties = False
+        self.assert_refused()
+
+    def test_a_topic_that_is_not_registered_or_in_no_collection(self) -> None:
+        self.assert_not_found(TopicAddress("cell1", "box1", ("dir", "col"), "other"))
+        self.assert_not_found(TopicAddress("cell1", "box1", ("col",), "name"))
+        self.assert_not_found(TopicAddress("cell9", "box1", ("dir", "col"), "name"))
+
+    def test_whoever_has_no_live_token_does_not_learn_what_exists(self) -> None:
+        other = TopicAddress("cell1", "box1", ("dir", "col"), "other")
+        self.assert_refused("unknown", TOPIC)
+        self.assert_refused("unknown", other)
+        self.unit.has(fake_unit.never_answers, "PROPFIND")
+        self.assert_refused("unknown", other)
+
+    def test_the_first_no_ends_the_rest(self) -> None:
+        for method, fault in (
+            ("PROPFIND", answers(401)),
+            ("PROPFIND", answers(403)),
+            ("PROPFIND", answers(404)),
+            ("PROPFIND", says_of_collection(multistatus([]))),
+            ("OPTIONS", answers(401)),
+            ("POST", claims(active=False)),
+        ):
+            self.unit.recovers()
+            self.unit.has(fake_unit.never_answers)
+            self.unit.has(fault, method)
+            self.failureResultOf(self.ask(), TokenInactive)
+            self.agent.flush()
+            self.assertEqual(self.unit.in_flight, 0, method)
+
+    def test_leaving_ends_all_questions(self) -> None:
+        self.unit.has(fake_unit.never_answers)
+        check = self.ask()
+        self.assertEqual(self.unit.in_flight, 3)
+        check.addErrback(lambda _: None)
+        check.cancel()
+        self.agent.flush()
+        self.assertEqual(self.unit.in_flight, 0)
+
+
+class FaultTests(JudgeTestCase):
+    """A unit at fault: refused is told apart from undecided."""
+
+    def test_statuses(self) -> None:
+        for method, status, verdict in (
+            *(("PROPFIND", status, TokenInactive) for status in (401, 403, 404)),
+            *(("OPTIONS", status, TokenInactive) for status in (401, 403, 404)),
+            ("POST", 404, TokenInactive),
+            # A unit says these two to credentials of ours, never to a token.
+            ("POST", 401, ValidatorUnavailable),
+            ("POST", 403, ValidatorUnavailable),
+            *(
+                (method, status, ValidatorUnavailable)
+                for method in ("PROPFIND", "OPTIONS", "POST", "*")
+                for status in (204, 206, 301, 302, 303, 307, 308, 400, 405, 408, 418, 429, 500,
+                               502, 503, 504, 599)
+            ),
+            *(("*", status, TokenInactive) for status in (401, 403, 404)),
+            ("PROPFIND", 200, ValidatorUnavailable),
+            ("OPTIONS", 207, ValidatorUnavailable),
+        ):  # fmt: skip
+            with self.subTest(method=method, status=status):
+                self.unit.recovers()
+                self.unit.has(answers(status), method)
+                self.failureResultOf(self.ask(), verdict)
+
+    def test_a_collection_without_the_topic(self) -> None:
+        good = multistatus(["name"])
+        for body in (
+            multistatus(["nam", "named"]),
+            multistatus(["name"], stream=""),
+            good.replace(b"urn:x-personium:xmlns", b"urn:x-other"),
+            good.replace(b"HTTP/1.1 200 OK", b"HTTP/1.1 403 Forbidden"),
+            b"<multistatus xmlns='DAV:'/>",
+        ):
+            self.unit.has(says_of_collection(body), "PROPFIND")
+            self.assert_not_found()
+
+    def test_any_prefix_and_charset(self) -> None:
+        body = multistatus(["name"]).replace(b"p:", b"zz:").replace(b":p=", b":zz=")
+        self.unit.has(says_of_collection(body, "text/xml; charset=UTF-8"), "PROPFIND")
+        self.assert_granted()
+
+    def test_xml_that_is_none_or_too_much(self) -> None:
+        for body in (b"", b"<html>", b"{}", ENTITY_BOMB, EXTERNAL_ENTITY,
+                     NAMESPACE_BOMB, PREFIX_BOMB, b"<a>" * 80000):  # fmt: skip
+            self.unit.has(says_of_collection(body), "PROPFIND")
+            self.assert_undecided()
+
+    def test_rights_that_make_no_sense(self) -> None:
+        for allow in ("", "GET, POST", "options, GET", "OPTION"):
+            self.unit.has(answers(200, Allow=allow), "OPTIONS")
+            self.assert_undecided()
+        self.unit.has(answers(200), "OPTIONS")
+        self.assert_undecided()
+
+    def test_headers_that_are_no_text(self) -> None:
+        for method, header, verdict in (
+            ("OPTIONS", "Allow", ValidatorUnavailable),
+            ("PROPFIND", "Content-Encoding", ValidatorUnavailable),
+            ("POST", "Content-Encoding", ValidatorUnavailable),
+            ("PROPFIND", "Content-Type", None),  # where no charset stands in it
+            ("POST", "Set-Cookie", None),
+        ):
+            with self.subTest(method=method, header=header):
+                self.unit.recovers()
+                self.unit.has(adds_header(header, b"\xff\xfe\x80"), method)
+                if verdict is None:
+                    self.assert_granted()
+                else:
+                    self.assert_undecided()
+                self.assertEqual(self.unit.in_flight, 0)
+
+    def test_introspection_that_makes_no_sense(self) -> None:
+        for fault in (
+            claims(active="true", exp=EXPIRY),
+            claims(active=1, exp=EXPIRY),
+            claims(exp=EXPIRY),
+            claims(active=True),
+            claims(active=True, exp=str(EXPIRY)),
+            claims(active=True, exp=EXPIRY * 1000),
+            claims(active=True, exp=10**400),
+            answers(200, b'{"active":true,"active":false,"exp":%d}' % EXPIRY),
+            answers(200, b"[" * 100000),
+            answers(200, b""),
+            answers(200, b"<html>"),
+        ):
+            self.unit.has(fault, "POST")
+            self.assert_undecided()
+
+    def test_a_token_that_has_run_out(self) -> None:
+        for expiry in (0, int(NOW) - 1, int(NOW)):
+            self.unit.has(claims(active=True, exp=expiry), "POST")
+            self.assert_refused()
+
+    def test_a_body_that_is_too_long(self) -> None:
+        good = json.dumps({"active": True, "exp": EXPIRY}).encode()
+        self.unit.has(answers(200, good + b" " * (MAX_BODY - len(good))), "POST")
+        self.assert_granted()
+        self.unit.has(answers(200, good + b" " * (MAX_BODY - len(good) + 1)), "POST")
+        self.assertIn("262144", self.assert_undecided())
+
+    def test_a_gzip_bomb_is_not_unpacked(self) -> None:
+        for method in ("PROPFIND", "OPTIONS", "POST"):
+            self.unit.recovers()
+            self.unit.has(sends_gzip_bomb, method)
+            self.assertIn("encoded", self.assert_undecided())
+
+    def test_no_redirect_is_followed(self) -> None:
+        trap = Trap()
+        for status in (301, 302, 303, 307, 308):
+            self.unit.has(redirects_to("http://unit1.example/trap", status))
+            self.assert_undecided()
+        self.assertEqual(trap.requests, [])
+        self.assertEqual([path for _, path, _ in self.unit.requests if "trap" in path], [])
+
+    def test_what_cannot_be_decided_does_not_hide_a_no(self) -> None:
+        self.unit.has(answers(503), "OPTIONS")
+        self.unit.has(claims(active=False), "POST")
+        self.assert_refused()
+
+    def test_credentials_that_the_unit_does_not_know(self) -> None:
+        unit = Unit("http://unit1.example/", cell_urls="path")
+        asker, now = Asker(self.agent), self.clock.seconds
+        self.validator = PersoniumValidator(asker, unit, USERNAME, "wrong", now)
+        self.assertIn("username and password", self.assert_undecided())
+
+
+class AllowTests(SynchronousTestCase):
+    def test_methods(self) -> None:
+        self.assertEqual(methods("OPTIONS, POST ,PUT,, GET"), {"OPTIONS", "POST", "PUT", "GET"})
+        self.assertEqual(methods(""), frozenset())
+
+
+class CredentialTests(SynchronousTestCase):
+    def test_both_parts_are_form_urlencoded_first(self) -> None:
+        # RFC 6749, section 2.3.1, by way of its appendix B
+        self.assertEqual(basic("a:b", "c d+%\xe9"), "Basic YSUzQWI6YytkJTJCJTI1JUMzJUE5")
+
+
+RULES = [
+    Rule("news", (TopicPattern.parse("/cell1/box1/*"),), frozenset({"receive"})),
+    Rule("editor", (TopicPattern.parse(TOPIC.path),), frozenset({"send"})),
+    Rule("all", (TopicPattern.parse("/*"),), frozenset({"receive", "send"})),
+]
+
+
+class IntrospectionTests(JudgeTestCase):
+    """An OAuth 2.0 server, with rules of ours."""
+
+    issuer: str | None = None
+    audience: str | None = None
+
+    def build(self, asker: Asker) -> Any:
+        return IntrospectionValidator(
+            asker, "http://as.example/introspect?x=1", USERNAME, PASSWORD, RULES,
+            self.clock.seconds, self.issuer, self.audience,
+        )  # fmt: skip
+
+    def says(self, **members: Any) -> None:
+        self.unit.has(claims(**{"active": True, "exp": EXPIRY, **members}))
+
+    def assert_rights(self, scope: str, receive: bool, send: bool) -> None:
+        self.says(scope=scope)
+        self.assert_granted(may_receive=receive, may_send=send)
+
+    def test_one_question(self) -> None:
+        self.says(scope="news", sub="me")
+        self.assert_granted(subject="me", expires_at=EXPIRY)
+        [(method, path, headers)] = self.unit.requests
+        self.assertEqual((method, path), ("POST", "/introspect"))
+        self.assertEqual(headers["authorization"], basic(USERNAME, PASSWORD))
+        self.assertEqual(headers["content-type"], "application/x-www-form-urlencoded")
+        self.assertEqual(headers["accept"], "application/json")
+
+    def test_rules_add_up(self) -> None:
+        self.assert_rights("news", True, False)
+        self.assert_rights("editor", False, True)
+        self.assert_rights("openid news  editor", True, True)
+        self.assert_rights("all", True, True)
+
+    def test_without_a_rule_there_is_no_right(self) -> None:
+        for scope in ("", "new", "newsletter", "NEWS", "new s"):
+            self.assert_rights(scope, False, False)
+        self.unit.has(claims(active=True, exp=EXPIRY))
+        self.assert_granted(may_receive=False, may_send=False)
+
+    def test_a_rule_holds_for_its_topics(self) -> None:
+        self.says(scope="news editor")
+        grant = self.successResultOf(self.ask(topic=TopicAddress("cell1", "box2", ("c",), "n")))
+        self.assertEqual((grant.may_receive, grant.may_send), (False, False))
+        grant = self.successResultOf(self.ask(topic=TopicAddress("cell1", "box1", ("c",), "n")))
+        self.assertEqual((grant.may_receive, grant.may_send), (True, False))
+
+    def test_a_plain_no(self) -> None:
+        self.says(active=False)
+        self.assert_refused()
+        self.says(exp=int(NOW))
+        self.assert_refused()
+        self.says(nbf=int(NOW) + 1)
+        self.assert_refused()
+
+    def test_any_status_but_200_is_no_verdict(self) -> None:
+        for status in (204, 301, 307, 400, 401, 403, 404, 405, 429, 500, 503):
+            self.unit.has(answers(status, b'{"active":false}'))
+            self.assert_undecided()
+
+    def test_issuer_and_audience_are_not_looked_at_unless_they_are_set(self) -> None:
+        self.says(iss="them", aud="others")
+        self.assert_granted()
+
+
+class IssuerAndAudienceTests(IntrospectionTests):
+    issuer = "https://as.example/"
+    audience = "topicsvc"
+
+    def says(self, **members: Any) -> None:
+        super().says(**{"iss": self.issuer, "aud": ["others", self.audience], **members})
+
+    def test_issuer_and_audience_are_not_looked_at_unless_they_are_set(self) -> None:
+        for members in (
+            {"iss": "https://as.example"},
+            {"iss": None},
+            {"iss": [self.issuer]},
+            {"aud": "others"},
+            {"aud": []},
+            {"aud": None},
+            {"aud": "topicsvc2"},
+        ):
+            self.says(**members)
+            self.assert_refused()
+        self.says(aud=self.audience)
+        self.assert_granted()
+
+    def test_without_a_rule_there_is_no_right(self) -> None:
+        self.says(scope="new")
+        self.assert_granted(may_receive=False, may_send=False)

@@ -1,0 +1,193 @@
+"""The bytes on the wire."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.errors import InvalidBody, InvalidMessage
+from topicsvc.interfaces import Message
+from topicsvc.topics import TopicAddress
+from topicsvc.websocket import messages
+
+NOW = 1518612600.987
+TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+def payload_of(frame: bytes) -> bytes:
+    """The payload of a text frame; fails if it is framed in any but the shortest way."""
+    assert frame[0] == 0x81
+    if frame[1] < 126:
+        assert len(frame) == 2 + frame[1]
+        return frame[2:]
+    width = 2 if frame[1] == 126 else 8
+    size = int.from_bytes(frame[2 : 2 + width], "big")
+    assert size > (125 if width == 2 else 65535)
+    assert len(frame) == 2 + width + size
+    return frame[2 + width :]
+
+
+class GoldenTests(SynchronousTestCase):
+    def test_success(self) -> None:
+        self.assertEqual(
+            payload_of(messages.success_reply(3599, NOW, "seconds")),
+            b'{"Response":"AccessToken","Result":"Success","ExpiresIn":3599,'
+            b'"Timestamp":1518612600}',
+        )
+
+    def test_errors(self) -> None:
+        for reason, response in (
+            ("Token inactive", b"AccessToken"),
+            ("Service unavailable", b"AccessToken"),
+            ("Invalid message", b"Unknown"),
+            ("Session expired", b"Unknown"),
+        ):
+            with self.subTest(reason=reason):
+                self.assertEqual(
+                    payload_of(messages.error_reply(reason, NOW, "seconds")),
+                    b'{"Response":"%s","Result":"Error","Reason":"%s","Timestamp":1518612600}'
+                    % (response, reason.encode()),
+                )
+
+    def test_milliseconds(self) -> None:
+        self.assertTrue(
+            messages.success_reply(1, NOW, "milliseconds").endswith(b'"Timestamp":1518612600987}')
+        )
+
+    def test_data(self) -> None:
+        message = Message(
+            TOPIC, "https://cell1.unit1.example/", b'{"hoge":"testmessage", "n":2.50}'
+        )
+        self.assertEqual(
+            payload_of(messages.data_frame(message)),
+            b'{"From":"https://cell1.unit1.example/","Body":{"hoge":"testmessage", "n":2.50}}',
+        )
+        self.assertEqual(
+            payload_of(messages.data_frame(Message(TOPIC, None, b"[]"))), b'{"From":null,"Body":[]}'
+        )
+
+    def test_frames_are_framed_in_the_shortest_way(self) -> None:
+        for size in (0, 1, 125, 126, 65535, 65536, 70000):
+            self.assertEqual(payload_of(messages.text_frame(b"x" * size)), b"x" * size)
+
+    def test_text_that_is_not_json_is_wrapped(self) -> None:
+        for text in ("hello", 'quote " and \\', "\0", "\N{GRINNING FACE}", "\ud800", ""):
+            self.assertEqual(json.loads(messages.wrapped_text(text)), {"content": text})
+
+
+class TokenTests(SynchronousTestCase):
+    def test_tokens_that_pass(self) -> None:
+        for payload, token in (
+            (b'{"AccessToken":"AA~91WT0GNoVGFHJFQ.......e"}', "AA~91WT0GNoVGFHJFQ.......e"),
+            (b' {\n"AccessToken" : "x" } ', "x"),
+            (b'{"Other":[1,{"a":null}],"AccessToken":"x"}', "x"),
+            (b'{"AccessToken":"\\u0041!~"}', "A!~"),
+            (b'{"AccessToken":"%s"}' % (b"x" * 32768), "x" * 32768),
+            (b'{"n":1e400,"AccessToken":"x"}', "x"),
+            (b'{"n":%s,"AccessToken":"x"}' % (b"9" * 5000), "x"),
+        ):
+            with self.subTest(payload=payload[:60]):
+                self.assertEqual(messages.parse_token(payload), token)
+
+    def test_messages_that_are_invalid(self) -> None:
+        for payload in (
+            b"",
+            b"hello",
+            b"null",
+            b'"AccessToken"',
+            b'["AccessToken","x"]',
+            b"{}",
+            b'{"accesstoken":"x"}',
+            b'{"AccessToken":""}',
+            b'{"AccessToken":null}',
+            b'{"AccessToken":1}',
+            b'{"AccessToken":["x"]}',
+            b'{"AccessToken":"a b"}',
+            b'{"AccessToken":"a\\nb"}',
+            b'{"AccessToken":"a\\r\\nX-Header: b"}',
+            b'{"AccessToken":"\\u007f"}',
+            b'{"AccessToken":"\\u00e9"}',
+            b'{"AccessToken":"\\ud800"}',
+            b'{"AccessToken":"%s"}' % (b"x" * 32769),
+            b'{"AccessToken":"x","AccessToken":"y"}',
+            b'{"AccessToken":"x","a":1,"a":2}',
+            b'{"AccessToken":"x","n":NaN}',
+            b'{"AccessToken":"x","n":-Infinity}',
+            b'{"AccessToken":"x"}{}',
+            b'{"AccessToken":"x"',
+            b"{'AccessToken':'x'}",
+            b'\xef\xbb\xbf{"AccessToken":"x"}',
+            b"\xff",
+            b"[" * 60000,
+            b'{"a":' * 10000,
+        ):
+            with self.subTest(payload=payload[:60]), self.assertRaises(InvalidMessage):
+                messages.parse_token(payload)
+
+    @given(st.text() | json_values.map(json.dumps))
+    def test_any_text_is_a_token_or_invalid(self, text: str) -> None:
+        try:
+            token = messages.parse_token(text.encode("utf-8", "surrogatepass"))
+        except InvalidMessage:
+            return
+        self.assertRegex(token, r"\A[!-~]+\Z")
+
+    def test_what_our_client_sends_is_what_we_read(self) -> None:
+        self.assertEqual(messages.token_request("x"), b'{"AccessToken":"x"}')
+
+
+class BodyTests(SynchronousTestCase):
+    def test_bodies_survive_to_the_byte(self) -> None:
+        for body in (
+            b"null",
+            b'"text"',
+            b"[1, 2.50, 1e400, -0, 123456789012345678901234567890]",
+            b'{"b":1, "a":2, "a":3}',
+            b'"\\ud83d\\ude00 \\ud800 \\/"',
+            '"\N{GRINNING FACE}"'.encode(),
+            b"9" * 5000,
+        ):
+            with self.subTest(body=body[:60]):
+                self.assertEqual(messages.json_text(body), body)
+                self.assertEqual(messages.json_text(b" \r\n\t" + body + b"\n"), body)
+
+    def test_bodies_that_are_not_one_json_value(self) -> None:
+        for body in (
+            b"",
+            b" ",
+            b"hello",
+            b"{} {}",
+            b"{'a':1}",
+            b"NaN",
+            b"-Infinity",
+            b"[1,]",
+            b'"\n"',
+            b"\xff",
+            b"\xef\xbb\xbf1",
+            b"\xa01",
+            b"\x0c1",
+            b"01",
+            b"[" * 5000,
+            b'"\xed\xa0\x80"',
+        ):
+            with self.subTest(body=body[:20]), self.assertRaises(InvalidBody):
+                messages.json_text(body)
+
+    @given(json_values, st.booleans())
+    def test_every_json_value_passes(self, value: object, ascii_only: bool) -> None:
+        try:
+            body = json.dumps(value, ensure_ascii=ascii_only).encode()
+        except UnicodeEncodeError:
+            return
+        self.assertEqual(messages.json_text(body), body.strip(b" \t\r\n"))
+        frame = messages.data_frame(Message(TOPIC, 'https://x/"\n', body))
+        self.assertEqual(json.loads(payload_of(frame)), {"From": 'https://x/"\n', "Body": value})

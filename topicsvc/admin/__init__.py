@@ -1,0 +1,1 @@
+"""The operator's HTTP side: health endpoints and Prometheus metrics."""

@@ -1,0 +1,1 @@
+"""Limits on untrusted clients; docs/security.md explains each."""

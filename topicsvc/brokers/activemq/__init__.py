@@ -1,0 +1,1 @@
+"""The ActiveMQ broker, over STOMP 1.2."""

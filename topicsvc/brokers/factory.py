@@ -1,0 +1,61 @@
+"""Composition: what carries messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.endpoints import clientFromString
+
+from topicsvc.brokers.memory import MemoryBroker
+from topicsvc.config import ActiveMQSettings, BrokerSettings, KafkaSettings, MemorySettings
+from topicsvc.errors import ConfigError
+from topicsvc.explain import parser_s_reason
+from topicsvc.interfaces import Broker
+
+__all__ = ["Carrier", "make_broker"]
+
+
+class Carrier(Broker, Protocol):
+    """A broker that is also a service."""
+
+    @property
+    def complaint(self) -> str:
+        """Why it is not up, as far as it can be told."""
+        ...
+
+    def startService(self) -> None: ...
+    def stopService(self) -> Any: ...
+
+
+def make_broker(
+    settings: BrokerSettings, reactor: Any, now: Callable[[], float] = time.time
+) -> Carrier:
+    """The broker that the settings ask for.
+
+    Raises:
+        ConfigError: its endpoint cannot be made.
+    """
+    match settings:
+        case MemorySettings():
+            return MemoryBroker()
+        case ActiveMQSettings(endpoint, login, closes_on_loss):
+            from topicsvc.brokers.activemq.broker import ActiveMQBroker
+
+            try:
+                client = clientFromString(reactor, endpoint)
+            except Exception as error:  # whatever a parser of endpoints raises
+                raise ConfigError(
+                    [
+                        f"broker.endpoint: {endpoint!r}: {parser_s_reason(error)}; "
+                        'allowed: "tcp:localhost:61613" or "tls:broker.example:61614"'
+                    ]
+                ) from error
+            return ActiveMQBroker(client, reactor, now, login, closes_on_loss)
+        case KafkaSettings():
+            from topicsvc.brokers.kafka.broker import KafkaBroker
+            from topicsvc.brokers.kafka.options import connection_options
+
+            options = connection_options(settings.bootstrap, settings.login, settings.authorities)
+            return KafkaBroker(options, reactor, settings.closes_on_loss)

@@ -1,0 +1,1 @@
+"""The Kafka broker, over librdkafka."""

@@ -1,0 +1,1 @@
+"""``topicsvc doctor``: tries what a configuration names, and reports what does not work."""

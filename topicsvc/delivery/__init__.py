@@ -1,0 +1,1 @@
+"""Fan-out: from one broker subscription a topic to the sockets of its members."""

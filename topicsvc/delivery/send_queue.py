@@ -1,0 +1,200 @@
+"""Application: bytes to one connection, at once where nothing waits, else bounded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+
+from topicsvc.delivery.slow_consumers import Backlog
+
+__all__ = ["CHUNK", "Outbound"]
+
+CHUNK = 65536
+"""Bytes that are sent at once when nothing is held any more, or one write if that is more."""
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _not_counted(messages: int, size: int) -> None:
+    """Do nothing."""
+
+
+class Outbound(ABC):
+    """The way out to one peer, in order.
+
+    What cannot be sent at once is held below (in a transport, by a subclass); while anything
+    is held, what follows waits here. `topicsvc.delivery.transports` has the subclasses.
+
+    Args:
+        limit: most bytes that may wait, here and below.
+        backlog: what waits for all peers, and for how long.
+        overflow: what happens when the peer is too slow; called once, with the bytes that wait.
+
+    Attributes:
+        messages: data messages that were delivered, written or waiting.
+        size: their bytes.
+        deliver_until: data is written before this time (seconds since the epoch), and from
+            it on no more.
+        withheld: told of each delivery that is not written: how many messages and bytes.
+        broker_lost: see `topicsvc.interfaces.Member`; whoever owns this says what happens.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_held",
+        "_limit",
+        "_newest",
+        "_overflow",
+        "_queue",
+        "_queued",
+        "broker_lost",
+        "deliver_until",
+        "messages",
+        "size",
+        "withheld",
+    )
+
+    def __init__(self, limit: int, backlog: Backlog, overflow: Callable[[int], None]) -> None:
+        self.messages = 0
+        self.size = 0
+        self.withheld: Callable[[int, int], None] = _not_counted
+        self.deliver_until = 0.0
+        self.broker_lost: Callable[[], None] = _nothing
+        self._limit = limit
+        self._backlog = backlog
+        self._overflow: Callable[[int], None] | None = overflow
+        self._queue: deque[bytes] | None = None
+        self._queued = 0
+        self._held = 0
+        self._newest: bytes | None = None
+
+    @abstractmethod
+    def held(self) -> int:
+        """Bytes that are held below, as far as it can be told."""
+
+    @abstractmethod
+    def send(self, data: bytes) -> bool:
+        """Send `data`, or hold what cannot be sent at once. False: full, nothing was taken.
+
+        Calls `blocked` where anything is held, and `drained` when nothing is any more.
+        """
+
+    @abstractmethod
+    def end(self, last: bytes) -> None:
+        """Hold `last`, however full; nothing follows, so the transport may close after it."""
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait, here and below."""
+        return self._queued + self.held()
+
+    def deliver(self, frames: bytes, count: int, now: float) -> None:
+        """See `topicsvc.interfaces.Member`."""
+        if now < self.deliver_until:
+            self.messages += count
+            self.size += len(frames)
+            self.write(frames)
+        else:
+            self.withheld(count, len(frames))
+
+    def write(self, data: bytes) -> None:
+        """Send `data` after all that was written before it."""
+        if self._queue or not self.send(data):
+            self.wait(data)
+
+    def write_newest(self, data: bytes) -> None:
+        """Send `data`, or let it wait at the end; what comes so later takes its place."""
+        if self._queue or not self.send(data):
+            self._newest = data
+
+    def wait(self, data: bytes) -> None:
+        """Let `data` wait.
+
+        Where nothing waits here any length may, so that a message longer than the limit
+        can be delivered to a peer that keeps up.
+        """
+        waiting = self.waiting + len(data)
+        queue = self._queue
+        if queue and waiting > self._limit:
+            self.give_up()
+            return
+        was_empty = not queue
+        if queue is None:
+            queue = self._queue = deque()
+        queue.append(data)
+        self._queued += len(data)
+        if was_empty:
+            self.blocked()
+        elif self._overflow is not None:
+            self._backlog.note(self, waiting)
+
+    def discard(self) -> None:
+        """Forget what waits here."""
+        self.deliver_until = 0.0
+        self._queue = None
+        self._queued = 0
+        self._newest = None
+        self._overflow = None
+        self._backlog.forget(self)
+
+    def let_go(self) -> None:
+        """Know nobody any more: whoever owns this is gone."""
+        self.discard()
+        self.broker_lost = _nothing
+
+    def finish(self) -> None:
+        """Nothing more will be written: what waits leaves, and then the transport may close."""
+        last = b"".join(self._queue or ())
+        self.discard()
+        self.end(last)
+
+    def give_up(self) -> None:
+        """The peer is too slow: nothing more waits for it."""
+        overflow = self._overflow
+        if overflow is not None:
+            waiting = self.waiting
+            self.discard()
+            overflow(waiting)
+
+    def blocked(self) -> None:
+        """Something is held."""
+        if self._overflow is not None:
+            if self not in self._backlog.stalls:
+                self._held = self.held()
+                self._backlog.stalls.start(self)
+            self._backlog.note(self, self.waiting)
+
+    def stalled(self) -> None:
+        """Something has been held for a while: if nothing of it has left, give up."""
+        if self.held() < self._held:
+            self.blocked()
+        else:
+            self.give_up()
+
+    def drained(self) -> None:
+        """Nothing is held any more."""
+        self._backlog.stalls.cancel(self)
+        while self._queue:
+            chunk = self._next_chunk(self._queue)
+            if not self.send(chunk):
+                self._queue.appendleft(chunk)
+                self._queued += len(chunk)
+                self.blocked()
+                return
+        if self._overflow is not None:
+            self._backlog.note(self, self.waiting)
+        if self._newest is not None:
+            newest, self._newest = self._newest, None
+            self.write_newest(newest)
+
+    def _next_chunk(self, queue: deque[bytes]) -> bytes:
+        taken = [queue.popleft()]
+        size = len(taken[0])
+        while queue and size + len(queue[0]) <= CHUNK:
+            taken.append(queue.popleft())
+            size += len(taken[-1])
+        self._queued -= size
+        return b"".join(taken)

@@ -1,0 +1,1 @@
+"""Time and reactor iterations: deadlines, rates, queues. Knows nothing of topics."""

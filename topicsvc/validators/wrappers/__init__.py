@@ -1,0 +1,1 @@
+"""Token validators around another one: caches, timeouts, queues, counters."""

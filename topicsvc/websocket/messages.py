@@ -1,0 +1,180 @@
+"""Pure: what goes over the wire. Nothing else knows how a key is spelled.
+
+Requests come in as the payload of a text message; replies and data go out as whole,
+unmasked WebSocket frames (RFC 6455, section 5.2), ready to be written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any, Literal
+
+from topicsvc.errors import InvalidBody, InvalidMessage
+from topicsvc.interfaces import Message
+
+__all__ = [
+    "INVALID_MESSAGE",
+    "MAX_TOKEN",
+    "SERVICE_UNAVAILABLE",
+    "SESSION_EXPIRED",
+    "TOKEN_INACTIVE",
+    "Timestamps",
+    "data_frame",
+    "error_reply",
+    "json_text",
+    "no_constant",
+    "parse_token",
+    "pong_frame",
+    "success_reply",
+    "text_frame",
+    "token_request",
+    "unique",
+    "wrapped_text",
+]
+
+Timestamps = Literal["seconds", "milliseconds"]
+
+TOKEN_INACTIVE = "Token inactive"
+INVALID_MESSAGE = "Invalid message"
+SESSION_EXPIRED = "Session expired"
+SERVICE_UNAVAILABLE = "Service unavailable"
+
+MAX_TOKEN = 32768
+"""Most characters of a token."""
+
+MAX_SENDERS = 1024
+"""Cell URLs that are kept as they are written."""
+
+_TOKEN_KEY = "AccessToken"
+_TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
+_JSON_BLANKS = b" \t\n\r"
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members, for `json`'s ``object_pairs_hook``.
+
+    Raises:
+        ValueError: a key stands twice: readers differ in which they take (RFC 8259, section 4).
+    """
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a key stands twice")
+    return members
+
+
+def no_constant(name: str) -> Any:
+    """Refuse ``NaN`` and ``Infinity``, for `json`'s ``parse_constant``.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{name} is not JSON")
+
+
+def _number(_: str) -> int:
+    """Stand for any number: none is ever used, and a long one is slow to convert."""
+    return 0
+
+
+_request_decoder = json.JSONDecoder(
+    object_pairs_hook=unique, parse_int=_number, parse_float=_number, parse_constant=no_constant
+)
+_body_decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=no_constant)
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
+def parse_token(payload: bytes) -> str:
+    """Read a token message.
+
+    Args:
+        payload: what a text message holds.
+
+    Raises:
+        InvalidMessage: anything but one JSON object with a well-formed ``AccessToken``.
+    """
+    try:
+        members = _request_decoder.decode(payload.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage("not one JSON value") from error
+    token = members.get(_TOKEN_KEY) if isinstance(members, dict) else None
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise InvalidMessage("no token in it")
+    return token
+
+
+def token_request(token: str) -> bytes:
+    """The message that presents `token`: what a client sends."""
+    return _compact({_TOKEN_KEY: token})
+
+
+def success_reply(expires_in: int, now: float, timestamps: Timestamps) -> bytes:
+    """The frame that says that a token was granted for `expires_in` more seconds."""
+    return _reply(
+        {"Response": _TOKEN_KEY, "Result": "Success", "ExpiresIn": expires_in}, now, timestamps
+    )
+
+
+def error_reply(reason: str, now: float, timestamps: Timestamps) -> bytes:
+    """The frame that says why a request was not granted.
+
+    A reason that is about a token answers ``AccessToken``; any other ``Unknown``.
+    """
+    about_token = reason in (TOKEN_INACTIVE, SERVICE_UNAVAILABLE)
+    response = _TOKEN_KEY if about_token else "Unknown"
+    return _reply({"Response": response, "Result": "Error", "Reason": reason}, now, timestamps)
+
+
+def _reply(members: dict[str, Any], now: float, timestamps: Timestamps) -> bytes:
+    members["Timestamp"] = int(now if timestamps == "seconds" else now * 1000)
+    return text_frame(_compact(members))
+
+
+def json_text(body: bytes) -> bytes:
+    """Check that `body` is one JSON value in UTF-8; return it without the blanks around it.
+
+    The value is never written anew, so numbers, key order and duplicates stay as they are.
+
+    Raises:
+        InvalidBody: it is not, or it nests deeper than the parser can follow.
+    """
+    try:
+        _body_decoder.decode(body.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidBody("not one JSON value in UTF-8") from error
+    return body.strip(_JSON_BLANKS)
+
+
+def wrapped_text(text: str) -> bytes:
+    """The body that carries a broker's text which is not JSON: ``{"content":"..."}``."""
+    return _compact({"content": text})
+
+
+def data_frame(message: Message) -> bytes:
+    """The frame that brings `message` to a client: ``{"From":...,"Body":...}``."""
+    return text_frame(b'{"From":%s,"Body":%s}' % (_sender(message.sender), message.body))
+
+
+@lru_cache(MAX_SENDERS)
+def _sender(url: str | None) -> bytes:
+    return json.dumps(url).encode("ascii")
+
+
+def text_frame(payload: bytes) -> bytes:
+    """One unfragmented, unmasked text frame that holds `payload`."""
+    length = len(payload)
+    if length < 126:
+        return b"\x81%c%s" % (length, payload)
+    if length < 65536:
+        return b"\x81\x7e%s%s" % (length.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%s%s" % (length.to_bytes(8, "big"), payload)
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """One unmasked pong that holds `payload`, at most 125 bytes."""
+    return b"\x8a%c%s" % (len(payload), payload)
+
+
+def _compact(members: dict[str, Any]) -> bytes:
+    return _encoder.encode(members).encode("ascii")

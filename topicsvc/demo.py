@@ -10,8 +10,11 @@ from typing import Any
 from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import IListeningPort
 
-from topicsvc.config import Config, LocalSettings
 from topicsvc.errors import ConfigError
+from topicsvc.settings import (
+    Config,
+    LocalSettings,
+)
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.local import RIGHTS, make_key, sign_token
 

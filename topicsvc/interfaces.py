@@ -10,7 +10,16 @@ from twisted.internet.defer import Deferred
 
 from topicsvc.topics import TopicAddress
 
-__all__ = ["Broker", "Grant", "Losses", "Member", "Message", "Subscription", "TokenValidator"]
+__all__ = [
+    "Broker",
+    "Grant",
+    "Losses",
+    "Member",
+    "Message",
+    "Revocation",
+    "Subscription",
+    "TokenValidator",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +182,18 @@ class Member(Protocol):
     def broker_lost(self) -> None:
         """Messages may have been missed, and nothing more will come: tell the client."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """How it is noticed that the token of a live session was revoked.
+
+    Attributes:
+        validator: says what holds now.
+        interval: seconds between two checks of a session.
+        at_once: sessions that are checked at the same time.
+    """
+
+    validator: TokenValidator
+    interval: float
+    at_once: int

@@ -10,10 +10,12 @@ from twisted.python import usage
 
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.factory import make_broker
-from topicsvc.config import Config
 from topicsvc.errors import ConfigError
 from topicsvc.listening.listener import endpoint_problem
 from topicsvc.process.setup import give_up
+from topicsvc.settings import (
+    Config,
+)
 
 __all__ = ["Options", "endpoint_problems"]
 

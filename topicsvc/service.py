@@ -24,25 +24,27 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from topicsvc import __version__, demo, heap, logs
+from topicsvc import __version__, demo, logs
 from topicsvc.admin.metrics import Metrics, Sources
 from topicsvc.admin.site import AdminSite, AdminTree
 from topicsvc.admission.limits import Limits
 from topicsvc.brokers.factory import make_broker
-from topicsvc.config import Config
 from topicsvc.config.changes import Changes, compare
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import ConfigError
 from topicsvc.explain import reason_of
-from topicsvc.histogram import CheckTally
 from topicsvc.listening.listener import Listener
 from topicsvc.options import Options, endpoint_problems
-from topicsvc.process.memory import Ebb
+from topicsvc.process.memory import Ebb, trim
 from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.process.setup import give_up, keep_steady, most_files, spare_the_garbage_collector
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import Notifier
+from topicsvc.settings import (
+    Config,
+)
 from topicsvc.validators.factory import Judge
+from topicsvc.validators.stats import CheckTally
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
@@ -148,7 +150,7 @@ class TopicService(Service):
         ]
         self._admin: list[Listener] = []
         self._lag = ReactorLag(reactor)
-        self._ebb = Ebb(reactor, lambda: self.limits.connections.total, heap.trim)
+        self._ebb = Ebb(reactor, lambda: self.limits.connections.total, trim)
         self.metrics = Metrics(
             Sources(
                 connections=self.connections,

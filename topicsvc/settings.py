@@ -7,13 +7,10 @@ the modules beside.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, ClassVar, Literal
 
-from topicsvc.admission.limits import LimitSettings
-from topicsvc.brokers.login import Login
-from topicsvc.topics import TopicPattern, Unit
-from topicsvc.validators.introspection import Rule
-from topicsvc.websocket.server import SessionSettings
+from topicsvc.topics import TopicAddress, TopicPattern, Unit
 
 __all__ = [
     "DAY",
@@ -24,16 +21,25 @@ __all__ = [
     "Config",
     "IntrospectionSettings",
     "KafkaSettings",
+    "LimitSettings",
     "LocalSettings",
+    "Login",
     "MemorySettings",
+    "Network",
     "PersoniumSettings",
+    "Rule",
     "SendSettings",
+    "SessionSettings",
     "StopSettings",
+    "Timestamps",
     "ValidatorSettings",
 ]
 
 DAY = 86400
 MEBIBYTE = 1048576
+
+Timestamps = Literal["seconds", "milliseconds"]
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +165,88 @@ class StopSettings:
     """How the service ends; times in seconds."""
 
     drain: float = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """User name and password."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What an operator may set about bounds; see docs/configuration.md. 0: no bound.
+
+    Attributes:
+        connections: in all; 0: see `Limits.most_connections`.
+        per_address: connections.
+        waiting: connections that have not shown a live token; see `Limits.most_waiting`.
+        waiting_per_address: the same, of one address.
+        accepts_per_second: new connections.
+        failed_tokens_per_minute: of one address, whatever the topic.
+        messages_per_minute: of one session; its pings are counted apart, up to the same number.
+        frames_per_message: that a client's message may be cut into.
+        queued_bytes: for all slow readers together.
+        trusted_proxies: whose forwarded headers are believed.
+        allowed_origins: of pages that may connect, as `topicsvc.admission.origins` writes them;
+            empty: any.
+    """
+
+    connections: int = 0
+    per_address: int = 0
+    waiting: int = 1000
+    waiting_per_address: int = 100
+    accepts_per_second: int = 0
+    failed_tokens_per_minute: int = 30
+    messages_per_minute: int = 60
+    frames_per_message: int = 128
+    queued_bytes: int = 268435456
+    trusted_proxies: tuple[Network, ...] = ()
+    allowed_origins: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What an operator may set about a session; see docs/configuration.md.
+
+    Attributes:
+        token_timeout: seconds to present a live token.
+        ping_interval: seconds between two pings of a connection.
+        ping_limit: unanswered pings in a row that end it.
+        max_message: most bytes of a client's message.
+        send_queue: most bytes that wait for one slow reader.
+        timestamps: the unit of ``Timestamp`` in replies.
+    """
+
+    token_timeout: float = 60
+    ping_interval: float = 60
+    ping_limit: int = 10
+    max_message: int = 65536
+    send_queue: int = 1048576
+    timestamps: Timestamps = "seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a scope is good for.
+
+    Attributes:
+        scope: one scope of a token.
+        topics: where.
+        may: ``receive``, ``send`` or both.
+    """
+
+    scope: str
+    topics: tuple[TopicPattern, ...]
+    may: frozenset[str]
+
+    def rights(self, scopes: frozenset[str], topic: TopicAddress) -> frozenset[str]:
+        """What this rule lets a token with `scopes` do on `topic`."""
+        if self.scope in scopes and any(pattern.matches(topic) for pattern in self.topics):
+            return self.may
+        return frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
 from topicsvc.errors import ConfigError
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.process import memory
+from topicsvc.settings import LimitSettings
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.web import responses, send, site
 from topicsvc.websocket import server
@@ -202,7 +203,7 @@ class SecurityTests(SynchronousTestCase):
         self.assertEqual(set(self.rows), set(limits.COUNTED))
 
     def test_every_default_is_the_true_one(self) -> None:
-        default = limits.LimitSettings()
+        default = LimitSettings()
         words = {"none": 0, "any": frozenset(), "256 MiB": 256 * 2**20}
         words["the limit of open files less 256, but at least half of it"] = 0
         words["1000, but at most three quarters of `connections`"] = 1000

@@ -1,8 +1,11 @@
-"""The house of four floors: imports only go down."""
+"""The layers of the package: a module imports only what stands below it."""
 
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -11,120 +14,164 @@ import topicsvc
 
 ROOT = Path(topicsvc.__file__).parent
 
+LAYERS = [
+    ["cli"],
+    ["service"],
+    ["admin"],
+    ["web", "options"],
+    ["websocket", "config", "demo"],
+    ["brokers", "validators", "delivery", "admission"],
+    ["interfaces", "settings"],
+    ["topics", "strict_json", "listening", "process"],
+    ["scheduling", "errors", "explain", "histogram", "logs"],
+]
+"""From the top down. Packages and modules of one layer do not import one another."""
+
 PURE = {
-    "address", "endings", "errors", "heartbeat", "origin", "pace", "peers", "ports",
-    "session", "tally", "wire",
-}  # fmt: skip
-APPLICATION = {
-    "backlog", "deadlines", "ebb", "hub", "journal", "lag", "limits", "outbound", "rechecks",
-    "tries", "turns", "visits",
-}  # fmt: skip
-ADAPTERS = {
-    "brokers", "heap", "listening", "logs", "notify", "records", "signals", "transmit",
-    "validators", "web", "websocket",
-}  # fmt: skip
-COMPOSITION = {
-    "carrier", "cli", "config", "demo", "judge", "options", "process", "reload", "service",
-}  # fmt: skip
-
-FLOORS = [PURE, APPLICATION, ADAPTERS, COMPOSITION]
-
-MAY_KNOW = {
-    ("web", "websocket"),
-    ("websocket", "transmit"),
-    ("transmit", "records"),
+    "admission.addresses",
+    "admission.origins",
+    "brokers.activemq.stomp_frames",
+    "brokers.kafka.options",
+    "brokers.message_text",
+    "errors",
+    "histogram",
+    "interfaces",
+    "listening.proxy_header",
+    "scheduling.rate_limit",
+    "scheduling.timing_wheel",
+    "settings",
+    "strict_json",
+    "topics",
+    "validators.introspection_response",
+    "validators.propfind",
+    "websocket.close_reasons",
+    "websocket.keepalive",
+    "websocket.messages",
+    "websocket.session",
 }
-"""Adapters that may import another: one port serves both sides; one connection has one way out."""
+"""Rules without I/O: they need only the standard library and one another."""
+
+NO_SOCKETS = {
+    "admission",
+    "delivery.hub",
+    "delivery.send_queue",
+    "delivery.slow_consumers",
+    "process.reactor_lag",
+    "scheduling",
+    "websocket.revalidation",
+    "websocket.session_log",
+}
+"""Application code: Deferreds and a clock, but no sockets, parsers or protocols."""
+
+MAY_READ_THE_CLOCK = {"cli", "config", "demo", "options", "process.setup", "service"}
+"""Composition, which injects the clock into the rest."""
 
 
-FAMILIES = {"brokers", "listening", "validators"}
-"""Where a module may be pure all the same, and says so: parsers, codecs."""
+def modules() -> dict[str, Path]:
+    """All modules below ``topicsvc``, by their names without that prefix."""
+    found = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")
+    }
+    del found["__init__"]
+    return {name.removesuffix(".__init__"): path for name, path in found.items()}
 
 
-def first_word(path: Path) -> str:
-    """What a module's docstring says that its floor is."""
-    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    return docstring.split(":")[0].removesuffix("s")
-
-
-def room(module: str) -> str:
-    """``topicsvc.web.send`` is in the room ``web``."""
-    return module.split(".")[1] if "." in module else ""
-
-
-def floor(name: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
-
-
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports, for types or for real."""
-    found = set()
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports, for types too; names from ``topicsvc`` with its prefix."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "no relative imports"
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_below(name: str, packages: set[str]) -> bool:
+    return any(name == each or name.startswith(each + ".") for each in packages)
 
 
 class LayerTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.files = {
-            ".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path
-            for path in ROOT.rglob("*.py")
+        self.modules = modules()
+        self.ours = {
+            name: {
+                each.removeprefix("topicsvc.")
+                for each in imports(path)
+                if each.removeprefix("topicsvc.") in self.modules
+                and each.startswith("topicsvc.")
+                and each != f"topicsvc.{name}"
+            }
+            for name, path in self.modules.items()
         }
-        self.files = {name.removesuffix(".__init__"): path for name, path in self.files.items()}
-        del self.files["topicsvc"]
+        self.number = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
-    def ours(self, path: Path) -> set[str]:
-        return {room(name) for name in imports(path) if name.startswith("topicsvc.")} - {
-            "__version__"
-        }
+    def top(self, name: str) -> str:
+        """``web.send`` is part of ``web``."""
+        return name.split(".", maxsplit=1)[0]
 
-    def test_every_module_stands_on_a_floor(self) -> None:
-        self.assertEqual(
-            {room(name) for name in self.files}, PURE | APPLICATION | ADAPTERS | COMPOSITION
-        )
+    def assertNoCircle(self, graph: dict[str, set[str]]) -> None:
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            self.fail(f"an import circle: {' -> '.join(error.args[1])}")
+
+    def test_each_module_is_in_the_list(self) -> None:
+        self.assertEqual({self.top(name) for name in self.modules} - {"__main__"}, set(self.number))
 
     def test_imports_only_go_down(self) -> None:
-        for name, path in self.files.items():
-            for other in self.ours(path):
-                with self.subTest(module=name, imports=other):
-                    self.assertLessEqual(floor(other), floor(room(name)))
+        wrong = {
+            f"{name} imports {other}"
+            for name, others in self.ours.items()
+            for other in others
+            if self.top(other) != self.top(name)
+            and self.number[self.top(other)] <= self.number[self.top(name)]
+        }
+        self.assertEqual(wrong, set())
 
-    def test_adapters_do_not_know_each_other(self) -> None:
-        for name, path in self.files.items():
-            if room(name) in ADAPTERS:
-                for other in self.ours(path) & ADAPTERS - {room(name)}:
-                    self.assertIn((room(name), other), MAY_KNOW)
+    def test_no_circle_between_modules(self) -> None:
+        # `from package import module` is no import of the package's other modules.
+        self.assertNoCircle(self.ours)
 
-    def test_the_pure_floor_needs_nothing_but_the_standard_library(self) -> None:
-        import sys
+    def test_no_circle_between_packages(self) -> None:
+        packages: dict[str, set[str]] = {}
+        for name, others in self.ours.items():
+            package = name if self.modules[name].name == "__init__.py" else name.rpartition(".")[0]
+            package = package or name
+            for other in others:
+                is_package = self.modules[other].name == "__init__.py"
+                its = other if is_package else other.rpartition(".")[0] or other
+                if its != package and not its.startswith(f"{package}."):
+                    packages.setdefault(package, set()).add(its)
+        self.assertNoCircle(packages)
 
-        for name, path in self.files.items():
-            if room(name) in PURE - {"ports"} or first_word(path) == "Pure":
-                foreign = {each.split(".")[0] for each in imports(path)} - {"topicsvc"}
-                self.assertEqual(foreign - set(sys.stdlib_module_names), set(), name)
+    def test_pure_modules_need_only_the_standard_library(self) -> None:
+        for name in PURE:
+            foreign = {
+                each.split(".")[0]
+                for each in imports(self.modules[name])
+                if not each.startswith("topicsvc")
+            } - set(sys.stdlib_module_names)
+            if name == "interfaces":
+                foreign.discard("twisted")  # Deferred, in the signatures
+            with self.subTest(module=name):
+                self.assertEqual(foreign, set())
+                self.assertLessEqual(self.ours[name], PURE)
 
-    def test_the_application_floor_has_no_sockets_and_parses_nothing(self) -> None:
-        for name, path in self.files.items():
-            if room(name) in APPLICATION:
+    def test_application_code_has_no_sockets_and_parses_nothing(self) -> None:
+        for name, path in self.modules.items():
+            if is_below(name, NO_SOCKETS):
                 known = {each.split(".")[0] for each in imports(path)}
                 self.assertEqual(known & {"socket", "json", "autobahn", "treq"}, set(), name)
 
-    def test_nobody_reads_the_clock_but_the_clock(self) -> None:
-        for name, path in self.files.items():
-            if room(name) not in COMPOSITION:
+    def test_only_composition_reads_the_clock(self) -> None:
+        for name, path in self.modules.items():
+            if not is_below(name, MAY_READ_THE_CLOCK):
                 self.assertNotIn("time", {each.split(".")[0] for each in imports(path)}, name)
 
-    def test_a_module_s_first_word_is_its_floor(self) -> None:
-        words = ["Pure", "Application", "Adapter", "Composition"]
-        for name, path in self.files.items():
-            if room(name) == "ports":
-                continue
-            if room(name) in FAMILIES and first_word(path) == "Pure":
-                self.assertLessEqual(self.ours(path), PURE, name)
-                continue
-            self.assertEqual(first_word(path), words[floor(room(name))], name)
+    def test_every_package_is_in_the_wheel(self) -> None:
+        listed = (ROOT.parent / "setup.cfg").read_text("utf-8").split("packages =")[1]
+        packages = {
+            f"topicsvc.{name}" for name, path in self.modules.items() if path.name == "__init__.py"
+        }
+        self.assertEqual(packages - set(listed.split()), set())

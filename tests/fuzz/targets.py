@@ -39,11 +39,12 @@ from topicsvc.errors import (
 from topicsvc.interfaces import Message
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
 from topicsvc.listening.proxy_protocol import ProxiedFactory
+from topicsvc.strict_json import json_text
 from topicsvc.topics import MAX_NAME, TopicAddress, TopicPattern, Unit
 from topicsvc.validators.introspection_response import read_claims
 from topicsvc.validators.personium import methods
 from topicsvc.validators.propfind import has_topic
-from topicsvc.websocket.messages import json_text, parse_token
+from topicsvc.websocket.messages import parse_token
 
 __all__ = ["CUT", "SEEDS", "TARGETS"]
 

@@ -32,10 +32,10 @@ from tests.integration.support.broker_cases import (
 from tests.integration.support.processes import Shared, until
 from tests.support.broker_contract import BrokerContract, Inbox
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
-from topicsvc.brokers.login import Login
 from topicsvc.brokers.message_text import ascii_json
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Message
+from topicsvc.settings import Login
 from topicsvc.topics import TopicAddress
 
 EMOJI = "\N{GRINNING FACE}"

@@ -47,7 +47,9 @@ from tests.support.fake_unit import (
     redirects_to,
     says_of_collection,
 )
-from topicsvc.config import Config
+from topicsvc.settings import (
+    Config,
+)
 from topicsvc.topics import Unit
 from topicsvc.validators import http_agent
 

@@ -38,8 +38,8 @@ from tests.integration.support.process import Service, environment
 from tests.integration.support.processes import until
 from tests.integration.support.requirements import allow_files, need_files
 from tests.integration.support.topicsvc_process import Subscriber
-from topicsvc.admission.limits import LimitSettings
 from topicsvc.process import memory
+from topicsvc.settings import LimitSettings
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 Test = Generator[Deferred[Any], Any, None]

@@ -19,8 +19,10 @@ from tests.integration.support.validated_service import PATIENCE, JudgedTestCase
 from tests.integration.test_faults import LoopbackResolver
 from tests.support.fake_unit import FakeUnit, Token
 from tests.support.harness import HANDSHAKE, Client
-from topicsvc.config import Config
 from topicsvc.interfaces import Message
+from topicsvc.settings import (
+    Config,
+)
 from topicsvc.topics import CellUrlStyle, TopicAddress, Unit
 
 Test = Generator[Deferred[Any], Any, None]

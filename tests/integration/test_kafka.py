@@ -40,9 +40,9 @@ from tests.integration.support.topicsvc_process import Topicsvc, Unit
 from tests.support.broker_contract import BrokerContract, Inbox
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.options import connection_options
-from topicsvc.brokers.login import Login
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Message
+from topicsvc.settings import Login
 from topicsvc.topics import TopicAddress
 
 shared = Shared(Kafka)

@@ -24,15 +24,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from tests.support.fakes import FakeBroker, FakeValidator, Wall
-from topicsvc.admission.limits import Limits, LimitSettings
+from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
-from topicsvc.interfaces import Message
+from topicsvc.interfaces import Message, Revocation
+from topicsvc.settings import LimitSettings, SessionSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame
-from topicsvc.websocket.server import Connections, Revocation, SessionSettings
+from topicsvc.websocket.server import Connections
 
 EPOCH = 1518612600.0
 """When every test begins: the time in the specification's samples."""

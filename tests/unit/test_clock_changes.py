@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeValidator, Wall
 from tests.support.harness import SEND_PATH, Client, ServiceTestCase
-from topicsvc.admission.limits import LimitSettings
 from topicsvc.process import setup
+from topicsvc.settings import LimitSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.wrappers.cache import Cached
 from topicsvc.websocket.messages import token_request

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from tests.support.fakes import FakeValidator
 from tests.support.harness import SEND_PATH, ServiceTestCase
-from topicsvc.websocket.server import Revocation, SessionSettings
+from topicsvc.interfaces import Revocation
+from topicsvc.settings import SessionSettings
 
 AUTHORIZED = {"Authorization": "Bearer x"}
 

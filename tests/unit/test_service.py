@@ -17,9 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
 from topicsvc import config, demo
-from topicsvc.admission.limits import LimitSettings
 from topicsvc.errors import ConfigError, TokenInactive
 from topicsvc.service import Options, TopicService, makeService
+from topicsvc.settings import LimitSettings
 from topicsvc.validators.local import LocalValidator, make_key, write_key
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"

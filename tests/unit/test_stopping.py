@@ -13,9 +13,13 @@ from tests.support import harness
 from tests.support.fakes import FakeBroker, FakeValidator
 from tests.support.harness import EPOCH, SEND_PATH, ServiceTestCase
 from topicsvc import service
-from topicsvc.config import Config, LocalSettings, StopSettings
 from topicsvc.interfaces import Message
 from topicsvc.service import TopicService
+from topicsvc.settings import (
+    Config,
+    LocalSettings,
+    StopSettings,
+)
 from topicsvc.topics import Unit
 from topicsvc.validators.local import make_key
 

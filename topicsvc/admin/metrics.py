@@ -21,9 +21,10 @@ from twisted.copyright import version as twisted_version
 from topicsvc import __version__
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
-from topicsvc.histogram import CheckTally, Histogram
+from topicsvc.histogram import Histogram
 from topicsvc.interfaces import Broker
 from topicsvc.process.reactor_lag import ReactorLag
+from topicsvc.validators.stats import CheckTally
 from topicsvc.web.site import TopicSite
 from topicsvc.websocket import close_reasons
 from topicsvc.websocket.server import Connections

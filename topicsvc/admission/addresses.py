@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
-__all__ = ["Network", "behind_proxies", "counted_as", "is_within", "parse_network"]
+from topicsvc.settings import Network
 
-Network = IPv4Network | IPv6Network
+__all__ = ["behind_proxies", "counted_as", "is_within", "parse_network"]
+
 
 MAX_KEPT = 4096
 """Addresses whose reading is kept: it costs more than all the counting."""

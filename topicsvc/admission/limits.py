@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import ceil
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from topicsvc.admission.addresses import Network
 from topicsvc.admission.client_quota import Visit
 from topicsvc.admission.token_attempts import Tries
 from topicsvc.interfaces import Grant
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.scheduling.rate_limit import paced
+from topicsvc.settings import LimitSettings
 
-__all__ = ["COUNTED", "COURTESY", "LATE", "RESERVE", "LimitSettings", "Limits"]
+__all__ = ["COUNTED", "COURTESY", "LATE", "RESERVE", "Limits"]
 
 RESERVE = 256
 """File descriptors that are not for clients: those of the broker, of validators, of logs."""
@@ -50,38 +49,6 @@ COUNTED = (
     "allowed_origins",
 )
 """The settings whose refusals are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class LimitSettings:
-    """What an operator may set about bounds; see docs/configuration.md. 0: no bound.
-
-    Attributes:
-        connections: in all; 0: see `Limits.most_connections`.
-        per_address: connections.
-        waiting: connections that have not shown a live token; see `Limits.most_waiting`.
-        waiting_per_address: the same, of one address.
-        accepts_per_second: new connections.
-        failed_tokens_per_minute: of one address, whatever the topic.
-        messages_per_minute: of one session; its pings are counted apart, up to the same number.
-        frames_per_message: that a client's message may be cut into.
-        queued_bytes: for all slow readers together.
-        trusted_proxies: whose forwarded headers are believed.
-        allowed_origins: of pages that may connect, as `topicsvc.admission.origins` writes them;
-            empty: any.
-    """
-
-    connections: int = 0
-    per_address: int = 0
-    waiting: int = 1000
-    waiting_per_address: int = 100
-    accepts_per_second: int = 0
-    failed_tokens_per_minute: int = 30
-    messages_per_minute: int = 60
-    frames_per_message: int = 128
-    queued_bytes: int = 268435456
-    trusted_proxies: tuple[Network, ...] = ()
-    allowed_origins: frozenset[str] = frozenset()
 
 
 class Limits:

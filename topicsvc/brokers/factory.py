@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.endpoints import clientFromString
 
 from topicsvc.brokers.memory import MemoryBroker
-from topicsvc.config import ActiveMQSettings, BrokerSettings, KafkaSettings, MemorySettings
 from topicsvc.errors import ConfigError
 from topicsvc.explain import parser_s_reason
 from topicsvc.interfaces import Broker
+from topicsvc.settings import (
+    ActiveMQSettings,
+    BrokerSettings,
+    KafkaSettings,
+    MemorySettings,
+)
 
 __all__ = ["Carrier", "make_broker"]
 
@@ -29,9 +33,7 @@ class Carrier(Broker, Protocol):
     def stopService(self) -> Any: ...
 
 
-def make_broker(
-    settings: BrokerSettings, reactor: Any, now: Callable[[], float] = time.time
-) -> Carrier:
+def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]) -> Carrier:
     """The broker that the settings ask for.
 
     Raises:

@@ -11,7 +11,7 @@ import codecs
 import re
 
 from topicsvc.errors import InvalidBody
-from topicsvc.websocket.messages import json_text, wrapped_text
+from topicsvc.strict_json import json_text, wrapped_text
 
 __all__ = ["ascii_json", "decode_text", "json_body"]
 

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 
 from topicsvc.cli.terminal import Failed, ascii_url, find_token, reason_in, run_reactor
 from topicsvc.errors import InvalidBody
-from topicsvc.websocket.messages import json_text
+from topicsvc.strict_json import json_text
 
 __all__ = ["post", "run"]
 

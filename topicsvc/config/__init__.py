@@ -19,39 +19,14 @@ from topicsvc.errors import ConfigError
 from topicsvc.settings import (
     DAY,
     MEBIBYTE,
-    ActiveMQSettings,
-    BrokerSettings,
-    CheckSettings,
     Config,
-    IntrospectionSettings,
-    KafkaSettings,
-    LocalSettings,
-    MemorySettings,
-    PersoniumSettings,
     SendSettings,
+    SessionSettings,
     StopSettings,
-    ValidatorSettings,
 )
 from topicsvc.topics import CellUrlStyle, Unit
-from topicsvc.websocket.server import SessionSettings
 
-__all__ = [
-    "ActiveMQSettings",
-    "BrokerSettings",
-    "CheckSettings",
-    "Config",
-    "IntrospectionSettings",
-    "KafkaSettings",
-    "LocalSettings",
-    "MemorySettings",
-    "PersoniumSettings",
-    "SendSettings",
-    "StopSettings",
-    "ValidatorSettings",
-    "load",
-    "read",
-    "read_secret",
-]
+__all__ = ["load", "read", "read_secret"]
 
 Look = Callable[["Config"], Iterable[str]]
 """Says what else is wrong with settings, a line for each, as far as they could be read."""

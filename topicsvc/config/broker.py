@@ -6,11 +6,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from topicsvc.brokers.login import Login
-from topicsvc.config.files import read_line
+from topicsvc.config.files import read_authorities, read_line
 from topicsvc.config.toml_table import Table
-from topicsvc.settings import ActiveMQSettings, BrokerSettings, KafkaSettings, MemorySettings
-from topicsvc.validators.http_agent import read_authorities
+from topicsvc.settings import ActiveMQSettings, BrokerSettings, KafkaSettings, Login, MemorySettings
 
 __all__ = ["read_broker"]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from topicsvc.config import Config
+from topicsvc.settings import (
+    Config,
+)
 
 __all__ = ["Changes", "compare"]
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-__all__ = ["read_line", "read_secret"]
+from OpenSSL.crypto import Error as CryptoError
+from twisted.internet.ssl import Certificate, trustRootFromCertificates
+
+__all__ = ["read_authorities", "read_line", "read_secret"]
 
 
 def read_secret(path: Path) -> str:
@@ -30,3 +34,23 @@ def read_line(path: Path) -> str:
     if not secret.isprintable():
         raise ValueError("not one line of printable text")
     return secret
+
+
+_PEM_END = b"-----END CERTIFICATE-----"
+
+
+def read_authorities(path: Path) -> Any:
+    """Read the certificates, in PEM, of the authorities to trust instead of the system's.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: there is no certificate in it.
+    """
+    *blocks, _ = path.read_bytes().split(_PEM_END)
+    try:
+        certificates = [Certificate.loadPEM(block + _PEM_END + b"\n") for block in blocks]
+    except (CryptoError, ValueError):
+        raise ValueError("a certificate in it cannot be read") from None
+    if not certificates:
+        raise ValueError("no certificate in PEM is in it")
+    return trustRootFromCertificates(certificates)

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from topicsvc.admission.addresses import parse_network
-from topicsvc.admission.limits import LimitSettings
 from topicsvc.admission.origins import parse_origin
 from topicsvc.config.toml_table import Table
-from topicsvc.settings import MEBIBYTE
+from topicsvc.settings import MEBIBYTE, LimitSettings
 
 __all__ = ["read_limits"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from topicsvc.config.files import read_secret
+from topicsvc.config.files import read_authorities, read_secret
 from topicsvc.config.toml_table import Table
 from topicsvc.config.topics import read_topics
 from topicsvc.settings import (
@@ -16,11 +16,10 @@ from topicsvc.settings import (
     IntrospectionSettings,
     LocalSettings,
     PersoniumSettings,
+    Rule,
     ValidatorSettings,
 )
 from topicsvc.topics import CellUrlStyle, Unit
-from topicsvc.validators.http_agent import read_authorities
-from topicsvc.validators.introspection import Rule
 from topicsvc.validators.local import RIGHTS, read_key
 
 __all__ = ["CELL_URLS", "kind_of", "read_checks", "read_validator"]

@@ -7,14 +7,18 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from topicsvc.config import Config, IntrospectionSettings, PersoniumSettings
-from topicsvc.histogram import CheckTally
-from topicsvc.interfaces import TokenValidator
+from topicsvc.interfaces import Revocation, TokenValidator
+from topicsvc.settings import (
+    Config,
+    IntrospectionSettings,
+    PersoniumSettings,
+)
 from topicsvc.validators.http_agent import JudgeAgent
 from topicsvc.validators.http_client import Asker
 from topicsvc.validators.introspection import IntrospectionValidator
 from topicsvc.validators.local import LocalValidator
 from topicsvc.validators.personium import PersoniumValidator
+from topicsvc.validators.stats import CheckTally
 from topicsvc.validators.wrappers.cache import Cached
 from topicsvc.validators.wrappers.concurrency import Limited
 from topicsvc.validators.wrappers.measured import Counted
@@ -22,7 +26,6 @@ from topicsvc.validators.wrappers.outage_log import Outages
 from topicsvc.validators.wrappers.single_flight import Shared
 from topicsvc.validators.wrappers.timeout import InTime
 from topicsvc.validators.wrappers.topic_filter import ExistingTopics
-from topicsvc.websocket.server import Revocation
 
 __all__ = ["Judge"]
 

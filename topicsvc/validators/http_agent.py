@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from OpenSSL.crypto import Error as CryptoError
 from twisted.internet._sslverify import ClientTLSOptions
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
@@ -17,10 +15,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import ClientFactory
 from twisted.internet.ssl import (
-    Certificate,
     CertificateOptions,
     platformTrust,
-    trustRootFromCertificates,
 )
 from twisted.python.failure import Failure
 from twisted.web.client import (
@@ -37,7 +33,7 @@ from zope.interface import implementer
 from topicsvc.validators.http_client import MAX_BODY
 from topicsvc.validators.resolver import SparingReactor
 
-__all__ = ["MAX_ANSWER", "JudgeAgent", "read_authorities"]
+__all__ = ["MAX_ANSWER", "JudgeAgent"]
 
 MAX_ANSWER = 2 * MAX_BODY
 """Most bytes that one answer may take on the wire, with its head and its chunks' frames."""
@@ -48,27 +44,9 @@ IDLE_TIMEOUT = 15
 Where cells have hosts of their own a connection serves one cell alone, so none is kept long.
 """
 
-_PEM_END = b"-----END CERTIFICATE-----"
 
 _MOST_OPENED = 1000
 """Connections after which the pool starts afresh: it forgets no host that it has ever seen."""
-
-
-def read_authorities(path: Path) -> Any:
-    """Read the certificates, in PEM, of the authorities to trust instead of the system's.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: there is no certificate in it.
-    """
-    *blocks, _ = path.read_bytes().split(_PEM_END)
-    try:
-        certificates = [Certificate.loadPEM(block + _PEM_END + b"\n") for block in blocks]
-    except (CryptoError, ValueError):
-        raise ValueError("a certificate in it cannot be read") from None
-    if not certificates:
-        raise ValueError("no certificate in PEM is in it")
-    return trustRootFromCertificates(certificates)
 
 
 @implementer(IAgent)

@@ -7,39 +7,18 @@ without a rule there is no right.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred, inlineCallbacks
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.interfaces import Grant
-from topicsvc.topics import TopicAddress, TopicPattern
+from topicsvc.settings import Rule
+from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import Answer, Asker, basic, bearer
 from topicsvc.validators.introspection_response import Claims, read_claims
 
-__all__ = ["IntrospectionValidator", "Rule"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a scope is good for.
-
-    Attributes:
-        scope: one scope of a token.
-        topics: where.
-        may: ``receive``, ``send`` or both.
-    """
-
-    scope: str
-    topics: tuple[TopicPattern, ...]
-    may: frozenset[str]
-
-    def rights(self, scopes: frozenset[str], topic: TopicAddress) -> frozenset[str]:
-        """What this rule lets a token with `scopes` do on `topic`."""
-        if self.scope in scopes and any(pattern.matches(topic) for pattern in self.topics):
-            return self.may
-        return frozenset()
+__all__ = ["IntrospectionValidator"]
 
 
 class IntrospectionValidator:

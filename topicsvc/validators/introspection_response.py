@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.websocket.messages import no_constant, unique
+from topicsvc.strict_json import no_constant, unique
 
 __all__ = ["LATEST", "Claims", "read_claims"]
 

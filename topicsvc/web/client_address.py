@@ -9,9 +9,9 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.web.http_headers import Headers
 
-from topicsvc.admission.addresses import Network, behind_proxies, is_within
+from topicsvc.admission.addresses import behind_proxies, is_within
 from topicsvc.admission.client_quota import Visit
-from topicsvc.admission.limits import LimitSettings
+from topicsvc.settings import LimitSettings, Network
 
 __all__ = ["arriving_host", "recognize"]
 

@@ -27,11 +27,12 @@ from topicsvc.errors import (
     Unavailable,
 )
 from topicsvc.interfaces import Broker, Grant, Message, TokenValidator
+from topicsvc.strict_json import json_text
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import responses
 from topicsvc.web.responses import ApiError, answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import SEND_METHODS, TopicRequest
-from topicsvc.websocket.messages import MAX_TOKEN, json_text
+from topicsvc.websocket.messages import MAX_TOKEN
 
 __all__ = ["MAX_UNDER_WAY", "SendResource"]
 

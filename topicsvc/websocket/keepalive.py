@@ -1,23 +1,11 @@
-"""Pure: who is pinged now, and who has left too many pings unanswered.
-
-One wheel turns for all connections. It has 60 slots; a connection stays in the slot that
-was under the needle when it opened, so that pings are spread over the interval as the
-connections were, and 50,000 of them need one timer.
-"""
+"""Pure: who is pinged now, and who has left too many pings unanswered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+__all__ = ["Pulse"]
 
-__all__ = ["SLOTS", "Pulse", "Wheel"]
-
-SLOTS = 60
-"""How many beats of the wheel make one ping interval."""
 
 _SEQUENCE_BYTES = 4
-
-T = TypeVar("T")
 
 
 class Pulse:
@@ -54,40 +42,3 @@ class Pulse:
         if is_answer:
             self._answered = self._sent
         return is_answer
-
-
-class Wheel(Generic[T]):
-    """Members spread over slots; each turn of the needle yields one slot's members."""
-
-    __slots__ = ("_needle", "_slot_of", "_slots")
-
-    def __init__(self) -> None:
-        self._slots: list[dict[T, None]] = [{} for _ in range(SLOTS)]
-        self._slot_of: dict[T, int] = {}
-        self._needle = 0
-
-    def __len__(self) -> int:
-        return len(self._slot_of)
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(tuple(self._slot_of))
-
-    def add(self, member: T, ahead: int = 0) -> None:
-        """Put `member` under the needle: its turn comes after `SLOTS` turns.
-
-        With `ahead` it comes after that many turns, and then every `SLOTS`.
-        """
-        slot = (self._needle + ahead) % SLOTS
-        self._slots[slot][member] = None
-        self._slot_of[member] = slot
-
-    def discard(self, member: T) -> None:
-        """Take `member` out, if it is in."""
-        slot = self._slot_of.pop(member, None)
-        if slot is not None:
-            del self._slots[slot][member]
-
-    def turn(self) -> tuple[T, ...]:
-        """Move the needle to the next slot and return who is in it."""
-        self._needle = (self._needle + 1) % SLOTS
-        return tuple(self._slots[self._needle])

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
-from topicsvc.errors import InvalidBody, InvalidMessage
+from topicsvc.errors import InvalidMessage
 from topicsvc.interfaces import Message
+from topicsvc.settings import Timestamps
+from topicsvc.strict_json import compact, no_constant, skip_number, unique
 
 __all__ = [
     "INVALID_MESSAGE",
@@ -20,21 +22,15 @@ __all__ = [
     "SERVICE_UNAVAILABLE",
     "SESSION_EXPIRED",
     "TOKEN_INACTIVE",
-    "Timestamps",
     "data_frame",
     "error_reply",
-    "json_text",
-    "no_constant",
     "parse_token",
     "pong_frame",
     "success_reply",
     "text_frame",
     "token_request",
-    "unique",
-    "wrapped_text",
 ]
 
-Timestamps = Literal["seconds", "milliseconds"]
 
 TOKEN_INACTIVE = "Token inactive"
 INVALID_MESSAGE = "Invalid message"
@@ -49,40 +45,14 @@ MAX_SENDERS = 1024
 
 _TOKEN_KEY = "AccessToken"
 _TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
-_JSON_BLANKS = b" \t\n\r"
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its members, for `json`'s ``object_pairs_hook``.
-
-    Raises:
-        ValueError: a key stands twice: readers differ in which they take (RFC 8259, section 4).
-    """
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a key stands twice")
-    return members
-
-
-def no_constant(name: str) -> Any:
-    """Refuse ``NaN`` and ``Infinity``, for `json`'s ``parse_constant``.
-
-    Raises:
-        ValueError: always.
-    """
-    raise ValueError(f"{name} is not JSON")
-
-
-def _number(_: str) -> int:
-    """Stand for any number: none is ever used, and a long one is slow to convert."""
-    return 0
 
 
 _request_decoder = json.JSONDecoder(
-    object_pairs_hook=unique, parse_int=_number, parse_float=_number, parse_constant=no_constant
+    object_pairs_hook=unique,
+    parse_int=skip_number,
+    parse_float=skip_number,
+    parse_constant=no_constant,
 )
-_body_decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=no_constant)
-_encoder = json.JSONEncoder(separators=(",", ":"))
 
 
 def parse_token(payload: bytes) -> str:
@@ -106,7 +76,7 @@ def parse_token(payload: bytes) -> str:
 
 def token_request(token: str) -> bytes:
     """The message that presents `token`: what a client sends."""
-    return _compact({_TOKEN_KEY: token})
+    return compact({_TOKEN_KEY: token})
 
 
 def success_reply(expires_in: int, now: float, timestamps: Timestamps) -> bytes:
@@ -128,27 +98,7 @@ def error_reply(reason: str, now: float, timestamps: Timestamps) -> bytes:
 
 def _reply(members: dict[str, Any], now: float, timestamps: Timestamps) -> bytes:
     members["Timestamp"] = int(now if timestamps == "seconds" else now * 1000)
-    return text_frame(_compact(members))
-
-
-def json_text(body: bytes) -> bytes:
-    """Check that `body` is one JSON value in UTF-8; return it without the blanks around it.
-
-    The value is never written anew, so numbers, key order and duplicates stay as they are.
-
-    Raises:
-        InvalidBody: it is not, or it nests deeper than the parser can follow.
-    """
-    try:
-        _body_decoder.decode(body.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidBody("not one JSON value in UTF-8") from error
-    return body.strip(_JSON_BLANKS)
-
-
-def wrapped_text(text: str) -> bytes:
-    """The body that carries a broker's text which is not JSON: ``{"content":"..."}``."""
-    return _compact({"content": text})
+    return text_frame(compact(members))
 
 
 def data_frame(message: Message) -> bytes:
@@ -174,7 +124,3 @@ def text_frame(payload: bytes) -> bytes:
 def pong_frame(payload: bytes) -> bytes:
     """One unmasked pong that holds `payload`, at most 125 bytes."""
     return b"\x8a%c%s" % (len(payload), payload)
-
-
-def _compact(members: dict[str, Any]) -> bytes:
-    return _encoder.encode(members).encode("ascii")

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from topicsvc.websocket.keepalive import SLOTS, Wheel
+from topicsvc.scheduling.timing_wheel import SLOTS, Wheel
 
 __all__ = ["Rechecks"]
 

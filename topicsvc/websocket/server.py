@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
@@ -18,55 +17,19 @@ from topicsvc.admission.client_quota import Visit
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
 from topicsvc.delivery.slow_consumers import Backlog
-from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.interfaces import Grant, Revocation, TokenValidator
 from topicsvc.scheduling.deadlines import Deadlines
+from topicsvc.scheduling.timing_wheel import SLOTS, Wheel
+from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.connection import TopicProtocol
-from topicsvc.websocket.keepalive import SLOTS, Wheel
-from topicsvc.websocket.messages import Timestamps
 from topicsvc.websocket.revalidation import Rechecks
 from topicsvc.websocket.session_log import Journal
 
-__all__ = ["CLOSE_TIMEOUT", "Connections", "Revocation", "SessionSettings"]
+__all__ = ["CLOSE_TIMEOUT", "Connections"]
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """What an operator may set about a session; see docs/configuration.md.
-
-    Attributes:
-        token_timeout: seconds to present a live token.
-        ping_interval: seconds between two pings of a connection.
-        ping_limit: unanswered pings in a row that end it.
-        max_message: most bytes of a client's message.
-        send_queue: most bytes that wait for one slow reader.
-        timestamps: the unit of ``Timestamp`` in replies.
-    """
-
-    token_timeout: float = 60
-    ping_interval: float = 60
-    ping_limit: int = 10
-    max_message: int = 65536
-    send_queue: int = 1048576
-    timestamps: Timestamps = "seconds"
-
-
-@dataclass(frozen=True, slots=True)
-class Revocation:
-    """How it is noticed that the token of a live session was revoked.
-
-    Attributes:
-        validator: says what holds now.
-        interval: seconds between two checks of a session.
-        at_once: sessions that are checked at the same time.
-    """
-
-    validator: TokenValidator
-    interval: float
-    at_once: int
 
 
 class Connections(Service):

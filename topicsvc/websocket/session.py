@@ -23,6 +23,7 @@ from math import floor
 
 from topicsvc.errors import InvalidMessage
 from topicsvc.interfaces import Grant
+from topicsvc.settings import Timestamps
 from topicsvc.websocket import messages
 
 __all__ = [
@@ -146,9 +147,7 @@ class Session:
         "keeps_token",
     )
 
-    def __init__(
-        self, timestamps: messages.Timestamps = "seconds", keeps_token: bool = False
-    ) -> None:
+    def __init__(self, timestamps: Timestamps = "seconds", keeps_token: bool = False) -> None:
         self._timestamps = timestamps
         self.keeps_token = keeps_token
         self._state = State.AWAITING

@@ -18,8 +18,8 @@ from twisted.web.server import Site
 from tests.support.fake_unit import PASSWORD, USERNAME, FakeUnit, Token, Trap
 from tests.support.harness import Client
 from topicsvc import config
-from topicsvc.admission.limits import LimitSettings
 from topicsvc.service import TopicService
+from topicsvc.settings import LimitSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.send import SendResource

@@ -12,12 +12,12 @@ from tests.support.harness import SEND_PATH, SENDER, TOPIC, Client, ServiceTestC
 from topicsvc import __version__
 from topicsvc.admin.metrics import Metrics, Sources
 from topicsvc.admin.site import AdminSite, AdminTree
-from topicsvc.histogram import CheckTally
 from topicsvc.interfaces import Losses, Message
 from topicsvc.process.reactor_lag import INTERVAL, ReactorLag
+from topicsvc.settings import SessionSettings
+from topicsvc.validators.stats import CheckTally
 from topicsvc.validators.wrappers.measured import Counted
 from topicsvc.websocket import close_reasons
-from topicsvc.websocket.server import SessionSettings
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 

@@ -9,8 +9,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeValidator
 from topicsvc.admission.client_quota import Visit
-from topicsvc.admission.limits import COUNTED, COURTESY, LATE, Limits, LimitSettings
+from topicsvc.admission.limits import (
+    COUNTED,
+    COURTESY,
+    LATE,
+    Limits,
+)
 from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
+from topicsvc.settings import LimitSettings
 from topicsvc.topics import TopicAddress
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")

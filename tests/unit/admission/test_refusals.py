@@ -21,10 +21,10 @@ from tests.support.harness import (
     ServiceTestCase,
 )
 from topicsvc.admission.addresses import parse_network
-from topicsvc.admission.limits import COURTESY, LATE, LimitSettings
+from topicsvc.admission.limits import COURTESY, LATE
 from topicsvc.listening.proxy_protocol import ProxiedFactory
+from topicsvc.settings import LimitSettings, SessionSettings
 from topicsvc.web import site
-from topicsvc.websocket.server import SessionSettings
 from topicsvc.websocket.session import MAX_WAITING_BYTES
 
 ANN, BOB = "192.0.2.1", "192.0.2.2"

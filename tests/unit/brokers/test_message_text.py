@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.brokers.message_text import ascii_json, decode_text, json_body
-from topicsvc.websocket.messages import json_text
+from topicsvc.strict_json import json_text
 
 java_strings = st.text(st.characters(codec=None))
 json_values = st.recursive(

@@ -27,7 +27,7 @@ from tests.integration.support.certificates import Authority
 from topicsvc import config
 from topicsvc.cli.doctor import probe
 from topicsvc.cli.doctor.endpoints import EndpointTrials
-from topicsvc.cli.doctor.round_trip import Finding
+from topicsvc.cli.doctor.report import Finding
 from topicsvc.listening.listener import Listener
 from topicsvc.validators.local import make_key, write_key
 

@@ -10,19 +10,19 @@ from tests.integration.support.certificates import Authority
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.options import connection_options
-from topicsvc.brokers.login import Login
 from topicsvc.brokers.memory import MemoryBroker
-from topicsvc.config import (
+from topicsvc.config import broker as broker_table
+from topicsvc.config import load
+from topicsvc.errors import ConfigError
+from topicsvc.service import TopicService
+from topicsvc.settings import (
     ActiveMQSettings,
     BrokerSettings,
     Config,
     KafkaSettings,
+    Login,
     MemorySettings,
-    load,
 )
-from topicsvc.config import broker as broker_table
-from topicsvc.errors import ConfigError
-from topicsvc.service import TopicService
 from topicsvc.validators.local import make_key, write_key
 
 

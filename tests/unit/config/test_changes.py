@@ -7,18 +7,18 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.config import (
+from topicsvc.config.changes import Changes, compare
+from topicsvc.settings import (
     ActiveMQSettings,
     CheckSettings,
     Config,
     LocalSettings,
     PersoniumSettings,
     SendSettings,
+    SessionSettings,
     StopSettings,
 )
-from topicsvc.config.changes import Changes, compare
 from topicsvc.topics import TopicPattern, Unit
-from topicsvc.websocket.server import SessionSettings
 
 UNIT = Unit("https://unit1.example/")
 OLD = Config(("tcp:1",), UNIT, PersoniumSettings(UNIT, "u", "secret"))

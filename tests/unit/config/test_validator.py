@@ -9,11 +9,15 @@ from twisted.trial.unittest import TestCase
 
 from tests.integration.support.certificates import Authority
 from topicsvc import config
-from topicsvc.config import CheckSettings, IntrospectionSettings, PersoniumSettings
 from topicsvc.errors import ConfigError
 from topicsvc.service import TopicService
+from topicsvc.settings import (
+    CheckSettings,
+    IntrospectionSettings,
+    PersoniumSettings,
+    Rule,
+)
 from topicsvc.topics import TopicAddress, TopicPattern
-from topicsvc.validators.introspection import Rule
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.validators.wrappers.cache import Cached
 from topicsvc.validators.wrappers.single_flight import Shared

@@ -8,8 +8,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.unit.delivery.test_send_queue import FakeOutbound
-from topicsvc.admission.limits import Limits, LimitSettings
+from topicsvc.admission.limits import Limits
 from topicsvc.delivery.slow_consumers import Backlog
+from topicsvc.settings import LimitSettings
 
 
 class BacklogTests(SynchronousTestCase):

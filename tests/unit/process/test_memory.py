@@ -7,7 +7,7 @@ from pathlib import Path
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc import heap
+from topicsvc.process import memory
 from topicsvc.process.memory import INTERVAL, MANY, Ebb
 
 
@@ -73,9 +73,9 @@ class HeapTests(SynchronousTestCase):
         last = blocks[-1]
         del blocks
         before = resident()
-        heap.trim()
+        memory.trim()
         self.assertGreater(before - resident(), 20_000_000, len(last))
 
     def test_where_there_is_no_such_thing_nothing_happens(self) -> None:
-        self.patch(heap, "_MALLOC_TRIM", None)
-        heap.trim()
+        self.patch(memory, "_MALLOC_TRIM", None)
+        memory.trim()

@@ -35,9 +35,10 @@ from tests.support.fake_unit import (
 )
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant
+from topicsvc.settings import Rule
 from topicsvc.topics import TopicAddress, TopicPattern, Unit
 from topicsvc.validators.http_client import MAX_BODY, Asker, basic
-from topicsvc.validators.introspection import IntrospectionValidator, Rule
+from topicsvc.validators.introspection import IntrospectionValidator
 from topicsvc.validators.personium import PersoniumValidator, methods
 
 TOPIC = TopicAddress("cell1", "box1", ("dir", "col"), "name")

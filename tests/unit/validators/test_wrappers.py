@@ -11,9 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeValidator, Question
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
-from topicsvc.histogram import CheckTally
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress
+from topicsvc.validators.stats import CheckTally
 from topicsvc.validators.verdicts import together
 from topicsvc.validators.wrappers.cache import Cached
 from topicsvc.validators.wrappers.concurrency import PATIENCE, Limited

@@ -20,7 +20,8 @@ from tests.support.harness import (
     MemoryTransport,
     ServiceTestCase,
 )
-from topicsvc.admission.limits import COURTESY, LimitSettings
+from topicsvc.admission.limits import COURTESY
+from topicsvc.settings import LimitSettings
 from topicsvc.web import site
 from topicsvc.websocket.messages import token_request
 from topicsvc.websocket.server import CLOSE_TIMEOUT

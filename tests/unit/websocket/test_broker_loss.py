@@ -16,9 +16,10 @@ from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
 from topicsvc.interfaces import Message
+from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.messages import data_frame, token_request
-from topicsvc.websocket.server import Connections, SessionSettings
+from topicsvc.websocket.server import Connections
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 OTHER = TopicAddress("cell1", "box1", ("col",), "other")

@@ -10,7 +10,7 @@ from twisted.logger import globalLogPublisher
 
 from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.interfaces import Message
-from topicsvc.websocket.server import SessionSettings
+from topicsvc.settings import SessionSettings
 
 
 class SessionTableTests(ServiceTestCase):

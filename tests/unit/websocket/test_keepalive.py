@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.websocket.keepalive import SLOTS, Pulse, Wheel
+from topicsvc.scheduling.timing_wheel import SLOTS, Wheel
+from topicsvc.websocket.keepalive import Pulse
 
 
 class PulseTests(SynchronousTestCase):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from topicsvc import strict_json
 from topicsvc.errors import InvalidBody, InvalidMessage
 from topicsvc.interfaces import Message
 from topicsvc.topics import TopicAddress
@@ -81,7 +82,7 @@ class GoldenTests(SynchronousTestCase):
 
     def test_text_that_is_not_json_is_wrapped(self) -> None:
         for text in ("hello", 'quote " and \\', "\0", "\N{GRINNING FACE}", "\ud800", ""):
-            self.assertEqual(json.loads(messages.wrapped_text(text)), {"content": text})
+            self.assertEqual(json.loads(strict_json.wrapped_text(text)), {"content": text})
 
 
 class TokenTests(SynchronousTestCase):
@@ -157,8 +158,8 @@ class BodyTests(SynchronousTestCase):
             b"9" * 5000,
         ):
             with self.subTest(body=body[:60]):
-                self.assertEqual(messages.json_text(body), body)
-                self.assertEqual(messages.json_text(b" \r\n\t" + body + b"\n"), body)
+                self.assertEqual(strict_json.json_text(body), body)
+                self.assertEqual(strict_json.json_text(b" \r\n\t" + body + b"\n"), body)
 
     def test_bodies_that_are_not_one_json_value(self) -> None:
         for body in (
@@ -180,7 +181,7 @@ class BodyTests(SynchronousTestCase):
             b'"\xed\xa0\x80"',
         ):
             with self.subTest(body=body[:20]), self.assertRaises(InvalidBody):
-                messages.json_text(body)
+                strict_json.json_text(body)
 
     @given(json_values, st.booleans())
     def test_every_json_value_passes(self, value: object, ascii_only: bool) -> None:
@@ -188,6 +189,6 @@ class BodyTests(SynchronousTestCase):
             body = json.dumps(value, ensure_ascii=ascii_only).encode()
         except UnicodeEncodeError:
             return
-        self.assertEqual(messages.json_text(body), body.strip(b" \t\r\n"))
+        self.assertEqual(strict_json.json_text(body), body.strip(b" \t\r\n"))
         frame = messages.data_frame(Message(TOPIC, 'https://x/"\n', body))
         self.assertEqual(json.loads(payload_of(frame)), {"From": 'https://x/"\n', "Body": value})

@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.interfaces import Message
+from topicsvc.settings import SessionSettings
 from topicsvc.websocket import close_reasons
-from topicsvc.websocket.server import SessionSettings
 
 PROTOCOL = Path(__file__).parents[3] / "docs" / "protocol.md"
 

@@ -24,11 +24,11 @@ from topicsvc.brokers.activemq.echoes import Expected
 from topicsvc.brokers.activemq.stomp_client import Link
 from topicsvc.brokers.activemq.stomp_frames import Frame
 from topicsvc.brokers.in_flight import Answered, UnderWay
-from topicsvc.brokers.login import Login
 from topicsvc.brokers.message_text import ascii_json, json_body
 from topicsvc.brokers.subscriptions import Deliver, Listeners, Lost, Topic
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.settings import Login
 from topicsvc.topics import TopicAddress
 
 __all__ = ["TIME_TO_LIVE", "ActiveMQBroker"]

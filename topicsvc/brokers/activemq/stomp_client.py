@@ -38,9 +38,9 @@ from topicsvc.brokers.activemq.stomp_frames import (
     parse_heart_beat,
 )
 from topicsvc.brokers.in_flight import Answered
-from topicsvc.brokers.login import Login
 from topicsvc.errors import BrokerUnavailable, StompError
 from topicsvc.scheduling.deadlines import Deadlines
+from topicsvc.settings import Login
 
 __all__ = ["Connection", "Link", "LinkOwner"]
 

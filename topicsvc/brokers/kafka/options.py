@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from topicsvc.brokers.login import Login
+from topicsvc.settings import Login
 
 __all__ = ["CONSUMER", "PRODUCER", "Options", "connection_options", "is_topic_name"]
 

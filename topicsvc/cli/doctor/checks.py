@@ -14,21 +14,22 @@ from twisted.internet.task import deferLater
 from topicsvc.admission.limits import RESERVE
 from topicsvc.brokers.factory import make_broker
 from topicsvc.cli.doctor.endpoints import EndpointTrials
-from topicsvc.cli.doctor.round_trip import PATIENCE, Journey, Teller
-from topicsvc.config import (
+from topicsvc.cli.doctor.report import Teller
+from topicsvc.cli.doctor.round_trip import PATIENCE, Journey
+from topicsvc.errors import TokenInactive, ValidatorUnavailable
+from topicsvc.explain import reason_of
+from topicsvc.listening.endpoints import is_tls
+from topicsvc.settings import (
     IntrospectionSettings,
     LocalSettings,
     MemorySettings,
     PersoniumSettings,
 )
-from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.explain import reason_of
-from topicsvc.histogram import CheckTally
-from topicsvc.listening.endpoints import is_tls
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.factory import Judge
 from topicsvc.validators.http_client import NO_ADDRESS
 from topicsvc.validators.personium import PersoniumValidator
+from topicsvc.validators.stats import CheckTally
 
 __all__ = ["Trials"]
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from topicsvc import config
 from topicsvc.cli.doctor.checks import Trials
-from topicsvc.cli.doctor.round_trip import Finding
+from topicsvc.cli.doctor.report import Finding
 from topicsvc.cli.terminal import Failed, find_token, run_reactor, say
 from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.options import endpoint_problems

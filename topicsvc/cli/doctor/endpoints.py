@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 
 from topicsvc.cli.doctor.probe import knock
-from topicsvc.cli.doctor.round_trip import Teller
+from topicsvc.cli.doctor.report import Teller
 from topicsvc.explain import reason_of
 from topicsvc.listening.certificates import Rehearsal
 from topicsvc.listening.endpoints import is_systemd

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from autobahn.twisted.websocket import WebSocketClientFactory
 from twisted.internet.defer import Deferred
@@ -16,71 +14,22 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from topicsvc.cli.doctor.report import Teller
 from topicsvc.cli.send import post
 from topicsvc.cli.subscribe import Subscriber
-from topicsvc.config import Config, StopSettings
 from topicsvc.errors import TokenInactive, TopicNotFound, Unavailable
 from topicsvc.interfaces import Grant
 from topicsvc.service import TopicService
+from topicsvc.settings import StopSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import AsciiUrl
 
-__all__ = ["PATIENCE", "Finding", "Journey", "Teller"]
+__all__ = ["PATIENCE", "Journey"]
 
 PATIENCE = 15.0
 """Seconds for a broker to come up, and for a message to arrive."""
 
 _LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one trial has shown.
-
-    Attributes:
-        level: whether that is good.
-        what: what was tried, as an operator knows it.
-        text: what was seen, and what to do about it.
-    """
-
-    level: Literal["ok", "warn", "FAIL"]
-    what: str
-    text: str
-
-
-class Teller:
-    """Tries something and tells what it has found.
-
-    Args:
-        settings: what to try.
-        reactor: tries it.
-        tell: takes each finding.
-        now: the time of day, in seconds since the epoch.
-    """
-
-    def __init__(
-        self,
-        settings: Config,
-        reactor: Any,
-        tell: Callable[[Finding], None],
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._settings = settings
-        self._now = now
-        self._reactor = reactor
-        self.tell = tell
-
-    def ok(self, what: str, text: str) -> None:
-        """It is good."""
-        self.tell(Finding("ok", what, text))
-
-    def warn(self, what: str, text: str) -> None:
-        """It is good, or cannot be seen, and somebody should look at it."""
-        self.tell(Finding("warn", what, text))
-
-    def fail(self, what: str, text: str) -> None:
-        """It does not work."""
-        self.tell(Finding("FAIL", what, text))
 
 
 class Journey(Teller):

@@ -11,9 +11,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from topicsvc.errors import TokenInactive
-from topicsvc.histogram import CheckTally
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
+from topicsvc.validators.stats import CheckTally
 
 __all__ = ["MAX_KEPT", "Cached"]
 

@@ -9,9 +9,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from topicsvc.errors import TokenInactive, Unavailable
-from topicsvc.histogram import CheckTally
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
+from topicsvc.validators.stats import CheckTally
 
 __all__ = ["Counted"]
 
@@ -47,7 +47,7 @@ class Counted:
 
 
 def _outcome(result: Grant | Failure) -> str:
-    """One of `topicsvc.histogram.OUTCOMES`."""
+    """One of `topicsvc.stats.OUTCOMES`."""
     if not isinstance(result, Failure):
         return "granted"
     for kind, outcome in (

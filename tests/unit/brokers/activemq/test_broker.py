@@ -15,9 +15,9 @@ from topicsvc.brokers import in_flight, subscriptions
 from topicsvc.brokers.activemq import broker, stomp_client
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.activemq.stomp_frames import Frame
-from topicsvc.brokers.login import Login
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Message, Subscription
+from topicsvc.settings import Login
 from topicsvc.topics import TopicAddress
 
 NOTICED = 20

@@ -75,7 +75,7 @@ class _ClosedLoop(ABC):
         self.target = target
         self.subscribers = subscribers
         self.counter = _Counter(subscribers, target.frame)
-        self.under_way = 0
+        self.in_flight = 0
 
     @abstractmethod
     def next(self, now: float) -> bytes:
@@ -112,10 +112,10 @@ class _ClosedLoop(ABC):
                 ending = True
                 figures.seconds = now - measured_from
                 figures.idle = (waited - first_waited) / figures.seconds
-            while not ending and idle and self.under_way < in_flight:
-                self.under_way += 1
+            while not ending and idle and self.in_flight < in_flight:
+                self.in_flight += 1
                 idle.popleft().sendall(self.next(time.perf_counter()))
-            if ending and not self.under_way:
+            if ending and not self.in_flight:
                 break
             before = time.perf_counter()
             events = poll.poll(WAIT)
@@ -131,7 +131,7 @@ class _ClosedLoop(ABC):
                     _look_at(sender.recv(4096))
                     idle.append(sender)
             now = time.perf_counter()
-            self.under_way -= len(complete)
+            self.in_flight -= len(complete)
             if measuring and not ending:
                 figures.latencies += [now - sent_at for sent_at in complete]
             if target.by_websocket and not idle:

@@ -21,7 +21,7 @@ from bench.message import SENDER, body
 from bench.sessions import pin
 from topicsvc import config
 from topicsvc.interfaces import Message
-from topicsvc.process.setup import keep_steady, spare_the_garbage_collector
+from topicsvc.process.setup import tune_gc, use_monotonic_clock
 from topicsvc.service import TopicService
 from topicsvc.topics import TopicAddress
 
@@ -54,11 +54,11 @@ def main() -> None:
     pin(0)
     log = open(sys.argv[1] + ".log", "w")  # noqa: SIM115 - open for the life of the process
     globalLogBeginner.beginLoggingTo([textFileLogObserver(log)], redirectStandardIO=False)
-    keep_steady(reactor)
+    use_monotonic_clock(reactor)
     service = TopicService(config.read(Path(sys.argv[1])), reactor)
     service.privilegedStartService()
     service.startService()
-    spare_the_garbage_collector()
+    tune_gc()
     control = Factory.forProtocol(Control)
     control.broker = service.broker
     ports = [port.getHost().port for port in service.ports]

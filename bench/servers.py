@@ -47,7 +47,7 @@ class Topicsvc:
             kind = "local"
             key_file = "{directory}/token.key"
             [limits]
-            waiting_per_address = 0
+            unauthenticated_per_address = 0
             messages_per_minute = 0
             """
         )

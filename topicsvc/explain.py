@@ -9,10 +9,10 @@ from service_identity import VerificationError
 from twisted.internet.error import CannotListenError
 from twisted.python.filepath import UnlistableError
 
-__all__ = ["parser_s_reason", "reason_of"]
+__all__ = ["explain", "explain_endpoint_error"]
 
 _COLONS = r"; a colon that belongs to a value is written \\:"
-_PYTHON_S_WORDS = [
+_PARSER_MESSAGES = [
     (re.compile(pattern), words)
     for pattern, words in (
         (r"invalid literal for int\(\) with base \d+: (.*)", r"\1 is no number"),
@@ -26,17 +26,17 @@ _PYTHON_S_WORDS = [
 """What a parser of endpoints says to a wrong one is meant for programmers."""
 
 
-def parser_s_reason(error: BaseException) -> str:
+def explain_endpoint_error(error: BaseException) -> str:
     """Why an endpoint string cannot be parsed, for those who have written it."""
-    reason = reason_of(error)
-    for pattern, words in _PYTHON_S_WORDS:
+    reason = explain(error)
+    for pattern, words in _PARSER_MESSAGES:
         found = pattern.fullmatch(reason)
         if found is not None:
             return found.expand(words)
     return reason
 
 
-def reason_of(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """An exception's reason, in words where it has some."""
     reasons = getattr(error, "reasons", None)
     while reasons:  # an HTTP client's, around what was wrong

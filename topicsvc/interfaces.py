@@ -38,7 +38,7 @@ class Grant:
     may_receive: bool
     may_send: bool
 
-    def is_over(self, now: float) -> bool:
+    def is_expired(self, now: float) -> bool:
         """Whether it is void at `now`, the time of day in seconds since the epoch."""
         return self.expires_at <= now
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -12,7 +13,7 @@ from topicsvc import __version__, config, demo
 from topicsvc.brokers.factory import make_broker
 from topicsvc.errors import ConfigError
 from topicsvc.listening.listener import endpoint_problem
-from topicsvc.process.setup import give_up
+from topicsvc.process.setup import fail_to_start
 from topicsvc.settings import (
     Config,
 )
@@ -62,7 +63,7 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
-            give_up([str(error)])
+            fail_to_start([str(error)])
 
     def postOptions(self) -> None:
         for option in ("config", "admin"):
@@ -102,7 +103,7 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
         if wrong is not None:
             problems.append(f"{setting}: {text!r}: {wrong}; allowed: a Twisted endpoint, tcp:8080")
     try:
-        make_broker(settings.broker, reactor)
+        make_broker(settings.broker, reactor, time.time)
     except ConfigError as error:
         problems += error.problems
     return problems

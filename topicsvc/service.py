@@ -32,24 +32,24 @@ from topicsvc.brokers.factory import make_broker
 from topicsvc.config.changes import Changes, compare
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import ConfigError
-from topicsvc.explain import reason_of
+from topicsvc.explain import explain
 from topicsvc.listening.listener import Listener
 from topicsvc.options import Options, endpoint_problems
-from topicsvc.process.memory import Ebb, trim
+from topicsvc.process.memory import MemoryTrimmer, malloc_trim
 from topicsvc.process.reactor_lag import ReactorLag
-from topicsvc.process.setup import give_up, keep_steady, most_files, spare_the_garbage_collector
+from topicsvc.process.setup import fail_to_start, max_open_files, tune_gc, use_monotonic_clock
 from topicsvc.process.signals import Signals
-from topicsvc.process.systemd import Notifier
+from topicsvc.process.systemd import SystemdNotifier
 from topicsvc.settings import (
     Config,
 )
-from topicsvc.validators.factory import Judge
-from topicsvc.validators.stats import CheckTally
+from topicsvc.validators.factory import ValidatorStack
+from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame
-from topicsvc.websocket.server import CLOSE_TIMEOUT, Connections
+from topicsvc.websocket.server import CLOSE_TIMEOUT, WebSocketServer
 
 __all__ = ["Options", "TopicService", "makeService"]
 
@@ -71,14 +71,14 @@ def makeService(options: Options) -> IService:
 
     wrong = logs.problem(getattr(options, "parent", None) or {})
     if wrong is not None:
-        give_up([wrong])
-    keep_steady(reactor)
+        fail_to_start([wrong])
+    use_monotonic_clock(reactor)
     try:
         settings = options.settings()
         service = TopicService(settings, reactor)
     except ConfigError as error:
-        give_up(error.problems)
-    spare_the_garbage_collector()
+        fail_to_start(error.problems)
+    tune_gc()
     service.reread = (lambda: settings) if options["demo"] else options.settings
     if options["demo"]:
         service.on_start = lambda ports: demo.announce(settings, ports, time.time())
@@ -111,24 +111,24 @@ class TopicService(Service):
         self._now = now
         self._stopping: Deferred[None] | None = None
         self._signals = Signals(reactor)
-        self._notifier = Notifier(os.environ, reactor, time.monotonic)
+        self._notifier = SystemdNotifier(os.environ, reactor, time.monotonic)
         problems = endpoint_problems(settings)
         if problems:
             raise ConfigError(problems)
         self.broker = make_broker(settings.broker, reactor, now)
-        self._checks = CheckTally()
-        self._judge = Judge(settings, reactor, now, self._checks)
-        validator = self._judge.validator
-        self.limits = Limits(reactor, now, settings.limits, most_files())
+        self._checks = TokenCheckStats()
+        self._validators = ValidatorStack(settings, reactor, now, self._checks)
+        validator = self._validators.validator
+        self.limits = Limits(reactor, now, settings.limits, max_open_files())
         self._hub = Hub(self.broker, reactor, now, data_frame)
-        self.connections = Connections(
+        self.connections = WebSocketServer(
             validator,
             self._hub,
             reactor,
             now,
             settings.session,
             settings.stop.drain,
-            revocation=self._judge.revocation,
+            revocation=self._validators.revocation,
             limits=self.limits,
         )
         self._send = SendResource(
@@ -150,7 +150,9 @@ class TopicService(Service):
         ]
         self._admin: list[Listener] = []
         self._lag = ReactorLag(reactor)
-        self._ebb = Ebb(reactor, lambda: self.limits.connections.total, trim)
+        self._memory_trimmer = MemoryTrimmer(
+            reactor, lambda: self.limits.connections.total, malloc_trim
+        )
         self.metrics = Metrics(
             Sources(
                 connections=self.connections,
@@ -183,7 +185,7 @@ class TopicService(Service):
             try:
                 listener.bind()
             except Exception as error:  # whatever an endpoint raises
-                give_up([f"{listener.setting}: {listener.text}: {reason_of(error)}"])
+                fail_to_start([f"{listener.setting}: {listener.text}: {explain(error)}"])
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -191,7 +193,7 @@ class TopicService(Service):
             # Before anybody can know that we are there: until then SIGHUP kills.
             self._signals.take(signal.SIGHUP, self.reload)
         self._lag.startService()
-        self._ebb.startService()
+        self._memory_trimmer.startService()
         self.broker.startService()
         self.connections.startService()
         for listener in [*self._listeners, *self._admin]:
@@ -229,11 +231,11 @@ class TopicService(Service):
 
     def _reload(self, changes: Changes) -> None:
         replacements = self._read_certificates()
-        judge = None
+        validators = None
         if changes.judge:
-            judge = Judge(changes.settings, self._reactor, self._now, self._checks)
+            validators = ValidatorStack(changes.settings, self._reactor, self._now, self._checks)
         # From here on nothing can be wrong any more.
-        self._go_over(changes.settings, judge)
+        self._go_over(changes.settings, validators)
         for what in changes.waiting:
             self._log.warn("{what}: needs a restart; the old value holds", what=what)
         taken = [*changes.taken, *(replace() for replace in replacements)]
@@ -255,16 +257,19 @@ class TopicService(Service):
             raise ConfigError(problems)
         return replacements
 
-    def _go_over(self, settings: Config, judge: Judge | None) -> None:
+    def _go_over(self, settings: Config, validators: ValidatorStack | None) -> None:
         self._settings = settings
-        if judge is not None:
-            old, self._judge = self._judge, judge
+        if validators is not None:
+            old, self._validators = self._validators, validators
             # Checks that are under way there end there.
             old.stop().addErrback(lambda failure: self._log.failure("closing failed", failure))
         self.connections.configure(
-            self._judge.validator, settings.session, settings.stop.drain, self._judge.revocation
+            self._validators.validator,
+            settings.session,
+            settings.stop.drain,
+            self._validators.revocation,
         )
-        self._send.configure(self._judge.validator, settings.send.trust_via)
+        self._send.configure(self._validators.validator, settings.send.trust_via)
         self._tree.offer(self._send if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits
@@ -297,7 +302,7 @@ class TopicService(Service):
 
         def ended(result: Any) -> Any:
             self._lag.stopService()
-            self._ebb.stopService()
+            self._memory_trimmer.stopService()
             self._signals.restore()
             self._notifier.stopped()
             return result
@@ -316,9 +321,9 @@ class TopicService(Service):
         yield gatherResults([listener.stop() for listener in self._listeners])
         yield self._accepted_is_delivered()
         # Before the close frames: what is accepted after them would reach nobody here.
-        self._send.give_up()
+        self._send.cancel_pending()
         yield maybeDeferred(self.connections.stopService)
-        yield self._judge.stop()
+        yield self._validators.stop()
         yield maybeDeferred(self.broker.stopService)
         yield gatherResults([listener.stop() for listener in self._admin])
 
@@ -326,7 +331,7 @@ class TopicService(Service):
     def _accepted_is_delivered(self) -> Generator[Deferred[Any], Any, None]:
         """Wait until what senders were told is taken is written to all sessions here.
 
-        Not for ever: a judge or a broker that hangs holds nobody up for long.
+        Not for ever: a validators or a broker that hangs holds nobody up for long.
         """
         until = self._reactor.seconds() + SENDS_GRACE
         answered = self._send.all_answered()
@@ -344,6 +349,6 @@ class TopicService(Service):
     def _parts(self) -> dict[str, bool]:
         return {
             "listening": len(self.ports) == len(self._listeners) + len(self._admin),
-            "staying": self._stopping is None,
+            "accepting": self._stopping is None,
             "broker": self.broker.is_up,
         }

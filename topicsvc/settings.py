@@ -180,10 +180,10 @@ class LimitSettings:
     """What an operator may set about bounds; see docs/configuration.md. 0: no bound.
 
     Attributes:
-        connections: in all; 0: see `Limits.most_connections`.
+        connections: in all; 0: see `Limits.max_connections`.
         per_address: connections.
-        waiting: connections that have not shown a live token; see `Limits.most_waiting`.
-        waiting_per_address: the same, of one address.
+        waiting: connections that have not shown a live token; see `Limits.max_unauthenticated`.
+        unauthenticated_per_address: the same, of one address.
         accepts_per_second: new connections.
         failed_tokens_per_minute: of one address, whatever the topic.
         messages_per_minute: of one session; its pings are counted apart, up to the same number.
@@ -196,8 +196,8 @@ class LimitSettings:
 
     connections: int = 0
     per_address: int = 0
-    waiting: int = 1000
-    waiting_per_address: int = 100
+    unauthenticated: int = 1000
+    unauthenticated_per_address: int = 100
     accepts_per_second: int = 0
     failed_tokens_per_minute: int = 30
     messages_per_minute: int = 60

@@ -200,7 +200,7 @@ class SecurityTests(SynchronousTestCase):
         self.rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
 
     def test_every_bound_that_counts_is_there_and_no_other(self) -> None:
-        self.assertEqual(set(self.rows), set(limits.COUNTED))
+        self.assertEqual(set(self.rows), set(limits.COUNTED_SETTINGS))
 
     def test_every_default_is_the_true_one(self) -> None:
         default = LimitSettings()
@@ -215,18 +215,19 @@ class SecurityTests(SynchronousTestCase):
         text = page("docs/security.md")
         head = site.TopicChannel.totalHeadersSize // 1024
         stall = round(STALL_TIMEOUT)
+        polite = limits.MAX_POLITE_REFUSALS
         for figure in (
             f"less {limits.RESERVE}, ",
-            f"up to {limits.COURTESY} at once, and {limits.COURTESY} a second",
+            f"up to {polite} at once, and {polite} a second",
             f"at most {token_attempts.MAX_ADDRESSES:,} addresses",
-            f"others from its address | {token_attempts.PATIENCE:.0f} s |",
-            f"counts for another {token_attempts.LINGER:.0f} s",
+            f"others from its address | {token_attempts.QUEUE_TIMEOUT:.0f} s |",
+            f"counts for another {token_attempts.ABANDONED_CHECK_TTL:.0f} s",
             f"head together | {site.HEAD_TIMEOUT:.0f} s |",
             f"request head | {head} KiB |",
             f"{MAX_LINE} bytes in version 1, {MAX_LENGTH >> 10} KiB in version 2",
             f"body of a request | {site.BODY_TIMEOUT:.0f} s",
             f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
-            f"on one connection | {limits.LATE:.0f} s from",
+            f"on one connection | {limits.TOKEN_DEADLINE:.0f} s from",
             f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
             f"close handshake | {server.CLOSE_TIMEOUT:.0f} s",
             f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
@@ -234,7 +235,7 @@ class SecurityTests(SynchronousTestCase):
             f"token is checked | {MAX_WAITING_BYTES >> 10} KiB,",
             f"When {memory.MANY} connections have gone",
             f"within {memory.INTERVAL:.0f} s (malloc_trim(3)",
-            f"sends under way | {send.MAX_UNDER_WAY} |",
+            f"sends under way | {send.MAX_IN_FLIGHT} |",
             f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "
             f"until {hub.LOW_WATER >> 20} MiB are left",
         ):

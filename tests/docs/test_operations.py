@@ -75,13 +75,13 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(
             {reason: (label, advice.strip()) for reason, label, advice in rows},
             {
-                reason: (close_reasons.label(reason), do)
-                for reason, do in close_reasons.ENDINGS.items()
+                reason: (close_reasons.metric_label(reason), do)
+                for reason, do in close_reasons.CLOSE_REASONS.items()
             },
         )
 
     def test_the_settings_that_an_advice_names_exist(self) -> None:
-        for advice in close_reasons.ENDINGS.values():
+        for advice in close_reasons.CLOSE_REASONS.values():
             for name in re.findall(r"\b[a-z]+\.[a-z]+_[a-z_]+\b", advice):
                 self.assertIn(name, settings())
 

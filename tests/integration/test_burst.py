@@ -10,9 +10,10 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from tests.integration.support.validated_service import JudgedTestCase
+from tests.integration.support.validated_service import ValidatedServiceTestCase
 from tests.support.fake_unit import USERNAME, Token, answers_after
 from topicsvc import config
+from topicsvc.settings import Config
 
 CLIENTS = 1000
 CONCURRENCY = 32
@@ -21,7 +22,7 @@ CONCURRENCY = 32
 Test = Generator[Deferred[Any], Any, None]
 
 
-class BurstTestCase(JudgedTestCase):
+class BurstTestCase(ValidatedServiceTestCase):
     check_timeout = 10
 
     @inlineCallbacks
@@ -76,7 +77,7 @@ class ServerBurstTests(UnitBurstTests):
 
     QUESTIONS = 1
 
-    def settings(self, more: str = "") -> config.Config:
+    def settings(self, more: str = "") -> Config:
         return config.load(f"""
             listen = ["tcp:0"]
             unit_url = "https://unit1.example/"

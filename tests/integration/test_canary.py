@@ -21,7 +21,7 @@ from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
 from tests.integration.support.client import Client
 from tests.integration.support.process import Service
-from tests.integration.support.validated_service import HOST, JudgedTestCase, sleep
+from tests.integration.support.validated_service import HOST, ValidatedServiceTestCase, sleep
 from tests.support import fake_unit
 from tests.support.fake_unit import PASSWORD, USERNAME, Fault, Token, answers, answers_at_once
 from tests.support.harness import Client as MemoryClient
@@ -63,7 +63,7 @@ WEBSOCKET_PATH = "/__topic/box1/col.topic.name"
 Test = Generator[Deferred[Any], Any, None]
 
 
-class CanaryTestCase(JudgedTestCase):
+class CanaryTestCase(ValidatedServiceTestCase):
     check_timeout = 0.3
 
     @inlineCallbacks

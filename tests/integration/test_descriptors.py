@@ -35,7 +35,7 @@ class DescriptorTests(EndToEndTestCase):
             [limits]  # more than there are descriptors for
             connections = 100000
             waiting = 0
-            waiting_per_address = 0
+            unauthenticated_per_address = 0
             """,
         )
         self.service = self.start("--config", str(file))

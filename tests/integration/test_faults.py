@@ -26,8 +26,8 @@ from tests.integration.support.validated_service import (
     SUCCESS,
     TIMEOUT,
     TOKEN_INACTIVE,
-    JudgedTestCase,
     Outcome,
+    ValidatedServiceTestCase,
     sleep,
 )
 from tests.support import fake_unit
@@ -58,7 +58,7 @@ METHODS = ("PROPFIND", "OPTIONS", "POST", "*")
 Test = Generator[Deferred[Any], Any, None]
 
 
-class FaultTests(JudgedTestCase):
+class FaultTests(ValidatedServiceTestCase):
     @inlineCallbacks
     def setUp(self) -> Test:
         yield super().setUp()
@@ -84,7 +84,7 @@ class FaultTests(JudgedTestCase):
     @inlineCallbacks
     def test_refuses_the_connection(self) -> Test:
         yield self.unit_port.stopListening()
-        yield self.service._judge.stop()
+        yield self.service._validators.stop()
         outcome = yield self.present()
         self.assert_outcome("refuses the connection", outcome, SERVICE_UNAVAILABLE)
 
@@ -123,7 +123,7 @@ class FaultTests(JudgedTestCase):
             channels.add(request.channel)
             return fake_unit.answers_at_once(request, reply)
 
-        self.service._judge._agent._pool.cachedConnectionTimeout = 0.2
+        self.service._validators._agent._pool.cachedConnectionTimeout = 0.2
         self.unit.has(notes_its_channel)
         outcome = yield self.present()
         self.assert_outcome("drops connections that are kept", outcome, SUCCESS)
@@ -233,7 +233,7 @@ class FaultTests(JudgedTestCase):
         self.assertLess(outcome.seconds, TIMEOUT / 2)
 
 
-class ConnectionTests(JudgedTestCase):
+class ConnectionTests(ValidatedServiceTestCase):
     """A unit that is never reached: the deadline holds for the way there as well."""
 
     url = ""
@@ -279,7 +279,7 @@ class ConnectionTests(JudgedTestCase):
         self.assertEqual(len(left), 6, "a connection was left behind")
 
 
-class OverTLS(JudgedTestCase):
+class OverTLS(ValidatedServiceTestCase):
     """The unit has a certificate of an authority that we know."""
 
     scheme = "https"
@@ -314,7 +314,7 @@ class StrangerTestCase(OverTLS):
 
 class OtherAuthorityTests(StrangerTestCase):
     def test_an_authority_that_we_do_not_trust(self) -> Deferred[None]:
-        return self.assert_told_nothing(JudgedTestCase.settings(self))
+        return self.assert_told_nothing(ValidatedServiceTestCase.settings(self))
 
 
 class OtherNameTests(StrangerTestCase):
@@ -417,7 +417,7 @@ class CellByHostTests(OverTLS):
             client.vanish()
         self.assertEqual(len({headers["host"] for _, _, headers in self.unit.requests}), 20)
         self.assertEqual(authorities.loaded, 1, "with the system's each is nearly a megabyte")
-        pool = self.service._judge._agent._pool
+        pool = self.service._validators._agent._pool
         self.assertLessEqual(len(pool._connections), 6)
 
 

@@ -100,7 +100,7 @@ WHEN = {
     "pings of a session": (5, 5),
     "pings without a token": (5, 5),
 }
-LATE = 4.0
+TOKEN_DEADLINE = 4.0
 """Seconds that an end may come late on a machine that is busy with floods."""
 
 EARLY = 0.1
@@ -189,7 +189,7 @@ class FloodTests(TestCase):
     timeout = 600
 
     @inlineCallbacks
-    def serve(self, waiting: int) -> Test:
+    def serve(self, unauthenticated: int) -> Test:
         """Start a service that lets so many strangers in at a time, and who listens to it."""
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
@@ -215,8 +215,8 @@ class FloodTests(TestCase):
             [stop]
             drain = 0
             [limits]
-            waiting_per_address = 0  # the strangers have one address
-            waiting = {waiting}
+            unauthenticated_per_address = 0  # the strangers have one address
+            unauthenticated = {unauthenticated}
             """
         )
         need_files(FILES)
@@ -350,12 +350,12 @@ class FloodTests(TestCase):
             self.assertLess(flood.kept, MOST_GROWTH, flood)
             self.assertLess(flood.told["most at once"], 1200)
             silent = flood.closed["says nothing"]
-            stayed = [seconds for seconds in silent if seconds > LATE]
+            stayed = [seconds for seconds in silent if seconds > TOKEN_DEADLINE]
             self.assertLess(len(stayed), len(silent) / 2, "the rest is closed at once")
             self.assertEqual(len(silent), self.orders.silent)
             flood.closed["says nothing"] = stayed
 
-        yield self.serve(waiting=LimitSettings().waiting)
+        yield self.serve(waiting=LimitSettings().unauthenticated)
         yield self.judge(rules)
 
     @inlineCallbacks
@@ -365,7 +365,7 @@ class FloodTests(TestCase):
             self.assertGreater(flood.told["most at once"], 10_000)
             self.assertEqual(len(flood.closed["says nothing"]), self.orders.silent)
 
-        yield self.serve(waiting=0)
+        yield self.serve(unauthenticated=0)
         yield self.judge(rules)
 
     def assert_nobody_noticed(self, flood: Flood) -> None:
@@ -381,7 +381,7 @@ class FloodTests(TestCase):
             self.assertEqual(len(closed[kind]), count)
         for kind, (first, last) in WHEN.items():
             self.assertGreaterEqual(min(closed[kind]), first - EARLY, kind)
-            self.assertLess(max(closed[kind]), last + LATE, kind)
+            self.assertLess(max(closed[kind]), last + TOKEN_DEADLINE, kind)
         self.assertEqual(told["fragments are answered with"], [1008, "Too many frames"])
         for kind, asked in (
             ("fragments", orders.fragments),

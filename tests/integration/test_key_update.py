@@ -16,8 +16,8 @@ from twisted.trial.unittest import TestCase
 from tests.integration.support.process import environment
 from tests.integration.support.processes import until
 from tests.integration.support.requirements import need
-from tests.support.send_queue_cases import HANDSHAKE_ANSWER, PATIENCE, Tls
-from topicsvc.delivery.transports import TlsOutbound, TransportOutbound, way_out
+from tests.support.send_queue_cases import HANDSHAKE_ANSWER, TIMEOUT, Tls
+from topicsvc.delivery.transports import TlsSendQueue, TransportSendQueue, make_send_queue
 
 UPDATES = 20
 BOTH, OWN = b"K\n", b"k\n"
@@ -54,7 +54,7 @@ class KeyUpdateCase(Tls):
         command = ["openssl", "s_client", "-brief", "-tls1_3", "-connect", at]
         reactor.spawnProcess(self.receiver, command[0], command, environment())
         self.sender = yield self.ready
-        self.outbound = self.sender.outbound
+        self.send_queue = self.sender.send_queue
 
     @inlineCallbacks
     def tearDown(self) -> Any:
@@ -71,22 +71,22 @@ class KeyUpdateCase(Tls):
             self.receiver.transport.write(generator.choice([BOTH, OWN]))
             while self.receiver.told.count(b"KEYUPDATE") < number:
                 data = generator.randbytes(generator.choice([1, 500, 40000]))
-                self.outbound.write(data)
+                self.send_queue.write(data)
                 written += data
                 yield deferLater(reactor, 0.002)
         # What the client says under its new keys is understood, so the server has seen them.
         self.receiver.transport.write(b"understood\n")
-        yield until(lambda: self.sender.received == b"understood\n", "it is heard", PATIENCE)
-        self.outbound.write(b"the end")
+        yield until(lambda: self.sender.received == b"understood\n", "it is heard", TIMEOUT)
+        self.send_queue.write(b"the end")
         yield self.assert_received(bytes(written) + b"the end")
         self.assertTrue(self.receiver.received.startswith(HANDSHAKE_ANSWER))
 
 
 class KeyUpdateTests(KeyUpdateCase, TestCase):
-    kind = TlsOutbound
-    open = staticmethod(way_out)
+    kind = TlsSendQueue
+    open = staticmethod(make_send_queue)
 
 
 class KeyUpdateTransportTests(KeyUpdateCase, TestCase):
-    kind = TransportOutbound
-    open = staticmethod(TransportOutbound)
+    kind = TransportSendQueue
+    open = staticmethod(TransportSendQueue)

@@ -94,7 +94,7 @@ class LeakTests(TestCase):
                 [stop]
                 drain = 0
                 [limits]  # all of these strangers have one address
-                waiting_per_address = 0
+                unauthenticated_per_address = 0
                 failed_tokens_per_minute = 0
                 """
             ),

@@ -26,7 +26,7 @@ from tests.integration.support.process import Process, Service
 from tests.integration.support.processes import free_port
 from tests.integration.support.requirements import need
 from topicsvc.validators.local import make_key, sign_token, write_key
-from topicsvc.websocket.close_reasons import ENDINGS, label
+from topicsvc.websocket.close_reasons import CLOSE_REASONS, metric_label
 
 ROOT = Path(__file__).parent.parent.parent
 HOST = "cell1.unit1.example"
@@ -34,7 +34,7 @@ WEBSOCKET_PATH = "/__topic/box1/col.topic."
 SEND_PATH = "/box1/col/topic/"
 SUBJECT = "https://cell2.unit1.example/#me"
 LOOPBACK = "tcp:0:interface=127.0.0.1"
-PATIENCE = 30.0
+TIMEOUT = 30.0
 _GOODBYE = b"\x88\x82\0\0\0\0\x03\xe8"
 SLOW_BODY = b'"%s"' % (b"x" * 900_000)
 
@@ -135,7 +135,7 @@ class MetricsTestCase(SynchronousTestCase):
         }  # fmt: skip
 
     def until(self, is_so: Callable[[], object], what: str) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not is_so():
             self.assertLess(time.monotonic(), end, what)
             time.sleep(0.1)
@@ -258,9 +258,9 @@ class ScrapeTests(MetricsTestCase):
         self.assertEqual(refused, {"topicsvc_limit_hits_total limit messages_per_minute": 1})
         self.assertEqual(Counter(line["reason"] for line in lines), reasons)
         self.assertEqual(
-            {reason: samples[f"topicsvc_sessions_ended_total reason {label(reason)}"]
-             for reason in ENDINGS},
-            {reason: reasons[reason] for reason in ENDINGS},
+            {reason: samples[f"topicsvc_sessions_ended_total reason {metric_label(reason)}"]
+             for reason in CLOSE_REASONS},
+            {reason: reasons[reason] for reason in CLOSE_REASONS},
         )  # fmt: skip
         alive = len(listeners) + 1
         self.assertEqual(samples["topicsvc_sessions state active"], alive)

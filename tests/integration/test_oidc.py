@@ -19,8 +19,9 @@ from twisted.web.client import Agent
 
 from tests.integration.support.process import Process
 from tests.integration.support.requirements import need
-from tests.integration.support.validated_service import JudgedTestCase, sleep
+from tests.integration.support.validated_service import ValidatedServiceTestCase, sleep
 from topicsvc import config
+from topicsvc.settings import Config
 
 HERE = Path(__file__).parent / "oidc"
 
@@ -31,7 +32,7 @@ ASKER = ("topic:svc", "another secret: 100%+")
 Test = Generator[Deferred[Any], Any, None]
 
 
-class OidcTests(JudgedTestCase):
+class OidcTests(ValidatedServiceTestCase):
     check_timeout = 10
 
     @inlineCallbacks
@@ -50,7 +51,7 @@ class OidcTests(JudgedTestCase):
         self.client = HTTPClient(Agent(reactor))
         self.start(self.settings("recheck = 1"))
 
-    def settings(self, more: str = "", secret: str = ASKER[1]) -> config.Config:
+    def settings(self, more: str = "", secret: str = ASKER[1]) -> Config:
         return config.load(f"""
             listen = ["tcp:0"]
             unit_url = "https://unit1.example/"

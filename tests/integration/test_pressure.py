@@ -40,7 +40,7 @@ SIZE = 90_000
 MOST_GROWTH = HIGH_WATER + 80_000_000
 """Bytes: what may wait, and the requests under way, each with some copies of its body."""
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds."""
 
 _NOWHERE = bytearray(1 << 20)
@@ -120,7 +120,7 @@ class PressureTests(SynchronousTestCase):
         self.addCleanup(self.service.stop)
         self.port = self.service.ports[0]
         self.statuses: Counter[int] = Counter()
-        self.is_over = Event()
+        self.is_expired = Event()
 
     def memory(self, name: str) -> int:
         """Bytes that the service has of it, or has had at most."""
@@ -133,7 +133,7 @@ class PressureTests(SynchronousTestCase):
         by_file = {reader.client.socket.fileno(): reader for reader in readers}
         for each in by_file:
             poll.register(each, select.EPOLLIN)
-        while not self.is_over.is_set():
+        while not self.is_expired.is_set():
             for each, _ in poll.poll(0.1):
                 by_file[each].read()
                 if not by_file[each].stays:
@@ -143,7 +143,7 @@ class PressureTests(SynchronousTestCase):
     def send(self, sender: int) -> list[tuple[int, int]]:
         """Send as fast as the answers come; returns what was accepted."""
         client = RawClient(self.port)
-        client.socket.settimeout(PATIENCE)
+        client.socket.settimeout(TIMEOUT)
         accepted = []
         for number in range(EACH):
             body = b'[%d,%d,"%s"]' % (sender, number, b"x" * SIZE)
@@ -175,11 +175,11 @@ class PressureTests(SynchronousTestCase):
                 sent_after = time.monotonic() - began
                 while not has_all(staying := [each for each in readers if each.stays], accepted):
                     self.assertFalse(reading.done(), "the readers have failed")
-                    self.assertLess(time.monotonic() - began, PATIENCE, "all arrive in time")
+                    self.assertLess(time.monotonic() - began, TIMEOUT, "all arrive in time")
                     time.sleep(0.1)
                 read_after = time.monotonic() - began
             finally:
-                self.is_over.set()
+                self.is_expired.set()
             reading.result()
         for reader in readers:
             reader.client.close()

@@ -90,7 +90,7 @@ class FakeUnit(Resource):
         self._host = host
         self._topics = topics
         self._faults: dict[str, Fault] = {}
-        self._under_way: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
         self.tokens: dict[str, Token] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.most_requests = 0
@@ -110,7 +110,7 @@ class FakeUnit(Resource):
 
     @property
     def in_flight(self) -> int:
-        return self._under_way.total()
+        return self._in_flight.total()
 
     def asked(self, method: str) -> int:
         return sum(1 for each in self.requests if each[0] == method)
@@ -124,18 +124,18 @@ class FakeUnit(Resource):
         path = unquote(request.path.decode("ascii"))
         self.requests.append((method, path, headers))
         token = self._token(request, headers)
-        self._under_way[token] += 1
+        self._in_flight[token] += 1
         self.most_requests = max(self.most_requests, self.in_flight)
-        self.most_tokens = max(self.most_tokens, len(self._under_way))
+        self.most_tokens = max(self.most_tokens, len(self._in_flight))
         request.notifyFinish().addBoth(self._left, token)
         reply = self._answer(method, self._unified(path, headers), headers, token)
         fault = self._faults.get(method) or self._faults.get("*") or answers_at_once
         return fault(request, reply)
 
     def _left(self, _: Any, token: str) -> None:
-        self._under_way[token] -= 1
-        if not self._under_way[token]:
-            del self._under_way[token]
+        self._in_flight[token] -= 1
+        if not self._in_flight[token]:
+            del self._in_flight[token]
 
     def _token(self, request: Any, headers: dict[str, str]) -> str:
         if request.method == b"POST":

@@ -33,7 +33,7 @@ from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame
-from topicsvc.websocket.server import Connections
+from topicsvc.websocket.server import WebSocketServer
 
 EPOCH = 1518612600.0
 """When every test begins: the time in the specification's samples."""
@@ -317,7 +317,7 @@ class ServiceTestCase(SynchronousTestCase):
         self.rechecker = FakeValidator()
         revocation = Revocation(self.rechecker, self.recheck, self.rechecks_at_once)
         self.limits = Limits(self.clock, self.wall, self.limits_settings)
-        self.connections = Connections(
+        self.connections = WebSocketServer(
             self.validator,
             self.hub,
             self.clock,
@@ -345,7 +345,7 @@ class ServiceTestCase(SynchronousTestCase):
 
     def tearDown(self) -> None:
         # Every reason is one that an operator can look up: see topicsvc.websocket.close_reasons.
-        self.assertEqual(self.connections.journal.ended["other"], 0)
+        self.assertEqual(self.connections.context.session_log.ended["other"], 0)
 
     def next_port(self) -> int:
         self._port += 1
@@ -410,8 +410,14 @@ class ServiceTestCase(SynchronousTestCase):
         self.assertEqual(len(self.connections), 0)
         self.assertEqual(self.hub.topics, 0)
         self.assertEqual(self.broker.live, [])
-        self.assertEqual((self.limits.connections.total, self.limits.waiting.total), (0, 0))
-        self.assertEqual(len(self.limits.not_late), 0)
-        self.assertEqual((len(self.connections.backlog), self.connections.backlog.total), (0, 0))
+        self.assertEqual((self.limits.connections.total, self.limits.unauthenticated.total), (0, 0))
+        self.assertEqual(len(self.limits.token_deadlines), 0)
+        self.assertEqual(
+            (
+                len(self.connections.context.slow_consumers),
+                self.connections.context.slow_consumers.total,
+            ),
+            (0, 0),
+        )
         self.connections.stopService()
         self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])

@@ -15,7 +15,7 @@ from topicsvc.errors import BrokerUnavailable
 
 
 class ScriptedKafka:
-    """The broker, and `Questions` of it.
+    """The broker, and `MetadataClient` of it.
 
     Attributes:
         is_there: it answers; otherwise every question fails at once.
@@ -40,7 +40,7 @@ class ScriptedKafka:
         self.signs: list[list[tuple[str, int]]] = []
         self.producer = FakeProducer()
         self.consumer = FakeConsumer()
-        test.patch(module, "Questions", lambda *_: self)
+        test.patch(module, "MetadataClient", lambda *_: self)
         test.patch(module, "Producer", lambda *_: self.producer)
         test.patch(module, "Consumer", lambda _options, _reactor, owner: self.consumer.of(owner))
 
@@ -50,7 +50,7 @@ class ScriptedKafka:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
-    def ends(self, names: Sequence[str]) -> Deferred[dict[str, Ends | BrokerUnavailable]]:
+    def end_offsets(self, names: Sequence[str]) -> Deferred[dict[str, Ends | BrokerUnavailable]]:
         self.asked.append(list(names))
         return self._answer({name: self._end(name) for name in names})
 

@@ -29,14 +29,14 @@ from twisted.trial import util
 
 from tests.integration.support.certificates import Authority
 from tests.integration.support.processes import until
-from topicsvc.admission.limits import Limits
-from topicsvc.delivery.slow_consumers import Backlog
+from topicsvc.delivery.slow_consumers import SlowConsumers
 from topicsvc.listening.listener import _free_when_lost
 from topicsvc.listening.proxy_protocol import ProxiedFactory
+from topicsvc.settings import LimitSettings
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 LIMIT = 64 * 1024 * 1024
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 class FaultySocket(socket.socket):
@@ -80,14 +80,16 @@ class Sender(Protocol):
     def connectionMade(self) -> None:
         self.transport.write(HANDSHAKE_ANSWER)
         test = self.test
-        self.outbound = test.open(self.transport, test.limit, test.backlog, test.overflows.append)
+        self.send_queue = test.open(
+            self.transport, test.limit, test.slow_consumers, test.overflows.append
+        )
         test.ready.callback(self)
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
 
     def connectionLost(self, reason: object) -> None:
-        self.outbound.let_go()
+        self.send_queue.detach()
         self.lost.callback(None)
 
 
@@ -142,13 +144,15 @@ class WayOut:
     def setUp(self) -> Any:
         self.overflows: list[int] = []
         self.clock = Clock()
-        self.backlog = Backlog(Limits(self.clock, self.clock.seconds), self.clock)
-        self.stalls = self.backlog.stalls
+        self.slow_consumers = SlowConsumers(
+            lambda: LimitSettings().queued_bytes, lambda: None, self.clock
+        )
+        self.stalls = self.slow_consumers.stalls
         self.port = yield self.listen(Factory.forProtocol(lambda: Sender(self)))
         self.port.transport = self.accept
         self.addCleanup(self.port.stopListening)
         yield self.connect()
-        self.assertIsInstance(self.outbound, self.kind)
+        self.assertIsInstance(self.send_queue, self.kind)
 
     @inlineCallbacks
     def connect(self) -> Any:
@@ -157,7 +161,7 @@ class WayOut:
         yield connectProtocol(self.client(self.port.getHost().port), self.receiver)
         self.receiver.transport.write(self.greeting)
         self.sender: Sender = yield self.ready
-        self.outbound = self.sender.outbound
+        self.send_queue = self.sender.send_queue
 
     @inlineCallbacks
     def tearDown(self) -> Any:
@@ -177,26 +181,28 @@ class WayOut:
     @property
     def is_free(self) -> bool:
         """Nothing waits above the transport."""
-        return not self.outbound._queued and not getattr(self.outbound, "_rest", b"")
+        return not self.send_queue._queued and not getattr(self.send_queue, "_rest", b"")
 
     @inlineCallbacks
     def assert_received(self, data: bytes) -> Any:
         expected = HANDSHAKE_ANSWER + data
         received = self.receiver.received
-        yield until(lambda: len(received) >= len(expected), "all has arrived", PATIENCE)
+        yield until(lambda: len(received) >= len(expected), "all has arrived", TIMEOUT)
         self.assertEqual(len(received), len(expected))
         self.assertTrue(received == expected, "the bytes differ")
-        self.assertEqual(self.outbound._queued, 0)
+        self.assertEqual(self.send_queue._queued, 0)
 
     def assert_gone(self) -> None:
         """Nothing waits for whoever is gone, and nothing is watched."""
         self.assertTrue(self.sender.lost.called)
         self.assertTrue(self.is_free)
-        self.assertEqual((len(self.backlog), self.backlog.total, len(self.stalls)), (0, 0, 0))
+        self.assertEqual(
+            (len(self.slow_consumers), self.slow_consumers.total, len(self.stalls)), (0, 0, 0)
+        )
 
     def assert_waiting(self, size: int) -> None:
         """So many bytes wait, give or take what TLS adds."""
-        waiting = self.outbound.waiting
+        waiting = self.send_queue.waiting
         self.assertGreaterEqual(waiting, size)
         self.assertLessEqual(waiting, size + self.overhead * (2 + size // 1000))
 

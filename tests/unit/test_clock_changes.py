@@ -11,7 +11,7 @@ from tests.support.harness import SEND_PATH, Client, ServiceTestCase
 from topicsvc.process import setup
 from topicsvc.settings import LimitSettings
 from topicsvc.topics import TopicAddress
-from topicsvc.validators.wrappers.cache import Cached
+from topicsvc.validators.wrappers.cache import GrantCache
 from topicsvc.websocket.messages import token_request
 from topicsvc.websocket.server import CLOSE_TIMEOUT
 
@@ -38,7 +38,7 @@ class SteadyReactorTests(SynchronousTestCase):
 
     def test_what_it_tells_goes_on_from_where_it_was_and_nobody_sets_it(self) -> None:
         for _ in range(2):
-            setup.keep_steady(self.reactor)
+            setup.use_monotonic_clock(self.reactor)
             self.assertEqual(self.reactor.seconds(), 1_500_000_000)
             self.wall -= HOUR
         self.pass_time(5)
@@ -48,7 +48,7 @@ class SteadyReactorTests(SynchronousTestCase):
         for jump in (-HOUR, HOUR):
             called: list[str] = []
             before = self.reactor.callLater(10, called.append, "before")
-            setup.keep_steady(self.reactor)
+            setup.use_monotonic_clock(self.reactor)
             self.reactor.callLater(10, called.append, "after")
             looping = LoopingCall(called.append, "looping")
             looping.clock = self.reactor
@@ -142,12 +142,12 @@ class JumpTests(ServiceTestCase):
         client = self.connect()
         client.present("wrong")
         self.validator.last.refuse()
-        self.assertGreater(self.limits.tries.barred_for("192.0.2.7"), 59)
+        self.assertGreater(self.limits.token_attempts.blocked_for("192.0.2.7"), 59)
         self.wall.jump(self.jump)
         self.advance(50)
-        self.assertAlmostEqual(self.limits.tries.barred_for("192.0.2.7"), 10)
+        self.assertAlmostEqual(self.limits.token_attempts.blocked_for("192.0.2.7"), 10)
         self.advance(10)
-        self.assertEqual(self.limits.tries.barred_for("192.0.2.7"), 0)
+        self.assertEqual(self.limits.token_attempts.blocked_for("192.0.2.7"), 0)
 
     def test_messages_have_their_minute(self) -> None:
         client = self.subscribe(life=10 * HOUR)
@@ -178,7 +178,7 @@ class CachedTests(SynchronousTestCase):
         self.clock = Clock()
         self.wall = Wall(self.clock, 1_500_000_000)
         self.judge = FakeValidator()
-        self.validator = Cached(self.judge, self.clock, self.wall, 30)
+        self.validator = GrantCache(self.judge, self.clock, self.wall, 30)
         self.expires_at = self.wall() + 600
         self.ask()
         self.judge.last.grant(self.expires_at)

@@ -17,9 +17,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
 from topicsvc import config, demo
+from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.errors import ConfigError, TokenInactive
 from topicsvc.service import Options, TopicService, makeService
-from topicsvc.settings import LimitSettings
+from topicsvc.settings import Config, LimitSettings
 from topicsvc.validators.local import LocalValidator, make_key, write_key
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
@@ -91,7 +92,7 @@ class OptionTests(SynchronousTestCase):
 
 
 class TopicServiceTests(TestCase):
-    def settings(self, text: str = "", *listen: str) -> config.Config:
+    def settings(self, text: str = "", *listen: str) -> Config:
         key_file = Path(self.mktemp())
         write_key(key_file, make_key())
         return config.load(
@@ -112,9 +113,9 @@ class TopicServiceTests(TestCase):
         service.privilegedStartService()
         service.startService()
         self.assertEqual(len(service.ports), 2)
-        self.assertEqual(service._parts(), {"listening": True, "staying": True, "broker": True})
+        self.assertEqual(service._parts(), {"listening": True, "accepting": True, "broker": True})
         yield service.stopService()
-        self.assertEqual(service._parts()["staying"], False)
+        self.assertEqual(service._parts()["accepting"], False)
 
     def test_a_socket_that_systemd_has_not_opened_ends_the_start_with_one_line(self) -> None:
         settings = self.settings("", "systemd:domain=INET:index=0")
@@ -136,25 +137,25 @@ class TopicServiceTests(TestCase):
 
     def test_what_is_counted_outlives_a_reload(self) -> None:
         service = TopicService(self.settings(), reactor)
-        judge = service._judge
+        judge = service._validators
         for _ in range(2):
-            refused = service._judge.validator.validate("nonsense", demo.TOPIC)
+            refused = service._validators.validator.validate("nonsense", demo.TOPIC)
             self.failureResultOf(refused, TokenInactive)
             service.reread = self.settings  # with another key
             service.reload()
-        self.assertIsNot(service._judge, judge)
+        self.assertIsNot(service._validators, judge)
         _, text = service.metrics.page("")
         self.assertIn(b'topicsvc_token_checks_total{outcome="refused"} 2.0\n', text)
 
     def test_other_bounds_hold_at_once_and_what_was_refused_stays_counted(self) -> None:
         service = TopicService(self.settings(), reactor)
-        first = service.limits.arrive("192.0.2.1")
+        first = ClientQuota.admit(service.limits, "192.0.2.1")
         service.reread = lambda: replace(self.settings(), limits=LimitSettings(connections=1))
         service.reload()
-        self.assertEqual(service.limits.arrive("192.0.2.2").refused_by, "connections")
+        self.assertEqual(ClientQuota.admit(service.limits, "192.0.2.2").refused_by, "connections")
         service.reread = self.settings
         service.reload()
-        second = service.limits.arrive("192.0.2.2")
+        second = ClientQuota.admit(service.limits, "192.0.2.2")
         self.assertIsNone(second.refused_by)
         _, text = service.metrics.page("")
         self.assertIn(b'topicsvc_limit_hits_total{limit="connections"} 1.0\n', text)
@@ -165,7 +166,7 @@ class TopicServiceTests(TestCase):
     def test_0_connections_is_the_file_limit_less_a_reserve(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         service = TopicService(self.settings(), reactor)
-        self.assertEqual(service.limits.most_connections, max(soft - 256, soft // 2))
+        self.assertEqual(service.limits.max_connections, max(soft - 256, soft // 2))
 
 
 class DemoTests(SynchronousTestCase):

@@ -62,7 +62,7 @@ class DrainTests(ServiceTestCase):
         client = self.client()
         client.request("POST", SEND_PATH, AUTHORIZED, b"1")
         answered = self.send.all_answered()
-        self.send.give_up()
+        self.send.cancel_pending()
         client.read_answer()
         self.assertEqual(client.status, 503)
         self.assertTrue(self.validator.last.was_cancelled)
@@ -155,7 +155,7 @@ class ServiceStopTests(SynchronousTestCase):
 
     def test_it_ends_in_time_whatever_hangs(self) -> None:
         stopping = self.service.stopService()
-        self.assertFalse(self.service._parts()["staying"])
+        self.assertFalse(self.service._parts()["accepting"])
         bound = service.SENDS_GRACE + 2 + 5 + service.STOP_MARGIN
         self.pass_time(bound - 1)
         self.assertNoResult(stopping)
@@ -214,7 +214,7 @@ class ServiceStopTests(SynchronousTestCase):
 
     def test_a_send_under_way_holds_up_the_close_frames_but_not_for_long(self) -> None:
         asked: Deferred[None] = Deferred()
-        self.service._send._under_way[asked] = None
+        self.service._send._in_flight[asked] = None
         stops = self.stops_of_sessions()
         asked.addErrback(lambda _: None)
         self.service.stopService()

@@ -24,10 +24,10 @@ from topicsvc.delivery.hub import Hub
 from topicsvc.histogram import Histogram
 from topicsvc.interfaces import Broker
 from topicsvc.process.reactor_lag import ReactorLag
-from topicsvc.validators.stats import CheckTally
+from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.site import TopicSite
 from topicsvc.websocket import close_reasons
-from topicsvc.websocket.server import Connections
+from topicsvc.websocket.server import WebSocketServer
 
 __all__ = ["Metrics", "Sources"]
 
@@ -47,12 +47,12 @@ class Sources:
         kinds: tells which validator and which broker there are, by name.
     """
 
-    connections: Connections
+    connections: WebSocketServer
     hub: Hub
     broker: Broker
     site: TopicSite
     limits: Limits
-    checks: CheckTally
+    checks: TokenCheckStats
     lag: ReactorLag
     kinds: Callable[[], Mapping[str, str]]
 
@@ -97,7 +97,7 @@ class _Service(Collector):
             "topicsvc_limit_hits",
             "Times that a bound of [limits] has refused something.",
             "limit",
-            self._from.limits.hits,
+            self._from.limits.refusals,
         )
         yield _histogram(
             "topicsvc_reactor_lag_seconds",
@@ -119,7 +119,7 @@ class _Service(Collector):
         return build
 
     def _sessions(self) -> Iterator[Metric]:
-        journal = self._from.connections.journal
+        journal = self._from.connections.context.session_log
         yield _labelled(
             GaugeMetricFamily,
             "topicsvc_sessions",
@@ -133,7 +133,9 @@ class _Service(Collector):
         yield CounterMetricFamily(
             "topicsvc_sessions_started", "Sessions whose client was told Success.", journal.began
         )
-        ended = {close_reasons.label(reason): 0 for reason in close_reasons.ENDINGS} | journal.ended
+        ended = {
+            close_reasons.metric_label(reason): 0 for reason in close_reasons.CLOSE_REASONS
+        } | journal.ended
         yield _labelled(
             CounterMetricFamily,
             "topicsvc_sessions_ended",
@@ -167,7 +169,7 @@ class _Service(Collector):
         )
 
     def _slow_readers(self) -> Iterator[Metric]:
-        backlog = self._from.connections.backlog
+        backlog = self._from.connections.context.slow_consumers
         yield GaugeMetricFamily(
             "topicsvc_slow_readers", "Sessions that have not taken all yet.", len(backlog)
         )
@@ -178,7 +180,7 @@ class _Service(Collector):
         yield GaugeMetricFamily(
             "topicsvc_token_checks_in_progress",
             "Checks of tokens under way or waiting for their turn.",
-            checks.under_way,
+            checks.in_flight,
         )
         yield _labelled(
             CounterMetricFamily,
@@ -203,7 +205,7 @@ class _Service(Collector):
             "topicsvc_broker_up", "Whether messages can flow: 1 or 0.", int(broker.is_up)
         )
         yield CounterMetricFamily(
-            "topicsvc_broker_reconnects", "Connections made again.", losses.reconnects
+            "topicsvc_broker_reconnects", "WebSocketServer made again.", losses.reconnects
         )
         yield CounterMetricFamily(
             "topicsvc_broker_gaps", "Times that messages may have been missed.", losses.gaps
@@ -220,7 +222,7 @@ class _Service(Collector):
     def _http(self) -> Iterator[Metric]:
         site = self._from.site
         yield GaugeMetricFamily(
-            "topicsvc_http_connections", "Connections that are no WebSocket.", site.connections
+            "topicsvc_http_connections", "WebSocketServer that are no WebSocket.", site.connections
         )
         yield _labelled(
             CounterMetricFamily,

@@ -9,38 +9,38 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from math import ceil
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from topicsvc.admission.client_quota import Visit
-from topicsvc.admission.token_attempts import Tries
+from topicsvc.admission.token_attempts import TokenAttempts
 from topicsvc.interfaces import Grant
 from topicsvc.scheduling.deadlines import Deadlines
-from topicsvc.scheduling.rate_limit import paced
+from topicsvc.scheduling.rate_limit import consume
 from topicsvc.settings import LimitSettings
 
-__all__ = ["COUNTED", "COURTESY", "LATE", "RESERVE", "Limits"]
+__all__ = ["COUNTED_SETTINGS", "MAX_POLITE_REFUSALS", "RESERVE", "TOKEN_DEADLINE", "Limits"]
 
 RESERVE = 256
 """File descriptors that are not for clients: those of the broker, of validators, of logs."""
 
-WAITING_SHARE = 3 / 4
+UNAUTHENTICATED_SHARE = 3 / 4
 """Of all connections: more do not wait for a live token, whatever the setting allows."""
 
-COURTESY = 64
-"""Connections over a bound that are still told so, at once and a second: out of the reserve."""
+MAX_POLITE_REFUSALS = 64
+"""WebSocketServer over a bound that are still told so, at once and a second: out of the reserve."""
 
-LATE = 60.0
+TOKEN_DEADLINE = 60.0
 """Seconds after which who has shown no live token is late: HTTP answers it once more."""
 
 MINUTE = 60.0
 
-COUNTED = (
+COUNTED_SETTINGS = (
     "connections",
     "per_address",
-    "waiting",
-    "waiting_per_address",
+    "unauthenticated",
+    "unauthenticated_per_address",
     "accepts_per_second",
     "failed_tokens_per_minute",
     "messages_per_minute",
@@ -49,6 +49,14 @@ COUNTED = (
     "allowed_origins",
 )
 """The settings whose refusals are counted."""
+
+
+class UnauthenticatedClient(Protocol):
+    """A connection whose client has not shown a valid token."""
+
+    def token_deadline_passed(self) -> None:
+        """The time to show a valid token is over."""
+        ...
 
 
 class Limits:
@@ -62,12 +70,12 @@ class Limits:
 
     Attributes:
         settings: the bounds; others may take their place at any time, and hold from then on.
-        hits: how often each bound has refused something, by the name of its setting.
+        refusals: how often each bound has refused something, by the name of its setting.
         connections: who is in.
         waiting: those of them that have not shown a live token.
-        not_late: the same, for as long as they may take their time.
+        token_deadlines: the same, for as long as they may take their time.
         tries: asks about the tokens that they show.
-        turned_away: connections that are over a bound and are being told so.
+        polite_refusals: connections that are over a bound and are being told so.
     """
 
     _log = Logger()
@@ -80,54 +88,49 @@ class Limits:
         files: int | None = None,
     ) -> None:
         self.settings = settings or LimitSettings()
-        self.hits: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self.refusals: Counter[str] = Counter(dict.fromkeys(COUNTED_SETTINGS, 0))
         self._clock = clock
         self._now = now
         self._files = files
-        self.connections = _Room()
-        self.waiting = _Room()
-        self.not_late = Deadlines[Visit](clock, LATE, Visit.be_late)
-        self.tries = Tries(
+        self.connections = _Occupancy()
+        self.unauthenticated = _Occupancy()
+        self.token_deadlines = Deadlines[UnauthenticatedClient](
+            clock, TOKEN_DEADLINE, lambda client: client.token_deadline_passed()
+        )
+        self.token_attempts = TokenAttempts(
             clock,
             now,
             lambda: self.settings.failed_tokens_per_minute,
-            lambda: self.hit("failed_tokens_per_minute"),
+            lambda: self.record_refusal("failed_tokens_per_minute"),
         )
-        self.turned_away = 0
-        self._accepts_whole_at = 0.0
-        self._courtesy_whole_at = 0.0
+        self.polite_refusals = 0
+        self._accepts_full_at = 0.0
+        self._refusals_full_at = 0.0
         self._told_at: dict[str, float] = {}
 
-    def arrive(self, host: str | None) -> Visit:
-        """A connection was accepted; what is returned stands for it until it leaves.
+    def allow_accept(self) -> bool:
+        """Whether one more connection may be accepted this second."""
+        per_second = self.settings.accepts_per_second
+        if not per_second:
+            return True
+        full_at = consume(self._accepts_full_at, self._clock.seconds(), per_second, 1)
+        if full_at is not None:
+            self._accepts_full_at = full_at
+        return full_at is not None
 
-        Whoever serves it looks at `Visit.refused_by` and `Visit.is_dropped`.
-
-        Args:
-            host: its address; None: not known yet, or none that it could be counted by.
-        """
-        now = self._clock.seconds()
-        visit = Visit(self)
-        if self.settings.accepts_per_second:
-            whole_at = paced(self._accepts_whole_at, now, self.settings.accepts_per_second, 1)
-            if whole_at is None:
-                visit.refuse("accepts_per_second")
-            else:
-                self._accepts_whole_at = whole_at
-        if visit.refused_by is None:
-            visit.enter(host)
-        if visit.refused_by is None:
-            return visit
-        whole_at = paced(self._courtesy_whole_at, now, COURTESY, 1)
-        if self.turned_away >= COURTESY or whole_at is None:
-            visit.is_dropped = True
-        else:
-            self._courtesy_whole_at = whole_at
-            self.turned_away += 1
-        return visit
+    def allow_polite_refusal(self) -> bool:
+        """Whether one more refused connection may be answered; it then counts until it closes."""
+        if self.polite_refusals >= MAX_POLITE_REFUSALS:
+            return False
+        full_at = consume(self._refusals_full_at, self._clock.seconds(), MAX_POLITE_REFUSALS, 1)
+        if full_at is None:
+            return False
+        self._refusals_full_at = full_at
+        self.polite_refusals += 1
+        return True
 
     @property
-    def most_connections(self) -> int:
+    def max_connections(self) -> int:
         """How many there may be in all; 0: any number.
 
         Unless that is set, as many as there may be open files, less `RESERVE` or half of them.
@@ -137,44 +140,44 @@ class Limits:
         return max(self._files - RESERVE, self._files // 2)
 
     @property
-    def most_waiting(self) -> int:
+    def max_unauthenticated(self) -> int:
         """How many may wait for a live token: not all, sessions need room; 0: any number."""
-        most, waiting = self.most_connections, self.settings.waiting
-        return min(waiting, ceil(most * WAITING_SHARE)) if most else waiting
+        most, waiting = self.max_connections, self.settings.unauthenticated
+        return min(waiting, ceil(most * UNAUTHENTICATED_SHARE)) if most else waiting
 
     @property
-    def is_waiting_full(self) -> bool:
+    def is_unauthenticated_full(self) -> bool:
         """Whether nobody more may wait for a live token."""
-        return 0 < self.most_waiting <= self.waiting.total
+        return 0 < self.max_unauthenticated <= self.unauthenticated.total
 
-    def hit(self, name: str) -> None:
+    def record_refusal(self, name: str) -> None:
         """A bound has refused something: count it, and tell the log now and then."""
-        self.hits[name] += 1
+        self.refusals[name] += 1
         now = self._clock.seconds()
         if now - self._told_at.get(name, -MINUTE) >= MINUTE:
             self._told_at[name] = now
             self._log.warn(
                 "{setting} refuses, {count} times so far (docs/security.md)",
                 setting=f"limits.{name}",
-                count=self.hits[name],
+                count=self.refusals[name],
             )
 
-    def paced(self, whole_at: float) -> float | None:
+    def consume_message(self, full_at: float) -> float | None:
         """One more message of a session whose allowance is whole at that time; see `pace`."""
         most = self.settings.messages_per_minute
         if not most:
             return 0.0
-        whole_at_then = paced(whole_at, self._clock.seconds(), most, MINUTE)
-        if whole_at_then is None:
-            self.hit("messages_per_minute")
-        return whole_at_then
+        full_at_then = consume(full_at, self._clock.seconds(), most, MINUTE)
+        if full_at_then is None:
+            self.record_refusal("messages_per_minute")
+        return full_at_then
 
-    def is_over(self, grant: Grant) -> bool:
+    def is_expired(self, grant: Grant) -> bool:
         """Whether `grant` is void by now."""
-        return grant.is_over(self._now())
+        return grant.is_expired(self._now())
 
 
-class _Room:
+class _Occupancy:
     """How many are in, in all and of each address."""
 
     def __init__(self) -> None:

@@ -25,24 +25,30 @@ from topicsvc.errors import (
 from topicsvc.interfaces import Grant
 from topicsvc.scheduling.deadlines import Deadlines
 
-__all__ = ["LINGER", "LOOK", "MAX_ADDRESSES", "PATIENCE", "Tries"]
+__all__ = [
+    "ABANDONED_CHECK_TTL",
+    "MAX_ADDRESSES",
+    "POLL_INTERVAL",
+    "QUEUE_TIMEOUT",
+    "TokenAttempts",
+]
 
 MAX_ADDRESSES = 10_000
 """Addresses whose failed tokens are remembered: 2 MB or so. The oldest make room."""
 
-PATIENCE = 60.0
+QUEUE_TIMEOUT = 60.0
 """Seconds that a token waits for its turn: as long as a client has to show it."""
 
-LINGER = 10.0
+ABANDONED_CHECK_TTL = 10.0
 """Seconds that a question still counts whose asker has gone: somebody may be at work on it."""
 
-LOOK = 1.0
+POLL_INTERVAL = 1.0
 """Seconds between two looks for what time alone has changed for those who wait."""
 
 _MINUTE = 60.0
 
 
-class Tries:
+class TokenAttempts:
     """Asks about tokens, and counts for each address those that were no good.
 
     Args:
@@ -66,7 +72,7 @@ class Tries:
         self._failed: dict[str, _Failures] = {}
         self._queues: dict[str, _Queue] = {}
         self._left: deque[tuple[float, str]] = deque()
-        self._look = Deadlines[str](clock, LOOK, self._fill)
+        self._look = Deadlines[str](clock, POLL_INTERVAL, self._fill)
 
     def ask(self, address: str, question: Callable[[], Deferred[Grant]]) -> Deferred[Grant]:
         """Ask about a token that somebody at `address` has shown, when its turn has come.
@@ -78,19 +84,19 @@ class Tries:
         """
         if not self._most():
             return maybeDeferred(question)
-        each = _Try(address, question, self._clock.seconds(), self)
+        each = _Attempt(address, question, self._clock.seconds(), self)
         self._queues.setdefault(address, _Queue()).waiting[each] = None
         self._fill(address)
         return each.answer
 
-    def barred_for(self, address: str) -> float:
+    def blocked_for(self, address: str) -> float:
         """Seconds for which no token from `address` is asked about; 0: they are."""
         most, failures = self._most(), self._failures(address)
         if not most or failures is None or failures.count < most:
             return 0
         return failures.since + _MINUTE - self._clock.seconds()
 
-    def leave(self, each: _Try) -> None:
+    def leave(self, each: _Attempt) -> None:
         """Whoever asked has gone."""
         if each.asked is None:
             del self._queues[each.address].waiting[each]
@@ -113,7 +119,7 @@ class Tries:
                 break
             del queue.waiting[each]
             if refusal is None:
-                queue.under_way += 1
+                queue.in_flight += 1
                 each.asked = maybeDeferred(each.question)
                 each.asked.addBoth(self._answered, each, queue)
             else:
@@ -125,26 +131,26 @@ class Tries:
             self._look.cancel(address)
             self._tidy(address, queue)
 
-    def _refusal(self, each: _Try) -> Unavailable | None:
+    def _refusal(self, each: _Attempt) -> Unavailable | None:
         """Why it need not wait any more; None: its turn may come, or has."""
-        seconds = self.barred_for(each.address)
+        seconds = self.blocked_for(each.address)
         if seconds:
             self._refused()
             return TooManyFailedTokens(seconds)
-        if self._clock.seconds() - each.since >= PATIENCE:
-            return ValidatorUnavailable(f"no turn within {PATIENCE:.0f} s")
+        if self._clock.seconds() - each.since >= QUEUE_TIMEOUT:
+            return ValidatorUnavailable(f"no turn within {QUEUE_TIMEOUT:.0f} s")
         return None
 
     def _has_room(self, address: str, queue: _Queue) -> bool:
         most, failures = self._most(), self._failures(address)
         count = 0 if failures is None else failures.count
-        return not most or count + queue.under_way < most
+        return not most or count + queue.in_flight < most
 
-    def _answered(self, result: Grant | Failure, each: _Try, queue: _Queue) -> None:
+    def _answered(self, result: Grant | Failure, each: _Attempt, queue: _Queue) -> None:
         if each.is_left:
             self._left.append((self._clock.seconds(), each.address))
             return
-        queue.under_way -= 1
+        queue.in_flight -= 1
         if self._is_no_good(result):
             self._count(each.address)
         if isinstance(result, Failure):
@@ -157,7 +163,7 @@ class Tries:
         if isinstance(result, Failure):
             # A live token for a topic that does not exist is no guess at tokens.
             return bool(result.check(TokenInactive)) and not result.check(TopicNotFound)
-        return result.is_over(self._now())
+        return result.is_expired(self._now())
 
     def _count(self, address: str) -> None:
         failures = self._failures(address)
@@ -181,14 +187,14 @@ class Tries:
     def _forget_left(self) -> None:
         """Questions whose askers have gone some time ago count no more."""
         now = self._clock.seconds()
-        while self._left and now - self._left[0][0] >= LINGER:
+        while self._left and now - self._left[0][0] >= ABANDONED_CHECK_TTL:
             _, address = self._left.popleft()
             queue = self._queues[address]
-            queue.under_way -= 1
+            queue.in_flight -= 1
             self._tidy(address, queue)
 
     def _tidy(self, address: str, queue: _Queue) -> None:
-        if not queue.waiting and not queue.under_way and not queue.is_filling:
+        if not queue.waiting and not queue.in_flight and not queue.is_filling:
             del self._queues[address]
 
 
@@ -204,22 +210,26 @@ class _Failures:
 class _Queue:
     """Tokens of an address that are being asked about, or will be."""
 
-    waiting: dict[_Try, None] = field(default_factory=dict)
-    under_way: int = 0
+    waiting: dict[_Attempt, None] = field(default_factory=dict)
+    in_flight: int = 0
     is_filling: bool = False
 
 
-class _Try:
+class _Attempt:
     """One token and who waits for its answer."""
 
     __slots__ = ("address", "answer", "asked", "is_left", "question", "since")
 
     def __init__(
-        self, address: str, question: Callable[[], Deferred[Grant]], since: float, tries: Tries
+        self,
+        address: str,
+        question: Callable[[], Deferred[Grant]],
+        since: float,
+        attempts: TokenAttempts,
     ) -> None:
         self.address = address
         self.question = question
         self.since = since
-        self.answer: Deferred[Grant] = Deferred(lambda _: tries.leave(self))
+        self.answer: Deferred[Grant] = Deferred(lambda _: attempts.leave(self))
         self.asked: Deferred[Grant] | None = None
         self.is_left = False

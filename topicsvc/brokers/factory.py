@@ -9,7 +9,7 @@ from twisted.internet.endpoints import clientFromString
 
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.errors import ConfigError
-from topicsvc.explain import parser_s_reason
+from topicsvc.explain import explain_endpoint_error
 from topicsvc.interfaces import Broker
 from topicsvc.settings import (
     ActiveMQSettings,
@@ -18,14 +18,14 @@ from topicsvc.settings import (
     MemorySettings,
 )
 
-__all__ = ["Carrier", "make_broker"]
+__all__ = ["BrokerService", "make_broker"]
 
 
-class Carrier(Broker, Protocol):
+class BrokerService(Broker, Protocol):
     """A broker that is also a service."""
 
     @property
-    def complaint(self) -> str:
+    def last_error(self) -> str:
         """Why it is not up, as far as it can be told."""
         ...
 
@@ -33,7 +33,7 @@ class Carrier(Broker, Protocol):
     def stopService(self) -> Any: ...
 
 
-def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]) -> Carrier:
+def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]) -> BrokerService:
     """The broker that the settings ask for.
 
     Raises:
@@ -50,7 +50,7 @@ def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]
             except Exception as error:  # whatever a parser of endpoints raises
                 raise ConfigError(
                     [
-                        f"broker.endpoint: {endpoint!r}: {parser_s_reason(error)}; "
+                        f"broker.endpoint: {endpoint!r}: {explain_endpoint_error(error)}; "
                         'allowed: "tcp:localhost:61613" or "tls:broker.example:61614"'
                     ]
                 ) from error

@@ -42,7 +42,7 @@ class MemoryBroker(Service):
         return True
 
     @property
-    def complaint(self) -> str:
+    def last_error(self) -> str:
         """None ever."""
         return ""
 

@@ -19,7 +19,7 @@ from topicsvc.interfaces import Message, Subscription
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.topics import TopicAddress
 
-__all__ = ["LINGER", "Deliver", "Listeners", "Lost", "Topic"]
+__all__ = ["LINGER", "Deliver", "Lost", "Subscriptions", "TopicSubscription"]
 
 LINGER = 5.0
 """Seconds for which a topic stays subscribed after its last listener."""
@@ -28,13 +28,13 @@ Deliver = Callable[[Message], None]
 Lost = Callable[[], None]
 
 
-class Listeners:
+class Subscriptions:
     """The book of all topics.
 
     Args:
         clock: tells and keeps the time.
         name: what the broker calls a topic.
-        ask: called with a topic that is to be asked for; it must `mark` it.
+        ask: called with a topic that is to be asked for; it must `new_id` it.
         let_go: called with a topic that was asked for and that nobody listens to any more.
     """
 
@@ -42,21 +42,21 @@ class Listeners:
         self,
         clock: IReactorTime,
         name: Callable[[TopicAddress], str],
-        ask: Callable[[Topic], None],
-        let_go: Callable[[Topic], None],
+        ask: Callable[[TopicSubscription], None],
+        let_go: Callable[[TopicSubscription], None],
     ) -> None:
         self._name = name
         self._ask = ask
         self._let_go = let_go
         self._numbers = count(1)
-        self._topics: dict[TopicAddress, Topic] = {}
-        self._by_id: dict[str, Topic] = {}
-        self._idle = Deadlines[Topic](clock, LINGER, self._drop)
+        self._topics: dict[TopicAddress, TopicSubscription] = {}
+        self._by_id: dict[str, TopicSubscription] = {}
+        self._idle = Deadlines[TopicSubscription](clock, LINGER, self._drop)
 
     def __len__(self) -> int:
         return len(self._topics)
 
-    def __iter__(self) -> Iterator[Topic]:
+    def __iter__(self) -> Iterator[TopicSubscription]:
         return iter(tuple(self._topics.values()))
 
     def is_live(self, address: TopicAddress) -> bool:
@@ -70,7 +70,7 @@ class Listeners:
         """See `topicsvc.interfaces.Broker`; fires when the topic is confirmed."""
         topic = self._topics.get(address)
         if topic is None:
-            topic = self._topics[address] = Topic(address, self._name(address))
+            topic = self._topics[address] = TopicSubscription(address, self._name(address))
             self._ask(topic)
         self._idle.cancel(topic)
         subscription = _Subscription(self, topic, deliver, lost)
@@ -85,7 +85,7 @@ class Listeners:
         topic.waiting[subscription] = confirmed
         return confirmed
 
-    def leave(self, topic: Topic, subscription: _Subscription) -> None:
+    def leave(self, topic: TopicSubscription, subscription: _Subscription) -> None:
         """`subscription` has ended."""
         topic.listeners.pop(subscription, None)
         topic.waiting.pop(subscription, None)
@@ -96,7 +96,7 @@ class Listeners:
         elif self._topics.get(topic.address) is topic:
             del self._topics[topic.address]
 
-    def mark(self, topic: Topic) -> str:
+    def new_id(self, topic: TopicSubscription) -> str:
         """Note that `topic` is asked for; returns the question's id.
 
         It is new each time, so that what comes for an older one is told apart.
@@ -106,11 +106,11 @@ class Listeners:
         self._by_id[topic.id] = topic
         return topic.id
 
-    def marked(self, id_: str) -> Topic | None:
+    def by_id(self, id_: str) -> TopicSubscription | None:
         """The topic whose newest question that was; None: it is of the past."""
         return self._by_id.get(id_)
 
-    def confirm(self, topic: Topic) -> None:
+    def confirm(self, topic: TopicSubscription) -> None:
         """From now on the broker brings all that it accepts for `topic`."""
         topic.is_live = True
         waiting, topic.waiting = topic.waiting, {}
@@ -118,7 +118,7 @@ class Listeners:
         for subscription, confirmed in waiting.items():
             confirmed.callback(subscription)
 
-    def refuse(self, topic: Topic, why: BrokerUnavailable) -> None:
+    def refuse(self, topic: TopicSubscription, why: BrokerUnavailable) -> None:
         """The broker does not serve `topic`: whoever waits or listens hears of it."""
         waiting, topic.waiting = topic.waiting, {}
         listeners = tuple(topic.listeners)
@@ -129,7 +129,7 @@ class Listeners:
         for subscription in listeners:
             subscription.tell_lost()
 
-    def fail(self, topics: Iterable[Topic], why: BrokerUnavailable) -> None:
+    def fail(self, topics: Iterable[TopicSubscription], why: BrokerUnavailable) -> None:
         """What was asked of the broker is void: those who wait hear it, listeners stay."""
         for topic in topics:
             self._idle.cancel(topic)
@@ -140,12 +140,12 @@ class Listeners:
             for confirmed in waiting.values():
                 confirmed.errback(why)
 
-    def tell_lost(self, topics: Iterable[Topic]) -> None:
+    def tell_lost(self, topics: Iterable[TopicSubscription]) -> None:
         """All who listen to `topics` hear that messages may have been missed."""
         for subscription in [each for topic in topics for each in topic.listeners]:
             subscription.tell_lost()
 
-    def _drop(self, topic: Topic) -> None:
+    def _drop(self, topic: TopicSubscription) -> None:
         """Nobody listens to `topic` any more, or nobody can."""
         del self._topics[topic.address]
         del self._by_id[topic.id]
@@ -153,7 +153,7 @@ class Listeners:
         topic.forget()
 
 
-class Topic:
+class TopicSubscription:
     """One topic: those who listen, those who wait for the broker's word.
 
     Attributes:
@@ -194,7 +194,11 @@ class _Subscription:
     __slots__ = ("_deliver", "_listeners", "_lost", "_topic")
 
     def __init__(
-        self, listeners: Listeners, topic: Topic, deliver: Deliver, lost: Lost | None
+        self,
+        listeners: Subscriptions,
+        topic: TopicSubscription,
+        deliver: Deliver,
+        lost: Lost | None,
     ) -> None:
         self._listeners = listeners
         self._topic = topic

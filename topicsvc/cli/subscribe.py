@@ -26,7 +26,7 @@ from topicsvc.cli.terminal import (
     say,
     with_advice,
 )
-from topicsvc.explain import reason_of
+from topicsvc.explain import explain
 from topicsvc.websocket import messages
 
 __all__ = ["Subscriber", "run"]
@@ -126,7 +126,7 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if reason.check(SSL.Error, VerificationError):
             error: Any = reason.value
-            self._refusal = with_advice(reason_of(error))
+            self._refusal = with_advice(explain(error))
         super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 
-from topicsvc.explain import reason_of
+from topicsvc.explain import explain
 from topicsvc.validators.http_client import AsciiUrl
 
 __all__ = ["Failed", "ascii_url", "find_token", "reason_in", "run_reactor", "say", "with_advice"]
@@ -126,4 +126,4 @@ def run_reactor(work: Callable[[Any], Deferred[None]]) -> None:
     if not failures:
         return
     error: Any = failures[0].value
-    raise error if isinstance(error, Failed) else Failed(with_advice(reason_of(error)))
+    raise error if isinstance(error, Failed) else Failed(with_advice(explain(error)))

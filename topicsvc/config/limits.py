@@ -18,6 +18,8 @@ T = TypeVar("T")
 def read_limits(table: Table) -> LimitSettings:
     """Read it; each bound has a default."""
     default = LimitSettings()
+    table.renamed("waiting", "unauthenticated")
+    table.renamed("waiting_per_address", "unauthenticated_per_address")
 
     def bound(key: str, least: int = 0, most: int = 10**6) -> int:
         return table.whole(key, getattr(default, key), least, most)
@@ -25,8 +27,8 @@ def read_limits(table: Table) -> LimitSettings:
     return LimitSettings(
         connections=bound("connections"),
         per_address=bound("per_address"),
-        waiting=bound("waiting"),
-        waiting_per_address=bound("waiting_per_address"),
+        unauthenticated=bound("unauthenticated"),
+        unauthenticated_per_address=bound("unauthenticated_per_address"),
         accepts_per_second=bound("accepts_per_second"),
         failed_tokens_per_minute=bound("failed_tokens_per_minute"),
         messages_per_minute=bound("messages_per_minute"),

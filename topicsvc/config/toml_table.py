@@ -32,6 +32,7 @@ class Table:
         self._name = name
         self._problems: list[str] = [] if problems is None else problems
         self._tables: list[Table] = []
+        self._renamed: dict[str, str] = {}
         self.keys: dict[str, Any] = {}
 
     def given(self, key: str) -> Any:
@@ -41,6 +42,10 @@ class Table:
     def pass_over(self) -> None:
         """Say nothing of the settings that nobody asks for: what they mean is not known."""
         self.keys.update(self._members)
+
+    def renamed(self, old: str, new: str) -> None:
+        """Tell an operator whose file still has the key `old` that it is called `new` now."""
+        self._renamed[old] = new
 
     def problem(self, key: str, wrong: str, allowed: str) -> None:
         """Note that the value of `key` cannot be used."""
@@ -162,7 +167,10 @@ class Table:
 
     def _report_unknown(self) -> None:
         for key in self._members:
-            if key not in self.keys:
+            if key in self._renamed:
+                new = self._renamed[key]
+                self.problem(key, f"the setting is now called {self._full(new)}", new)
+            elif key not in self.keys:
                 near = difflib.get_close_matches(key, self.keys, 1) or sorted(self.keys)
                 self.problem(key, "there is no such setting", ", ".join(near))
         for table in self._tables:

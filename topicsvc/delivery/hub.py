@@ -1,7 +1,7 @@
 """Application: from one broker subscription a topic to all its members.
 
 A message is encoded once. All that reach a topic within one turn of the reactor are joined
-once and written once per member. A walk over many members is cut into slices, and so is
+once and written once per member. A batch over many members is cut into slices, and so is
 what they are told of their subscription: pings, handshakes and health answers keep their
 turn. When more comes than these walks can carry, the broker is asked to wait, and senders
 are.
@@ -21,31 +21,31 @@ from twisted.python.failure import Failure
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.histogram import Histogram
 from topicsvc.interfaces import Broker, Member, Message, Subscription
-from topicsvc.scheduling.call_queue import Turns
+from topicsvc.scheduling.call_queue import CallQueue
 from topicsvc.topics import TopicAddress
 
-__all__ = ["HIGH_WATER", "LOW_WATER", "SLICE", "Hub"]
+__all__ = ["HIGH_WATER", "LOW_WATER", "MAX_DELIVERIES_PER_ITERATION", "Hub"]
 
-SLICE = 400
+MAX_DELIVERIES_PER_ITERATION = 400
 """Most deliveries in one turn of the reactor: some 5 ms, 10 over TLS."""
 
-SLICE_TIME = 0.01
+MAX_DELIVERY_TIME = 0.01
 """Seconds after which a turn's deliveries end, however few: long messages take longer."""
 
-SHARE = 100
+TOPIC_QUANTUM = 100
 """Most deliveries for one topic before the next has its turn."""
 
-GLANCE = 16
+CLOCK_CHECK_EVERY = 16
 """Most deliveries between two looks at the clock: a fraction of a millisecond."""
 
-GLANCE_SIZE = 65536
+CLOCK_CHECK_BYTES = 65536
 """Most bytes of them, or one delivery."""
 
-TOLD = 100
+NOTIFY_PER_ITERATION = 100
 """Most members that hear of a subscription's fate in one turn: each may begin its session."""
 
 MAX_JOINED = 262144
-"""Bytes after which no further message is joined to a walk.
+"""Bytes after which no further message is joined to a batch.
 
 A reader that keeps up is never handed more in one turn than it can take in the next.
 """
@@ -86,8 +86,8 @@ class Hub:
         offered_size: their bytes.
         queued: bytes of frames that have not reached all members of their topic.
         is_full: whether no more should be sent: from the high water mark to the low one.
-        fan_out: seconds from the broker's delivery of a walk's first message to its last
-            member, give or take a glance.
+        fan_out: seconds from the broker's delivery of a batch's first message to its last
+            member, give or take a check_every.
     """
 
     _log = Logger()
@@ -113,8 +113,8 @@ class Hub:
         self._channels: dict[TopicAddress, _Channel] = {}
         self._ready: deque[_Channel] = deque()
         self._turn: IDelayedCall | None = None
-        self._slice_ends = 0.0
-        self._news = Turns(clock, TOLD)
+        self._iteration_ends = 0.0
+        self._notifications = CallQueue(clock, NOTIFY_PER_ITERATION)
 
     @property
     def topics(self) -> int:
@@ -160,13 +160,13 @@ class Hub:
         channel = self._channels.get(topic)
         if channel is not None:
             channel.members.pop(member, None)
-            self._let_go(channel)
+            self._unsubscribe_if_empty(channel)
 
     def _subscribe(self, channel: _Channel) -> None:
         asked = maybeDeferred(
             self._broker.subscribe,
             channel.topic,
-            lambda message: self._take(channel, message),
+            lambda message: self._on_message(channel, message),
             lambda: self._lost(channel),
         )
         asked.addCallbacks(
@@ -177,8 +177,10 @@ class Hub:
 
     def _confirmed(self, channel: _Channel, subscription: Subscription) -> None:
         channel.subscription = subscription
-        self._let_go(channel)
-        self._news.now([partial(self._welcome, channel, member) for member in channel.waiting])
+        self._unsubscribe_if_empty(channel)
+        self._notifications.run(
+            [partial(self._welcome, channel, member) for member in channel.waiting]
+        )
 
     def _welcome(self, channel: _Channel, member: Member) -> None:
         joining = channel.waiting.pop(member, None)  # None: withdrawn
@@ -188,13 +190,15 @@ class Hub:
             else:
                 channel.members[member] = None
                 joining.callback(None)
-        self._let_go(channel)
+        self._unsubscribe_if_empty(channel)
 
     def _denied(self, channel: _Channel, failure: Failure) -> None:
         del self._channels[channel.topic]
-        self._news.now([partial(_turn_away, channel, each, failure) for each in channel.waiting])
+        self._notifications.run(
+            [partial(_turn_away, channel, each, failure) for each in channel.waiting]
+        )
 
-    def _let_go(self, channel: _Channel) -> None:
+    def _unsubscribe_if_empty(self, channel: _Channel) -> None:
         """End the subscription of a topic that nobody listens to."""
         subscription = channel.subscription
         if channel.members or channel.waiting or subscription is None:
@@ -213,9 +217,9 @@ class Hub:
         """The broker has broken its promise: all members hear of it, from the next turn on."""
         if self._channels.get(channel.topic) is channel and channel.subscription is not None:
             self._end(channel, channel.subscription)
-            self._news.later(partial(_tell_of_loss, member) for member in channel.members)
+            self._notifications.defer(partial(_tell_of_loss, member) for member in channel.members)
 
-    def _take(self, channel: _Channel, message: Message) -> None:
+    def _on_message(self, channel: _Channel, message: Message) -> None:
         """The broker brings a message."""
         if not channel.members and not channel.waiting:
             return
@@ -239,18 +243,18 @@ class Hub:
 
     def _schedule(self) -> None:
         if self._turn is None:
-            self._turn = self._clock.callLater(0, self._walk)
+            self._turn = self._clock.callLater(0, self._deliver_batches)
 
-    def _walk(self) -> None:
+    def _deliver_batches(self) -> None:
         """Deliver one slice, each ready topic in its turn."""
         self._turn = None
         self._came = 0.0
-        self._slice_ends = self._clock.seconds() + SLICE_TIME
-        budget = SLICE
+        self._iteration_ends = self._clock.seconds() + MAX_DELIVERY_TIME
+        budget = MAX_DELIVERIES_PER_ITERATION
         while self._ready and budget > 0:
             channel = self._ready.popleft()
-            budget -= self._advance(channel, min(SHARE, budget))
-            if channel.frames or channel.walk is not None:
+            budget -= self._advance(channel, min(TOPIC_QUANTUM, budget))
+            if channel.frames or channel.batch is not None:
                 self._ready.append(channel)
             else:
                 channel.ready = False
@@ -262,16 +266,21 @@ class Hub:
 
     def _advance(self, channel: _Channel, share: int) -> int:
         """Deliver to at most `share` members of one topic; return what of the slice is used."""
-        walk = channel.walk
-        if walk is None:
-            walk = channel.walk = _Walk(channel)
+        batch = channel.batch
+        if batch is None:
+            batch = channel.batch = _Batch(channel)
         delivered = 0
         at = now = 0.0
-        frames, count, glance, seconds = walk.frames, walk.count, walk.glance, self._clock.seconds
-        for member in walk.members:
-            if not delivered % glance:
+        frames, count, check_every, seconds = (
+            batch.frames,
+            batch.count,
+            batch.check_every,
+            self._clock.seconds,
+        )
+        for member in batch.members:
+            if not delivered % check_every:
                 at, now = seconds(), self._now()
-                if at >= self._slice_ends:
+                if at >= self._iteration_ends:
                     share = delivered + 1
             delivered += 1
             try:
@@ -281,12 +290,12 @@ class Hub:
             if delivered == share:
                 break
         else:
-            channel.walk = None
+            channel.batch = None
             self.queued -= len(frames)
-            self.fan_out.observe((at or seconds()) - walk.since)
+            self.fan_out.observe((at or seconds()) - batch.since)
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
-        return SLICE if at >= self._slice_ends else max(1, delivered)
+        return MAX_DELIVERIES_PER_ITERATION if at >= self._iteration_ends else max(1, delivered)
 
 
 def _tell_of_loss(member: Member) -> None:
@@ -303,6 +312,7 @@ class _Channel:
     """One topic."""
 
     __slots__ = (
+        "batch",
         "frames",
         "members",
         "ready",
@@ -310,7 +320,6 @@ class _Channel:
         "subscription",
         "topic",
         "waiting",
-        "walk",
     )
 
     def __init__(self, topic: TopicAddress) -> None:
@@ -321,13 +330,13 @@ class _Channel:
         self.frames: deque[bytes] = deque()
         self.since = 0.0  # when the first of the frames came
         self.ready = False
-        self.walk: _Walk | None = None
+        self.batch: _Batch | None = None
 
 
-class _Walk:
+class _Batch:
     """What is being delivered, to whom: those who were members when it began."""
 
-    __slots__ = ("count", "frames", "glance", "members", "since")
+    __slots__ = ("check_every", "count", "frames", "members", "since")
 
     def __init__(self, channel: _Channel) -> None:
         taken = [channel.frames.popleft()]
@@ -337,6 +346,6 @@ class _Walk:
             size += len(taken[-1])
         self.frames = b"".join(taken)
         self.count = len(taken)
-        self.glance = max(1, min(GLANCE, GLANCE_SIZE // len(self.frames)))
+        self.check_every = max(1, min(CLOCK_CHECK_EVERY, CLOCK_CHECK_BYTES // len(self.frames)))
         self.since = channel.since  # stays for what stays behind: rather too long than short
         self.members: Iterator[Member] = iter(tuple(channel.members))

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
-from topicsvc.delivery.slow_consumers import Backlog
+from topicsvc.delivery.slow_consumers import SlowConsumers
 
-__all__ = ["CHUNK", "Outbound"]
+__all__ = ["CHUNK", "SendQueue"]
 
 CHUNK = 65536
 """Bytes that are sent at once when nothing is held any more, or one write if that is more."""
@@ -22,7 +22,7 @@ def _not_counted(messages: int, size: int) -> None:
     """Do nothing."""
 
 
-class Outbound(ABC):
+class SendQueue(ABC):
     """The way out to one peer, in order.
 
     What cannot be sent at once is held below (in a transport, by a subclass); while anything
@@ -30,7 +30,7 @@ class Outbound(ABC):
 
     Args:
         limit: most bytes that may wait, here and below.
-        backlog: what waits for all peers, and for how long.
+        slow_consumers: what waits for all peers, and for how long.
         overflow: what happens when the peer is too slow; called once, with the bytes that wait.
 
     Attributes:
@@ -38,41 +38,43 @@ class Outbound(ABC):
         size: their bytes.
         deliver_until: data is written before this time (seconds since the epoch), and from
             it on no more.
-        withheld: told of each delivery that is not written: how many messages and bytes.
+        undelivered: told of each delivery that is not written: how many messages and bytes.
         broker_lost: see `topicsvc.interfaces.Member`; whoever owns this says what happens.
     """
 
     __slots__ = (
-        "_backlog",
-        "_held",
+        "_buffered",
         "_limit",
         "_newest",
         "_overflow",
         "_queue",
         "_queued",
+        "_slow_consumers",
         "broker_lost",
         "deliver_until",
         "messages",
         "size",
-        "withheld",
+        "undelivered",
     )
 
-    def __init__(self, limit: int, backlog: Backlog, overflow: Callable[[int], None]) -> None:
+    def __init__(
+        self, limit: int, slow_consumers: SlowConsumers, overflow: Callable[[int], None]
+    ) -> None:
         self.messages = 0
         self.size = 0
-        self.withheld: Callable[[int, int], None] = _not_counted
+        self.undelivered: Callable[[int, int], None] = _not_counted
         self.deliver_until = 0.0
         self.broker_lost: Callable[[], None] = _nothing
         self._limit = limit
-        self._backlog = backlog
+        self._slow_consumers = slow_consumers
         self._overflow: Callable[[int], None] | None = overflow
         self._queue: deque[bytes] | None = None
         self._queued = 0
-        self._held = 0
+        self._buffered = 0
         self._newest: bytes | None = None
 
     @abstractmethod
-    def held(self) -> int:
+    def buffered(self) -> int:
         """Bytes that are held below, as far as it can be told."""
 
     @abstractmethod
@@ -89,7 +91,7 @@ class Outbound(ABC):
     @property
     def waiting(self) -> int:
         """Bytes that wait, here and below."""
-        return self._queued + self.held()
+        return self._queued + self.buffered()
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         """See `topicsvc.interfaces.Member`."""
@@ -98,7 +100,7 @@ class Outbound(ABC):
             self.size += len(frames)
             self.write(frames)
         else:
-            self.withheld(count, len(frames))
+            self.undelivered(count, len(frames))
 
     def write(self, data: bytes) -> None:
         """Send `data` after all that was written before it."""
@@ -119,7 +121,7 @@ class Outbound(ABC):
         waiting = self.waiting + len(data)
         queue = self._queue
         if queue and waiting > self._limit:
-            self.give_up()
+            self.drop_slow_consumer()
             return
         was_empty = not queue
         if queue is None:
@@ -129,7 +131,7 @@ class Outbound(ABC):
         if was_empty:
             self.blocked()
         elif self._overflow is not None:
-            self._backlog.note(self, waiting)
+            self._slow_consumers.update(self, waiting)
 
     def discard(self) -> None:
         """Forget what waits here."""
@@ -138,9 +140,9 @@ class Outbound(ABC):
         self._queued = 0
         self._newest = None
         self._overflow = None
-        self._backlog.forget(self)
+        self._slow_consumers.forget(self)
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Know nobody any more: whoever owns this is gone."""
         self.discard()
         self.broker_lost = _nothing
@@ -151,7 +153,7 @@ class Outbound(ABC):
         self.discard()
         self.end(last)
 
-    def give_up(self) -> None:
+    def drop_slow_consumer(self) -> None:
         """The peer is too slow: nothing more waits for it."""
         overflow = self._overflow
         if overflow is not None:
@@ -162,21 +164,21 @@ class Outbound(ABC):
     def blocked(self) -> None:
         """Something is held."""
         if self._overflow is not None:
-            if self not in self._backlog.stalls:
-                self._held = self.held()
-                self._backlog.stalls.start(self)
-            self._backlog.note(self, self.waiting)
+            if self not in self._slow_consumers.stalls:
+                self._buffered = self.buffered()
+                self._slow_consumers.stalls.start(self)
+            self._slow_consumers.update(self, self.waiting)
 
     def stalled(self) -> None:
         """Something has been held for a while: if nothing of it has left, give up."""
-        if self.held() < self._held:
+        if self.buffered() < self._buffered:
             self.blocked()
         else:
-            self.give_up()
+            self.drop_slow_consumer()
 
     def drained(self) -> None:
         """Nothing is held any more."""
-        self._backlog.stalls.cancel(self)
+        self._slow_consumers.stalls.cancel(self)
         while self._queue:
             chunk = self._next_chunk(self._queue)
             if not self.send(chunk):
@@ -185,7 +187,7 @@ class Outbound(ABC):
                 self.blocked()
                 return
         if self._overflow is not None:
-            self._backlog.note(self, self.waiting)
+            self._slow_consumers.update(self, self.waiting)
         if self._newest is not None:
             newest, self._newest = self._newest, None
             self.write_newest(newest)

@@ -3,7 +3,7 @@
 pyOpenSSL looks at what it is given, makes a buffer for each answer and copies out of it:
 two thirds of what a short record costs. So OpenSSL is called here as pyOpenSSL itself calls
 it, with one buffer for all connections. Where pyOpenSSL's inside is not as expected its own
-methods are used: see `records_of`.
+methods are used: see `make_records`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ try:
 except (ImportError, AttributeError):  # another pyOpenSSL than the one that is known here
     _ffi = None
 
-__all__ = ["DirectRecords", "Records", "records_of"]
+__all__ = ["DirectRecords", "Records", "make_records"]
 
 _RECORD: Final = 16384
 """Most bytes of content of one TLS record (RFC 8446, section 5.1)."""
@@ -33,7 +33,7 @@ if _ffi is not None:
     _view = memoryview(_ffi.buffer(_buffer))
 
 
-def records_of(connection: SSL.Connection) -> Records:
+def make_records(connection: SSL.Connection) -> Records:
     """What makes the records of `connection`."""
     if _is_transparent(connection):
         return DirectRecords(connection)

@@ -6,7 +6,7 @@ buffer, bytes can go to the socket at once; over TLS they are encrypted at once,
 would start a timer for each connection.
 
 What waits in a transport is known only by looking into it. Where a transport is of
-another kind, or its inside is not as expected, the plain way is taken: see `way_out`.
+another kind, or its inside is not as expected, the plain way is taken: see `make_send_queue`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from topicsvc.delivery.send_queue import Outbound
-from topicsvc.delivery.slow_consumers import Backlog
-from topicsvc.delivery.tls_records import records_of
+from topicsvc.delivery.send_queue import SendQueue
+from topicsvc.delivery.slow_consumers import SlowConsumers
+from topicsvc.delivery.tls_records import make_records
 
-__all__ = ["SocketOutbound", "TlsOutbound", "TransportOutbound", "way_out"]
+__all__ = ["SocketSendQueue", "TlsSendQueue", "TransportSendQueue", "make_send_queue"]
 
 _PIECE = 16384
 """Most bytes of one write the plain way: the fewer, the sooner it is seen that a peer reads."""
@@ -38,18 +38,18 @@ Twisted's say so from 64 KiB on. One with TLS may have as many in each of its tw
 """
 
 
-def way_out(
-    transport: Any, limit: int, backlog: Backlog, overflow: Callable[[int], None]
-) -> Outbound:
-    """The shortest way out through `transport`; for the rest see `Outbound`."""
+def make_send_queue(
+    transport: Any, limit: int, slow_consumers: SlowConsumers, overflow: Callable[[int], None]
+) -> SendQueue:
+    """The shortest way out through `transport`; for the rest see `SendQueue`."""
     layer = _unwrap(transport)
     if isinstance(layer, TLSMemoryBIOProtocol):
         lower = _unwrap(layer.transport)
         if _is_transparent(lower) and _is_transparent_tls(layer):
-            return TlsOutbound(layer, lower, limit, backlog, overflow)
+            return TlsSendQueue(layer, lower, limit, slow_consumers, overflow)
     elif _is_transparent(layer):
-        return SocketOutbound(layer, limit, backlog, overflow)
-    return TransportOutbound(transport, limit, backlog, overflow)
+        return SocketSendQueue(layer, limit, slow_consumers, overflow)
+    return TransportSendQueue(transport, limit, slow_consumers, overflow)
 
 
 def _unwrap(transport: Any) -> Any:
@@ -87,13 +87,13 @@ def _handle(transport: Any) -> Any:
     return getattr(transport, "getHandle", lambda: None)()
 
 
-def _held(lower: Any) -> int:
+def _buffered(lower: Any) -> int:
     """Bytes that wait in a transparent TCP transport."""
     return len(lower.dataBuffer) - lower.offset + lower._tempDataLen  # type: ignore[no-any-return]
 
 
 @implementer(IPushProducer)
-class TransportOutbound(Outbound):
+class TransportSendQueue(SendQueue):
     """The plain way: everything through the transport, which says when it has enough.
 
     What it holds before it says so, 64 KiB, is not seen. From then on it tells no more than
@@ -111,7 +111,7 @@ class TransportOutbound(Outbound):
         self._rest = memoryview(b"")
         self._transport.registerProducer(self, True)
 
-    def held(self) -> int:
+    def buffered(self) -> int:
         """Nothing, or what is in a transport that has enough: rather too much than too little."""
         if not self._is_full:
             return 0
@@ -164,7 +164,7 @@ class TransportOutbound(Outbound):
 
 
 @implementer(IPullProducer)
-class SocketOutbound(Outbound):
+class SocketSendQueue(SendQueue):
     """Plain TCP: to the socket at once, the rest through the transport."""
 
     __slots__ = ("_lower", "_to_socket")
@@ -175,8 +175,8 @@ class SocketOutbound(Outbound):
         self._to_socket = lower.getHandle().send
         lower.registerProducer(self, False)
 
-    def held(self) -> int:
-        return _held(self._lower)
+    def buffered(self) -> int:
+        return _buffered(self._lower)
 
     def send(self, data: bytes) -> bool:
         lower = self._lower
@@ -215,27 +215,31 @@ class SocketOutbound(Outbound):
 
 
 @implementer(IPullProducer)
-class TlsOutbound(SocketOutbound):
+class TlsSendQueue(SocketSendQueue):
     """TLS over TCP: encrypted and to the socket at once, the rest through the transport."""
 
     __slots__ = ("_records", "_tls")
 
     def __init__(self, tls: Any, lower: Any, *rest: Any) -> None:
         self._tls = tls
-        self._records = records_of(tls.getHandle())
+        self._records = make_records(tls.getHandle())
         super().__init__(lower, *rest)
 
-    def held(self) -> int:
+    def buffered(self) -> int:
         """What the transports hold, encrypted or not."""
         tls = self._tls
         unencrypted = sum(map(len, tls._appSendBuffer))
         unencrypted += sum(map(len, getattr(tls._aggregator, "_buffer", ())))
-        return super().held() + unencrypted
+        return super().buffered() + unencrypted
 
     def send(self, data: bytes) -> bool:
         tls = self._tls
         # Once the connection is lost there is another aggregator, which keeps nothing.
-        if getattr(tls._aggregator, "_buffer", True) or tls._appSendBuffer or _held(self._lower):
+        if (
+            getattr(tls._aggregator, "_buffer", True)
+            or tls._appSendBuffer
+            or _buffered(self._lower)
+        ):
             return False
         records, unencrypted = self._records.of(data)
         is_held = bool(records) and not self._put(records)

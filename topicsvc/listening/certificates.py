@@ -1,6 +1,6 @@
 """Adapter: an endpoint with a certificate, read and not listened on.
 
-Twisted reads the certificate of an endpoint once. A `Rehearsal` shows the certificate that a
+Twisted reads the certificate of an endpoint once. A `EndpointPreview` shows the certificate that a
 client would see, and makes the factory that a port which listens already can go on with.
 """
 
@@ -26,10 +26,10 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from topicsvc.explain import reason_of
+from topicsvc.explain import explain
 from topicsvc.listening.endpoints import parse, unproxied
 
-__all__ = ["Rehearsal"]
+__all__ = ["EndpointPreview"]
 
 _TLS_DIRECTORY = re.compile(r"tls:((?:\\.|[^:\\])+)")
 _KEY = re.compile(
@@ -39,7 +39,7 @@ _ROUNDS = 10
 """More flights than a handshake has."""
 
 
-class Rehearsal:
+class EndpointPreview:
     """An endpoint with a certificate, read and not listened on.
 
     Args:
@@ -51,13 +51,13 @@ class Rehearsal:
 
     def __init__(self, text: str) -> None:
         _look_into_directory(text)
-        self._stage = _Stage()
-        self._endpoint = parse(text, self._stage)
+        self._recorder = _RecordingReactor()
+        self._endpoint = parse(text, self._recorder)
 
     def factory(self, factory: IProtocolFactory) -> Any:
         """What would listen: `factory` under TLS."""
         self._endpoint.listen(factory)
-        return self._stage.factory
+        return self._recorder.factory
 
     def certificate(self, host: str = "") -> x509.Certificate:
         """The certificate that a client is shown who asks for `host`, or for nobody.
@@ -83,7 +83,7 @@ class Rehearsal:
             shown = client.get_peer_certificate(as_cryptography=True)
         except Exception as error:  # whatever OpenSSL or a reader of files raises
             raise ValueError(
-                f"no TLS handshake is possible, {reason_of(error)}: "
+                f"no TLS handshake is possible, {explain(error)}: "
                 "is there a certificate, with its own key?"
             ) from error
         if shown is None:
@@ -100,7 +100,7 @@ def _is_shaken(client: SSL.Connection) -> bool:
 
 
 @implementer(IReactorTCP, IReactorSSL)
-class _Stage:
+class _RecordingReactor:
     """A reactor on which nothing listens: it keeps the factory that would."""
 
     factory: Any = None

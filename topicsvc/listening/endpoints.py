@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
-from topicsvc.explain import parser_s_reason
+from topicsvc.explain import explain_endpoint_error
 from topicsvc.listening.proxy_protocol import PREFIX, ProxiedEndpoint
 
 __all__ = ["is_proxied", "is_systemd", "is_tls", "parse", "unproxied"]
@@ -48,7 +48,7 @@ def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
             raise ValueError(
                 "systemd has passed no such socket: start the .socket unit, not the service alone"
             ) from error
-        raise ValueError(parser_s_reason(error)) from error
+        raise ValueError(explain_endpoint_error(error)) from error
 
 
 def _endpoint(text: str, reactor: Any) -> IStreamServerEndpoint:

@@ -18,7 +18,7 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from topicsvc.listening.certificates import Rehearsal
+from topicsvc.listening.certificates import EndpointPreview
 from topicsvc.listening.endpoints import is_systemd, is_tls, parse, unproxied
 
 __all__ = ["Listener", "endpoint_problem"]
@@ -101,7 +101,7 @@ class Listener:
         """
         if not is_tls(self.text):
             return None
-        rehearsal = Rehearsal(self.text)
+        rehearsal = EndpointPreview(self.text)
         certificate = rehearsal.certificate()
 
         def replace() -> str:
@@ -169,5 +169,5 @@ def _look(text: str, reactor: Any) -> IStreamServerEndpoint:
             raise ValueError(f"{found[1]} is no port, 0 to 65535")
     endpoint = parse(text, reactor)
     if is_tls(text):
-        Rehearsal(text).certificate()
+        EndpointPreview(text).certificate()
     return endpoint

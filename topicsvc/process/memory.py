@@ -10,16 +10,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-__all__ = ["INTERVAL", "MANY", "Ebb", "trim"]
+__all__ = ["INTERVAL", "MANY", "MemoryTrimmer", "malloc_trim"]
 
 INTERVAL = 5.0
 """Seconds between two looks, so between two times that it can happen."""
 
 MANY = 250
-"""Connections: 2 MB or so, and with TLS 10, are worth the time that it takes."""
+"""WebSocketServer: 2 MB or so, and with TLS 10, are worth the time that it takes."""
 
 
-class Ebb(Service):
+class MemoryTrimmer(Service):
     """Looks now and then how many there are, and calls `gone` when it has become many less.
 
     Args:
@@ -61,7 +61,7 @@ class Ebb(Service):
             self._log.failure("what many connections have left could not be seen to")
 
 
-def _malloc_trim() -> Callable[[int], int] | None:
+def _find_malloc_trim() -> Callable[[int], int] | None:
     """See malloc_trim(3); None: this C library has none, as musl or macOS."""
     try:
         found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
@@ -70,10 +70,10 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return found
 
 
-_MALLOC_TRIM = _malloc_trim()
+_MALLOC_TRIM = _find_malloc_trim()
 
 
-def trim() -> None:
+def malloc_trim() -> None:
     """Give back to the system whatever pages are free; where that cannot be done, nothing happens.
 
     Takes some 25 ms for 50 MB.

@@ -7,13 +7,13 @@ import resource
 import time
 from typing import Any, NoReturn
 
-__all__ = ["give_up", "keep_steady", "most_files", "spare_the_garbage_collector"]
+__all__ = ["fail_to_start", "max_open_files", "tune_gc", "use_monotonic_clock"]
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Net allocations before a pass over the youngest objects, and passes before one over older."""
 
 
-def keep_steady(reactor: Any) -> None:
+def use_monotonic_clock(reactor: Any) -> None:
     """Let `reactor` count seconds that nobody sets: its timers keep to them.
 
     By itself it goes by the time of day. Were that set back by an hour, nobody would be
@@ -25,7 +25,7 @@ def keep_steady(reactor: Any) -> None:
     reactor.seconds = lambda: ahead + time.monotonic()
 
 
-def spare_the_garbage_collector() -> None:
+def tune_gc() -> None:
     """Keep its full passes rare: with thousands of sessions one stops the world for 100 ms.
 
     What is loaded by now stays for good and is not looked at again. Sessions live long, and
@@ -36,7 +36,7 @@ def spare_the_garbage_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def most_files() -> int | None:
+def max_open_files() -> int | None:
     """How many files this process may have open; None: any number."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
@@ -52,6 +52,6 @@ class CannotStart(SystemExit, Exception):
     __module__ = "builtins"  # of what a daemon tells, the first 100 bytes arrive
 
 
-def give_up(problems: Any) -> NoReturn:
+def fail_to_start(problems: Any) -> NoReturn:
     """End the process: each problem on one line of standard error."""
     raise CannotStart("\n".join(f"topicsvc: {problem}" for problem in problems))

@@ -15,12 +15,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-__all__ = ["Notifier"]
+__all__ = ["SystemdNotifier"]
 
 _MILLION = 1_000_000
 
 
-class Notifier:
+class SystemdNotifier:
     """Tells the service manager where we stand.
 
     Args:

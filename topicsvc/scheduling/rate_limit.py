@@ -6,16 +6,16 @@ a burst (the generic cell rate algorithm, ITU-T I.371).
 
 from __future__ import annotations
 
-__all__ = ["paced"]
+__all__ = ["consume"]
 
 _ROUNDING = 1e-3
 
 
-def paced(whole_at: float, now: float, most: int, seconds: float) -> float | None:
+def consume(full_at: float, now: float, most: int, seconds: float) -> float | None:
     """Use a piece of an allowance of `most` in `seconds`.
 
     Args:
-        whole_at: when the allowance is whole again; any time in the past, if it is.
+        full_at: when the allowance is whole again; any time in the past, if it is.
         now: the time.
         most: how many in all.
         seconds: the time that all of them take to come back.
@@ -23,5 +23,5 @@ def paced(whole_at: float, now: float, most: int, seconds: float) -> float | Non
     Returns:
         When the allowance is whole again after this one; None: nothing of it is left.
     """
-    whole_at = max(whole_at, now) + seconds / most
-    return None if whole_at > now + seconds + _ROUNDING else whole_at
+    full_at = max(full_at, now) + seconds / most
+    return None if full_at > now + seconds + _ROUNDING else full_at

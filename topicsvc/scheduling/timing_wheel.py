@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["SLOTS", "Wheel"]
+__all__ = ["SLOTS", "TimingWheel"]
 
 
 SLOTS = 60
@@ -19,15 +19,15 @@ SLOTS = 60
 T = TypeVar("T")
 
 
-class Wheel(Generic[T]):
+class TimingWheel(Generic[T]):
     """Members spread over slots; each turn of the needle yields one slot's members."""
 
-    __slots__ = ("_needle", "_slot_of", "_slots")
+    __slots__ = ("_cursor", "_slot_of", "_slots")
 
     def __init__(self) -> None:
         self._slots: list[dict[T, None]] = [{} for _ in range(SLOTS)]
         self._slot_of: dict[T, int] = {}
-        self._needle = 0
+        self._cursor = 0
 
     def __len__(self) -> int:
         return len(self._slot_of)
@@ -40,7 +40,7 @@ class Wheel(Generic[T]):
 
         With `ahead` it comes after that many turns, and then every `SLOTS`.
         """
-        slot = (self._needle + ahead) % SLOTS
+        slot = (self._cursor + ahead) % SLOTS
         self._slots[slot][member] = None
         self._slot_of[member] = slot
 
@@ -50,7 +50,7 @@ class Wheel(Generic[T]):
         if slot is not None:
             del self._slots[slot][member]
 
-    def turn(self) -> tuple[T, ...]:
+    def advance(self) -> tuple[T, ...]:
         """Move the needle to the next slot and return who is in it."""
-        self._needle = (self._needle + 1) % SLOTS
-        return tuple(self._slots[self._needle])
+        self._cursor = (self._cursor + 1) % SLOTS
+        return tuple(self._slots[self._cursor])

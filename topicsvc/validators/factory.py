@@ -13,57 +13,57 @@ from topicsvc.settings import (
     IntrospectionSettings,
     PersoniumSettings,
 )
-from topicsvc.validators.http_agent import JudgeAgent
-from topicsvc.validators.http_client import Asker
+from topicsvc.validators.http_agent import BoundedAgent
+from topicsvc.validators.http_client import HttpClient
 from topicsvc.validators.introspection import IntrospectionValidator
 from topicsvc.validators.local import LocalValidator
 from topicsvc.validators.personium import PersoniumValidator
-from topicsvc.validators.stats import CheckTally
-from topicsvc.validators.wrappers.cache import Cached
-from topicsvc.validators.wrappers.concurrency import Limited
-from topicsvc.validators.wrappers.measured import Counted
-from topicsvc.validators.wrappers.outage_log import Outages
-from topicsvc.validators.wrappers.single_flight import Shared
-from topicsvc.validators.wrappers.timeout import InTime
-from topicsvc.validators.wrappers.topic_filter import ExistingTopics
+from topicsvc.validators.stats import TokenCheckStats
+from topicsvc.validators.wrappers.cache import GrantCache
+from topicsvc.validators.wrappers.concurrency import ConcurrencyLimit
+from topicsvc.validators.wrappers.measured import MeasuredValidator
+from topicsvc.validators.wrappers.outage_log import OutageLog
+from topicsvc.validators.wrappers.single_flight import SingleFlight
+from topicsvc.validators.wrappers.timeout import TimeoutValidator
+from topicsvc.validators.wrappers.topic_filter import TopicFilter
 
-__all__ = ["Judge"]
+__all__ = ["ValidatorStack"]
 
 
-class Judge:
+class ValidatorStack:
     """Who judges tokens, with all that stands around.
 
     From the outside in: which topics exist, what was granted a moment ago, what is under
-    way, the log of outages, how many at once, how long at most; then the judge itself.
+    way, the log of outages, how many at once, how long at most; then the validator itself.
 
     Attributes:
         validator: for tokens that are shown.
         revocation: for those of live sessions; None: they are not looked at again.
-        judge: the judge itself.
-        asker: what carries questions to it; None: it asks nobody.
+        innermost: the validator itself.
+        http: what carries questions to it; None: it asks nobody.
     """
 
     _PERSONIUM_QUESTIONS = 3
     _RECHECKS_SHARE = 4
 
     def __init__(
-        self, settings: Config, reactor: Any, now: Callable[[], float], tally: CheckTally
+        self, settings: Config, reactor: Any, now: Callable[[], float], stats: TokenCheckStats
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._now = now
-        self._agent: JudgeAgent | None = None
-        self.asker: Asker | None = None
-        self.judge: TokenValidator
-        self._tally = tally
+        self._agent: BoundedAgent | None = None
+        self.http: HttpClient | None = None
+        self.innermost: TokenValidator
+        self._stats = stats
         checks = settings.checks
         fresh = self._fresh()
         validator = fresh
         if checks.cache:
-            cached = Cached(fresh, reactor, now, checks.cache, tally)
+            cached = GrantCache(fresh, reactor, now, checks.cache, stats)
             validator, fresh = cached, cached.fresh
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
-            validator = ExistingTopics(validator, settings.topics)
+            validator = TopicFilter(validator, settings.topics)
         self.validator = validator
         self.revocation: Revocation | None = None
         if checks.recheck:
@@ -72,20 +72,20 @@ class Judge:
             self.revocation = Revocation(fresh, checks.recheck, at_once)
 
     def stop(self) -> Deferred[None]:
-        """Close the connections to the judge."""
+        """Close the connections to the validators."""
         return succeed(None) if self._agent is None else self._agent.close()
 
     def _fresh(self) -> TokenValidator:
         settings, checks, clock = self._settings.validator, self._settings.checks, self._reactor
         match settings:
             case PersoniumSettings():
-                asker = self._asker(settings.authorities, self._PERSONIUM_QUESTIONS)
-                self.judge = PersoniumValidator(
-                    asker, settings.unit, settings.username, settings.password, self._now
+                http = self._client(settings.authorities, self._PERSONIUM_QUESTIONS)
+                self.innermost = PersoniumValidator(
+                    http, settings.unit, settings.username, settings.password, self._now
                 )
             case IntrospectionSettings():
-                self.judge = IntrospectionValidator(
-                    self._asker(settings.authorities, 1),
+                self.innermost = IntrospectionValidator(
+                    self._client(settings.authorities, 1),
                     settings.url,
                     settings.client_id,
                     settings.client_secret,
@@ -95,13 +95,15 @@ class Judge:
                     settings.audience,
                 )
             case _:
-                self.judge = LocalValidator(settings.key, self._now)
-                return Counted(self.judge, clock, self._tally)
-        limited = Limited(InTime(self.judge, clock, checks.timeout), clock, checks.concurrency)
-        return Shared(Counted(Outages(limited, clock), clock, self._tally))
+                self.innermost = LocalValidator(settings.key, self._now)
+                return MeasuredValidator(self.innermost, clock, self._stats)
+        limited = ConcurrencyLimit(
+            TimeoutValidator(self.innermost, clock, checks.timeout), clock, checks.concurrency
+        )
+        return SingleFlight(MeasuredValidator(OutageLog(limited, clock), clock, self._stats))
 
-    def _asker(self, authorities: Any, questions: int) -> Asker:
+    def _client(self, authorities: Any, questions: int) -> HttpClient:
         connections = questions * self._settings.checks.concurrency
-        self._agent = JudgeAgent(self._reactor, authorities, connections)
-        self.asker = Asker(self._agent)
-        return self.asker
+        self._agent = BoundedAgent(self._reactor, authorities, connections)
+        self.http = HttpClient(self._agent)
+        return self.http

@@ -33,7 +33,7 @@ from zope.interface import implementer
 from topicsvc.validators.http_client import MAX_BODY
 from topicsvc.validators.resolver import SparingReactor
 
-__all__ = ["MAX_ANSWER", "JudgeAgent"]
+__all__ = ["MAX_ANSWER", "BoundedAgent"]
 
 MAX_ANSWER = 2 * MAX_BODY
 """Most bytes that one answer may take on the wire, with its head and its chunks' frames."""
@@ -46,11 +46,11 @@ Where cells have hosts of their own a connection serves one cell alone, so none 
 
 
 _MOST_OPENED = 1000
-"""Connections after which the pool starts afresh: it forgets no host that it has ever seen."""
+"""WebSocketServer after which the pool starts afresh: it forgets no host that it has ever seen."""
 
 
 @implementer(IAgent)
-class JudgeAgent:
+class BoundedAgent:
     """Carries requests that are safe to repeat.
 
     A server may close a kept connection at the moment at which the next request is written

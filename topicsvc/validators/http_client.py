@@ -1,7 +1,7 @@
 """Adapter: one question over HTTP: where to, what came back, and nothing in between.
 
 No redirect is followed, no cookie kept, no encoding accepted, and no more read than
-`MAX_BODY`. The time that a question may take is its asker's: cancelling the Deferred ends it.
+`MAX_BODY`. The time that a question may take is its http's: cancelling the Deferred ends it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from topicsvc.errors import TokenInactive, ValidatorUnavailable
 __all__ = [
     "MAX_BODY",
     "NO_ADDRESS",
-    "Answer",
     "AsciiUrl",
-    "Asker",
+    "HttpClient",
+    "Response",
     "basic",
     "bearer",
     "is_host_name",
@@ -53,7 +53,7 @@ _TOKEN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What came back.
 
     Attributes:
@@ -108,7 +108,7 @@ def basic(name: str, password: str) -> str:
     return f"Basic {b64encode(pair).decode('ascii')}"
 
 
-class Asker:
+class HttpClient:
     """Asks.
 
     Args:
@@ -125,7 +125,7 @@ class Asker:
         url: str,
         headers: Mapping[str, str],
         form: Mapping[str, str] | None = None,
-    ) -> Generator[Deferred[Any], Any, Answer]:
+    ) -> Generator[Deferred[Any], Any, Response]:
         """Send one request and read its whole answer, whatever its status.
 
         Fails with:
@@ -147,7 +147,7 @@ class Asker:
         except Exception as error:
             fault = _fault(error)
         else:
-            return Answer(response.code, response.headers, body)
+            return Response(response.code, response.headers, body)
         # Outside of the handler, so that the exception does not drag along what was sent.
         raise ValidatorUnavailable(f"{method}: {fault}")
 

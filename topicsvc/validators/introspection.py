@@ -15,7 +15,7 @@ from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.interfaces import Grant
 from topicsvc.settings import Rule
 from topicsvc.topics import TopicAddress
-from topicsvc.validators.http_client import Answer, Asker, basic, bearer
+from topicsvc.validators.http_client import HttpClient, Response, basic, bearer
 from topicsvc.validators.introspection_response import Claims, read_claims
 
 __all__ = ["IntrospectionValidator"]
@@ -25,7 +25,7 @@ class IntrospectionValidator:
     """Asks the server.
 
     Args:
-        asker: carries questions.
+        http: carries questions.
         url: the server's introspection endpoint.
         client_id: who we are there.
         client_secret: what proves it.
@@ -37,7 +37,7 @@ class IntrospectionValidator:
 
     def __init__(
         self,
-        asker: Asker,
+        http: HttpClient,
         url: str,
         client_id: str,
         client_secret: str,
@@ -46,7 +46,7 @@ class IntrospectionValidator:
         issuer: str | None = None,
         audience: str | None = None,
     ) -> None:
-        self._asker = asker
+        self._http = http
         self._url = url
         self._headers = {
             "Authorization": basic(client_id, client_secret),
@@ -65,7 +65,7 @@ class IntrospectionValidator:
         401 to credentials of ours that it does not know, and 200 to a token that it does not.
         """
         bearer(token)
-        answer: Answer = yield self._asker.ask(
+        answer: Response = yield self._http.ask(
             "POST",
             self._url,
             self._headers,

@@ -137,7 +137,7 @@ class LocalValidator:
     def _grant(self, token: str, topic: TopicAddress) -> Grant:
         known = self._look_up(token)
         now = self._now()
-        if known.grant.is_over(now):
+        if known.grant.is_expired(now):
             raise TokenInactive("expired")
         if known.not_before > now:
             raise TokenInactive("not yet valid")

@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress, Unit
-from topicsvc.validators.http_client import Answer, Asker, basic, bearer, is_host_name
+from topicsvc.validators.http_client import HttpClient, Response, basic, bearer, is_host_name
 from topicsvc.validators.introspection_response import Claims, read_claims
 from topicsvc.validators.propfind import has_topic
-from topicsvc.validators.verdicts import together
+from topicsvc.validators.verdicts import all_or_first_refusal
 
 __all__ = ["PersoniumValidator", "methods"]
 
@@ -29,7 +29,7 @@ class PersoniumValidator:
     """Asks the unit.
 
     Args:
-        asker: carries questions.
+        http: carries questions.
         unit: the unit's HTTP API and how it writes its cells' URLs.
         username: ``io.personium.core.introspect.username`` of the unit.
         password: ``io.personium.core.introspect.password`` of the unit.
@@ -38,13 +38,13 @@ class PersoniumValidator:
 
     def __init__(
         self,
-        asker: Asker,
+        http: HttpClient,
         unit: Unit,
         username: str,
         password: str,
         now: Callable[[], float],
     ) -> None:
-        self._asker = asker
+        self._http = http
         self._unit = unit
         self._credentials = basic(username, password)
         self._now = now
@@ -61,7 +61,7 @@ class PersoniumValidator:
             maybeDeferred(self._rights, authorization, topic),
             maybeDeferred(self._life, token, topic),
         ]
-        _, rights, claims = yield together(questions)
+        _, rights, claims = yield all_or_first_refusal(questions)
         if rights is None:
             raise TopicNotFound(topic.path)
         return Grant(claims.subject, claims.expires_at, "GET" in rights, "POST" in rights)
@@ -69,7 +69,7 @@ class PersoniumValidator:
     @inlineCallbacks
     def _find(self, authorization: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, None]:
         """Whether the topic exists, for somebody who may know."""
-        answer: Answer = yield self._asker.ask(
+        answer: Response = yield self._http.ask(
             "PROPFIND",
             self._unit.collection_url(topic),
             {"Authorization": authorization, "Depth": "0", "Accept": "application/xml"},
@@ -92,7 +92,7 @@ class PersoniumValidator:
         A unit says to anybody that a topic is not there, so it is no answer to give away
         before the token is known to live.
         """
-        answer: Answer = yield self._asker.ask(
+        answer: Response = yield self._http.ask(
             "OPTIONS", self._unit.topic_url(topic), {"Authorization": authorization}
         )
         if answer.status in _NO:
@@ -113,7 +113,7 @@ class PersoniumValidator:
         A unit answers 401 and 403 here to credentials of ours that it does not know, and
         never because of the token.
         """
-        answer: Answer | None = yield self._introspect(token, topic)
+        answer: Response | None = yield self._introspect(token, topic)
         if answer is None:
             raise TokenInactive("introspection: no such cell")
         return read_claims(answer.body, self._now())
@@ -125,15 +125,15 @@ class PersoniumValidator:
         Fails with:
             ValidatorUnavailable: they are not the unit's, or it cannot be asked.
         """
-        answer: Answer | None = yield self._introspect("none", topic)
+        answer: Response | None = yield self._introspect("none", topic)
         return answer is not None
 
     @inlineCallbacks
     def _introspect(
         self, token: str, topic: TopicAddress
-    ) -> Generator[Deferred[Any], Any, Answer | None]:
+    ) -> Generator[Deferred[Any], Any, Response | None]:
         """What the topic's cell says of a token; None: there is no such cell."""
-        answer: Answer = yield self._asker.ask(
+        answer: Response = yield self._http.ask(
             "POST",
             self._unit.cell_url(topic.cell) + "__introspect",
             {"Authorization": self._credentials, "Accept": "application/json"},

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-__all__ = ["Lookups", "SparingReactor"]
+__all__ = ["CoalescingResolver", "SparingReactor"]
 
 
 @implementer(IReactorPluggableNameResolver)
@@ -32,7 +32,7 @@ class SparingReactor:
 
     def __init__(self, reactor: Any, most: int) -> None:
         self._reactor = reactor
-        self.nameResolver = Lookups(reactor, most)
+        self.nameResolver = CoalescingResolver(reactor, most)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
@@ -44,7 +44,7 @@ class SparingReactor:
 
 
 @implementer(IHostnameResolver)
-class Lookups:
+class CoalescingResolver:
     """Looks names up by way of a reactor's resolver.
 
     Args:
@@ -56,10 +56,10 @@ class Lookups:
     def __init__(self, reactor: Any, most: int) -> None:
         self._reactor = reactor
         self._most = most
-        self._under_way: dict[Any, _Lookup] = {}
+        self._in_flight: dict[Any, _Lookup] = {}
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._in_flight)
 
     def resolveHostName(
         self,
@@ -74,13 +74,13 @@ class Lookups:
         key = hostName, portNumber, types, transportSemantics
         resolution = _Resolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
-        known = self._under_way.get(key)
+        known = self._in_flight.get(key)
         if known is not None:
             known.receivers.append(resolutionReceiver)
-        elif len(self._under_way) >= self._most:
+        elif len(self._in_flight) >= self._most:
             resolutionReceiver.resolutionComplete()
         else:
-            lookup = self._under_way[key] = _Lookup(lambda: self._under_way.pop(key))
+            lookup = self._in_flight[key] = _Lookup(lambda: self._in_flight.pop(key))
             lookup.receivers.append(resolutionReceiver)
             self._reactor.nameResolver.resolveHostName(lookup, *key)
         return resolution

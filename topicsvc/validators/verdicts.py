@@ -10,10 +10,10 @@ from twisted.python.failure import Failure
 
 from topicsvc.errors import TokenInactive
 
-__all__ = ["together"]
+__all__ = ["all_or_first_refusal"]
 
 
-def together(questions: Sequence[Deferred[Any]]) -> Deferred[list[Any]]:
+def all_or_first_refusal(questions: Sequence[Deferred[Any]]) -> Deferred[list[Any]]:
     """Wait for all answers; fires with them, in the order of the questions.
 
     The first plain no ends the rest. One that cannot be decided does not: another may

@@ -10,7 +10,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.web.http_headers import Headers
 
 from topicsvc.admission.addresses import behind_proxies, is_within
-from topicsvc.admission.client_quota import Visit
+from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.settings import LimitSettings, Network
 
 __all__ = ["arriving_host", "recognize"]
@@ -28,12 +28,14 @@ def arriving_host(transport: Any, trusted: Sequence[Network]) -> str | None:
     return None if host is None or is_within(host, trusted) else host
 
 
-def recognize(visit: Visit, transport: Any, headers: Headers, settings: LimitSettings) -> None:
+def recognize(
+    quota: ClientQuota, transport: Any, headers: Headers, settings: LimitSettings
+) -> None:
     """Say whom a connection serves, now that a request's headers are there."""
     peer = transport.getPeer()
     host: str | None = getattr(peer, "host", None)
     if host is None:
-        visit.peer = str(peer)
+        quota.peer = str(peer)
         return
     client = host
     if settings.trusted_proxies:
@@ -43,5 +45,5 @@ def recognize(visit: Visit, transport: Any, headers: Headers, settings: LimitSet
             headers.getRawHeaders(b"forwarded", []),
             settings.trusted_proxies,
         )
-    visit.peer = f"{host}:{peer.port}" if client == host else client
-    visit.comes_from(client)
+    quota.peer = f"{host}:{peer.port}" if client == host else client
+    quota.set_client_address(client)

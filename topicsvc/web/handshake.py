@@ -8,7 +8,7 @@ from collections.abc import Callable
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from topicsvc.admission.client_quota import Visit
+from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.errors import HostRefused, PathRefused
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import responses
@@ -33,7 +33,7 @@ class UpgradeResource(Resource):
     isLeaf = True
 
     def __init__(
-        self, unit: Unit, build: Callable[[TopicAddress, Visit], TopicProtocol | None]
+        self, unit: Unit, build: Callable[[TopicAddress, ClientQuota], TopicProtocol | None]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
@@ -63,14 +63,14 @@ class UpgradeResource(Resource):
         fault = _fault(request)
         if fault is not None:
             return answer(request, responses.NOT_A_HANDSHAKE, fault)
-        visit = request.visit
-        if not visit.takes_origins(request.requestHeaders.getRawHeaders(b"origin")):
+        quota = request.quota
+        if not quota.allow_origin(request.requestHeaders.getRawHeaders(b"origin")):
             return answer(request, responses.ORIGIN_REFUSED)
-        seconds = visit.bars()
+        seconds = quota.retry_after()
         if seconds:
             return too_many_failed_tokens(request, seconds)
         [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
-        protocol = self._build(topic, visit)
+        protocol = self._build(topic, quota)
         if protocol is None:
             return answer(request, responses.UNAVAILABLE)
         request.channel.hand_over(protocol)

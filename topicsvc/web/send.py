@@ -34,9 +34,9 @@ from topicsvc.web.responses import ApiError, answer, too_many_failed_tokens, url
 from topicsvc.web.site import SEND_METHODS, TopicRequest
 from topicsvc.websocket.messages import MAX_TOKEN
 
-__all__ = ["MAX_UNDER_WAY", "SendResource"]
+__all__ = ["MAX_IN_FLIGHT", "SendResource"]
 
-MAX_UNDER_WAY = 1000
+MAX_IN_FLIGHT = 1000
 """Requests that wait for the validator or the broker; past it the answer is 503."""
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
@@ -77,27 +77,27 @@ class SendResource(Resource):
         self._is_full = is_full
         self._now = now
         self.configure(validator, trust_via)
-        self._under_way: dict[Deferred[Any], None] = {}
+        self._in_flight: dict[Deferred[Any], None] = {}
         self._all_answered: Deferred[None] | None = None
-        self._gives_up = False
+        self._is_cancelling = False
 
     def configure(self, validator: TokenValidator, trust_via: bool) -> None:
-        """Judge what is sent from now on by these."""
+        """ValidatorStack what is sent from now on by these."""
         self._validator = validator
         self._trust_via = trust_via
 
     def all_answered(self) -> Deferred[None]:
         """Fires when nothing is under way any more."""
-        if not self._under_way:
+        if not self._in_flight:
             return succeed(None)
         if self._all_answered is None:
             self._all_answered = Deferred()
         return self._all_answered
 
-    def give_up(self) -> None:
+    def cancel_pending(self) -> None:
         """Answer what is still under way with 503: whoever is asked will not be waited for."""
-        self._gives_up = True
-        for deciding in tuple(self._under_way):
+        self._is_cancelling = True
+        for deciding in tuple(self._in_flight):
             deciding.cancel()
 
     def render(self, request: TopicRequest) -> bytes | int:
@@ -124,10 +124,10 @@ class SendResource(Resource):
             return self._refuse(request, topic, responses.NO_TOKEN)
         if not _TOKEN.fullmatch(token):
             return self._token_inactive(request, topic)
-        if len(self._under_way) >= MAX_UNDER_WAY:
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
             return answer(request, responses.TOO_MANY_REQUESTS)
         deciding = self._decide(request, topic, token)
-        self._under_way[deciding] = None
+        self._in_flight[deciding] = None
         request.notifyFinish().addErrback(lambda _: deciding.cancel())
         deciding.addErrback(self._give_answer, request, topic)
         deciding.addCallbacks(request.finish_with, lambda failure: _fault(request, failure))
@@ -139,8 +139,8 @@ class SendResource(Resource):
         self, request: TopicRequest, topic: TopicAddress, token: str
     ) -> Generator[Deferred[Any], Any, bytes]:
         """Do what `request` asks for; the result is the body of its answer."""
-        grant: Grant = yield request.visit.judge(self._validator, token, topic)
-        if grant.is_over(self._now()):
+        grant: Grant = yield request.quota.validate(self._validator, token, topic)
+        if grant.is_expired(self._now()):
             raise TokenInactive("expired")
         if request.method == b"OPTIONS":
             request.setHeader(b"allow", _methods(grant))
@@ -155,8 +155,8 @@ class SendResource(Resource):
         return b""
 
     def _answered(self, result: Any, deciding: Deferred[Any]) -> Any:
-        del self._under_way[deciding]
-        if not self._under_way and self._all_answered is not None:
+        del self._in_flight[deciding]
+        if not self._in_flight and self._all_answered is not None:
             all_answered, self._all_answered = self._all_answered, None
             all_answered.callback(None)
         return result
@@ -174,7 +174,7 @@ class SendResource(Resource):
 
     def _give_answer(self, failure: Failure, request: TopicRequest, topic: TopicAddress) -> bytes:
         """The answer to a request that was refused or could not be served."""
-        if self._gives_up and failure.check(CancelledError):
+        if self._is_cancelling and failure.check(CancelledError):
             return answer(request, responses.UNAVAILABLE)
         kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
         if kind is InvalidBody:

@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
-from topicsvc.admission.client_quota import Visit
+from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.topics import ONE_HOST, Unit
@@ -86,9 +86,9 @@ class TopicRequest(Request):
     _received = 0
 
     @property
-    def visit(self) -> Visit:
+    def quota(self) -> ClientQuota:
         """What its connection counts as."""
-        return self.channel.visit
+        return self.channel.quota
 
     def gotLength(self, length: int | None) -> None:
         """Keep the body in memory, whatever its length: it is bounded."""
@@ -145,13 +145,13 @@ class TopicChannel(HTTPChannel):
     begins before the TLS handshake and before a PROXY header.
 
     Attributes:
-        visit: what it counts as.
+        quota: what it counts as.
         refused: all has been said, what still comes is read and forgotten.
     """
 
     site: TopicSite
     transport: Any
-    visit: Visit
+    quota: ClientQuota
     refused = False
     _deadline: Deadlines[TopicChannel] | None = None
 
@@ -159,20 +159,20 @@ class TopicChannel(HTTPChannel):
         self.site.connections += 1
         limits = self.site.limits
         host = client_address.arriving_host(self.transport, limits.settings.trusted_proxies)
-        self.visit = limits.arrive(host)
-        if self.visit.is_dropped:
+        self.quota = ClientQuota.admit(limits, host)
+        if self.quota.is_dropped:
             self.refused = True
             # Before a TLS handshake, which is what costs.
             self.transport.abortConnection()
             return
         super().connectionMade()  # type: ignore[no-untyped-call]
-        self.visit.when_late = self.no_token
+        self.quota.on_token_deadline = self.no_token
         self._wait(self.site.heads)
 
     def hand_over(self, protocol: Protocol) -> None:
         """Give the transport to `protocol`, and what the client sends behind its request."""
         self.site.connections -= 1
-        self.visit.when_late = None  # a WebSocket has a time of its own
+        self.quota.on_token_deadline = None  # a WebSocket has a time of its own
         transport, self.transport = self.transport, None
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
@@ -241,8 +241,8 @@ class TopicChannel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         headers = self.requests[-1].requestHeaders
-        client_address.recognize(self.visit, self.transport, headers, self.site.limits.settings)
-        if self.visit.refused_by is not None:
+        client_address.recognize(self.quota, self.transport, headers, self.site.limits.settings)
+        if self.quota.refused_by is not None:
             self.refuse(responses.TOO_MANY_REQUESTS)
         elif _has_strange_coding(headers, self._version):
             self.refuse(responses.BAD_REQUEST)
@@ -266,7 +266,7 @@ class TopicChannel(HTTPChannel):
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         """The last answer says that it is the last."""
-        if self.visit.is_late:
+        if self.quota.is_past_token_deadline:
             self.persistent = False
         if not self.persistent:
             others = headers.getRawHeaders(b"connection", [])
@@ -281,7 +281,7 @@ class TopicChannel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.connections -= 1
         self._wait(None)
-        self.visit.leave()
+        self.quota.leave()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
         self.transport.unregisterProducer()

@@ -5,12 +5,12 @@ The reasons are few and known, so that they can be counted by name.
 
 from __future__ import annotations
 
-__all__ = ["ENDINGS", "OTHER", "advice", "label"]
+__all__ = ["CLOSE_REASONS", "OTHER", "advice", "metric_label"]
 
 OTHER = "Other"
 """Stands for a reason that is missing below."""
 
-ENDINGS = {
+CLOSE_REASONS = {
     # The texts of close frames, as in docs/protocol.md.
     "Going away": "",
     "Token inactive": "if many clients are refused, compare the clocks of this host and of who "
@@ -41,12 +41,12 @@ ENDINGS = {
 """Reasons, and what to do; nothing where nothing need be done."""
 
 
-def label(reason: str) -> str:
+def metric_label(reason: str) -> str:
     """The name under which a reason is counted."""
-    known = reason if reason in ENDINGS else OTHER
+    known = reason if reason in CLOSE_REASONS else OTHER
     return known.lower().replace(" ", "_").replace("-", "")
 
 
 def advice(reason: str) -> str:
     """What an operator can do about it; nothing: nothing need be done."""
-    return ENDINGS.get(reason, "")
+    return CLOSE_REASONS.get(reason, "")

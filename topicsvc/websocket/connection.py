@@ -7,7 +7,7 @@ heartbeat, the deadlines, stopping) is in `topicsvc.websocket.server`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import txaio
 from autobahn.twisted.websocket import WebSocketServerProtocol
@@ -17,13 +17,14 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from topicsvc.admission.client_quota import Visit
-from topicsvc.delivery.send_queue import Outbound
-from topicsvc.delivery.transports import way_out
+from topicsvc.admission.client_quota import ClientQuota
+from topicsvc.delivery.send_queue import SendQueue
+from topicsvc.delivery.transports import make_send_queue
 from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress
-from topicsvc.websocket.keepalive import Pulse
+from topicsvc.websocket.context import ConnectionContext
+from topicsvc.websocket.keepalive import PingTracker
 from topicsvc.websocket.messages import SERVICE_UNAVAILABLE, pong_frame
 from topicsvc.websocket.session import (
     GOING_AWAY,
@@ -39,12 +40,9 @@ from topicsvc.websocket.session import (
     Session,
     Validate,
 )
-from topicsvc.websocket.session_log import Entry
+from topicsvc.websocket.session_log import SessionRecord
 
-if TYPE_CHECKING:
-    from topicsvc.websocket.server import Connections
-
-__all__ = ["TopicProtocol"]
+__all__ = ["ConnectionObserver", "TopicProtocol"]
 
 _FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
 """What Autobahn ends a connection for (RFC 6455, section 7.4.1)."""
@@ -57,13 +55,38 @@ _TOO_MANY_FRAMES = "Too many frames"
 txaio.use_twisted()
 
 
+class ConnectionObserver(Protocol):
+    """Is told what becomes of each connection."""
+
+    def opened(self, protocol: TopicProtocol) -> None:
+        """The opening handshake is complete."""
+        ...
+
+    def joined(self, protocol: TopicProtocol) -> None:
+        """The session is active."""
+        ...
+
+    def rechecked(self, protocol: TopicProtocol) -> None:
+        """A check of its token has ended, whoever asked for it."""
+        ...
+
+    def left(self, protocol: TopicProtocol) -> None:
+        """The session has ended."""
+        ...
+
+    def gone(self, protocol: TopicProtocol) -> None:
+        """The connection is lost."""
+        ...
+
+
 class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     """One connection: a WebSocket, its session, and its way out.
 
     Args:
         topic: what the client asked for.
-        connections: the house it lives in.
-        visit: what it counts as.
+        context: what all connections share.
+        observer: is told what becomes of this one.
+        quota: its limits.
     """
 
     # Autobahn reports every fault of every stranger; ours are in `_log`.
@@ -74,24 +97,31 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     failedByMe: bool
     message_data: list[bytes] | None
-    CONFIG_ATTRS = ()  # the options stand on the class: see `Connections`
+    CONFIG_ATTRS = ()  # the options stand on the class: see `WebSocketServer`
 
-    def __init__(self, topic: TopicAddress, connections: Connections, visit: Visit) -> None:
+    def __init__(
+        self,
+        topic: TopicAddress,
+        context: ConnectionContext,
+        observer: ConnectionObserver,
+        quota: ClientQuota,
+    ) -> None:
         super().__init__()
         self.topic = topic
-        self._house = connections
-        self._visit = visit
+        self._context = context
+        self._observer = observer
+        self._quota = quota
         self._frames = 0
         self._session = Session(
-            connections.settings.timestamps, keeps_token=connections.revocation is not None
+            context.settings.timestamps, keeps_token=context.revocation is not None
         )
-        self._pulse = Pulse(connections.settings.ping_limit)
-        self._outbound: Outbound
-        self._under_way: Deferred[Any] | None = None
+        self._pings = PingTracker(context.settings.ping_limit)
+        self._send_queue: SendQueue
+        self._in_flight: Deferred[Any] | None = None
         self.is_member = False
-        self._is_held_back = False
+        self._is_read_paused = False
         self._closed_because = ""
-        self._entry: Entry
+        self._record: SessionRecord
 
     # What the house asks.
 
@@ -101,9 +131,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def beat(self, now: float) -> None:
         """Ping the client, or close a session that has run out or a peer that is gone."""
-        self._perform(self._session.beat(now))
+        self._perform(self._session.check_expiry(now))
         if self.state == self.STATE_OPEN:
-            ping = self._pulse.beat()
+            ping = self._pings.next_ping()
             if ping is None:
                 self._perform(self._session.close(POLICY_VIOLATION, "No pong"))
             else:
@@ -117,7 +147,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         """See whether the token still holds; whether that takes a while."""
         effects = self._session.recheck(self._now())
         self._perform(effects)
-        return bool(effects) and self._under_way is not None
+        return bool(effects) and self._in_flight is not None
 
     def token_timeout(self) -> None:
         """The time to present a live token is over."""
@@ -152,18 +182,21 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def connectionMade(self) -> None:
         """The HTTP side has handed the transport over."""
-        self.peer = self._visit.peer
-        self._entry = self._house.journal.open(self.peer, self.topic.path)
+        self.peer = self._quota.peer
+        self._record = self._context.session_log.open(self.peer, self.topic.path)
         # Not by way of the server's, which describes each connection for a debug line.
         WebSocketProtocol._connectionMade(self)
         self.factory.countConnections += 1
         # The HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
-        self._outbound = way_out(
-            self.transport, self._house.settings.send_queue, self._house.backlog, self.slow
+        self._send_queue = make_send_queue(
+            self.transport,
+            self._context.settings.send_queue,
+            self._context.slow_consumers,
+            self.slow,
         )
-        self._outbound.broker_lost = self.broker_lost
-        self._outbound.withheld = self._house.journal.withhold
+        self._send_queue.broker_lost = self.broker_lost
+        self._send_queue.undelivered = self._context.session_log.count_undelivered
 
     def dataReceived(self, data: bytes) -> None:
         # Not by way of Autobahn's, which describes each piece for a debug line.
@@ -174,7 +207,7 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.onOpen()
 
     def onOpen(self) -> None:
-        self._house.opened(self)
+        self._observer.opened(self)
 
     def onMessageBegin(self, isBinary: bool) -> None:
         super().onMessageBegin(isBinary)
@@ -183,11 +216,11 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def onMessageFrameBegin(self, length: int) -> None:
         super().onMessageFrameBegin(length)
         self._frames += 1
-        if not self.failedByMe and not self._visit.takes_frames(self._frames):
+        if not self.failedByMe and not self._quota.allow_fragments(self._frames):
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_FRAMES)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self._visit.takes_message():
+        if self._quota.allow_message():
             self._perform(self._session.received(payload, isBinary, self._now()))
         else:
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
@@ -199,14 +232,14 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         self.message_data = None
 
     def onPing(self, payload: bytes) -> None:
-        if not self._visit.takes_control():
+        if not self._quota.allow_control_frame():
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
         elif self.state == self.STATE_OPEN:
             # Where something waits, the newest alone is answered (RFC 6455, section 5.5.3).
-            self._outbound.write_newest(pong_frame(payload))
+            self._send_queue.write_newest(pong_frame(payload))
 
     def onPong(self, payload: bytes) -> None:
-        if not self._pulse.pong(payload) and not self._visit.takes_control():
+        if not self._pings.pong(payload) and not self._quota.allow_control_frame():
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool:
@@ -222,27 +255,27 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state == self.STATE_OPEN:
             self._end("Client closed")
             # It reads no more: what waits for it would only hold up the answer.
-            self._outbound.discard()
+            self._send_queue.discard()
             self.sendCloseFrame(code=code, isReply=True)
         self.dropConnection(abort=False)
         return True
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self._end("Connection lost")
-        self._outbound.discard()
-        self._house.journal.close(self._entry)
-        self._house.gone(self)
-        self._visit.leave()
+        self._send_queue.discard()
+        self._context.session_log.close(self._record)
+        self._observer.gone(self)
+        self._quota.leave()
 
     def _connectionLost(self, reason: Any) -> None:
         super()._connectionLost(reason)
         # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
-        self._outbound.let_go()
+        self._send_queue.detach()
         self.is_open = self.is_closed = None
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Every frame, Autobahn's own too, goes out behind those written before."""
-        self._outbound.write(data)
+        self._send_queue.write(data)
 
     def _fail_connection(self, code: int = POLICY_VIOLATION, reason: str = "") -> None:
         """Fail the connection as RFC 6455, section 7.1.7, has it: say why, read no more."""
@@ -255,9 +288,9 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
             return
         self._detail = reason if code in _FAILURES else ""
         self._end(_FAILURES.get(code, reason))
-        self._outbound.discard()
+        self._send_queue.discard()
         self._send_close(code, reason)
-        self._outbound.finish()
+        self._send_queue.finish()
         # Half a close lets the peer read the code: closing with bytes of its own unread
         # would reset the connection and with it the close frame.
         if ISSLTransport.providedBy(self.transport):
@@ -285,28 +318,28 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
                 return
             match effect:
                 case Begin():
-                    self._house.journal.begin(self._entry)
+                    self._context.session_log.begin(self._record)
                 case Reply(frame):
-                    self._outbound.write(frame)
+                    self._send_queue.write(frame)
                 case Close(code, reason):
                     self._end(reason)
                     self._send_close(code, reason)
                 case Validate(token):
-                    judge = self._visit.judge
-                    self._own(judge(self._house.validator, token, self.topic), self._judged)
+                    validate = self._quota.validate
+                    self._own(validate(self._context.validator, token, self.topic), self._validated)
                 case Recheck(token):
-                    again = self._house.validate_again
-                    self._own(maybeDeferred(again, token, self.topic), self._judged)
+                    revalidate = self._context.revalidate
+                    self._own(maybeDeferred(revalidate, token, self.topic), self._validated)
                 case Join():
-                    join = self._house.hub.join
-                    self._own(maybeDeferred(join, self.topic, self._outbound), self._joined)
-        self._outbound.deliver_until = self._session.deliver_until
-        self._hold_back(self._session.is_laden)
+                    join = self._context.hub.join
+                    self._own(maybeDeferred(join, self.topic, self._send_queue), self._joined)
+        self._send_queue.deliver_until = self._session.deliver_until
+        self._set_read_paused(self._session.wants_read_pause)
 
-    def _hold_back(self, holds: bool) -> None:
+    def _set_read_paused(self, holds: bool) -> None:
         """Whether what else the client sends is left to the network."""
-        if holds != self._is_held_back:
-            self._is_held_back = holds
+        if holds != self._is_read_paused:
+            self._is_read_paused = holds
             if holds:
                 self.transport.pauseProducing()
             else:
@@ -314,23 +347,23 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _own(self, asked: Deferred[Any], answered: Callable[[Any], None]) -> None:
         """Wait for an answer, one at a time; it is cancelled when the session ends."""
-        self._under_way = asked
+        self._in_flight = asked
         asked.addCallbacks(answered, self._unanswered)
         asked.addErrback(self._fault)
 
     def _answered(self) -> None:
-        self._under_way = None
-        self._house.rechecked(self)
+        self._in_flight = None
+        self._observer.rechecked(self)
 
-    def _judged(self, grant: Grant) -> None:
+    def _validated(self, grant: Grant) -> None:
         self._answered()
-        self._house.tokens.cancel(self)
+        self._context.token_deadlines.cancel(self)
         self._perform(self._session.granted(grant, self._now()))
 
     def _joined(self, _: None) -> None:
         self._answered()
         self.is_member = True
-        self._house.joined(self)
+        self._observer.joined(self)
         self._perform(self._session.joined(self._now()))
 
     def _unanswered(self, failure: Failure) -> None:
@@ -352,33 +385,33 @@ class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
     def _end(self, why: str) -> None:
         """The session is over, whatever becomes of the connection: leave nothing behind."""
         self._session.lost()
-        self._hold_back(False)  # its close frame, or that it is gone, must be seen
+        self._set_read_paused(False)  # its close frame, or that it is gone, must be seen
         if not self._closed_because:
             self._closed_because = why
-            messages, size = self._outbound.messages, self._outbound.size
-            self._house.journal.end(self._entry, why, self._detail, messages, size)
-        self._house.tokens.cancel(self)
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.cancel()
+            messages, size = self._send_queue.messages, self._send_queue.size
+            self._context.session_log.end(self._record, why, self._detail, messages, size)
+        self._context.token_deadlines.cancel(self)
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.cancel()
         if self.is_member:
             self.is_member = False
-            self._house.left(self)
-            self._house.hub.leave(self.topic, self._outbound)
+            self._observer.left(self)
+            self._context.hub.leave(self.topic, self._send_queue)
 
     def _send_close(self, code: int, reason: str) -> None:
         reason_utf8 = reason.encode("utf-8")[:_MAX_CLOSE_REASON]
-        self._house.closing.start(self)
+        self._context.close_deadlines.start(self)
         self.sendCloseFrame(code=code, reasonUtf8=reason_utf8, isReply=False)
 
     def dropConnection(self, abort: bool = False) -> None:
         if self.state != self.STATE_CLOSED:
-            self._house.closing.start(self)
-            self._outbound.finish()
+            self._context.close_deadlines.start(self)
+            self._send_queue.finish()
         super().dropConnection(abort)
 
     def _now(self) -> float:
-        return self._house.now()
+        return self._context.now()
 
 
 def _may_be_received(code: int) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Pulse"]
+__all__ = ["PingTracker"]
 
 
 _SEQUENCE_BYTES = 4
 
 
-class Pulse:
+class PingTracker:
     """The pings of one connection.
 
     Args:
@@ -27,7 +27,7 @@ class Pulse:
         """Pings in a row that have no pong yet."""
         return self._sent - self._answered
 
-    def beat(self) -> bytes | None:
+    def next_ping(self) -> bytes | None:
         """The payload of the ping to send now; None: too many are unanswered."""
         if self.unanswered >= self._limit:
             return None

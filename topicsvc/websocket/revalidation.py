@@ -15,21 +15,21 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from topicsvc.scheduling.timing_wheel import SLOTS, Wheel
+from topicsvc.scheduling.timing_wheel import SLOTS, TimingWheel
 
-__all__ = ["Rechecks"]
+__all__ = ["Revalidation"]
 
 T = TypeVar("T")
 
 
-class Rechecks(Generic[T]):
+class Revalidation(Generic[T]):
     """Has each member looked at again, once in an interval.
 
     Args:
         clock: tells and keeps the time.
         interval: seconds.
         at_once: most members that are being looked at.
-        again: looks at a member; says whether that takes a while, to be ended by `done`.
+        recheck: looks at a member; says whether that takes a while, to be ended by `done`.
         random: spreads members over the interval.
     """
 
@@ -40,16 +40,16 @@ class Rechecks(Generic[T]):
         clock: IReactorTime,
         interval: float,
         at_once: int,
-        again: Callable[[T], bool],
+        recheck: Callable[[T], bool],
         random: Random,
     ) -> None:
         self._interval = interval
         self._at_once = at_once
-        self._again = again
+        self._recheck = recheck
         self._random = random
-        self._wheel: Wheel[T] = Wheel()
+        self._wheel: TimingWheel[T] = TimingWheel()
         self._due: dict[T, None] = {}
-        self._under_way: set[T] = set()
+        self._in_flight: set[T] = set()
         self._filling = False
         self._turning = LoopingCall.withCount(self._turn)
         self._turning.clock = clock
@@ -76,15 +76,15 @@ class Rechecks(Generic[T]):
 
     def done(self, member: T) -> None:
         """The verdict on `member` is there, or will never be."""
-        if member in self._under_way:
-            self._under_way.remove(member)
+        if member in self._in_flight:
+            self._in_flight.remove(member)
             self._fill()
 
     def _turn(self, turns: int) -> None:
         """Turn the wheel; after a pause at most once around."""
         for _ in range(min(turns, SLOTS)):
-            for member in self._wheel.turn():
-                if member not in self._under_way:
+            for member in self._wheel.advance():
+                if member not in self._in_flight:
                     self._due[member] = None
         self._fill()
 
@@ -93,15 +93,15 @@ class Rechecks(Generic[T]):
         if self._filling:
             return
         self._filling = True
-        while self._due and len(self._under_way) < self._at_once:
+        while self._due and len(self._in_flight) < self._at_once:
             member = next(iter(self._due))
             del self._due[member]
-            self._under_way.add(member)
+            self._in_flight.add(member)
             try:
-                takes_a_while = self._again(member)
+                takes_a_while = self._recheck(member)
             except Exception:
                 self._log.failure("a live session could not be looked at again")
                 takes_a_while = False
             if not takes_a_while:
-                self._under_way.discard(member)
+                self._in_flight.discard(member)
         self._filling = False

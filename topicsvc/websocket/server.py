@@ -13,26 +13,27 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from topicsvc.admission.client_quota import Visit
+from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
-from topicsvc.delivery.slow_consumers import Backlog
-from topicsvc.interfaces import Grant, Revocation, TokenValidator
+from topicsvc.delivery.slow_consumers import SlowConsumers
+from topicsvc.interfaces import Revocation, TokenValidator
 from topicsvc.scheduling.deadlines import Deadlines
-from topicsvc.scheduling.timing_wheel import SLOTS, Wheel
+from topicsvc.scheduling.timing_wheel import SLOTS, TimingWheel
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.connection import TopicProtocol
-from topicsvc.websocket.revalidation import Rechecks
-from topicsvc.websocket.session_log import Journal
+from topicsvc.websocket.context import ConnectionContext
+from topicsvc.websocket.revalidation import Revalidation
+from topicsvc.websocket.session_log import SessionLog
 
-__all__ = ["CLOSE_TIMEOUT", "Connections"]
+__all__ = ["CLOSE_TIMEOUT", "WebSocketServer"]
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
 
 
-class Connections(Service):
+class WebSocketServer(Service):
     """All connections: their factory, their heartbeat, their deadlines, their end.
 
     Args:
@@ -62,24 +63,33 @@ class Connections(Service):
         revocation: Revocation | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.hub = hub
         self.clock = clock
-        self.now = now
+        limits = limits or Limits(clock, now)
+        self.context = ConnectionContext(
+            validator=validator,
+            hub=hub,
+            settings=settings,
+            now=now,
+            session_log=SessionLog(clock),
+            slow_consumers=SlowConsumers(
+                lambda: limits.settings.queued_bytes,
+                lambda: limits.record_refusal("queued_bytes"),
+                clock,
+            ),
+            token_deadlines=Deadlines(
+                clock, settings.token_timeout, lambda connection: connection.token_timeout()
+            ),
+            close_deadlines=Deadlines(clock, CLOSE_TIMEOUT, lambda connection: connection.abort()),
+        )
         self._random = random or Random()  # noqa: S311 - no secret, only spread
-        self.journal = Journal(clock)
-        self._wheel: Wheel[TopicProtocol] = Wheel()
+        self._wheel: TimingWheel[TopicProtocol] = TimingWheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
         self._is_stopping = False
         self._leaving: deque[tuple[float, TopicProtocol]] = deque()
         self._next_leaves: IDelayedCall | None = None
         self._all_gone: Deferred[None] | None = None
-        self._rechecks: Rechecks[TopicProtocol] | None = None
-        self.tokens = Deadlines[TopicProtocol](
-            clock, settings.token_timeout, TopicProtocol.token_timeout
-        )
-        self.closing = Deadlines[TopicProtocol](clock, CLOSE_TIMEOUT, TopicProtocol.abort)
-        self.backlog = Backlog(limits or Limits(clock, now), clock)
+        self._revalidation: Revalidation[TopicProtocol] | None = None
         self.configure(validator, settings, drain, revocation)
 
     def configure(
@@ -94,26 +104,26 @@ class Connections(Service):
         A session that began while revocation was not looked for keeps no token that could
         be looked at again, before its client shows one.
         """
-        self.validator = validator
-        self.settings = settings
+        self.context.validator = validator
+        self.context.settings = settings
         self._drain = drain
         self._factory = _websocket_factory(settings)
-        self.tokens.last(settings.token_timeout)
+        self.context.token_deadlines.last(settings.token_timeout)
         if self._heart.running:
             self._heart.stop()
             self._heart.start(settings.ping_interval / SLOTS, now=False)
         self._look_again(revocation)
 
     def _look_again(self, revocation: Revocation | None) -> None:
-        if self._rechecks is not None:
-            self._rechecks.stop()
-        self.revocation = revocation
-        self._rechecks = None
+        if self._revalidation is not None:
+            self._revalidation.stop()
+        self.context.revocation = revocation
+        self._revalidation = None
         for protocol in self._wheel:
             protocol.keep_token(revocation is not None)
         if revocation is None:
             return
-        self._rechecks = Rechecks(
+        self._revalidation = Revalidation(
             self.clock,
             revocation.interval,
             revocation.at_once,
@@ -122,9 +132,9 @@ class Connections(Service):
         )
         for protocol in self._wheel:
             if protocol.is_member:
-                self._rechecks.add(protocol)
+                self._revalidation.add(protocol)
         if self.running:
-            self._rechecks.start()
+            self._revalidation.start()
 
     def __len__(self) -> int:
         return len(self._wheel)
@@ -132,34 +142,37 @@ class Connections(Service):
     @property
     def delivered(self) -> tuple[int, int]:
         """Data messages that were handed to all connections, those gone too; their bytes."""
-        hub, journal = self.hub, self.journal
-        return hub.offered - journal.withheld, hub.offered_size - journal.withheld_size
+        hub, session_log = self.context.hub, self.context.session_log
+        return (
+            hub.offered - session_log.undelivered,
+            hub.offered_size - session_log.undelivered_size,
+        )
 
-    def protocol(self, topic: TopicAddress, visit: Visit) -> TopicProtocol | None:
+    def protocol(self, topic: TopicAddress, quota: ClientQuota) -> TopicProtocol | None:
         """A new connection to `topic`, for the HTTP side to hand a transport to.
 
         Args:
             topic: what its client wants.
-            visit: what it counts as; `Visit.leave` is from now on the connection's to call.
+            quota: what it counts as; `ClientQuota.leave` is from now on the connection's to call.
 
         Returns:
             None: the service is stopping.
         """
         if self._is_stopping:
             return None
-        protocol = self._factory.protocol(topic, self, visit)
+        protocol = self._factory.protocol(topic, self.context, self, quota)
         protocol.factory = self._factory
         return protocol  # type: ignore[no-any-return]
 
     def opened(self, protocol: TopicProtocol) -> None:
         """The opening handshake is done."""
         self._wheel.add(protocol)
-        self.tokens.start(protocol)
+        self.context.token_deadlines.start(protocol)
 
     def gone(self, protocol: TopicProtocol) -> None:
         """The connection is lost."""
         self._wheel.discard(protocol)
-        self.closing.cancel(protocol)
+        self.context.close_deadlines.cancel(protocol)
         if self._all_gone is not None and not self._wheel:
             self._leaving.clear()
             if self._next_leaves is not None:
@@ -169,29 +182,24 @@ class Connections(Service):
 
     def joined(self, protocol: TopicProtocol) -> None:
         """Its session is live: from now on its token is looked at again."""
-        if self._rechecks is not None:
-            self._rechecks.add(protocol)
+        if self._revalidation is not None:
+            self._revalidation.add(protocol)
 
     def left(self, protocol: TopicProtocol) -> None:
         """Its session is over."""
-        if self._rechecks is not None:
-            self._rechecks.discard(protocol)
-
-    def validate_again(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """What holds now about a token that was granted before."""
-        validator = self.validator if self.revocation is None else self.revocation.validator
-        return validator.validate(token, topic)
+        if self._revalidation is not None:
+            self._revalidation.discard(protocol)
 
     def rechecked(self, protocol: TopicProtocol) -> None:
         """A question about its token, asked or unasked, is answered."""
-        if self._rechecks is not None:
-            self._rechecks.done(protocol)
+        if self._revalidation is not None:
+            self._revalidation.done(protocol)
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        if self._rechecks is not None:
-            self._rechecks.start()
-        self._heart.start(self.settings.ping_interval / SLOTS, now=False)
+        if self._revalidation is not None:
+            self._revalidation.start()
+        self._heart.start(self.context.settings.ping_interval / SLOTS, now=False)
 
     def stopService(self) -> Deferred[None] | None:
         """Close every connection, spread over the drain time; fires when all are gone.
@@ -202,8 +210,8 @@ class Connections(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         if self._heart.running:
             self._heart.stop()
-        if self._rechecks is not None:
-            self._rechecks.stop()
+        if self._revalidation is not None:
+            self._revalidation.stop()
         if not self._wheel:
             return None
         all_gone: Deferred[None] = Deferred()
@@ -236,9 +244,9 @@ class Connections(Service):
 
     def _beat(self, turns: int) -> None:
         """Turn the wheel; after a pause at most once around."""
-        now = self.now()
+        now = self.context.now()
         for _ in range(min(turns, SLOTS)):
-            for member in self._wheel.turn():
+            for member in self._wheel.advance():
                 try:
                     member.beat(now)
                 except Exception:
@@ -255,9 +263,9 @@ def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
         maxMessagePayloadSize=settings.max_message,
         failByDrop=False,
         openHandshakeTimeout=0,  # HTTP has its own
-        closeHandshakeTimeout=0,  # `Connections.closing`
+        closeHandshakeTimeout=0,  # `WebSocketServer.closing`
         perMessageCompressionAccept=lambda _: None,
-        autoPingInterval=0,  # `Connections._beat`
+        autoPingInterval=0,  # `WebSocketServer._beat`
         allowNullOrigin=True,  # origins are the HTTP side's
     )
     # Autobahn copies its options to each connection and formats them for a debug line:

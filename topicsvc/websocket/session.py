@@ -181,7 +181,7 @@ class Session:
         """The token was judged, and this is what it allows."""
         if self._state is State.CLOSED:
             return []
-        if not grant.may_receive or grant.is_over(now):
+        if not grant.may_receive or grant.is_expired(now):
             return self.refused(now)
         if self._check is _Check.UNASKED and self._expires_at <= now:
             # What came since was not delivered, and the client would not know.
@@ -235,7 +235,7 @@ class Session:
         self._check = _Check.UNASKED
         return [Recheck(self._token)]
 
-    def beat(self, now: float) -> list[Effect]:
+    def check_expiry(self, now: float) -> list[Effect]:
         """The heart beats: a session that has run out is closed.
 
         One whose new token is being checked waits for the verdict.
@@ -264,7 +264,7 @@ class Session:
         self._token = self._shown = None
 
     @property
-    def is_laden(self) -> bool:
+    def wants_read_pause(self) -> bool:
         """Whether so much waits that no more should be read until some of it has had its turn."""
         if not self._waiting:
             return False

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from topicsvc.websocket import close_reasons
 
-__all__ = ["Entry", "Journal"]
+__all__ = ["SessionLog", "SessionRecord"]
 
 _BEGINS = "session {session} of {peer} on {topic} begins"
 _ENDS = (
@@ -34,7 +34,7 @@ class _Stage(Enum):
     GONE = auto()
 
 
-class Entry:
+class SessionRecord:
     """What the book says of one connection.
 
     Attributes:
@@ -54,7 +54,7 @@ class Entry:
         self.stage = _Stage.WAITING
 
 
-class Journal:
+class SessionLog:
     """Keeps the book.
 
     Args:
@@ -64,9 +64,9 @@ class Journal:
         opened: connections that were opened.
         began: sessions that have begun.
         ended: connections that have ended, by the label of the reason.
-        withheld: data messages that were offered to sessions and not handed over, as they
+        undelivered: data messages that were offered to sessions and not handed over, as they
             had ended or expired.
-        withheld_size: their bytes on the WebSocket.
+        undelivered_size: their bytes on the WebSocket.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -78,8 +78,8 @@ class Journal:
         self.opened = 0
         self.began = 0
         self.ended: Counter[str] = Counter()
-        self.withheld = 0
-        self.withheld_size = 0
+        self.undelivered = 0
+        self.undelivered_size = 0
 
     @property
     def states(self) -> dict[str, int]:
@@ -90,31 +90,31 @@ class Journal:
             "closing": self._now[_Stage.CLOSING],
         }
 
-    def open(self, peer: str, topic: str) -> Entry:
+    def open(self, peer: str, topic: str) -> SessionRecord:
         """A connection has opened; it has not shown a live token."""
         self.opened += 1
         self._now[_Stage.WAITING] += 1
-        return Entry(next(self._numbers), peer, topic, self._clock.seconds())
+        return SessionRecord(next(self._numbers), peer, topic, self._clock.seconds())
 
-    def begin(self, entry: Entry) -> None:
+    def begin(self, entry: SessionRecord) -> None:
         """Its session begins."""
         self.began += 1
         self._move(entry, _Stage.ACTIVE)
         self._log.info(_BEGINS, session=entry.number, peer=entry.peer, topic=entry.topic)
 
-    def end(self, entry: Entry, reason: str, detail: str, messages: int, size: int) -> None:
+    def end(self, entry: SessionRecord, reason: str, detail: str, messages: int, size: int) -> None:
         """Its session is over, or will never begin; the close handshake may follow.
 
         Args:
             entry: which.
-            reason: one of `close_reasons.ENDINGS`.
+            reason: one of `close_reasons.CLOSE_REASONS`.
             detail: more of it; nothing that a client may keep secret.
             messages: data messages that were handed to it.
             size: their bytes on the WebSocket.
         """
         has_begun = entry.stage is _Stage.ACTIVE
         self._move(entry, _Stage.CLOSING)
-        self.ended[close_reasons.label(reason)] += 1
+        self.ended[close_reasons.metric_label(reason)] += 1
         advice = close_reasons.advice(reason)
         self._log.info(
             _ENDS + (_DETAIL if detail else "") + (_ADVICE if advice else ""),
@@ -130,16 +130,16 @@ class Journal:
             advice=advice,
         )
 
-    def close(self, entry: Entry) -> None:
+    def close(self, entry: SessionRecord) -> None:
         """It is gone."""
         self._move(entry, _Stage.GONE)
 
-    def withhold(self, messages: int, size: int) -> None:
+    def count_undelivered(self, messages: int, size: int) -> None:
         """A session that has ended or expired was offered data and did not get it."""
-        self.withheld += messages
-        self.withheld_size += size
+        self.undelivered += messages
+        self.undelivered_size += size
 
-    def _move(self, entry: Entry, stage: _Stage) -> None:
+    def _move(self, entry: SessionRecord, stage: _Stage) -> None:
         self._now[entry.stage] -= 1
         self._now[stage] += 1
         entry.stage = stage

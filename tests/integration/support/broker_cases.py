@@ -298,7 +298,7 @@ class PressureCases:
         self.patch(hub, "HIGH_WATER", self.mark)
         self.patch(hub, "LOW_WATER", self.mark // 2)
         self.patch(hub, "MAX_JOINED", 0)  # one message a turn
-        self.patch(hub, "SLICE", 1)
+        self.patch(hub, "MAX_DELIVERIES_PER_ITERATION", 1)
         topic = TopicAddress("cell1", "box1", (self.name,), "name")
         fan_out = hub.Hub(self.broker, reactor, reactor.seconds, lambda message: message.body)
         member = _Member(fan_out)

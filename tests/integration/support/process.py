@@ -38,7 +38,7 @@ class Process:
 
     def __init__(self, arguments: Iterable[str], **options: Any) -> None:
         self.output: list[str] = []
-        self._news = threading.Condition()
+        self._notifications = threading.Condition()
         self.child = subprocess.Popen(
             list(arguments),
             stdout=subprocess.PIPE,
@@ -63,8 +63,8 @@ class Process:
             match = re.search(pattern, "".join(self.output[after:]))
             return match is not None or not self._reader.is_alive()
 
-        with self._news:
-            self._news.wait_for(look, timeout)
+        with self._notifications:
+            self._notifications.wait_for(look, timeout)
         if match is None:
             raise AssertionError(f"{pattern!r} is not in the output:\n{self.text}")
         return match
@@ -90,11 +90,11 @@ class Process:
         assert self.child.stdout is not None
         with self.child.stdout:
             for line in self.child.stdout:
-                with self._news:
+                with self._notifications:
                     self.output.append(line)
-                    self._news.notify_all()
-        with self._news:
-            self._news.notify_all()
+                    self._notifications.notify_all()
+        with self._notifications:
+            self._notifications.notify_all()
 
 
 class Service(Process):

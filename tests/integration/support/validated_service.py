@@ -19,7 +19,7 @@ from tests.support.fake_unit import PASSWORD, USERNAME, FakeUnit, Token, Trap
 from tests.support.harness import Client
 from topicsvc import config
 from topicsvc.service import TopicService
-from topicsvc.settings import LimitSettings
+from topicsvc.settings import Config, LimitSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.send import SendResource
@@ -27,7 +27,7 @@ from topicsvc.web.site import TopicSite, TopicTree
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 HOST = "cell1.unit1.example"
-PATIENCE = 30.0
+TIMEOUT = 30.0
 TIMEOUT = 1.0
 """Seconds that one check may take."""
 
@@ -71,7 +71,7 @@ def sleep(seconds: float) -> Deferred[None]:
     return deferLater(reactor, seconds)
 
 
-class JudgedTestCase(TestCase):
+class ValidatedServiceTestCase(TestCase):
     """A fake unit on a port, a trap on another, and a service that asks the unit."""
 
     scheme = "http"
@@ -112,7 +112,7 @@ class JudgedTestCase(TestCase):
         file.write_text(secret + "\n", "utf-8")
         return file
 
-    def settings(self, more: str = "") -> config.Config:
+    def settings(self, more: str = "") -> Config:
         """The settings, from a file as an operator writes it."""
         return config.load(f"""
             listen = ["tcp:0"]
@@ -127,18 +127,18 @@ class JudgedTestCase(TestCase):
             {more}
         """)
 
-    def start(self, settings: config.Config) -> None:
+    def start(self, settings: Config) -> None:
         """Build a service and start all of it but its ports."""
         self.service = TopicService(settings, reactor)
         self.connections = self.service.connections
         # All clients here are at one address.
         self.service.limits.settings = LimitSettings(
-            waiting_per_address=0, failed_tokens_per_minute=0
+            unauthenticated_per_address=0, failed_tokens_per_minute=0
         )
         self.service.broker.startService()
         self.connections.startService()
         unit = settings.unit
-        validator = self.service._judge.validator
+        validator = self.service._validators.validator
         broker, hub = self.service.broker, self.service._hub
         send = SendResource(unit, validator, broker, lambda: hub.is_full, reactor.seconds, False)
         upgrade = UpgradeResource(unit, self.connections.protocol)
@@ -150,7 +150,7 @@ class JudgedTestCase(TestCase):
         for member in list(self.connections._wheel):
             member.transport.lose(ConnectionError("the test is over"))
         self.connections.stopService()
-        yield self.service._judge.stop()
+        yield self.service._validators.stop()
         yield self.service.broker.stopService()
         yield sleep(0.01)
 
@@ -169,7 +169,7 @@ class JudgedTestCase(TestCase):
     @inlineCallbacks
     def reply(self, client: Client) -> Generator[Deferred[Any], Any, tuple[str, int | None]]:
         """Wait for the next reply; with the code of the close frame behind it."""
-        end = reactor.seconds() + PATIENCE
+        end = reactor.seconds() + TIMEOUT
         while not (frames := client.frames()):
             self.assertLess(reactor.seconds(), end, "no reply")
             yield sleep(0.002)

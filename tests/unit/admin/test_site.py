@@ -15,8 +15,8 @@ from topicsvc.admin.site import AdminSite, AdminTree
 from topicsvc.interfaces import Losses, Message
 from topicsvc.process.reactor_lag import INTERVAL, ReactorLag
 from topicsvc.settings import SessionSettings
-from topicsvc.validators.stats import CheckTally
-from topicsvc.validators.wrappers.measured import Counted
+from topicsvc.validators.stats import TokenCheckStats
+from topicsvc.validators.wrappers.measured import MeasuredValidator
 from topicsvc.websocket import close_reasons
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -27,8 +27,10 @@ class AdminTestCase(ServiceTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.checks = CheckTally()
-        self.connections.validator = Counted(self.validator, self.clock, self.checks)
+        self.checks = TokenCheckStats()
+        self.connections.context.validator = MeasuredValidator(
+            self.validator, self.clock, self.checks
+        )
         self.lag = ReactorLag(self.clock)
         self.lag.startService()
         self.metrics = Metrics(
@@ -43,7 +45,7 @@ class AdminTestCase(ServiceTestCase):
                 kinds=lambda: {"validator": "local", "broker": "memory"},
             )
         )
-        self.parts = {"listening": True, "staying": True, "broker": True}
+        self.parts = {"listening": True, "accepting": True, "broker": True}
         self.admin = AdminSite(AdminTree(lambda: self.parts, self.metrics), self.clock)
 
     def ask(self, path: str, method: str = "GET", headers: Any = None) -> tuple[Client, bytes]:
@@ -155,8 +157,8 @@ class FormatTests(AdminTestCase):
 
     def test_every_reason_has_its_figure_from_the_start(self) -> None:
         samples = self.scrape()
-        for reason in close_reasons.ENDINGS:
-            name = f'topicsvc_sessions_ended_total{{reason="{close_reasons.label(reason)}"}}'
+        for reason in close_reasons.CLOSE_REASONS:
+            name = f'topicsvc_sessions_ended_total{{reason="{close_reasons.metric_label(reason)}"}}'
             self.assertEqual(samples[name], 0)
 
     def test_the_page_does_not_grow_with_sessions(self) -> None:

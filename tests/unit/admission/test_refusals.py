@@ -21,7 +21,7 @@ from tests.support.harness import (
     ServiceTestCase,
 )
 from topicsvc.admission.addresses import parse_network
-from topicsvc.admission.limits import COURTESY, LATE
+from topicsvc.admission.limits import MAX_POLITE_REFUSALS, TOKEN_DEADLINE
 from topicsvc.listening.proxy_protocol import ProxiedFactory
 from topicsvc.settings import LimitSettings, SessionSettings
 from topicsvc.web import site
@@ -73,7 +73,7 @@ class ConnectionTests(StrangerTestCase):
         self.advance(site.CLOSE_TIMEOUT)
         self.turn()
         self.assertTrue(second.transport.lost.check(ConnectionAborted))
-        self.assertEqual(self.limits.turned_away, 0)
+        self.assertEqual(self.limits.polite_refusals, 0)
         first.vanish()
         self.connect().vanish()
         self.assert_nothing_left()
@@ -98,18 +98,18 @@ class ConnectionTests(StrangerTestCase):
         self.advance(site.HEAD_TIMEOUT)
         self.turn()
         self.assertIsNotNone(silent.transport.lost)
-        self.assertEqual(self.limits.turned_away, 0)
+        self.assertEqual(self.limits.polite_refusals, 0)
 
     def test_far_over_the_bound_they_are_dropped_at_once(self) -> None:
         self.set(connections=1)
         self.connect()
-        for _ in range(COURTESY):
+        for _ in range(MAX_POLITE_REFUSALS):
             self.client()
         dropped = self.client()
         self.turn()
         self.assertTrue(dropped.transport.lost.check(ConnectionAborted))
         self.assertEqual(bytes(dropped.transport.written), b"")
-        self.assertEqual(self.limits.hits["connections"], COURTESY + 1)
+        self.assertEqual(self.limits.refusals["connections"], MAX_POLITE_REFUSALS + 1)
 
     def test_so_many_a_second(self) -> None:
         self.set(accepts_per_second=3)
@@ -118,19 +118,19 @@ class ConnectionTests(StrangerTestCase):
         self.assert_turned_away(self.client())
         self.clock.advance(1)
         self.connect()
-        self.assertEqual(self.limits.hits["accepts_per_second"], 1)
+        self.assertEqual(self.limits.refusals["accepts_per_second"], 1)
 
     def test_those_of_one_address(self) -> None:
         self.set(per_address=1)
         self.connect(address=ANN)
         self.assert_turned_away(self.client(ANN))
         self.connect(address=BOB)
-        self.assertEqual(self.limits.hits["per_address"], 1)
+        self.assertEqual(self.limits.refusals["per_address"], 1)
 
 
 class WaitingTests(StrangerTestCase):
     def test_who_shows_a_live_token_makes_room(self) -> None:
-        self.set(waiting=2)
+        self.set(unauthenticated=2)
         first, second = self.connect(), self.client()
         self.assert_turned_away(self.client())
         first.present("a-token")
@@ -140,19 +140,19 @@ class WaitingTests(StrangerTestCase):
         self.assert_turned_away(self.client())
         second.vanish()
         self.connect()
-        self.assertEqual(self.limits.hits["waiting"], 3)
+        self.assertEqual(self.limits.refusals["unauthenticated"], 3)
 
     def test_so_does_who_sends(self) -> None:
-        self.set(waiting_per_address=1)
+        self.set(unauthenticated_per_address=1)
         sender = self.client()
         sender.request("POST", SEND_PATH, BEARER, b"1")
         self.assert_turned_away(self.client())
         self.validator.last.grant(self.now + 60)
         self.assertEqual(self.client().upgrade(), 101)
-        self.assertEqual(self.limits.hits["waiting_per_address"], 1)
+        self.assertEqual(self.limits.refusals["unauthenticated_per_address"], 1)
 
     def test_who_does_not_is_gone_when_the_time_for_it_is_over(self) -> None:
-        self.set(waiting=2)
+        self.set(unauthenticated=2)
         self.connect()
         self.client()
         self.advance(10)
@@ -200,16 +200,16 @@ class LateTests(StrangerTestCase):
                 for _ in range(2):
                     self.assertEqual(self.ask(client, method, path, headers=headers), status)
                     self.assertNotIn("close", client.headers.get("connection", []))
-                    self.advance(LATE / 2)
+                    self.advance(TOKEN_DEADLINE / 2)
                 self.turn()
                 self.assertIsNotNone(client.transport.lost)
-                self.assertEqual(self.limits.waiting.total, 0)
+                self.assertEqual(self.limits.unauthenticated.total, 0)
         self.assert_nothing_left()
 
     def test_what_has_begun_by_then_is_answered(self) -> None:
         client = self.client()
         self.ask(client)
-        self.advance(LATE - 1)
+        self.advance(TOKEN_DEADLINE - 1)
         client.send_raw(b"OPTIONS ")
         self.advance(2)
         client.send_raw(f"* HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() * 2)
@@ -221,7 +221,7 @@ class LateTests(StrangerTestCase):
     def test_a_preflight_and_a_live_token_on_one_connection(self) -> None:
         client = self.client()
         self.ask(client, path=SEND_PATH)
-        self.advance(LATE - 1)
+        self.advance(TOKEN_DEADLINE - 1)
         self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
         self.advance(30)
         self.validator.last.grant(self.now + 3600)
@@ -236,7 +236,7 @@ class LateTests(StrangerTestCase):
     def test_a_token_that_is_found_to_be_no_good_late(self) -> None:
         client = self.client()
         self.ask(client, "POST", SEND_PATH, headers=BEARER, body=b"1")
-        self.advance(LATE + 1)
+        self.advance(TOKEN_DEADLINE + 1)
         self.validator.last.refuse()
         self.assertEqual(self.judged(client), 401)
         self.assert_last(client)
@@ -245,7 +245,7 @@ class LateTests(StrangerTestCase):
     def test_a_websocket_has_the_whole_time_for_its_token(self) -> None:
         client = self.client()
         self.ask(client)
-        self.advance(LATE - 1)
+        self.advance(TOKEN_DEADLINE - 1)
         self.assertEqual(client.upgrade(), 101)
         self.advance(self.settings.token_timeout - 1)
         client.assert_nothing()
@@ -258,7 +258,7 @@ class LateTests(StrangerTestCase):
     def test_what_is_said_of_an_upgrade_stays_said(self) -> None:
         client = self.client()
         self.ask(client)
-        self.advance(LATE - 1)
+        self.advance(TOKEN_DEADLINE - 1)
         client.send_raw(b"GET ")
         self.advance(1)
         client.send_raw(f"{WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
@@ -274,11 +274,11 @@ class LateTests(StrangerTestCase):
             self.ask(client, "POST", SEND_PATH, headers=headers, body=b"1")
             self.validator.last.grant(self.now + 60)
             self.assertEqual(self.judged(client), 200)
-            self.advance(LATE / 2)
+            self.advance(TOKEN_DEADLINE / 2)
         for address in (ANN, BOB):
             self.assertEqual(self.ask(client, headers={"X-Forwarded-For": address}), 200)
             self.assertNotIn("connection", client.headers)
-            self.advance(LATE / 2)
+            self.advance(TOKEN_DEADLINE / 2)
         self.turn()
         self.assertIsNotNone(client.transport.lost)
         self.assert_nothing_left()
@@ -299,7 +299,7 @@ class FailedTokenTests(StrangerTestCase):
         self.clock.advance(45)
         self.connect(address=ANN)
         self.assertEqual(kept.upgrade(), 101)
-        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 1)
+        self.assertEqual(self.limits.refusals["failed_tokens_per_minute"], 1)
 
     def test_no_token_is_looked_at_on_those_there_are(self) -> None:
         live, new = self.subscribe(), self.connect()
@@ -313,7 +313,7 @@ class FailedTokenTests(StrangerTestCase):
         self.bring()
         self.assertEqual(len(live.texts()), 1)
         self.assertEqual(len(self.validator.questions), asked)
-        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 2)
+        self.assertEqual(self.limits.refusals["failed_tokens_per_minute"], 2)
 
     def test_sending_and_receiving_count_together(self) -> None:
         client = self.client()
@@ -346,7 +346,7 @@ class FailedTokenTests(StrangerTestCase):
         third.assert_success(60)
         sender.read_answer()
         self.assertEqual(sender.status, 200)
-        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 0)
+        self.assertEqual(self.limits.refusals["failed_tokens_per_minute"], 0)
 
     def test_those_who_wait_are_told_when_too_many_have_failed(self) -> None:
         clients = [self.connect() for _ in range(4)]
@@ -359,7 +359,7 @@ class FailedTokenTests(StrangerTestCase):
         for client in clients[2:]:
             client.assert_refused("AccessToken", "Service unavailable", 1013)
         self.assertEqual(len(self.validator.questions), 2)
-        self.assertEqual(self.limits.hits["failed_tokens_per_minute"], 2)
+        self.assertEqual(self.limits.refusals["failed_tokens_per_minute"], 2)
 
     def test_who_goes_before_its_turn_leaves_nothing(self) -> None:
         clients = [self.connect() for _ in range(4)]
@@ -400,7 +400,7 @@ class MessageTests(StrangerTestCase):
             client.assert_success(60)
         client.present("another")
         self.assert_failed(client, "Too many messages")
-        self.assertEqual(self.limits.hits["messages_per_minute"], 1)
+        self.assertEqual(self.limits.refusals["messages_per_minute"], 1)
 
     def test_those_who_keep_to_it(self) -> None:
         client = self.subscribe()
@@ -453,7 +453,7 @@ class MessageTests(StrangerTestCase):
             client.assert_nothing()
         client.send_frame(0, b"", fin=False)
         self.assert_failed(client, "Too many frames")
-        self.assertEqual(self.limits.hits["frames_per_message"], 1)
+        self.assertEqual(self.limits.refusals["frames_per_message"], 1)
 
     def test_as_many_frames_as_there_may_be(self) -> None:
         client = self.connect()
@@ -565,17 +565,17 @@ class QueueTests(StrangerTestCase):
         for _ in range(5):
             self.bring(b'"%s"' % (b"x" * 40_000))
         slow.transport.is_congested = True
-        while not self.limits.hits["queued_bytes"]:
+        while not self.limits.refusals["queued_bytes"]:
             self.bring(b'"%s"' % (b"x" * 40_000))
-        self.assertEqual(self.limits.hits["queued_bytes"], 1)
-        self.assertLessEqual(self.connections.backlog.total, 400_000)
+        self.assertEqual(self.limits.refusals["queued_bytes"], 1)
+        self.assertLessEqual(self.connections.context.slow_consumers.total, 400_000)
         slowest.transport.drain()
         self.assert_close(slowest.frames()[-1], 1008, "Slow consumer")
         received = len(quick.texts())
         self.bring()
         slow.transport.drain()
         self.assertEqual(len(slow.texts()), received + 1)
-        self.assertEqual(self.connections.backlog.total, 0)
+        self.assertEqual(self.connections.context.slow_consumers.total, 0)
         for client in (slowest, slow, quick):
             client.vanish()
         self.assert_nothing_left()
@@ -661,7 +661,7 @@ class UnixSocketTests(StrangerTestCase):
         self.patch(MemoryTransport, "getPeer", lambda _: UNIXAddress(None))
 
     def test_nothing_is_bounded_by_it(self) -> None:
-        self.set(per_address=1, waiting_per_address=1, failed_tokens_per_minute=1)
+        self.set(per_address=1, unauthenticated_per_address=1, failed_tokens_per_minute=1)
         for _ in range(3):
             self.refuse(self.connect())
         self.connect()
@@ -695,7 +695,7 @@ class ProxyProtocolTests(StrangerTestCase):
             client = self.proxied(f"PROXY TCP4 {source} 192.0.2.9 5000 443")
             statuses.append(client.upgrade())
         self.assertEqual(statuses, [101, 101, 503])
-        self.assertEqual(self.limits.hits["per_address"], 1)
+        self.assertEqual(self.limits.refusals["per_address"], 1)
 
     def test_the_log_has_it(self) -> None:
         client = self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443")
@@ -802,7 +802,7 @@ class OriginTests(StrangerTestCase):
         for origins in (["https://evil.example"], ["null"], ["https://app.example"] * 2):
             self.assertEqual(self.status(*origins), 403)
             self.assertEqual(json.loads(self.body)["code"], "PR403-WS-0001")
-        self.assertEqual(self.limits.hits["allowed_origins"], 3)
+        self.assertEqual(self.limits.refusals["allowed_origins"], 3)
 
     def test_sending_is_for_all(self) -> None:
         self.set(allowed_origins=frozenset({"https://app.example"}))

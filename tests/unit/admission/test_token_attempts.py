@@ -9,7 +9,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeValidator, Question
-from topicsvc.admission.token_attempts import LINGER, LOOK, MAX_ADDRESSES, PATIENCE, Tries
+from topicsvc.admission.token_attempts import (
+    ABANDONED_CHECK_TTL,
+    MAX_ADDRESSES,
+    POLL_INTERVAL,
+    QUEUE_TIMEOUT,
+    TokenAttempts,
+)
 from topicsvc.errors import (
     TokenInactive,
     TooManyFailedTokens,
@@ -31,13 +37,15 @@ class TriesTestCase(SynchronousTestCase):
         self.clock.rightNow = 1518612600.0
         self.validator = FakeValidator()
         self.refused = 0
-        self.tries = Tries(self.clock, self.clock.seconds, lambda: self.most, self.refuse)
+        self.attempts = TokenAttempts(
+            self.clock, self.clock.seconds, lambda: self.most, self.refuse
+        )
 
     def refuse(self) -> None:
         self.refused += 1
 
     def ask(self, token: str = "a-token", address: str = ANN) -> Deferred[Grant]:
-        return self.tries.ask(address, lambda: self.validator.validate(token, TOPIC))
+        return self.attempts.ask(address, lambda: self.validator.validate(token, TOPIC))
 
     def grant(self, question: Question) -> None:
         question.grant(self.clock.seconds() + 60)
@@ -47,7 +55,7 @@ class TriesTestCase(SynchronousTestCase):
         return self.validator.questions
 
     @property
-    def under_way(self) -> list[Question]:
+    def in_flight(self) -> list[Question]:
         return [each for each in self.questions if not each.answer.called]
 
     def assert_asked(self, *tokens: str) -> None:
@@ -62,15 +70,15 @@ class TriesTestCase(SynchronousTestCase):
         self.clock.advance(60)
         self.ask(address="whoever comes next")
         self.grant(self.questions[-1])
-        self.assertEqual((self.tries._failed, self.tries._queues), ({}, {}))
-        self.assertEqual((len(self.tries._left), self.clock.getDelayedCalls()), (0, []))
+        self.assertEqual((self.attempts._failed, self.attempts._queues), ({}, {}))
+        self.assertEqual((len(self.attempts._left), self.clock.getDelayedCalls()), (0, []))
 
 
 class FloodTests(TriesTestCase):
     def test_of_a_hundred_bad_tokens_at_once_thirty_are_questions(self) -> None:
         answers = [self.ask(f"bad-{number}") for number in range(100)]
-        while self.under_way:
-            self.under_way[0].refuse()
+        while self.in_flight:
+            self.in_flight[0].refuse()
         self.assert_asked(*(f"bad-{number}" for number in range(30)))
         for answer in answers[:30]:
             self.failureResultOf(answer, TokenInactive)
@@ -81,10 +89,10 @@ class FloodTests(TriesTestCase):
 
     def test_two_hundred_good_ones_at_once_are_all_granted_in_their_order(self) -> None:
         answers = [self.ask(f"good-{number}") for number in range(200)]
-        while self.under_way:
-            self.assertLessEqual(len(self.under_way), 30)
+        while self.in_flight:
+            self.assertLessEqual(len(self.in_flight), 30)
             self.clock.advance(0.1)
-            self.grant(self.under_way[0])
+            self.grant(self.in_flight[0])
         self.assert_asked(*(f"good-{number}" for number in range(200)))
         for answer in answers:
             self.successResultOf(answer)
@@ -121,7 +129,7 @@ class FloodTests(TriesTestCase):
 
     def test_each_address_has_its_own(self) -> None:
         self.most = 1
-        ann, waiting, bob = self.ask("ann"), self.ask("waiting"), self.ask("bob", BOB)
+        ann, waiting, bob = self.ask("ann"), self.ask("unauthenticated"), self.ask("bob", BOB)
         self.assert_asked("ann", "bob")
         self.questions[0].refuse()
         self.failureResultOf(ann, TokenInactive)
@@ -147,7 +155,7 @@ class FloodTests(TriesTestCase):
         self.ask("first").addCallback(lambda _: again.append(self.ask("again")))
         second = self.ask("second")
         for _ in range(3):
-            self.grant(self.under_way[0])
+            self.grant(self.in_flight[0])
         self.assert_asked("first", "second", "again")
         self.successResultOf(second)
         self.successResultOf(again[0])
@@ -157,7 +165,7 @@ class FloodTests(TriesTestCase):
         self.most = 0
         for _ in range(100):
             self.ask()
-        self.assertEqual(len(self.under_way), 100)
+        self.assertEqual(len(self.in_flight), 100)
 
 
 class WaitingTests(TriesTestCase):
@@ -186,7 +194,7 @@ class WaitingTests(TriesTestCase):
 
     def test_nobody_waits_for_ever(self) -> None:
         first, second = self.ask(), self.ask()
-        self.clock.pump([1] * int(PATIENCE - 1))
+        self.clock.pump([1] * int(QUEUE_TIMEOUT - 1))
         self.assertNoResult(second)
         self.clock.pump([1] * 2)
         self.failureResultOf(second, ValidatorUnavailable)
@@ -198,11 +206,11 @@ class WaitingTests(TriesTestCase):
     def test_other_bounds_hold_for_those_who_wait(self) -> None:
         answers = [self.ask() for _ in range(5)]
         self.most = 3
-        self.clock.advance(LOOK)
-        self.assertEqual(len(self.under_way), 3)
+        self.clock.advance(POLL_INTERVAL)
+        self.assertEqual(len(self.in_flight), 3)
         self.most = 0
-        self.clock.advance(LOOK)
-        self.assertEqual(len(self.under_way), 5)
+        self.clock.advance(POLL_INTERVAL)
+        self.assertEqual(len(self.in_flight), 5)
         self.most = 1
         waiting = self.ask()
         self.questions[0].refuse()
@@ -216,10 +224,10 @@ class WaitingTests(TriesTestCase):
         self.failureResultOf(bad, TokenInactive)
         self.clock.advance(59)
         answers = [self.ask(), self.ask()]
-        self.assertEqual(len(self.under_way), 1)
+        self.assertEqual(len(self.in_flight), 1)
         self.clock.advance(1)
-        self.assertEqual(len(self.under_way), 2)
-        for each in self.under_way:
+        self.assertEqual(len(self.in_flight), 2)
+        for each in self.in_flight:
             self.grant(each)
         for answer in answers:
             self.successResultOf(answer)
@@ -245,18 +253,18 @@ class LeavingTests(TriesTestCase):
         for second in range(1, 61):
             self.clock.advance(1)
             self.leave(f"later-{second}")
-        self.assertLessEqual(len(self.questions), 30 * (1 + 60 / LINGER))
+        self.assertLessEqual(len(self.questions), 30 * (1 + 60 / ABANDONED_CHECK_TTL))
         self.assert_nothing_kept()
 
     def test_a_good_token_behind_them_waits_a_little(self) -> None:
         for _ in range(50):
             self.leave()
         good = self.ask("good")
-        self.clock.pump([1] * int(LINGER - 1))
-        self.assertEqual(len(self.under_way), 0)
-        self.clock.advance(LOOK)
-        self.assertEqual([each.token for each in self.under_way], ["good"])
-        self.grant(self.under_way[0])
+        self.clock.pump([1] * int(ABANDONED_CHECK_TTL - 1))
+        self.assertEqual(len(self.in_flight), 0)
+        self.clock.advance(POLL_INTERVAL)
+        self.assertEqual([each.token for each in self.in_flight], ["good"])
+        self.grant(self.in_flight[0])
         self.successResultOf(good)
         self.assert_nothing_kept()
 
@@ -270,14 +278,14 @@ class FailureTests(TriesTestCase):
     def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
         for number in range(MAX_ADDRESSES + 5):
             self.fail(f"address{number}")
-        self.assertEqual(len(self.tries._failed), MAX_ADDRESSES)
-        self.assertNotIn("address4", self.tries._failed)
-        self.assertIn("address5", self.tries._failed)
+        self.assertEqual(len(self.attempts._failed), MAX_ADDRESSES)
+        self.assertNotIn("address4", self.attempts._failed)
+        self.assertIn("address5", self.attempts._failed)
         self.clock.advance(30)
         self.fail("later")
         self.clock.advance(30)
-        self.assertEqual(self.tries.barred_for("later"), 0)
-        self.assertEqual(list(self.tries._failed), ["later"])
+        self.assertEqual(self.attempts.blocked_for("later"), 0)
+        self.assertEqual(list(self.attempts._failed), ["later"])
         self.assert_nothing_kept()
 
 
@@ -303,7 +311,7 @@ class PromiseTests(TriesTestCase):
             now = self.clock.seconds()
             if now - failed_since >= 60:
                 failed = 0
-            open_ = [each for each in self.under_way if not each.was_cancelled]
+            open_ = [each for each in self.in_flight if not each.was_cancelled]
             if event == "ask":
                 answers.append(self.ask())
                 answers[-1].addErrback(lambda failure: fates.append(failure.type.__name__))
@@ -320,10 +328,10 @@ class PromiseTests(TriesTestCase):
                     question.refuse()
                 else:
                     question.be_unavailable()
-            self.assertLessEqual(failed + len(self.under_way), 4)
+            self.assertLessEqual(failed + len(self.in_flight), 4)
         # Whoever still waits is decided, one way or the other.
-        for _ in range(int(PATIENCE) + 2):
-            for each in self.under_way:
+        for _ in range(int(QUEUE_TIMEOUT) + 2):
+            for each in self.in_flight:
                 self.grant(each)
             self.clock.advance(1)
         self.assertTrue(all(each.called for each in answers))

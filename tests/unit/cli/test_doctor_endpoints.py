@@ -26,8 +26,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.integration.support.certificates import Authority
 from topicsvc import config
 from topicsvc.cli.doctor import probe
-from topicsvc.cli.doctor.endpoints import EndpointTrials
-from topicsvc.cli.doctor.report import Finding
+from topicsvc.cli.doctor.endpoints import EndpointChecks
+from topicsvc.cli.doctor.report import CheckResult
 from topicsvc.listening.listener import Listener
 from topicsvc.validators.local import make_key, write_key
 
@@ -89,20 +89,20 @@ class KnockTests(TestCase):
     ]
 
     def setUp(self) -> None:
-        self.patch(probe, "_PATIENCE", 1.0)
+        self.patch(probe, "_TIMEOUT", 1.0)
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
         key, self.certificate = Authority(self.directory).issue("unit1.example")
         self.ssl = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={self.certificate}"
 
     @inlineCallbacks
-    def knock(self, behaviour: type[Answering], text: str = "tcp:0:interface=127.0.0.1") -> Any:
+    def probe(self, behaviour: type[Answering], text: str = "tcp:0:interface=127.0.0.1") -> Any:
         there = behaviour()
         factory = Factory.forProtocol(lambda: there)
         port = yield serverFromString(reactor, text).listen(factory)
         error = CannotListenError("127.0.0.1", port.getHost().port, OSError())
         try:
-            return (yield deferToThread(probe.knock, error, text))
+            return (yield deferToThread(probe.probe, error, text))
         except OSError as no:
             return str(no)
         finally:
@@ -111,27 +111,27 @@ class KnockTests(TestCase):
 
     @inlineCallbacks
     def test_an_answer_in_pieces_is_one(self) -> Any:
-        self.assertIsNone((yield self.knock(Half)))
+        self.assertIsNone((yield self.probe(Half)))
 
     @inlineCallbacks
     def test_those_who_speak_something_else(self) -> Any:
         for behaviour in (Greeting, Ending, Endless):
-            self.assertEqual((yield self.knock(behaviour)), "it does not speak HTTP")
+            self.assertEqual((yield self.probe(behaviour)), "it does not speak HTTP")
 
     @inlineCallbacks
     def test_one_that_says_nothing(self) -> Any:
-        self.assertEqual((yield self.knock(Silent)), "timed out")
+        self.assertEqual((yield self.probe(Silent)), "timed out")
 
     @inlineCallbacks
     def test_inside_tls_the_same_is_asked(self) -> Any:
         number = x509.load_pem_x509_certificate(self.certificate.read_bytes()).serial_number
-        self.assertEqual((yield self.knock(Half, self.ssl)), number)
-        self.assertEqual((yield self.knock(Greeting, self.ssl)), "it does not speak HTTP")
+        self.assertEqual((yield self.probe(Half, self.ssl)), number)
+        self.assertEqual((yield self.probe(Greeting, self.ssl)), "it does not speak HTTP")
 
     @inlineCallbacks
     def test_one_that_shows_no_certificate(self) -> Any:
         self.patch(ssl.SSLSocket, "getpeercert", lambda *_, **__: None)
-        shown = yield self.knock(Answering, self.ssl)
+        shown = yield self.probe(Answering, self.ssl)
         self.assertEqual(shown, "it shows no certificate that can be read")
 
 
@@ -155,8 +155,8 @@ class RightsTests(TestCase):
         self.port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(factory)
         self.addCleanup(self.port.stopListening)
         number = self.port.getHost().port
-        self.findings: list[Finding] = []
-        self.trials = EndpointTrials(settings, reactor, self.findings.append)
+        self.findings: list[CheckResult] = []
+        self.trials = EndpointChecks(settings, reactor, self.findings.append)
 
         self.error = errno.EACCES
 
@@ -197,7 +197,7 @@ class CertificateTests(SynchronousTestCase):
         self.authority = Authority(self.directory)
         write_key(self.directory / "key", make_key())
 
-    def finding(self, host: str, names: Iterable[str], days_from_now: float = 0) -> Finding:
+    def finding(self, host: str, names: Iterable[str], days_from_now: float = 0) -> CheckResult:
         """What is found in a certificate for `names`, issued two days ago for 102 days."""
         key, certificate = self.authority.issue(*names, life=timedelta(days=100))
         endpoint = f"ssl:443:privateKey={key}:certKey={certificate}"
@@ -210,14 +210,14 @@ class CertificateTests(SynchronousTestCase):
             key_file = "{self.directory / "key"}"
             """
         )
-        findings: list[Finding] = []
+        findings: list[CheckResult] = []
         then = time.time() + days_from_now * DAY
-        EndpointTrials(settings, Clock(), findings.append, lambda: then).certificates(endpoint)
+        EndpointChecks(settings, Clock(), findings.append, lambda: then).certificates(endpoint)
         [finding] = findings
         self.assertEqual(finding.what, f"certificate for {host}")
         return finding
 
-    def assert_found(self, finding: Finding, level: str, words: str) -> None:
+    def assert_found(self, finding: CheckResult, level: str, words: str) -> None:
         self.assertEqual(finding.level, level, finding)
         self.assertIn(words, finding.text)
 

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc import config
 from topicsvc.errors import ConfigError
+from topicsvc.settings import Config
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, write_key
 
@@ -31,7 +32,7 @@ class ConfigTestCase(SynchronousTestCase):
             {changes}
         """
 
-    def load(self, *changes: str, **more: str) -> config.Config:
+    def load(self, *changes: str, **more: str) -> Config:
         return config.load(self.text(*changes, **more))
 
     def assert_problems(self, text: str, *beginnings: str) -> None:
@@ -57,7 +58,7 @@ class GoodTests(ConfigTestCase):
         self.assertEqual(settings.stop.drain, 5)
         limits = settings.limits
         self.assertEqual((limits.connections, limits.per_address), (0, 0))
-        self.assertEqual((limits.waiting, limits.waiting_per_address), (1000, 100))
+        self.assertEqual((limits.unauthenticated, limits.unauthenticated_per_address), (1000, 100))
         self.assertEqual((limits.accepts_per_second, limits.failed_tokens_per_minute), (0, 30))
         self.assertEqual((limits.messages_per_minute, limits.frames_per_message), (60, 128))
         self.assertEqual(limits.queued_bytes, 268435456)
@@ -82,8 +83,8 @@ class GoodTests(ConfigTestCase):
             [limits]
             connections = 20000
             per_address = 50
-            waiting = 500
-            waiting_per_address = 10
+            unauthenticated = 500
+            unauthenticated_per_address = 10
             accepts_per_second = 100
             failed_tokens_per_minute = 5
             messages_per_minute = 0
@@ -107,7 +108,7 @@ class GoodTests(ConfigTestCase):
         self.assertEqual(settings.stop.drain, 0)
         limits = settings.limits
         self.assertEqual((limits.connections, limits.per_address), (20000, 50))
-        self.assertEqual((limits.waiting, limits.waiting_per_address), (500, 10))
+        self.assertEqual((limits.unauthenticated, limits.unauthenticated_per_address), (500, 10))
         self.assertEqual((limits.accepts_per_second, limits.failed_tokens_per_minute), (100, 5))
         self.assertEqual((limits.messages_per_minute, limits.frames_per_message), (0, 1))
         self.assertEqual(limits.queued_bytes, 1048576)
@@ -152,7 +153,13 @@ class BadTests(ConfigTestCase):
             ("[send]\nenabled = 1", "send.enabled: 1", "true or false"),
             ('[broker]\nkind = "rabbit"', "broker.kind: 'rabbit'", '"memory"'),
             ("[stop]\ndrain = -1", "stop.drain: -1", "from 0 to 3600"),
-            ("[limits]\nwaiting = -1", "limits.waiting: -1", "from 0 to 1000000"),
+            ("[limits]\nwaiting = 5", "limits.waiting:", "now called limits.unauthenticated;"),
+            (
+                "[limits]\nwaiting_per_address = 5",
+                "limits.waiting_per_address:",
+                "now called limits.unauthenticated_per_address;",
+            ),
+            ("[limits]\nunauthenticated = -1", "limits.unauthenticated: -1", "from 0 to 1000000"),
             ("[limits]\nper_address = 1.5", "limits.per_address: 1.5", "a whole number"),
             ("[limits]\nframes_per_message = 0", "limits.frames_per_message: 0", "from 1 to"),
             ("[limits]\nqueued_bytes = 0", "limits.queued_bytes: 0", "from 1048576 to"),
@@ -179,7 +186,10 @@ class BadTests(ConfigTestCase):
             with self.subTest(changes=changes):
                 self.assert_problems(self.text(changes), beginning)
                 [problem] = self.assertRaises(ConfigError, self.load, changes).problems
-                self.assertIn(allowed, problem.partition("allowed:")[2])
+                self.assertIn(
+                    allowed,
+                    problem.partition("allowed:")[2] if "now called" not in allowed else problem,
+                )
 
     def test_wrong_settings_at_the_top(self) -> None:
         for top, beginning in (

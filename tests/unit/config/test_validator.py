@@ -13,15 +13,16 @@ from topicsvc.errors import ConfigError
 from topicsvc.service import TopicService
 from topicsvc.settings import (
     CheckSettings,
+    Config,
     IntrospectionSettings,
     PersoniumSettings,
     Rule,
 )
 from topicsvc.topics import TopicAddress, TopicPattern
 from topicsvc.validators.local import make_key, write_key
-from topicsvc.validators.wrappers.cache import Cached
-from topicsvc.validators.wrappers.single_flight import Shared
-from topicsvc.validators.wrappers.topic_filter import ExistingTopics
+from topicsvc.validators.wrappers.cache import GrantCache
+from topicsvc.validators.wrappers.single_flight import SingleFlight
+from topicsvc.validators.wrappers.topic_filter import TopicFilter
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 SECRET = "canary-\N{SNOWMAN} secret "
@@ -34,17 +35,17 @@ class SettingsTestCase(TestCase):
         self.secret_file = self.directory / "secret"
         self.secret_file.write_text(SECRET + "\n", "utf-8")
 
-    def load(self, validator: str, top: str = "") -> config.Config:
+    def load(self, validator: str, top: str = "") -> Config:
         text = f'listen = ["tcp:0"]\nunit_url = "https://unit1.example/"\n{top}\n[validator]\n'
         return config.load(text + validator)
 
-    def personium(self, more: str = "", top: str = "") -> config.Config:
+    def personium(self, more: str = "", top: str = "") -> Config:
         return self.load(
             f'kind = "personium"\nusername = "me"\npassword_file = "{self.secret_file}"\n{more}',
             top,
         )
 
-    def introspection(self, more: str = "", top: str = "") -> config.Config:
+    def introspection(self, more: str = "", top: str = "") -> Config:
         return self.load(
             f'kind = "introspection"\nurl = "https://as.example/introspect"\nclient_id = "me"\n'
             f'client_secret_file = "{self.secret_file}"\n{more}',
@@ -204,24 +205,24 @@ class SecretFileTests(SettingsTestCase):
 class WiringTests(SettingsTestCase):
     """What is built; nothing is started, and nobody is asked."""
 
-    def build(self, settings: config.Config) -> Any:
+    def build(self, settings: Config) -> Any:
         from twisted.internet import reactor
 
         service = TopicService(settings, reactor)
-        self.addCleanup(service._judge.stop)
-        return service._judge
+        self.addCleanup(service._validators.stop)
+        return service._validators
 
     def test_the_unit_tells_itself_which_topics_exist(self) -> None:
         judge = self.build(self.personium(top='topics = ["/cell1/*"]'))
-        self.assertIsInstance(judge.validator, Shared)
+        self.assertIsInstance(judge.validator, SingleFlight)
 
     def test_of_an_oauth_server_a_list_tells_it(self) -> None:
         judge = self.build(self.introspection(top='topics = ["/cell1/*"]'))
-        self.assertIsInstance(judge.validator, ExistingTopics)
-        self.assertIsInstance(self.build(self.introspection()).validator, Shared)
+        self.assertIsInstance(judge.validator, TopicFilter)
+        self.assertIsInstance(self.build(self.introspection()).validator, SingleFlight)
 
     def test_a_cache_where_it_is_wanted(self) -> None:
-        self.assertIsInstance(self.build(self.personium("cache = 5")).validator, Cached)
+        self.assertIsInstance(self.build(self.personium("cache = 5")).validator, GrantCache)
 
     def test_live_sessions_are_looked_at_where_it_is_wanted_and_never_from_the_cache(self) -> None:
         self.assertIsNone(self.build(self.personium("cache = 5")).revocation)

@@ -16,11 +16,16 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.support.send_queue_cases import Tls, WayOut
-from topicsvc.admission.limits import Limits
 from topicsvc.delivery import transports
-from topicsvc.delivery.slow_consumers import Backlog
-from topicsvc.delivery.transports import SocketOutbound, TlsOutbound, TransportOutbound, way_out
+from topicsvc.delivery.slow_consumers import SlowConsumers
+from topicsvc.delivery.transports import (
+    SocketSendQueue,
+    TlsSendQueue,
+    TransportSendQueue,
+    make_send_queue,
+)
 from topicsvc.listening.listener import _FreedTransport
+from topicsvc.settings import LimitSettings
 
 MISSING = object()
 
@@ -71,19 +76,19 @@ class Stranger(SimpleNamespace):
 class StrangerTests(SynchronousTestCase):
     def test_a_transport_of_another_kind(self) -> None:
         clock = Clock()
-        backlog = Backlog(Limits(clock, clock.seconds), clock)
+        slow_consumers = SlowConsumers(lambda: LimitSettings().queued_bytes, lambda: None, clock)
         with socket.socket() as handle:
             inside = {"dataBuffer": b"", "offset": 0, "_tempDataLen": 0, "disconnecting": False}
             stranger = Stranger(socket=handle, **inside)
-            outbound = way_out(stranger, 1, backlog, print)
-        self.assertIs(type(outbound), TransportOutbound)
+            send_queue = make_send_queue(stranger, 1, slow_consumers, print)
+        self.assertIs(type(send_queue), TransportSendQueue)
         self.assertTrue(stranger.streaming)
 
 
 class Inside(WayOut):
     """Mix into a TestCase whose connections are as expected."""
 
-    open = staticmethod(way_out)
+    open = staticmethod(make_send_queue)
 
     @inlineCallbacks
     def assert_plain(self, what: str) -> Any:
@@ -92,13 +97,13 @@ class Inside(WayOut):
         yield self.receiver.lost
         yield self.sender.lost
         yield self.connect()
-        self.assertIs(type(self.outbound), TransportOutbound, what)
+        self.assertIs(type(self.send_queue), TransportSendQueue, what)
         generator = random.Random(what)
         self.socket.take = lambda size: min(size, generator.choice([1, 5000, 60000]))
         written = bytearray()
         for size in (5, 100_000, 7, 300_000, 1):
             data = generator.randbytes(size)
-            self.outbound.write(data)
+            self.send_queue.write(data)
             written += data
             yield deferLater(reactor, 0)
         yield self.assert_received(bytes(written))
@@ -112,11 +117,11 @@ class Inside(WayOut):
 
 
 class InsideTcpTests(Inside, TestCase):
-    kind = SocketOutbound
+    kind = SocketSendQueue
 
 
 class InsideTlsTests(Inside, Tls, TestCase):
-    kind = TlsOutbound
+    kind = TlsSendQueue
 
     @inlineCallbacks
     def test_tls(self) -> Any:

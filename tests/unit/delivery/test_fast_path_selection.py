@@ -30,10 +30,11 @@ from tests.integration.support.processes import until
 from tests.integration.support.topicsvc_process import Subscriber
 from topicsvc import config
 from topicsvc.delivery.tls_records import DirectRecords
-from topicsvc.delivery.transports import SocketOutbound, TlsOutbound
+from topicsvc.delivery.transports import SocketSendQueue, TlsSendQueue
 from topicsvc.interfaces import Message
 from topicsvc.listening.listener import _FreedTransport
 from topicsvc.service import TopicService
+from topicsvc.settings import Config
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import RIGHTS, make_key, sign_token, write_key
 from topicsvc.websocket.server import CLOSE_TIMEOUT
@@ -74,7 +75,7 @@ class WiringTests(TestCase):
         self.tls = f"tls:{pems}:port=0:{LOOPBACK}"
         self.unix = self.directory / "socket"
 
-    def settings(self, endpoint: str) -> config.Config:
+    def settings(self, endpoint: str) -> Config:
         return config.load(
             f"""
             listen = ["{endpoint}"]
@@ -125,45 +126,45 @@ class WiringTests(TestCase):
     @inlineCallbacks
     def assert_delivered_at_once(self, subscriber: Subscriber, session: Any) -> Any:
         """What is published arrives, and nothing of it goes through a transport's buffer."""
-        outbound = session._outbound
+        send_queue = session._send_queue
         buffered: list[bytes] = []
-        for layer in {outbound._lower, getattr(outbound, "_tls", outbound._lower)}:
+        for layer in {send_queue._lower, getattr(send_queue, "_tls", send_queue._lower)}:
             self.patch(layer, "write", buffered.append)
         self.service.broker.publish(Message(TOPIC, None, b'"for all"'))
         yield until(lambda: subscriber.messages, "the message has arrived", 10)
         self.assertEqual(subscriber.messages, [b'{"From":null,"Body":"for all"}'])
-        self.assertEqual((buffered, outbound.waiting), ([], 0))
+        self.assertEqual((buffered, send_queue.waiting), ([], 0))
 
     @inlineCallbacks
     def assert_short(self, endpoint: str, kind: type) -> Any:
         self.serve(endpoint)
         subscriber, session = yield self.join()
-        self.assertIs(type(session._outbound), kind)
+        self.assertIs(type(session._send_queue), kind)
         yield self.assert_delivered_at_once(subscriber, session)
         return subscriber, session
 
     @inlineCallbacks
     def assert_short_over_tls(self, endpoint: str) -> Any:
-        first, before = yield self.assert_short(endpoint, TlsOutbound)
+        first, before = yield self.assert_short(endpoint, TlsSendQueue)
         # The port goes on with another factory, which has to make connections of our kind too.
         self.service.reload()
         subscriber, session = yield self.join()
-        self.assertIs(type(session._outbound), TlsOutbound)
+        self.assertIs(type(session._send_queue), TlsSendQueue)
         yield self.assert_delivered_at_once(subscriber, session)
         for each in (before, session):
-            self.assertIs(type(each._outbound._tls), _FreedTransport)
-            self.assertIs(type(each._outbound._records), DirectRecords)
-        self.assertIsNot(before._outbound._tls.factory, session._outbound._tls.factory)
+            self.assertIs(type(each._send_queue._tls), _FreedTransport)
+            self.assertIs(type(each._send_queue._records), DirectRecords)
+        self.assertIsNot(before._send_queue._tls.factory, session._send_queue._tls.factory)
         # Clients that close TLS and say nothing in WebSocket's words: no deadline is needed.
         first.leave()
         subscriber.leave()
         yield until(lambda: not len(self.service.connections), "both are gone", CLOSE_TIMEOUT - 1)
 
     def test_tcp(self) -> Any:
-        return self.assert_short(f"tcp:0:{LOOPBACK}", SocketOutbound)
+        return self.assert_short(f"tcp:0:{LOOPBACK}", SocketSendQueue)
 
     def test_tcp_behind_a_proxy(self) -> Any:
-        return self.assert_short(f"haproxy:tcp:0:{LOOPBACK}", SocketOutbound)
+        return self.assert_short(f"haproxy:tcp:0:{LOOPBACK}", SocketSendQueue)
 
     def test_a_certificate(self) -> Any:
         return self.assert_short_over_tls(self.ssl)
@@ -178,13 +179,13 @@ class WiringTests(TestCase):
         return self.assert_short_over_tls(f"haproxy:{self.tls}")
 
     def test_a_unix_socket(self) -> Any:
-        return self.assert_short(f"unix:{self.unix}", SocketOutbound)
+        return self.assert_short(f"unix:{self.unix}", SocketSendQueue)
 
     def test_a_unix_socket_behind_a_proxy(self) -> Any:
-        return self.assert_short(f"haproxy:unix:{self.unix}", SocketOutbound)
+        return self.assert_short(f"haproxy:unix:{self.unix}", SocketSendQueue)
 
     def test_a_socket_that_systemd_has_opened(self) -> Any:
         # Whoever adopts a descriptor closes it.
         opened = socket.create_server(("127.0.0.1", 0)).detach()
         self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs([opened]))
-        return self.assert_short("systemd:domain=INET:index=0", SocketOutbound)
+        return self.assert_short("systemd:domain=INET:index=0", SocketSendQueue)

@@ -11,7 +11,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeBroker
 from topicsvc.delivery import hub as module
-from topicsvc.delivery.hub import MAX_JOINED, SHARE, SLICE, TOLD, Hub
+from topicsvc.delivery.hub import (
+    MAX_DELIVERIES_PER_ITERATION,
+    MAX_JOINED,
+    NOTIFY_PER_ITERATION,
+    TOPIC_QUANTUM,
+    Hub,
+)
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Member, Message
 from topicsvc.topics import TopicAddress
@@ -147,7 +153,7 @@ class MembershipTests(HubTests):
         self.successResultOf(kept)
 
     def test_many_who_wait_are_welcomed_in_slices(self) -> None:
-        listeners = [Listener() for _ in range(2 * TOLD + 10)]
+        listeners = [Listener() for _ in range(2 * NOTIFY_PER_ITERATION + 10)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]
         self.broker.confirm()
         welcomed = []
@@ -155,9 +161,17 @@ class MembershipTests(HubTests):
             welcomed.append(sum(joining.called for joining in joins))
             self.bring(b"%d" % len(welcomed))
             self.turn()
-        self.assertEqual(welcomed, [TOLD, 2 * TOLD, 2 * TOLD + 10, 2 * TOLD + 10])
+        self.assertEqual(
+            welcomed,
+            [
+                NOTIFY_PER_ITERATION,
+                2 * NOTIFY_PER_ITERATION,
+                2 * NOTIFY_PER_ITERATION + 10,
+                2 * NOTIFY_PER_ITERATION + 10,
+            ],
+        )
         self.assertEqual(listeners[0].frames, b"<1><2><3><4>")
-        self.assertEqual(listeners[TOLD].frames, b"<1><2><3><4>")
+        self.assertEqual(listeners[NOTIFY_PER_ITERATION].frames, b"<1><2><3><4>")
         self.assertEqual(listeners[-1].frames, b"<2><3><4>")
         for listener in listeners:
             self.hub.leave(TOPIC, listener)
@@ -165,27 +179,33 @@ class MembershipTests(HubTests):
 
     def test_many_confirmations_of_one_turn_share_its_slice(self) -> None:
         self.broker.confirms_at_once = True
-        topics = [TopicAddress("cell1", "box1", ("col",), f"t{n}") for n in range(2 * TOLD + 10)]
+        topics = [
+            TopicAddress("cell1", "box1", ("col",), f"t{n}")
+            for n in range(2 * NOTIFY_PER_ITERATION + 10)
+        ]
         joins = [self.hub.join(topic, Listener()) for topic in topics]
         welcomed = []
         for _ in range(3):
             welcomed.append(sum(joining.called for joining in joins))
             self.turn()
-        self.assertEqual(welcomed, [TOLD, 2 * TOLD, 2 * TOLD + 10])
+        self.assertEqual(
+            welcomed,
+            [NOTIFY_PER_ITERATION, 2 * NOTIFY_PER_ITERATION, 2 * NOTIFY_PER_ITERATION + 10],
+        )
 
     def test_many_who_are_denied_hear_it_in_slices(self) -> None:
-        joins = [self.hub.join(TOPIC, Listener()) for _ in range(TOLD + 1)]
+        joins = [self.hub.join(TOPIC, Listener()) for _ in range(NOTIFY_PER_ITERATION + 1)]
         withdrawn = joins.pop()
         self.broker.deny(BrokerUnavailable("not today"))
         withdrawn.cancel()
         self.failureResultOf(withdrawn, CancelledError)
-        self.assertEqual(sum(joining.called for joining in joins), TOLD)
+        self.assertEqual(sum(joining.called for joining in joins), NOTIFY_PER_ITERATION)
         self.turn()
         for joining in joins:
             self.failureResultOf(joining, BrokerUnavailable)
 
     def test_a_promise_broken_before_all_were_welcomed_is_no_membership(self) -> None:
-        listeners = [Listener() for _ in range(TOLD + 1)]
+        listeners = [Listener() for _ in range(NOTIFY_PER_ITERATION + 1)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]
         self.broker.confirm()
         self.broker.break_promises()
@@ -193,12 +213,12 @@ class MembershipTests(HubTests):
         for joining in joins[:-1]:
             self.successResultOf(joining)
         self.turn()
-        self.assertEqual([each.frames for each in listeners[:-1]], [b"lost"] * TOLD)
+        self.assertEqual([each.frames for each in listeners[:-1]], [b"lost"] * NOTIFY_PER_ITERATION)
         self.failureResultOf(joins[-1], BrokerUnavailable)
         self.assertEqual((self.hub.topics, self.broker.live), (0, []))
 
     def test_nobody_is_welcomed_while_the_broker_is_away(self) -> None:
-        joins = [self.hub.join(TOPIC, Listener()) for _ in range(TOLD + 1)]
+        joins = [self.hub.join(TOPIC, Listener()) for _ in range(NOTIFY_PER_ITERATION + 1)]
         self.broker.confirm()
         self.broker.is_down = True  # which it outlives, with all its subscriptions
         self.turn()
@@ -206,7 +226,7 @@ class MembershipTests(HubTests):
         self.assertEqual(self.hub.topics, 1)
 
     def test_a_subscription_ends_when_those_not_yet_welcomed_withdraw(self) -> None:
-        listeners = [Listener() for _ in range(TOLD + 1)]
+        listeners = [Listener() for _ in range(NOTIFY_PER_ITERATION + 1)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]
         self.broker.confirm()
         for listener in listeners[:-1]:
@@ -244,7 +264,9 @@ class DeliveryTests(HubTests):
         self.assertEqual(len(self.encoded), 3)
 
     def test_a_walk_is_timed_from_its_first_message_to_its_last_member(self) -> None:
-        for _ in range(SHARE):  # the last of them ends a share, and the walk with the next turn
+        for _ in range(
+            TOPIC_QUANTUM
+        ):  # the last of them ends a share, and the walk with the next turn
             self.join()
         self.bring(b"1")
         self.clock.rightNow += 0.25
@@ -261,7 +283,7 @@ class DeliveryTests(HubTests):
         self.assertEqual(self.hub.messages, 3)
 
     def test_messages_that_come_during_a_walk_wait_for_it_and_that_is_timed(self) -> None:
-        for _ in range(SLICE + 1):
+        for _ in range(MAX_DELIVERIES_PER_ITERATION + 1):
             self.join()
         self.bring(b"1")
         self.turn()
@@ -296,13 +318,21 @@ class DeliveryTests(HubTests):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_a_long_walk_is_cut_into_slices(self) -> None:
-        listeners = [self.join() for _ in range(2 * SLICE + 10)]
+        listeners = [self.join() for _ in range(2 * MAX_DELIVERIES_PER_ITERATION + 10)]
         self.bring(b"1")
         reached = []
         for _ in range(4):
             self.turn()
             reached.append(sum(bool(listener.taken) for listener in listeners))
-        self.assertEqual(reached, [SLICE, 2 * SLICE, 2 * SLICE + 10, 2 * SLICE + 10])
+        self.assertEqual(
+            reached,
+            [
+                MAX_DELIVERIES_PER_ITERATION,
+                2 * MAX_DELIVERIES_PER_ITERATION,
+                2 * MAX_DELIVERIES_PER_ITERATION + 10,
+                2 * MAX_DELIVERIES_PER_ITERATION + 10,
+            ],
+        )
 
     def test_a_slice_of_long_messages_ends_in_time(self) -> None:
         """The longest message to 10,000 members, of whom each takes as long as over slow TLS."""
@@ -321,7 +351,7 @@ class DeliveryTests(HubTests):
         self.assertEqual({member.count for member in members}, {3})
 
     def test_one_topic_of_long_messages_does_not_hold_up_another(self) -> None:
-        slow = [Slow(partial(self.clock.advance, 0.005)) for _ in range(SHARE)]
+        slow = [Slow(partial(self.clock.advance, 0.005)) for _ in range(TOPIC_QUANTUM)]
         self.join_all(slow)
         quick = self.join(OTHER)
         self.bring(b"x" * 1048576)
@@ -332,7 +362,7 @@ class DeliveryTests(HubTests):
         self.assertLess(sum(member.count for member in slow), 10)
 
     def test_messages_that_come_during_a_walk_follow_in_order(self) -> None:
-        listeners = [self.join() for _ in range(SLICE + 10)]
+        listeners = [self.join() for _ in range(MAX_DELIVERIES_PER_ITERATION + 10)]
         self.bring(b"1")
         self.turn()
         self.bring(b"2")
@@ -343,7 +373,7 @@ class DeliveryTests(HubTests):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_those_who_join_during_a_walk_get_what_comes_after(self) -> None:
-        for _ in range(SLICE + 10):
+        for _ in range(MAX_DELIVERIES_PER_ITERATION + 10):
             self.join()
         self.bring(b"1")
         self.turn()
@@ -354,14 +384,16 @@ class DeliveryTests(HubTests):
         self.assertEqual(late.frames, b"<2>")
 
     def test_a_big_topic_does_not_hold_up_a_small_one(self) -> None:
-        big = [self.join() for _ in range(3 * SLICE)]
+        big = [self.join() for _ in range(3 * MAX_DELIVERIES_PER_ITERATION)]
         small = self.join(OTHER)
         self.bring(b"1")
         self.bring(b"2", OTHER)
         self.turn()
         self.assertEqual(small.frames, b"<2>")
-        self.assertEqual(sum(bool(listener.taken) for listener in big), SLICE - 1)
-        self.assertLess(SHARE, SLICE)
+        self.assertEqual(
+            sum(bool(listener.taken) for listener in big), MAX_DELIVERIES_PER_ITERATION - 1
+        )
+        self.assertLess(TOPIC_QUANTUM, MAX_DELIVERIES_PER_ITERATION)
 
     def test_a_flood_is_not_joined_without_bound(self) -> None:
         listener = self.join()
@@ -399,7 +431,7 @@ class PressureTests(HubTests):
         self.assertEqual((self.hub.queued, self.hub.is_full), (30, False))
         self.assertFalse(self.broker.is_paused)
         self.bring(b"x" * 8)
-        self.patch(module, "SLICE", 1)
+        self.patch(module, "MAX_DELIVERIES_PER_ITERATION", 1)
         seen = []
         for _ in range(4):
             seen.append((self.hub.queued, self.hub.is_full, self.broker.is_paused))
@@ -420,7 +452,7 @@ class PressureTests(HubTests):
         self.assertEqual((self.hub.queued, self.hub.is_full), (0, False))
 
     def test_what_is_being_delivered_counts_until_the_last_has_it(self) -> None:
-        for _ in range(SLICE + 1):
+        for _ in range(MAX_DELIVERIES_PER_ITERATION + 1):
             self.join()
         self.bring(b"x" * 40)
         self.turn()

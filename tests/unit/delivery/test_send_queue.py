@@ -10,11 +10,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.admission.limits import Limits
-from topicsvc.delivery.send_queue import CHUNK, Outbound
-from topicsvc.delivery.slow_consumers import Backlog
+from topicsvc.delivery.send_queue import CHUNK, SendQueue
+from topicsvc.delivery.slow_consumers import SlowConsumers
 
 
-class FakeOutbound(Outbound):
+class FakeSendQueue(SendQueue):
     """A way out whose peer reads when the test says so.
 
     Attributes:
@@ -29,7 +29,7 @@ class FakeOutbound(Outbound):
         self.last: bytes | None = None
         self.sends = 0
 
-    def held(self) -> int:
+    def buffered(self) -> int:
         return len(self.kept)
 
     def send(self, data: bytes) -> bool:
@@ -63,8 +63,12 @@ class OutboundTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.overflows = 0
         self.limits = Limits(self.clock, self.clock.seconds)
-        self.backlog = Backlog(self.limits, self.clock)
-        self.outbound = FakeOutbound(1000, self.backlog, self.overflow)
+        self.slow_consumers = SlowConsumers(
+            lambda: self.limits.settings.queued_bytes,
+            lambda: self.limits.record_refusal("queued_bytes"),
+            self.clock,
+        )
+        self.send_queue = FakeSendQueue(1000, self.slow_consumers, self.overflow)
 
     def overflow(self, waiting: int) -> None:
         self.overflows += 1
@@ -84,138 +88,138 @@ class OrderTests(OutboundTestCase):
         self, steps: list[tuple[str, int]], capacity: int
     ) -> None:
         self.build()
-        self.outbound.capacity = capacity
+        self.send_queue.capacity = capacity
         written = b""
         for step, size in steps:
-            if step == "write" and self.outbound.waiting + size <= 1000:
+            if step == "write" and self.send_queue.waiting + size <= 1000:
                 data = bytes((len(written) + at) % 251 for at in range(size))
                 written += data
-                self.outbound.write(data)
-            elif step == "read" and self.outbound.kept:
-                self.outbound.read(size)
-            self.assertEqual(len(self.outbound.sent) + self.outbound.waiting, len(written))
-        while self.outbound.waiting:
-            self.outbound.read(self.outbound.waiting)
-        self.assertEqual(self.outbound.sent, written)
+                self.send_queue.write(data)
+            elif step == "read" and self.send_queue.kept:
+                self.send_queue.read(size)
+            self.assertEqual(len(self.send_queue.sent) + self.send_queue.waiting, len(written))
+        while self.send_queue.waiting:
+            self.send_queue.read(self.send_queue.waiting)
+        self.assertEqual(self.send_queue.sent, written)
         self.assertEqual((self.overflows, self.clock.getDelayedCalls()), (0, []))
 
     def test_what_waits_is_joined(self) -> None:
-        self.outbound.capacity = 0
+        self.send_queue.capacity = 0
         for _ in range(100):
-            self.outbound.write(b"xyz")
-        self.outbound.read(10**6)
-        self.assertEqual((self.outbound.sent, self.outbound.sends), (b"xyz" * 100, 2))
+            self.send_queue.write(b"xyz")
+        self.send_queue.read(10**6)
+        self.assertEqual((self.send_queue.sent, self.send_queue.sends), (b"xyz" * 100, 2))
 
     def test_but_not_without_bound(self) -> None:
-        self.outbound._limit = 10**9
-        self.outbound.capacity = 0
-        self.outbound.write(b"x")
+        self.send_queue._limit = 10**9
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x")
         for _ in range(4):
-            self.outbound.write(b"x" * (CHUNK // 2))
-        self.outbound.read(10**9)
-        self.assertEqual(self.outbound.sends, 3)
+            self.send_queue.write(b"x" * (CHUNK // 2))
+        self.send_queue.read(10**9)
+        self.assertEqual(self.send_queue.sends, 3)
 
 
 class SlowPeerTests(OutboundTestCase):
     def test_past_the_limit_the_peer_is_too_slow(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"x" * 500)
-        self.outbound.write(b"x" * 500)
-        self.assertEqual((self.outbound.waiting, self.overflows), (1000, 0))
-        self.outbound.write(b"x")
-        self.assertEqual((self.outbound.waiting, self.overflows), (500, 1))
-        self.outbound.write(b"x" * 2000)
-        self.outbound.write(b"x" * 2000)
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x" * 500)
+        self.send_queue.write(b"x" * 500)
+        self.assertEqual((self.send_queue.waiting, self.overflows), (1000, 0))
+        self.send_queue.write(b"x")
+        self.assertEqual((self.send_queue.waiting, self.overflows), (500, 1))
+        self.send_queue.write(b"x" * 2000)
+        self.send_queue.write(b"x" * 2000)
         self.assertEqual(self.overflows, 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_one_message_longer_than_the_limit_is_no_fault_of_the_peer(self) -> None:
-        self.outbound.capacity = 100
-        self.outbound.write(b"x" * 5000)
-        self.assertEqual((self.overflows, self.outbound.waiting), (0, 4900))
-        self.outbound.read(5000)
-        self.outbound.write(b"y")
-        self.assertEqual((self.overflows, len(self.outbound.sent)), (0, 5001))
+        self.send_queue.capacity = 100
+        self.send_queue.write(b"x" * 5000)
+        self.assertEqual((self.overflows, self.send_queue.waiting), (0, 4900))
+        self.send_queue.read(5000)
+        self.send_queue.write(b"y")
+        self.assertEqual((self.overflows, len(self.send_queue.sent)), (0, 5001))
 
     def test_the_first_to_wait_behind_it_may_be_as_long_and_no_other(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"x" * 5000)
-        self.outbound.write(b"y" * 5000)
-        self.assertEqual((self.overflows, self.outbound.waiting), (0, 10000))
-        self.outbound.write(b"z")
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x" * 5000)
+        self.send_queue.write(b"y" * 5000)
+        self.assertEqual((self.overflows, self.send_queue.waiting), (0, 10000))
+        self.send_queue.write(b"z")
         self.assertEqual((self.overflows, self.waited), (1, 10000))
 
     def test_a_peer_that_takes_nothing_for_ten_seconds_has_stalled(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"x")
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x")
         self.clock.advance(9.9)
         self.assertEqual(self.overflows, 0)
         self.clock.advance(0.1)
         self.assertEqual(self.overflows, 1)
 
     def test_a_peer_that_takes_little_has_not(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"x" * 100)
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x" * 100)
         for _ in range(5):
             self.clock.advance(9)
-            self.outbound.read(1)
+            self.send_queue.read(1)
             self.clock.advance(1)
         self.assertEqual(self.overflows, 0)
         self.clock.advance(10)
         self.assertEqual(self.overflows, 1)
 
     def test_nor_has_one_when_something_more_comes_to_wait(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"x" * 100)
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x" * 100)
         self.clock.advance(9)
-        self.outbound.read(1)
-        self.outbound.write(b"y")
+        self.send_queue.read(1)
+        self.send_queue.write(b"y")
         self.clock.advance(1)
         self.assertEqual(self.overflows, 0)
         self.clock.advance(10)
         self.assertEqual(self.overflows, 1)
 
     def test_ten_seconds_are_looked_at_at_a_time(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"x" * 500)
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x" * 500)
         self.clock.advance(1)
-        self.outbound.read(1)
+        self.send_queue.read(1)
         self.clock.pump([1] * 18)
         self.assertEqual(self.overflows, 0)
         self.clock.advance(1)
         self.assertEqual(self.overflows, 1)
 
     def test_one_that_has_taken_all_is_not_watched(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"x")
-        self.outbound.read(1)
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"x")
+        self.send_queue.read(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class EndTests(OutboundTestCase):
     def test_finishing_hands_over_what_waits(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"a")
-        self.outbound.write(b"b")
-        self.outbound.write(b"c")
-        self.outbound.finish()
-        self.assertEqual((self.outbound.kept, self.outbound.last), (b"a", b"bc"))
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"a")
+        self.send_queue.write(b"b")
+        self.send_queue.write(b"c")
+        self.send_queue.finish()
+        self.assertEqual((self.send_queue.kept, self.send_queue.last), (b"a", b"bc"))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_data_is_delivered_until_the_time_is_up(self) -> None:
-        self.outbound.deliver(b"before", 1, 5.0)
-        self.outbound.deliver_until = 10.0
-        self.outbound.deliver(b"in time", 1, 9.999)
-        self.outbound.deliver(b"too late", 1, 10.0)
-        self.outbound.discard()
-        self.outbound.deliver(b"after the end", 1, 9.0)
-        self.assertEqual(self.outbound.sent, b"in time")
+        self.send_queue.deliver(b"before", 1, 5.0)
+        self.send_queue.deliver_until = 10.0
+        self.send_queue.deliver(b"in time", 1, 9.999)
+        self.send_queue.deliver(b"too late", 1, 10.0)
+        self.send_queue.discard()
+        self.send_queue.deliver(b"after the end", 1, 9.0)
+        self.assertEqual(self.send_queue.sent, b"in time")
 
     def test_what_was_discarded_is_not_sent(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"a")
-        self.outbound.write(b"b")
-        self.outbound.discard()
-        self.outbound.write(b"close")
-        self.outbound.read(100)
-        self.assertEqual(self.outbound.sent, b"aclose")
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"a")
+        self.send_queue.write(b"b")
+        self.send_queue.discard()
+        self.send_queue.write(b"close")
+        self.send_queue.read(100)
+        self.assertEqual(self.send_queue.sent, b"aclose")

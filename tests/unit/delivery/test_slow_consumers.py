@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.unit.delivery.test_send_queue import FakeOutbound
+from tests.unit.delivery.test_send_queue import FakeSendQueue
 from topicsvc.admission.limits import Limits
-from topicsvc.delivery.slow_consumers import Backlog
+from topicsvc.delivery.slow_consumers import SlowConsumers
 from topicsvc.settings import LimitSettings
 
 
@@ -20,16 +20,20 @@ class BacklogTests(SynchronousTestCase):
     def build(self, most: int, readers: int = 3) -> None:
         self.clock = Clock()
         self.limits = Limits(self.clock, self.clock.seconds, LimitSettings(queued_bytes=most))
-        self.backlog = Backlog(self.limits, self.clock)
+        self.slow_consumers = SlowConsumers(
+            lambda: self.limits.settings.queued_bytes,
+            lambda: self.limits.record_refusal("queued_bytes"),
+            self.clock,
+        )
         self.gone: list[int] = []
         self.readers = [self.reader(number) for number in range(readers)]
 
-    def reader(self, number: int) -> FakeOutbound:
+    def reader(self, number: int) -> FakeSendQueue:
         def overflow(waiting: int) -> None:
             self.gone.append(number)
             reader.write(b"a close frame")
 
-        reader = FakeOutbound(10**6, self.backlog, overflow)
+        reader = FakeSendQueue(10**6, self.slow_consumers, overflow)
         return reader
 
     def stop_reading(self) -> None:
@@ -38,12 +42,12 @@ class BacklogTests(SynchronousTestCase):
 
     def test_who_keeps_up_is_not_asked_about(self) -> None:
         calls = []
-        self.patch(self.backlog, "note", lambda *_: calls.append(_))
-        self.patch(self.backlog, "forget", lambda *_: calls.append(_))
+        self.patch(self.slow_consumers, "update", lambda *_: calls.append(_))
+        self.patch(self.slow_consumers, "forget", lambda *_: calls.append(_))
         for _ in range(100):
             self.readers[0].write(b"x" * 1000)
             self.readers[0].deliver(b"x" * 1000, 1, -1.0)
-        self.assertEqual((calls, len(self.backlog), self.backlog.total), ([], 0, 0))
+        self.assertEqual((calls, len(self.slow_consumers), self.slow_consumers.total), ([], 0, 0))
 
     def test_past_the_bound_the_slowest_goes(self) -> None:
         self.stop_reading()
@@ -51,20 +55,20 @@ class BacklogTests(SynchronousTestCase):
         first.write(b"x" * 300)
         second.write(b"x" * 250)
         second.write(b"x" * 250)
-        self.assertEqual((self.backlog.total, self.gone), (800, []))
+        self.assertEqual((self.slow_consumers.total, self.gone), (800, []))
         third.write(b"x" * 201)
-        self.assertEqual((self.backlog.total, self.gone), (501, [1]))
-        self.assertEqual(self.limits.hits["queued_bytes"], 1)
-        self.assertEqual(len(self.backlog), 2)
+        self.assertEqual((self.slow_consumers.total, self.gone), (501, [1]))
+        self.assertEqual(self.limits.refusals["queued_bytes"], 1)
+        self.assertEqual(len(self.slow_consumers), 2)
 
     def test_it_may_be_whoever_is_being_written_to(self) -> None:
         self.stop_reading()
         self.readers[0].write(b"x" * 400)
         self.readers[1].write(b"y" * 700)
-        self.assertEqual((self.backlog.total, self.gone), (400, [1]))
+        self.assertEqual((self.slow_consumers.total, self.gone), (400, [1]))
         self.readers[1].read(10**6)
         self.assertTrue(self.readers[1].sent.endswith(b"a close frame"))
-        self.assertEqual(self.backlog.total, 400)
+        self.assertEqual(self.slow_consumers.total, 400)
 
     def test_as_many_go_as_are_needed(self) -> None:
         self.stop_reading()
@@ -72,7 +76,7 @@ class BacklogTests(SynchronousTestCase):
             reader.write(b"x" * 333)
         self.limits.settings = LimitSettings(queued_bytes=340)
         self.readers[2].write(b"x")
-        self.assertEqual((sorted(self.gone), self.backlog.total), ([0, 2], 333))
+        self.assertEqual((sorted(self.gone), self.slow_consumers.total), ([0, 2], 333))
 
     def test_what_has_left_waits_no_more(self) -> None:
         self.stop_reading()
@@ -80,11 +84,13 @@ class BacklogTests(SynchronousTestCase):
         reader.write(b"x" * 400)
         reader.write(b"x" * 400)
         reader.read(10**6)
-        self.assertEqual((self.backlog.total, len(self.backlog), self.gone), (0, 0, []))
+        self.assertEqual(
+            (self.slow_consumers.total, len(self.slow_consumers), self.gone), (0, 0, [])
+        )
         reader.capacity = 0
         reader.write(b"x" * 400)
         reader.discard()
-        self.assertEqual((self.backlog.total, len(self.backlog)), (0, 0))
+        self.assertEqual((self.slow_consumers.total, len(self.slow_consumers)), (0, 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     @given(
@@ -107,51 +113,51 @@ class BacklogTests(SynchronousTestCase):
             elif step == "d":
                 reader.discard()
             live = [each for each in self.readers if each._overflow is not None]
-            self.assertLessEqual(self.backlog.total, 1000)
-            self.assertGreaterEqual(self.backlog.total, sum(each.waiting for each in live))
-            self.assertLessEqual(len(self.backlog), len(live))
+            self.assertLessEqual(self.slow_consumers.total, 1000)
+            self.assertGreaterEqual(self.slow_consumers.total, sum(each.waiting for each in live))
+            self.assertLessEqual(len(self.slow_consumers), len(live))
         for reader in self.readers:
             reader.discard()
-        self.assertEqual((self.backlog.total, len(self.backlog)), (0, 0))
+        self.assertEqual((self.slow_consumers.total, len(self.slow_consumers)), (0, 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class NewestTests(SynchronousTestCase):
     def setUp(self) -> None:
         clock = Clock()
-        backlog = Backlog(Limits(clock, clock.seconds), clock)
-        self.outbound = FakeOutbound(1000, backlog, lambda _: None)
+        slow_consumers = SlowConsumers(lambda: LimitSettings().queued_bytes, lambda: None, clock)
+        self.send_queue = FakeSendQueue(1000, slow_consumers, lambda _: None)
 
     def test_where_nothing_waits_it_goes_at_once(self) -> None:
-        self.outbound.write_newest(b"a")
-        self.outbound.write_newest(b"b")
-        self.assertEqual(self.outbound.sent, b"ab")
+        self.send_queue.write_newest(b"a")
+        self.send_queue.write_newest(b"b")
+        self.assertEqual(self.send_queue.sent, b"ab")
 
     def test_where_something_waits_the_newest_goes_last(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"1")
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"1")
         for number in range(100):
-            self.outbound.write_newest(b"<%d>" % number)
-        self.outbound.write(b"2")
-        self.assertEqual(self.outbound.waiting, 2)
-        self.outbound.read(10**6)
-        self.assertEqual(self.outbound.sent, b"12<99>")
+            self.send_queue.write_newest(b"<%d>" % number)
+        self.send_queue.write(b"2")
+        self.assertEqual(self.send_queue.waiting, 2)
+        self.send_queue.read(10**6)
+        self.assertEqual(self.send_queue.sent, b"12<99>")
 
     def test_one_that_cannot_go_yet_waits_on(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"1")
-        self.outbound.write(b"2")
-        self.outbound.write_newest(b"x")
-        self.outbound.read(1)
-        self.assertEqual(self.outbound.sent, b"1")
-        self.outbound.read(1)
-        self.outbound.read(10)
-        self.assertEqual(self.outbound.sent, b"12x")
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"1")
+        self.send_queue.write(b"2")
+        self.send_queue.write_newest(b"x")
+        self.send_queue.read(1)
+        self.assertEqual(self.send_queue.sent, b"1")
+        self.send_queue.read(1)
+        self.send_queue.read(10)
+        self.assertEqual(self.send_queue.sent, b"12x")
 
     def test_after_the_end_it_does_not_go(self) -> None:
-        self.outbound.capacity = 0
-        self.outbound.write(b"1")
-        self.outbound.write_newest(b"x")
-        self.outbound.finish()
-        self.outbound.read(10)
-        self.assertEqual((self.outbound.sent, self.outbound.last), (b"1", b""))
+        self.send_queue.capacity = 0
+        self.send_queue.write(b"1")
+        self.send_queue.write_newest(b"x")
+        self.send_queue.finish()
+        self.send_queue.read(10)
+        self.assertEqual((self.send_queue.sent, self.send_queue.last), (b"1", b""))

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.support.certificates import Authority
 from topicsvc.delivery import tls_records
-from topicsvc.delivery.tls_records import DirectRecords, Records, records_of
+from topicsvc.delivery.tls_records import DirectRecords, Records, make_records
 
 SIZES = (1, 140, 16383, 16384, 16385, 32768, 100_000, 1_048_576)
 
@@ -133,7 +133,7 @@ class DirectRecordsTests(RecordsTests):
         self.patch(tls_records, "_write", write_some)
 
     def test_these_are_used(self) -> None:
-        self.assertIs(type(records_of(self.server)), DirectRecords)
+        self.assertIs(type(make_records(self.server)), DirectRecords)
 
     def test_a_short_record_is_not_copied(self) -> None:
         self.shake_hands()
@@ -175,7 +175,7 @@ class ChoiceTests(SynchronousTestCase):
         methods = {"send": self.connection.send, "bio_read": self.connection.bio_read}
         there = {name: part for name, part in {**kept, **inside}.items() if part != "missing"}
         other: Any = SimpleNamespace(**methods, **there)
-        self.assertIs(type(records_of(other)), Records, inside)
+        self.assertIs(type(make_records(other)), Records, inside)
 
     def test_that_it_is_as_expected_is_seen(self) -> None:
         with self.assertRaises(AssertionError):
@@ -191,4 +191,4 @@ class ChoiceTests(SynchronousTestCase):
 
     def test_bindings_that_are_not_there(self) -> None:
         self.patch(tls_records, "_ffi", None)
-        self.assertIs(type(records_of(self.connection)), Records)
+        self.assertIs(type(make_records(self.connection)), Records)

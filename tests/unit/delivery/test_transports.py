@@ -16,11 +16,16 @@ from twisted.trial.unittest import TestCase
 
 from tests.integration.support.processes import until
 from tests.support.harness import ServiceTestCase
-from tests.support.send_queue_cases import HANDSHAKE_ANSWER, LIMIT, PATIENCE, Proxied, Tls, WayOut
+from tests.support.send_queue_cases import HANDSHAKE_ANSWER, LIMIT, TIMEOUT, Proxied, Tls, WayOut
 from topicsvc.delivery import transports
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
 from topicsvc.delivery.tls_records import DirectRecords, Records
-from topicsvc.delivery.transports import SocketOutbound, TlsOutbound, TransportOutbound, way_out
+from topicsvc.delivery.transports import (
+    SocketSendQueue,
+    TlsSendQueue,
+    TransportSendQueue,
+    make_send_queue,
+)
 
 SIZES = [1, 140, 9000, 70000]
 
@@ -57,7 +62,7 @@ class Matrix(WayOut):
         written = bytearray()
         while len(written) < size:
             data = generator.randbytes(generator.choice(SIZES))
-            self.outbound.write(data)
+            self.send_queue.write(data)
             written += data
             if generator.random() < 0.2:
                 yield deferLater(reactor, 0)
@@ -65,12 +70,12 @@ class Matrix(WayOut):
 
     @inlineCallbacks
     def test_what_is_written_at_once_follows_what_was_written_before(self) -> Any:
-        self.outbound.write(b"first")
-        self.outbound.write(b"second")
+        self.send_queue.write(b"first")
+        self.send_queue.write(b"second")
         yield self.assert_received(b"firstsecond")
-        self.outbound.write(b"third")
+        self.send_queue.write(b"third")
         yield self.assert_received(b"firstsecondthird")
-        self.assertEqual(self.outbound.waiting, 0)
+        self.assertEqual(self.send_queue.waiting, 0)
         self.assertEqual(len(self.stalls), 0)
 
     @inlineCallbacks
@@ -78,12 +83,12 @@ class Matrix(WayOut):
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
         written = yield self.write_at_random(random.Random(1), 16 * 1024 * 1024)
-        self.assertGreater(self.outbound.waiting, 1024 * 1024)
+        self.assertGreater(self.send_queue.waiting, 1024 * 1024)
         self.assertEqual(len(self.stalls), 1)
         self.receiver.transport.resumeProducing()
         yield self.assert_received(written)
         yield deferLater(reactor, 0)
-        self.assertEqual((self.outbound.waiting, len(self.stalls)), (0, 0))
+        self.assertEqual((self.send_queue.waiting, len(self.stalls)), (0, 0))
 
     @inlineCallbacks
     def test_partial_writes(self) -> Any:
@@ -127,7 +132,7 @@ class Matrix(WayOut):
             if generator.random() < 0.5:
                 holds = self.tcp._tempDataLen or len(self.tcp.dataBuffer) > self.tcp.offset
                 ways["ours, while it holds something" if holds else "ours"] += 1
-                self.outbound.write(data)
+                self.send_queue.write(data)
                 written += data
             elif self.is_free:
                 # What somebody else writes, as the HTTP side has, goes the transport's own way.
@@ -146,12 +151,12 @@ class Matrix(WayOut):
         for _ in range(100):
             if self.sender.lost.called:
                 break
-            self.outbound.write(b"x" * 100_000)
+            self.send_queue.write(b"x" * 100_000)
             yield deferLater(reactor, 0.01)
         self.assert_gone()
-        self.outbound.write(b"x")
-        self.outbound.write_newest(b"x")
-        self.outbound.finish()
+        self.send_queue.write(b"x")
+        self.send_queue.write_newest(b"x")
+        self.send_queue.finish()
         self.assert_gone()
         yield deferLater(reactor, 0.01)
         received = bytes(self.receiver.received)
@@ -169,7 +174,7 @@ class Matrix(WayOut):
             room = Room(30_000, number)
             yield self.assert_received(b"")
             self.socket.take = room.take
-            self.outbound.write(b"x" * 50_000)
+            self.send_queue.write(b"x" * 50_000)
             yield self.assert_gone_while_writing()
             self.assertTrue(room.is_used())
             yield self.receiver.lost
@@ -180,30 +185,30 @@ class Matrix(WayOut):
     def test_a_peer_that_goes_while_much_waits_for_it(self) -> Any:
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
-        while not self.outbound._queued:
-            self.outbound.write(b"x" * 50_000)
-        self.assertEqual((len(self.backlog), len(self.stalls)), (1, 1))
+        while not self.send_queue._queued:
+            self.send_queue.write(b"x" * 50_000)
+        self.assertEqual((len(self.slow_consumers), len(self.stalls)), (1, 1))
         self.receiver.transport.abortConnection()
-        yield until(lambda: self.sender.lost.called, "it is noticed", PATIENCE)
+        yield until(lambda: self.sender.lost.called, "it is noticed", TIMEOUT)
         self.assert_gone()
 
     @inlineCallbacks
     def test_a_peer_that_says_that_it_goes(self) -> Any:
         yield self.assert_received(b"")
         self.receiver.transport.loseConnection()
-        yield until(lambda: self.sender.lost.called, "it is noticed", PATIENCE)
+        yield until(lambda: self.sender.lost.called, "it is noticed", TIMEOUT)
         self.assert_gone()
 
     @inlineCallbacks
     def test_a_peer_that_says_that_it_goes_while_much_waits_for_it(self) -> Any:
         yield self.assert_received(b"")
         self.socket.take = take_nothing
-        while not self.outbound._queued:
-            self.outbound.write(b"x" * 50_000)
+        while not self.send_queue._queued:
+            self.send_queue.write(b"x" * 50_000)
         self.receiver.transport.loseConnection()
         yield deferLater(reactor, 0.05)
         self.socket.take = lambda size: size
-        yield until(lambda: self.sender.lost.called, "it is noticed", PATIENCE)
+        yield until(lambda: self.sender.lost.called, "it is noticed", TIMEOUT)
         self.assert_gone()
 
     @inlineCallbacks
@@ -211,15 +216,15 @@ class Matrix(WayOut):
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
         big = b"x" * (8 * 1024 * 1024)
-        self.outbound.write(big)
-        self.outbound.write(b"data")
-        self.outbound.write(b"close")
-        self.assertGreater(self.outbound.held(), 1024 * 1024)
-        self.assertEqual(self.outbound._queued, 9)
-        self.outbound.finish()
+        self.send_queue.write(big)
+        self.send_queue.write(b"data")
+        self.send_queue.write(b"close")
+        self.assertGreater(self.send_queue.buffered(), 1024 * 1024)
+        self.assertEqual(self.send_queue._queued, 9)
+        self.send_queue.finish()
         self.sender.transport.loseConnection()
         self.receiver.transport.resumeProducing()
-        yield until(lambda: self.receiver.lost.called, "it has closed", PATIENCE)
+        yield until(lambda: self.receiver.lost.called, "it has closed", TIMEOUT)
         self.assertEqual(bytes(self.receiver.received[-9:]), b"dataclose")
         self.assertEqual(len(self.receiver.received), len(HANDSHAKE_ANSWER + big) + 9)
         # Over TLS: a close alert came behind all that, and not just the end of the stream.
@@ -230,21 +235,21 @@ class Matrix(WayOut):
         yield self.assert_received(b"")
         self.socket.take = take_nothing
         written = 0
-        while not self.outbound._queued:
-            self.outbound.write(b"x" * 50_000)
+        while not self.send_queue._queued:
+            self.send_queue.write(b"x" * 50_000)
             written += 50_000
         self.assert_waiting(written)
-        self.outbound.write(b"x" * 1000)
+        self.send_queue.write(b"x" * 1000)
         self.assert_waiting(written + 1000)
-        self.assertEqual(self.backlog.total, self.outbound.waiting)
+        self.assertEqual(self.slow_consumers.total, self.send_queue.waiting)
 
     @inlineCallbacks
     def test_a_long_write_that_cannot_leave_is_counted_whole(self) -> Any:
         yield self.assert_received(b"")
         self.socket.take = take_nothing
-        self.outbound.write(b"x" * 5_000_000)
+        self.send_queue.write(b"x" * 5_000_000)
         self.assert_waiting(5_000_000)
-        self.assertEqual(self.backlog.total, self.outbound.waiting)
+        self.assertEqual(self.slow_consumers.total, self.send_queue.waiting)
 
     @inlineCallbacks
     def test_what_has_left_is_not_counted(self) -> Any:
@@ -252,47 +257,47 @@ class Matrix(WayOut):
         written = b""
         for round_ in (b"a", b"b", b"c"):
             self.socket.take = take_nothing
-            self.outbound.write(round_ * 100_000)
-            waiting = self.outbound.waiting
+            self.send_queue.write(round_ * 100_000)
+            waiting = self.send_queue.waiting
             self.assertGreaterEqual(waiting, 100_000)
             self.assertLessEqual(waiting, 140_000)
             self.socket.take = lambda size: size
             written += round_ * 100_000
             yield self.assert_received(written)
         for _ in range(500):
-            self.outbound.write(b"d" * 2000)
+            self.send_queue.write(b"d" * 2000)
             yield deferLater(reactor, 0)
         yield self.assert_received(written + b"d" * 1_000_000)
         self.socket.take = take_nothing
-        self.outbound.write(b"e" * 100_000)
-        self.assertGreaterEqual(self.outbound.waiting, 100_000)
-        self.assertLessEqual(self.outbound.waiting, 200_000)
+        self.send_queue.write(b"e" * 100_000)
+        self.assertGreaterEqual(self.send_queue.waiting, 100_000)
+        self.assertLessEqual(self.send_queue.waiting, 200_000)
 
     @inlineCallbacks
     def test_the_bound_of_what_waits_holds(self) -> Any:
         yield self.assert_received(b"")
-        self.outbound._limit = 500_000
+        self.send_queue._limit = 500_000
         self.socket.take = take_nothing
         written = 0
         while not self.overflows:
-            self.outbound.write(b"x" * 9000)
+            self.send_queue.write(b"x" * 9000)
             written += 9000
             self.assertLess(written, 1_000_000)
         # The last of them was too much.
         self.assertGreater(written, 500_000 - self.overhead * 60)
         self.assertLessEqual(written - 9000, 500_000)
-        self.assertEqual((len(self.backlog), len(self.stalls)), (0, 0))
+        self.assertEqual((len(self.slow_consumers), len(self.stalls)), (0, 0))
 
     @inlineCallbacks
     def test_a_peer_that_reads_slowly_is_no_peer_that_has_stalled(self) -> Any:
         yield self.assert_received(b"")
         room = Room()
         self.socket.take = room.take
-        self.outbound.write(b"x" * 1_000_000)
+        self.send_queue.write(b"x" * 1_000_000)
         for _ in range(5):
             self.clock.advance(STALL_TIMEOUT - 1)
             room.left = 150_000
-            yield until(room.is_used, "it reads", PATIENCE)
+            yield until(room.is_used, "it reads", TIMEOUT)
             self.assertEqual((self.overflows, len(self.stalls)), ([], 1))
         self.clock.pump([STALL_TIMEOUT, STALL_TIMEOUT])
         [waiting] = self.overflows
@@ -308,13 +313,13 @@ class TcpMatrix(Matrix):
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
         big = b"x" * (8 * 1024 * 1024)
-        self.outbound.write(big)
-        self.outbound.write(b"close")
-        self.assertEqual(self.outbound._queued, 5)
-        self.outbound.finish()
+        self.send_queue.write(big)
+        self.send_queue.write(b"close")
+        self.assertEqual(self.send_queue._queued, 5)
+        self.send_queue.finish()
         self.sender.transport.loseWriteConnection()
         self.receiver.transport.resumeProducing()
-        yield until(lambda: self.receiver.lost.called, "it has closed", PATIENCE)
+        yield until(lambda: self.receiver.lost.called, "it has closed", TIMEOUT)
         yield self.assert_received(big + b"close")
 
 
@@ -326,7 +331,7 @@ class TlsMatrix(Matrix, Tls):
         yield self.assert_received(b"")
         # Encrypted, and not read by anybody yet.
         self.tls.getHandle().send(b"y" * 5000)
-        self.outbound.write(b"z")
+        self.send_queue.write(b"z")
         yield self.assert_received(b"y" * 5000 + b"z")
 
 
@@ -347,7 +352,7 @@ class RenegotiationMatrix(Tls):
             connection.renegotiate()
             while connection.renegotiate_pending():
                 data = generator.randbytes(generator.choice([1, 500, 40000]))
-                self.outbound.write(data)
+                self.send_queue.write(data)
                 written += data
                 self.assertLess(len(written), LIMIT)
                 yield deferLater(reactor, 0)
@@ -355,7 +360,7 @@ class RenegotiationMatrix(Tls):
             self.assertEqual(connection.total_renegotiations(), number)
             self.assertGreaterEqual(waited, number)
         yield self.assert_received(bytes(written))
-        self.assertEqual((self.outbound.waiting, len(self.stalls)), (0, 0))
+        self.assertEqual((self.send_queue.waiting, len(self.stalls)), (0, 0))
 
     @inlineCallbacks
     def test_a_peer_that_does_not_take_its_turn_has_stalled(self) -> Any:
@@ -371,84 +376,84 @@ class RenegotiationMatrix(Tls):
 
         peer.write = write_once
         self.tls.getHandle().renegotiate()
-        self.outbound.write(b"with this it begins")
-        yield until(lambda: len(said) > 1, "it would take its turn", PATIENCE)
-        self.outbound.write(b"x" * 1000)
-        yield until(lambda: self.tls._appSendBuffer, "it is waited for", PATIENCE)
+        self.send_queue.write(b"with this it begins")
+        yield until(lambda: len(said) > 1, "it would take its turn", TIMEOUT)
+        self.send_queue.write(b"x" * 1000)
+        yield until(lambda: self.tls._appSendBuffer, "it is waited for", TIMEOUT)
         self.assert_waiting(1000)
         for _ in range(3):
             self.tcp.startWriting()  # whatever else there is to say
             yield deferLater(reactor, 0.01)
             self.assertEqual((self.overflows, len(self.stalls)), ([], 1))
             self.clock.advance(STALL_TIMEOUT / 4)
-        self.outbound.write(b"in our own queue")
-        self.assertEqual(self.outbound._queued, 16)
+        self.send_queue.write(b"in our own queue")
+        self.assertEqual(self.send_queue._queued, 16)
         self.assert_waiting(1016)
         self.clock.pump([STALL_TIMEOUT / 4, STALL_TIMEOUT])
         self.assertEqual(len(self.overflows), 1)
 
 
 class SocketTests(TcpMatrix, TestCase):
-    kind = SocketOutbound
-    open = staticmethod(way_out)
+    kind = SocketSendQueue
+    open = staticmethod(make_send_queue)
 
 
 class ProxiedTests(TcpMatrix, Proxied, TestCase):
-    kind = SocketOutbound
-    open = staticmethod(way_out)
+    kind = SocketSendQueue
+    open = staticmethod(make_send_queue)
 
 
 class PlainTransportTests(TcpMatrix, TestCase):
-    kind = TransportOutbound
-    open = staticmethod(TransportOutbound)
+    kind = TransportSendQueue
+    open = staticmethod(TransportSendQueue)
 
 
 class TlsTests(TlsMatrix, TestCase):
-    kind = TlsOutbound
-    open = staticmethod(way_out)
+    kind = TlsSendQueue
+    open = staticmethod(make_send_queue)
 
     def test_the_records_are_made_by_the_shortest_way(self) -> None:
-        self.assertIs(type(self.outbound._records), DirectRecords)
+        self.assertIs(type(self.send_queue._records), DirectRecords)
 
     @inlineCallbacks
     def test_tls_that_stops_in_the_middle_of_a_write(self) -> Any:
         yield self.assert_received(b"")
-        of = self.outbound._records.of
-        self.outbound._records = SimpleNamespace(
+        of = self.send_queue._records.of
+        self.send_queue._records = SimpleNamespace(
             of=lambda data: (of(data[:40_000])[0], data[40_000:])
         )
         data = random.Random(7).randbytes(100_000)
-        self.outbound.write(data)
+        self.send_queue.write(data)
         self.assertEqual(sum(map(len, self.tls._aggregator._buffer)), 60_000)
         self.assert_waiting(60_000)
-        self.outbound.write(b"the end")
+        self.send_queue.write(b"the end")
         yield self.assert_received(data + b"the end")
 
 
 class TlsByMethodsTests(TlsMatrix, TestCase):
     """A pyOpenSSL whose inside is another: its methods make the records."""
 
-    kind = TlsOutbound
-    open = staticmethod(way_out)
+    kind = TlsSendQueue
+    open = staticmethod(make_send_queue)
 
     def setUp(self) -> Any:
-        self.patch(transports, "records_of", Records)
+        self.patch(transports, "make_records", Records)
         return super().setUp()
 
 
 class TlsTransportTests(TlsMatrix, TestCase):
-    kind = TransportOutbound
-    open = staticmethod(TransportOutbound)
+    kind = TransportSendQueue
+    open = staticmethod(TransportSendQueue)
 
 
 class RenegotiationTests(RenegotiationMatrix, TestCase):
-    kind = TlsOutbound
-    open = staticmethod(way_out)
+    kind = TlsSendQueue
+    open = staticmethod(make_send_queue)
 
 
 class RenegotiationTransportTests(RenegotiationMatrix, TestCase):
-    kind = TransportOutbound
-    open = staticmethod(TransportOutbound)
+    kind = TransportSendQueue
+    open = staticmethod(TransportSendQueue)
 
 
 class ChoiceTests(ServiceTestCase):
@@ -456,4 +461,4 @@ class ChoiceTests(ServiceTestCase):
 
     def test_a_transport_of_another_kind_takes_the_plain_way(self) -> None:
         client = self.connect()
-        self.assertIsInstance(client.transport.protocol._outbound, TransportOutbound)
+        self.assertIsInstance(client.transport.protocol._send_queue, TransportSendQueue)

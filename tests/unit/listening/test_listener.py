@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.trial.util import suppress
 
 from tests.integration.support.certificates import Authority
-from topicsvc.listening.certificates import Rehearsal
+from topicsvc.listening.certificates import EndpointPreview
 from topicsvc.listening.listener import Listener, endpoint_problem
 
 
@@ -121,7 +121,7 @@ class ProxiedTests(ListeningTestCase):
             ("haproxy:" + self.ssl, ["TLSMemoryBIOFactory", "ProxiedFactory"]),
             ("haproxy:" + self.tls, ["TLSMemoryBIOFactory", "ProxiedFactory"]),
         ):
-            self.assertEqual(self.layers(Rehearsal(text).factory(site), site), layers)
+            self.assertEqual(self.layers(EndpointPreview(text).factory(site), site), layers)
 
     def test_a_listener_does_as_rehearsed(self) -> None:
         site = Factory.forProtocol(Protocol)
@@ -132,7 +132,7 @@ class ProxiedTests(ListeningTestCase):
 
 class RehearsalTests(ListeningTestCase):
     def serial(self, text: str, host: str = "") -> int:
-        return Rehearsal(text).certificate(host).serial_number
+        return EndpointPreview(text).certificate(host).serial_number
 
     def test_it_shows_what_a_client_would_see(self) -> None:
         before = self.serial(self.ssl)
@@ -143,7 +143,7 @@ class RehearsalTests(ListeningTestCase):
 
     def test_it_chooses_by_name_as_the_endpoint_does(self) -> None:
         self.put("b", "unit2.example")
-        rehearsal = Rehearsal(self.tls)
+        rehearsal = EndpointPreview(self.tls)
         shown = {
             rehearsal.certificate(host).subject.rfc4514_string()
             for host in ("unit1.example", "unit2.example")
@@ -158,7 +158,7 @@ class RereadTests(ListeningTestCase):
         self.factory.noisy = False
         listener = Listener("listen", text, self.factory, reactor)
         listener.port = port
-        port.factory = Rehearsal(text).factory(self.factory) if text.startswith("s") else None
+        port.factory = EndpointPreview(text).factory(self.factory) if text.startswith("s") else None
         if port.factory is not None:
             port.factory.doStart()
         self.port: Any = port
@@ -174,7 +174,7 @@ class RereadTests(ListeningTestCase):
         self.assertIsNot(self.port.factory, before)
         self.assertIs(self.port.factory.wrappedFactory, self.factory)
         self.assertEqual(self.factory.numPorts, 1, "the site never took itself for stopped")
-        self.assertIn(f"{Rehearsal(self.ssl).certificate().serial_number:x}", told)
+        self.assertIn(f"{EndpointPreview(self.ssl).certificate().serial_number:x}", told)
         self.assertNotIn("BEGIN", told)
 
     def test_a_broken_file_is_found_before_anything_is_replaced(self) -> None:

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.process import memory
-from topicsvc.process.memory import INTERVAL, MANY, Ebb
+from topicsvc.process.memory import INTERVAL, MANY, MemoryTrimmer
 
 
 class EbbTests(SynchronousTestCase):
@@ -16,7 +16,7 @@ class EbbTests(SynchronousTestCase):
         self.clock = Clock()
         self.count = 0
         self.calls = 0
-        self.ebb = Ebb(self.clock, lambda: self.count, self.note)
+        self.ebb = MemoryTrimmer(self.clock, lambda: self.count, self.note)
         self.ebb.startService()
 
     def note(self) -> None:
@@ -73,9 +73,9 @@ class HeapTests(SynchronousTestCase):
         last = blocks[-1]
         del blocks
         before = resident()
-        memory.trim()
+        memory.malloc_trim()
         self.assertGreater(before - resident(), 20_000_000, len(last))
 
     def test_where_there_is_no_such_thing_nothing_happens(self) -> None:
         self.patch(memory, "_MALLOC_TRIM", None)
-        memory.trim()
+        memory.malloc_trim()

@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.process.systemd import Notifier
+from topicsvc.process.systemd import SystemdNotifier
 
 
 class NotifierTests(SynchronousTestCase):
@@ -28,9 +28,9 @@ class NotifierTests(SynchronousTestCase):
         systemd.setblocking(False)
         return systemd
 
-    def notifier(self, **environment: str) -> Notifier:
+    def notifier(self, **environment: str) -> SystemdNotifier:
         environment.setdefault("NOTIFY_SOCKET", self.systemd.getsockname())
-        notifier = Notifier(environment, self.clock, lambda: 12.5)
+        notifier = SystemdNotifier(environment, self.clock, lambda: 12.5)
         self.addCleanup(notifier.stopped)
         return notifier
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.scheduling.rate_limit import paced
+from topicsvc.scheduling.rate_limit import consume
 
 EPOCH = 1518612600.0
 
 
 class PaceTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.whole_at = 0.0
+        self.full_at = 0.0
 
     def take(self, now: float, most: int = 60, seconds: float = 60) -> bool:
-        whole_at = paced(self.whole_at, now, most, seconds)
-        if whole_at is None:
+        full_at = consume(self.full_at, now, most, seconds)
+        if full_at is None:
             return False
-        self.whole_at = whole_at
+        self.full_at = full_at
         return True
 
     def taken(self, tries: int, now: float, **of: int) -> int:
@@ -25,7 +25,7 @@ class PaceTests(SynchronousTestCase):
 
     def test_all_at_once_and_then_no_more(self) -> None:
         for most, seconds in ((60, 60), (1, 60), (7, 60), (30, 1), (600, 60)):
-            self.whole_at = 0.0
+            self.full_at = 0.0
             self.assertEqual(self.taken(most * 3, EPOCH, most=most, seconds=seconds), most)
 
     def test_it_comes_back_evenly(self) -> None:

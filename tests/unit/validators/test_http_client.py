@@ -15,7 +15,7 @@ from twisted.web.iweb import IAgent
 from zope.interface import implementer
 
 from topicsvc.errors import ValidatorUnavailable
-from topicsvc.validators.http_client import Asker
+from topicsvc.validators.http_client import HttpClient
 
 
 @implementer(IAgent)
@@ -47,6 +47,6 @@ class FaultTests(SynchronousTestCase):
                 ResponseNeverReceived([Failure(fault)]),
                 ResponseFailed([Failure(ResponseNeverReceived([Failure(fault)]))]),
             ):
-                asked = Asker(FailingAgent(raised)).ask("POST", "https://as.example/", {})
+                asked = HttpClient(FailingAgent(raised)).ask("POST", "https://as.example/", {})
                 told = self.failureResultOf(asked, ValidatorUnavailable).value
                 self.assertEqual(str(told), f"POST: {words}")

@@ -18,7 +18,7 @@ from topicsvc.errors import TokenInactive, TopicNotFound
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress, TopicPattern
 from topicsvc.validators.local import LocalValidator, make_key, read_key, sign_token, write_key
-from topicsvc.validators.wrappers.topic_filter import ExistingTopics
+from topicsvc.validators.wrappers.topic_filter import TopicFilter
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 SUBJECT = "https://cell1.unit1.example/"
@@ -174,7 +174,7 @@ class KeyFileTests(SynchronousTestCase):
 class ExistingTopicsTests(SynchronousTestCase):
     def test_only_listed_topics_exist_and_only_live_tokens_learn_so(self) -> None:
         fake = FakeValidator()
-        validator = ExistingTopics(fake, [TopicPattern.parse("/cell1/*")])
+        validator = TopicFilter(fake, [TopicPattern.parse("/cell1/*")])
         granted = validator.validate("x", TOPIC)
         fake.last.grant(2000)
         self.assertTrue(self.successResultOf(granted).may_receive)

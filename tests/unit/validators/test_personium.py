@@ -37,7 +37,7 @@ from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant
 from topicsvc.settings import Rule
 from topicsvc.topics import TopicAddress, TopicPattern, Unit
-from topicsvc.validators.http_client import MAX_BODY, Asker, basic
+from topicsvc.validators.http_client import MAX_BODY, HttpClient, basic
 from topicsvc.validators.introspection import IntrospectionValidator
 from topicsvc.validators.personium import PersoniumValidator, methods
 
@@ -57,11 +57,11 @@ class JudgeTestCase(SynchronousTestCase):
         self.unit = FakeUnit(self.clock, [TOPIC], self.host)
         self.unit.tokens["live"] = Token(EXPIRY)
         self.agent = RequestTraversalAgent(self.unit)
-        self.validator: Any = self.build(Asker(self.agent))
+        self.validator: Any = self.build(HttpClient(self.agent))
 
-    def build(self, asker: Asker) -> Any:
+    def build(self, http: HttpClient) -> Any:
         unit = Unit("http://unit1.example/", cell_urls="host" if self.host else "path")
-        return PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock.seconds)
+        return PersoniumValidator(http, unit, USERNAME, PASSWORD, self.clock.seconds)
 
     def ask(self, token: str = "live", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
         check: Deferred[Grant] = self.validator.validate(token, topic)
@@ -121,8 +121,8 @@ class QuestionTests(JudgeTestCase):
     def test_a_unit_on_an_address(self) -> None:
         for host in ("127.0.0.1:8080", "[::1]", "[2001:db8::1]:8080"):
             unit = Unit(f"http://{host}/", cell_urls="path")
-            asker = Asker(self.agent)
-            self.validator = PersoniumValidator(asker, unit, USERNAME, PASSWORD, self.clock.seconds)
+            http = HttpClient(self.agent)
+            self.validator = PersoniumValidator(http, unit, USERNAME, PASSWORD, self.clock.seconds)
             self.unit.requests.clear()
             self.assert_granted()
             self.assertEqual({headers["host"] for _, _, headers in self.unit.requests}, {host})
@@ -358,8 +358,8 @@ class FaultTests(JudgeTestCase):
 
     def test_credentials_that_the_unit_does_not_know(self) -> None:
         unit = Unit("http://unit1.example/", cell_urls="path")
-        asker, now = Asker(self.agent), self.clock.seconds
-        self.validator = PersoniumValidator(asker, unit, USERNAME, "wrong", now)
+        http, now = HttpClient(self.agent), self.clock.seconds
+        self.validator = PersoniumValidator(http, unit, USERNAME, "wrong", now)
         self.assertIn("username and password", self.assert_undecided())
 
 
@@ -388,9 +388,9 @@ class IntrospectionTests(JudgeTestCase):
     issuer: str | None = None
     audience: str | None = None
 
-    def build(self, asker: Asker) -> Any:
+    def build(self, http: HttpClient) -> Any:
         return IntrospectionValidator(
-            asker, "http://as.example/introspect?x=1", USERNAME, PASSWORD, RULES,
+            http, "http://as.example/introspect?x=1", USERNAME, PASSWORD, RULES,
             self.clock.seconds, self.issuer, self.audience,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Lookups of names: shared, and bounded even where the resolver never comes back."""
+"""CoalescingResolver of names: shared, and bounded even where the resolver never comes back."""
 
 from __future__ import annotations
 

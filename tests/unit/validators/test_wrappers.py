@@ -13,14 +13,14 @@ from tests.support.fakes import FakeValidator, Question
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress
-from topicsvc.validators.stats import CheckTally
-from topicsvc.validators.verdicts import together
-from topicsvc.validators.wrappers.cache import Cached
-from topicsvc.validators.wrappers.concurrency import PATIENCE, Limited
-from topicsvc.validators.wrappers.measured import Counted
-from topicsvc.validators.wrappers.outage_log import SILENCE, Outages
-from topicsvc.validators.wrappers.single_flight import Shared
-from topicsvc.validators.wrappers.timeout import InTime
+from topicsvc.validators.stats import TokenCheckStats
+from topicsvc.validators.verdicts import all_or_first_refusal
+from topicsvc.validators.wrappers.cache import GrantCache
+from topicsvc.validators.wrappers.concurrency import QUEUE_TIMEOUT, ConcurrencyLimit
+from topicsvc.validators.wrappers.measured import MeasuredValidator
+from topicsvc.validators.wrappers.outage_log import SILENCE, OutageLog
+from topicsvc.validators.wrappers.single_flight import SingleFlight
+from topicsvc.validators.wrappers.timeout import TimeoutValidator
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 OTHER = TopicAddress("cell1", "box1", ("col",), "other")
@@ -53,7 +53,7 @@ class StubbornValidator:
 class InTimeTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.validator = InTime(self.judge, self.clock, 10)
+        self.validator = TimeoutValidator(self.judge, self.clock, 10)
 
     def test_a_verdict_in_time(self) -> None:
         check = self.validator.validate("a", TOPIC)
@@ -75,7 +75,7 @@ class InTimeTests(WrapperTestCase):
         self.assertTrue(self.judge.last.was_cancelled)
 
     def test_one_that_cannot_be_cancelled_ends_all_the_same(self) -> None:
-        check = InTime(StubbornValidator(), self.clock, 10).validate("a", TOPIC)
+        check = TimeoutValidator(StubbornValidator(), self.clock, 10).validate("a", TOPIC)
         self.advance(10)
         self.failureResultOf(check, ValidatorUnavailable)
 
@@ -90,7 +90,7 @@ class InTimeTests(WrapperTestCase):
 class LimitedTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.validator = Limited(self.judge, self.clock, concurrency=2, most=3)
+        self.validator = ConcurrencyLimit(self.judge, self.clock, concurrency=2, most=3)
 
     def ask(self, *tokens: str) -> list[Deferred[Grant]]:
         return [self.validator.validate(token, TOPIC) for token in tokens]
@@ -137,7 +137,7 @@ class LimitedTests(WrapperTestCase):
 
     def test_nobody_waits_for_ever(self) -> None:
         checks = self.ask(*"abc")
-        self.advance(PATIENCE - 0.001)
+        self.advance(QUEUE_TIMEOUT - 0.001)
         self.assertNoResult(checks[2])
         self.advance(0.001)
         self.failureResultOf(checks[2], ValidatorUnavailable)
@@ -148,7 +148,7 @@ class LimitedTests(WrapperTestCase):
     def test_one_who_has_waited_too_long_may_take_others_along(self) -> None:
         checks = self.ask(*"abcde")
         checks[2].addErrback(lambda _: (checks[3].cancel(), checks[0].cancel()))
-        self.advance(PATIENCE)
+        self.advance(QUEUE_TIMEOUT)
         self.failureResultOf(checks[3], CancelledError)
         self.failureResultOf(checks[0], CancelledError)
         self.assertEqual(self.asked, ["a", "b", "e"])
@@ -156,7 +156,7 @@ class LimitedTests(WrapperTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_verdicts_that_come_at_once_do_not_nest(self) -> None:
-        validator = Limited(self.judge, self.clock, concurrency=1, most=5000)
+        validator = ConcurrencyLimit(self.judge, self.clock, concurrency=1, most=5000)
         checks = [validator.validate(str(number), TOPIC) for number in range(5000)]
         self.judge.at_once = lambda token, topic: Grant(token, 2000, True, True)
         self.judge.last.grant(2000, subject="0")
@@ -169,7 +169,7 @@ class LimitedTests(WrapperTestCase):
 class SharedTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.validator = Shared(self.judge)
+        self.validator = SingleFlight(self.judge)
 
     def test_the_same_is_asked_once_and_everybody_answered(self) -> None:
         checks = [self.validator.validate("a", TOPIC) for _ in range(1000)]
@@ -212,7 +212,7 @@ class SharedTests(WrapperTestCase):
         self.assertEqual(len(self.validator), 0)
 
     def test_who_comes_after_all_have_left_is_not_lost(self) -> None:
-        validator = Shared(StubbornValidator())
+        validator = SingleFlight(StubbornValidator())
         first = validator.validate("a", TOPIC)
         first.cancel()
         self.failureResultOf(first, CancelledError)
@@ -234,8 +234,10 @@ class SharedTests(WrapperTestCase):
 class CachedTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.tally = CheckTally()
-        self.validator = Cached(self.judge, self.clock, self.clock.seconds, 30, self.tally, most=3)
+        self.tally = TokenCheckStats()
+        self.validator = GrantCache(
+            self.judge, self.clock, self.clock.seconds, 30, self.tally, most=3
+        )
 
     def ask(self, token: str = "a", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
         return self.validator.validate(token, topic)
@@ -276,7 +278,7 @@ class CachedTests(WrapperTestCase):
         self.assertNoResult(self.ask())
 
     def test_one_who_asks_later_and_shares_the_answer_makes_it_no_younger(self) -> None:
-        self.validator = Cached(Shared(self.judge), self.clock, self.clock.seconds, 30)
+        self.validator = GrantCache(SingleFlight(self.judge), self.clock, self.clock.seconds, 30)
         checks = [self.ask()]
         self.advance(20)
         checks.append(self.ask())
@@ -328,7 +330,7 @@ class CachedTests(WrapperTestCase):
         self.assertEqual(len(name), 32)
 
     def test_names_differ_between_processes(self) -> None:
-        other = Cached(self.judge, self.clock, self.clock.seconds, 30)
+        other = GrantCache(self.judge, self.clock, self.clock.seconds, 30)
         self.assertNotEqual(
             self.validator._name("a", TOPIC),
             other._name("a", TOPIC),
@@ -353,14 +355,14 @@ class CachedTests(WrapperTestCase):
 class CountedTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.tally = CheckTally()
-        self.validator = Counted(self.judge, self.clock, self.tally)
+        self.tally = TokenCheckStats()
+        self.validator = MeasuredValidator(self.judge, self.clock, self.tally)
 
     def ended(self, check: Deferred[Grant]) -> dict[str, int]:
         """How checks ended so far, once this one has."""
         check.addErrback(lambda _: None)
         self.successResultOf(check)
-        self.assertEqual(self.tally.under_way, 0)
+        self.assertEqual(self.tally.in_flight, 0)
         return {outcome: count for outcome, count in self.tally.outcomes.items() if count}
 
     def test_each_outcome_has_its_name_and_its_time(self) -> None:
@@ -374,7 +376,7 @@ class CountedTests(WrapperTestCase):
             1,
         ):
             check = self.validator.validate("a", TOPIC)
-            self.assertEqual(self.tally.under_way, 1)
+            self.assertEqual(self.tally.in_flight, 1)
             self.advance(0.5)
             answer(self.judge.last)
             self.assertEqual(self.ended(check)[outcome], 1)
@@ -406,7 +408,7 @@ class CountedTests(WrapperTestCase):
 class OutagesTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.validator = Outages(self.judge, self.clock)
+        self.validator = OutageLog(self.judge, self.clock)
 
     def logged(self, *answers: str) -> list[str]:
         with capturedLogs() as events:
@@ -438,7 +440,7 @@ class TogetherTests(SynchronousTestCase):
         self.questions: list[Deferred[Any]] = [
             Deferred(lambda _, place=place: self.left.append(place)) for place in range(3)
         ]
-        self.verdict = together(self.questions)
+        self.verdict = all_or_first_refusal(self.questions)
 
     def test_all_answers_in_the_order_of_the_questions(self) -> None:
         for place in (2, 0, 1):
@@ -453,7 +455,7 @@ class TogetherTests(SynchronousTestCase):
 
     def test_a_no_that_is_there_already(self) -> None:
         later: Deferred[Any] = Deferred(lambda _: self.left.append(9))
-        verdict = together([fail(TokenInactive("said the test")), succeed(1), later])
+        verdict = all_or_first_refusal([fail(TokenInactive("said the test")), succeed(1), later])
         self.failureResultOf(verdict, TokenInactive)
 
     def test_what_cannot_be_decided_waits_for_the_rest(self) -> None:

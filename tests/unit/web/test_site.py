@@ -225,7 +225,7 @@ class SendErrorTests(HttpTestCase):
         self.assertEqual(client.headers["retry-after"], ["1"])
 
     def test_too_many_requests_under_way(self) -> None:
-        self.patch(send, "MAX_UNDER_WAY", 2)
+        self.patch(send, "MAX_IN_FLIGHT", 2)
         waiting = [self.begin(), self.begin()]
         client = self.client()
         answer = client.request("POST", SEND_PATH, BEARER, b"1")
@@ -238,10 +238,10 @@ class SendErrorTests(HttpTestCase):
         self.patch(hub, "HIGH_WATER", 100)
         self.patch(hub, "LOW_WATER", 50)
         session = self.subscribe()
-        under_way = [self.begin(), self.begin()]
+        in_flight = [self.begin(), self.begin()]
         self.broker.bring(Message(TOPIC, None, b'"%s"' % (b"x" * 100)))
         self.assertTrue(self.hub.is_full)
-        for client, question in zip(under_way, self.validator.questions[-2:], strict=True):
+        for client, question in zip(in_flight, self.validator.questions[-2:], strict=True):
             question.grant(self.now + 60)
             answer = client.read_answer()
             text = "Too many concurrent requests."

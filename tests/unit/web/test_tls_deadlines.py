@@ -20,7 +20,7 @@ from tests.support.harness import (
     MemoryTransport,
     ServiceTestCase,
 )
-from topicsvc.admission.limits import COURTESY
+from topicsvc.admission.limits import MAX_POLITE_REFUSALS
 from topicsvc.settings import LimitSettings
 from topicsvc.web import site
 from topicsvc.websocket.messages import token_request
@@ -216,7 +216,7 @@ class TlsTests(ServiceTestCase):
     def test_far_over_the_bound_there_is_no_handshake(self) -> None:
         self.limits.settings = LimitSettings(connections=1)
         self.connect()
-        for _ in range(COURTESY):
+        for _ in range(MAX_POLITE_REFUSALS):
             TlsClient(self)
         client = TlsClient(self)
         hello = client.hello()

@@ -11,6 +11,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeBroker, FakeValidator
+from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.delivery.hub import Hub
@@ -19,7 +20,7 @@ from topicsvc.interfaces import Message
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.messages import data_frame, token_request
-from topicsvc.websocket.server import Connections
+from topicsvc.websocket.server import WebSocketServer
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 OTHER = TopicAddress("cell1", "box1", ("col",), "other")
@@ -109,7 +110,7 @@ class HubTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_many_are_told_in_slices(self) -> None:
-        self.hub._news.most = 2
+        self.hub._notifications.per_iteration = 2
         members = [self.join() for _ in range(5)]
         self.turns()
         seen = []
@@ -145,7 +146,7 @@ class SessionTests(SynchronousTestCase):
         self.patch(txaio.config, "loop", self.clock)
         self.broker = FakeBroker(confirms_at_once=True)
         self.validator = FakeValidator()
-        self.connections = Connections(
+        self.connections = WebSocketServer(
             self.validator,
             Hub(self.broker, self.clock, self.clock.seconds, data_frame),
             self.clock,
@@ -153,8 +154,8 @@ class SessionTests(SynchronousTestCase):
             SessionSettings(),
         )
         self.transport = StringTransport()
-        visit = Limits(self.clock, self.clock.seconds).arrive(None)
-        self.protocol = self.connections.protocol(TOPIC, visit)
+        quota = ClientQuota.admit(Limits(self.clock, self.clock.seconds), None)
+        self.protocol = self.connections.protocol(TOPIC, quota)
         self.transport.registerProducer(self.protocol, True)  # the HTTP channel
         self.protocol.makeConnection(self.transport)
         self.protocol.dataReceived(HANDSHAKE)

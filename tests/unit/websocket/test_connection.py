@@ -305,7 +305,7 @@ class RequestTests(ServiceTestCase):
         self.assertEqual(len(self.validator.questions), 1)
 
     def test_milliseconds_for_clients_of_the_reference(self) -> None:
-        self.connections.settings = SessionSettings(timestamps="milliseconds")
+        self.connections.context.settings = SessionSettings(timestamps="milliseconds")
         client = self.connect()
         self.clock.advance(0.25)
         client.send_text("x")

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.harness import ServiceTestCase
 from topicsvc.interfaces import Grant
-from topicsvc.websocket.revalidation import Rechecks
+from topicsvc.websocket.revalidation import Revalidation
 from topicsvc.websocket.session import Close, Join, Recheck, Reply, Session, State, Validate
 
 INTERVAL = 30.0
@@ -242,7 +242,7 @@ class OffTests(ServiceTestCase):
 
 
 class SpreadTests(SynchronousTestCase):
-    """`Rechecks` by itself."""
+    """`Revalidation` by itself."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -253,8 +253,8 @@ class SpreadTests(SynchronousTestCase):
         self.asked.append((self.clock.seconds(), member))
         return self.takes_a_while
 
-    def rechecks(self, interval: float = 60.0, at_once: int = 8) -> Rechecks[int]:
-        rechecks = Rechecks(self.clock, interval, at_once, self.again, Random(1))
+    def rechecks(self, interval: float = 60.0, at_once: int = 8) -> Revalidation[int]:
+        rechecks = Revalidation(self.clock, interval, at_once, self.again, Random(1))
         rechecks.start()
         self.addCleanup(rechecks.stop)
         return rechecks
@@ -294,7 +294,7 @@ class SpreadTests(SynchronousTestCase):
             self.asked.append((0, member))
             raise RuntimeError("said the test")
 
-        rechecks = Rechecks(self.clock, 60, 1, again, Random(1))
+        rechecks = Revalidation(self.clock, 60, 1, again, Random(1))
         rechecks.start()
         for member in range(3):
             rechecks.add(member)
@@ -328,7 +328,7 @@ class SpreadTests(SynchronousTestCase):
 inputs = st.lists(
     st.tuples(
         st.sampled_from(["token", "recheck", "granted", "refused", "undecided", "failed",
-                         "joined", "beat"]),
+                         "joined", "check_expiry"]),
         st.floats(0, 5),
         st.floats(-1, 20),
     ),

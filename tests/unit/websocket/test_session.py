@@ -41,7 +41,7 @@ def play(session: Session, event: str, now: float, life: float) -> list[object]:
         case "no right":
             return session.granted(Grant("me", now + life, False, True), now)
         case "beat":
-            return session.beat(now)
+            return session.check_expiry(now)
         case "timeout":
             return session.token_timeout()
         case "lost":

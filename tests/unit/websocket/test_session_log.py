@@ -24,16 +24,16 @@ class EndingTests(SynchronousTestCase):
         rows = re.findall(r"^\| 1\d{3} \|([^|]*)\|", text, re.MULTILINE)
         reasons = {each.strip() for row in rows for each in row.split(",")}
         self.assertGreaterEqual(len(reasons), 9)
-        self.assertLessEqual(reasons, set(close_reasons.ENDINGS))
+        self.assertLessEqual(reasons, set(close_reasons.CLOSE_REASONS))
 
     def test_labels_are_few_and_plain(self) -> None:
-        labels = {close_reasons.label(reason) for reason in close_reasons.ENDINGS}
-        self.assertEqual(len(labels), len(close_reasons.ENDINGS))
+        labels = {close_reasons.metric_label(reason) for reason in close_reasons.CLOSE_REASONS}
+        self.assertEqual(len(labels), len(close_reasons.CLOSE_REASONS))
         for label in labels:
             self.assertRegex(label, r"^[a-z][a-z0-9_]*$")
 
     def test_a_reason_that_nobody_knows_makes_no_label_of_its_own(self) -> None:
-        self.assertEqual(close_reasons.label("said a stranger"), "other")
+        self.assertEqual(close_reasons.metric_label("said a stranger"), "other")
         self.assertEqual(close_reasons.advice("said a stranger"), "")
 
 
@@ -45,7 +45,7 @@ class JournalTests(ServiceTestCase):
         self.events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
-        self.journal = self.connections.journal
+        self.session_log = self.connections.context.session_log
 
     @property
     def lines(self) -> list[str]:
@@ -79,7 +79,7 @@ class JournalTests(ServiceTestCase):
              "messages": 0, "size": 0, "reason": "Connection lost", "detail": "",
              "has_begun": True},
         )  # fmt: skip
-        self.assertEqual(ended["advice"], close_reasons.ENDINGS["Connection lost"])
+        self.assertEqual(ended["advice"], close_reasons.CLOSE_REASONS["Connection lost"])
 
     def test_who_shows_no_token_has_only_the_line_of_the_end(self) -> None:
         client = self.connect()
@@ -124,7 +124,7 @@ class JournalTests(ServiceTestCase):
         size = len(clients[0].frames()[0][1]) + 2
         self.assertEqual(self.connections.delivered, (3, 3 * size))
         clients[0].send_frame(8, b"\x03\xe8")
-        self.assertEqual(self.journal.states, {"waiting": 0, "active": 2, "closing": 1})
+        self.assertEqual(self.session_log.states, {"waiting": 0, "active": 2, "closing": 1})
         self.assertEqual(self.connections.delivered, (3, 3 * size))
         clients[0].vanish()
         self.assertEqual(self.connections.delivered, (3, 3 * size))
@@ -145,14 +145,14 @@ class JournalTests(ServiceTestCase):
     def test_who_leaves_during_a_walk_and_is_not_reached_is_not_counted(self) -> None:
         clients = [self.subscribe() for _ in range(3)]
         last = clients[-1].transport
-        deliver = self.connections.hub._advance
+        deliver = self.connections.context.hub._advance
 
         def leaves_meanwhile(channel: Any, share: int) -> int:
             taken = deliver(channel, 1)
             last.lose(ConnectionDone())
             return taken + deliver(channel, share - 1)
 
-        self.connections.hub._advance = leaves_meanwhile
+        self.connections.context.hub._advance = leaves_meanwhile
         self.bring(b"1")
         self.assertEqual(self.connections.delivered[0], 2)
         self.assertEqual([len(each.frames()) for each in clients[:2]], [1, 1])
@@ -167,7 +167,8 @@ class JournalTests(ServiceTestCase):
     def test_states_add_up(self) -> None:
         def check(waiting: int, active: int, closing: int) -> None:
             self.assertEqual(
-                self.journal.states, {"waiting": waiting, "active": active, "closing": closing}
+                self.session_log.states,
+                {"waiting": waiting, "active": active, "closing": closing},
             )
             self.assertEqual(waiting + active + closing, len(self.connections))
 
@@ -181,8 +182,8 @@ class JournalTests(ServiceTestCase):
         first.vanish()
         second.vanish()
         check(0, 0, 0)
-        self.assertEqual((self.journal.opened, self.journal.began), (2, 1))
-        self.assertEqual(self.journal.ended, {"invalid_message": 1, "connection_lost": 1})
+        self.assertEqual((self.session_log.opened, self.session_log.began), (2, 1))
+        self.assertEqual(self.session_log.ended, {"invalid_message": 1, "connection_lost": 1})
 
     def test_no_line_holds_a_token(self) -> None:
         client = self.connect()

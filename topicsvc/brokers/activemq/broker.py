@@ -20,12 +20,12 @@ from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 
-from topicsvc.brokers.activemq.echoes import Expected
+from topicsvc.brokers.activemq.echoes import PendingEchoes
 from topicsvc.brokers.activemq.stomp_client import Link
 from topicsvc.brokers.activemq.stomp_frames import Frame
-from topicsvc.brokers.in_flight import Answered, UnderWay
+from topicsvc.brokers.in_flight import Answered, InFlightLimit
 from topicsvc.brokers.message_text import ascii_json, json_body
-from topicsvc.brokers.subscriptions import Deliver, Listeners, Lost, Topic
+from topicsvc.brokers.subscriptions import Deliver, Lost, Subscriptions, TopicSubscription
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Message, Subscription
 from topicsvc.settings import Login
@@ -88,9 +88,9 @@ class ActiveMQBroker(Service):
         return replace(self._losses, reconnects=reconnects)
 
     @property
-    def complaint(self) -> str:
+    def last_error(self) -> str:
         """Why it is not up, as far as it can be told."""
-        return self._reader.link.complaint or self._sender.link.complaint
+        return self._reader.link.last_error or self._sender.link.last_error
 
     @property
     def topics(self) -> int:
@@ -147,7 +147,7 @@ class _Sender:
     def __init__(self, now: Callable[[], float], reader: _Reader) -> None:
         self._now = now
         self._reader = reader
-        self._under_way = UnderWay()
+        self._in_flight = InFlightLimit()
 
     def publish(self, message: Message) -> Deferred[None]:
         body = ascii_json(message.body)
@@ -167,7 +167,7 @@ class _Sender:
 
             self.link.request(frame, told)
 
-        return self._under_way.send(len(body), hand_over)
+        return self._in_flight.send(len(body), hand_over)
 
     def _headers(self, message: Message, id_: str) -> dict[str, str]:
         # No content-length: with one, ActiveMQ makes a BytesMessage of it, and Personium
@@ -202,10 +202,10 @@ class _Reader:
         self._clock = clock
         self._closes_on_loss = closes_on_loss
         self._losses = losses
-        self._listeners = Listeners(clock, _destination, self._ask, self._let_go)
+        self._listeners = Subscriptions(clock, _destination, self._ask, self._let_go)
         self._restoring: set[str] = set()
         self._down_since: float | None = None
-        self.expected = Expected()
+        self.expected = PendingEchoes()
 
     def __len__(self) -> int:
         return len(self._listeners)
@@ -228,9 +228,9 @@ class _Reader:
     ) -> Deferred[Subscription]:
         return self._listeners.subscribe(address, deliver, lost)
 
-    def _ask(self, topic: Topic) -> None:
+    def _ask(self, topic: TopicSubscription) -> None:
         """Send a SUBSCRIBE."""
-        asked = self._listeners.mark(topic)
+        asked = self._listeners.new_id(topic)
 
         def answered(outcome: BrokerUnavailable | None) -> None:
             if topic.id == asked:
@@ -239,7 +239,7 @@ class _Reader:
         headers = {"id": asked, "destination": topic.name, "ack": "auto"}
         self.link.request(Frame("SUBSCRIBE", headers), answered)
 
-    def _answered(self, topic: Topic, outcome: BrokerUnavailable | None) -> None:
+    def _answered(self, topic: TopicSubscription, outcome: BrokerUnavailable | None) -> None:
         if outcome is None:
             self._settled(topic.id)
             self._listeners.confirm(topic)
@@ -247,7 +247,7 @@ class _Reader:
         self._log.warn("the broker did not confirm {topic}: {why}", topic=topic.name, why=outcome)
         self._listeners.refuse(topic, outcome)
 
-    def _let_go(self, topic: Topic) -> None:
+    def _let_go(self, topic: TopicSubscription) -> None:
         self.link.send(Frame("UNSUBSCRIBE", {"id": topic.id}))
         self.expected.forget(topic.address)
         self._settled(topic.id)
@@ -277,7 +277,7 @@ class _Reader:
             self._settled("")
 
     def message(self, frame: Frame) -> None:
-        topic = self._listeners.marked(frame.headers.get("subscription", ""))
+        topic = self._listeners.by_id(frame.headers.get("subscription", ""))
         if topic is None:
             return  # sent before the broker read our UNSUBSCRIBE
         if frame.headers.get("destination") != topic.name:

@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 from topicsvc.topics import TopicAddress
 
-__all__ = ["Expected"]
+__all__ = ["PendingEchoes"]
 
 
-class Expected:
+class PendingEchoes:
     """Messages of topics that are listened to, in the order of their sending.
 
     A broker keeps that order within a topic. So one that is back, or accepted, stands for all

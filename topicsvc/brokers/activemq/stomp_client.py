@@ -104,7 +104,7 @@ class Link(Service):
         random: spreads attempts.
 
     Attributes:
-        complaint: why there is no connection, as far as it can be told; none: nothing is wrong.
+        last_error: why there is no connection, as far as it can be told; none: nothing is wrong.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -126,7 +126,7 @@ class Link(Service):
         self._attempts = 0
         self._connects = 0
         self._is_paused = False
-        self.complaint = ""
+        self.last_error = ""
         self._connection: Connection | None = None
         self._client = ClientService(
             _Bounded(endpoint, clock, self._unreachable),
@@ -180,7 +180,7 @@ class Link(Service):
         stopping = self._client.stopService()
         connection = self._connection
         if connection is not None:
-            force = self.clock.callLater(STOP_TIMEOUT, connection.give_up, "stopping")
+            force = self.clock.callLater(STOP_TIMEOUT, connection.abort, "stopping")
 
             def stopped(_: None) -> None:
                 if force.active():
@@ -199,7 +199,7 @@ class Link(Service):
         """The broker has let us in."""
         self._connects += 1
         self._attempts = 0
-        self.complaint = ""
+        self.last_error = ""
         self._log.info("the {name} is connected to the broker", name=self.name)
         self.owner.connected()
         if self._is_paused:
@@ -215,8 +215,8 @@ class Link(Service):
 
     def complain(self, format_: str, why: str) -> None:
         """Say what is wrong, once for each reason in a row."""
-        if why != self.complaint:
-            self.complaint = why
+        if why != self.last_error:
+            self.last_error = why
             self._log.warn(format_, name=self.name, why=why)
 
     def _unreachable(self, failure: Failure) -> None:
@@ -284,7 +284,7 @@ class Connection(TwistedProtocol):
         self._link = link
         self._decoder = Decoder()
         self._greeted = False
-        self._given_up = ""
+        self._is_aborted = ""
         self._silent = 0
         self._is_paused = False
         self.heard_at = link.clock.seconds()
@@ -328,10 +328,10 @@ class Connection(TwistedProtocol):
                 self._late.start(receipt)
             self.transport.resumeProducing()
 
-    def give_up(self, why: str) -> None:
+    def abort(self, why: str) -> None:
         """End the connection at once."""
-        if not self._given_up:
-            self._given_up = why
+        if not self._is_aborted:
+            self._is_aborted = why
             self.transport.abortConnection()
 
     # What Twisted calls.
@@ -357,16 +357,16 @@ class Connection(TwistedProtocol):
         self.heard_at = self._link.clock.seconds()
         self._decoder.feed(data)
         try:
-            while not self._given_up and (frame := self._decoder.next_frame()) is not None:
+            while not self._is_aborted and (frame := self._decoder.next_frame()) is not None:
                 self._received(frame)
         except StompError as error:
-            self.give_up(f"its answer is not STOMP 1.2: {error}")
+            self.abort(f"its answer is not STOMP 1.2: {error}")
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._heart.stop()
         closed = "it closed the connection"
         why = closed if reason.check(ConnectionDone) else reason.getErrorMessage()
-        self._link.lost(self, self._given_up or why)
+        self._link.lost(self, self._is_aborted or why)
         receipts, self._receipts = self._receipts, {}
         for receipt, answered in receipts.items():
             self._late.cancel(receipt)
@@ -405,7 +405,7 @@ class Connection(TwistedProtocol):
         if self._answer(frame.headers.get("receipt-id"), BrokerUnavailable(why)):
             self._link.complain("the broker refuses what the {name} asks: {why}", why)
         else:
-            self.give_up(f"it says: {why}")
+            self.abort(f"it says: {why}")
 
     def _answer(self, receipt: str | None, outcome: BrokerUnavailable | None) -> bool:
         """Whether somebody waited for this answer; some have given up."""
@@ -424,6 +424,6 @@ class Connection(TwistedProtocol):
         if not self._is_paused:
             self._silent += 1
         if self._silent >= (SILENT_BEATS if self._greeted else GREETING_BEATS):
-            self.give_up("it is silent")
+            self.abort("it is silent")
         elif self._greeted:
             self.transport.write(HEART_BEAT)

@@ -12,9 +12,9 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, gatherResults
 
-from topicsvc.brokers.in_flight import Answered, UnderWay
+from topicsvc.brokers.in_flight import Answered, InFlightLimit
 from topicsvc.brokers.kafka.consumer import Consumer
-from topicsvc.brokers.kafka.metadata import Questions
+from topicsvc.brokers.kafka.metadata import MetadataClient
 from topicsvc.brokers.kafka.options import Options, is_topic_name
 from topicsvc.brokers.kafka.producer import Outcome, Place, Producer
 from topicsvc.brokers.kafka.reader import Reader
@@ -46,7 +46,7 @@ class KafkaBroker(Service):
         self._options = options
         self._reactor = reactor
         self._reader = Reader(reactor, closes_on_loss, self.losses)
-        self._under_way = UnderWay()
+        self._in_flight = InFlightLimit()
 
     @property
     def is_up(self) -> bool:
@@ -59,9 +59,9 @@ class KafkaBroker(Service):
         return self._reader.is_settled
 
     @property
-    def complaint(self) -> str:
+    def last_error(self) -> str:
         """Why it is not up, as far as it can be told."""
-        return self._reader.complaint
+        return self._reader.last_error
 
     @property
     def topics(self) -> int:
@@ -95,7 +95,7 @@ class KafkaBroker(Service):
 
             self._producer.send(name, sender, body, told)
 
-        return self._under_way.send(len(body), hand_over)
+        return self._in_flight.send(len(body), hand_over)
 
     def pause(self) -> None:
         """See `topicsvc.interfaces.Broker`. Reading goes on until our own queue is full."""
@@ -108,19 +108,19 @@ class KafkaBroker(Service):
     def startService(self) -> None:
         # librdkafka's threads would not survive a twistd that becomes a daemon: here it has.
         super().startService()  # type: ignore[no-untyped-call]
-        self._questions = Questions(self._options, self._reactor)
+        self._metadata = MetadataClient(self._options, self._reactor)
         self._producer = Producer(self._options, self._reactor)
         self._consumer = Consumer(self._options, self._reactor, self._reader)
-        self._questions.start()
+        self._metadata.start()
         self._producer.start()
         self._consumer.start()
-        self._reader.start(self._consumer, self._questions)
+        self._reader.start(self._consumer, self._metadata)
 
     def stopService(self) -> Deferred[None]:
         """Close all clients; fires when they are closed, or after a few seconds."""
         super().stopService()  # type: ignore[no-untyped-call]
         self._reader.stop()
-        closing = [each.stop() for each in (self._consumer, self._producer, self._questions)]
+        closing = [each.stop() for each in (self._consumer, self._producer, self._metadata)]
         done: Deferred[None] = Deferred()
         force = self._reactor.callLater(STOP_TIMEOUT, done.callback, None)
 

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka.options import CONSUMER, Options
 from topicsvc.brokers.kafka.producer import CELL
-from topicsvc.brokers.kafka.record_queue import Inflow, Record
+from topicsvc.brokers.kafka.record_queue import Record, RecordQueue
 
 __all__ = ["Consumer", "ConsumerOwner"]
 
@@ -33,7 +33,7 @@ BATCH = 500
 FEW = 1
 """Topics up to which each is asked for by itself, and not the list of all."""
 
-PATIENCE = 0.5
+RETRY_DELAY = 0.5
 """Seconds that such a question may take, and before a new turn after one that failed."""
 
 _NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION)
@@ -105,7 +105,7 @@ class Consumer:
         self._owner = owner
         self._make = make
         self._client: Any = None
-        self._inflow = Inflow(reactor, owner.record)
+        self._queue = RecordQueue(reactor, owner.record)
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._places: dict[tuple[str, int], _Place] = {}
         self._strangers: set[str] = set()
@@ -122,7 +122,7 @@ class Consumer:
     def stop(self) -> Deferred[None]:
         """Read no more; fires when the client is closed."""
         self._stopping.set()
-        self._inflow.close()
+        self._queue.close()
         return self._stopped
 
     def read(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
@@ -149,15 +149,15 @@ class Consumer:
             if place is None or place.next <= offset:
                 return False
         # In this order: the thread moves a place, hands over, and is done with sorting.
-        return not self._is_sorting and self._inflow.is_empty
+        return not self._is_sorting and self._queue.is_empty
 
     def pause(self) -> None:
         """Bring no records until `resume`."""
-        self._inflow.pause()
+        self._queue.pause()
 
     def resume(self) -> None:
         """Bring records again."""
-        self._inflow.resume()
+        self._queue.resume()
 
     # On the thread.
 
@@ -167,7 +167,7 @@ class Consumer:
                 self._turn()
             except Exception:
                 self._tell(self._log.failure, "a turn of the thread that reads failed", Failure())
-                self._stopping.wait(PATIENCE)
+                self._stopping.wait(RETRY_DELAY)
         self._client.close()
         self._tell(self._stopped.callback, None)
 
@@ -195,10 +195,10 @@ class Consumer:
         strangers, self._strangers = self._strangers, set()
         try:
             if len(strangers) > FEW:
-                self._client.list_topics(timeout=PATIENCE)
+                self._client.list_topics(timeout=RETRY_DELAY)
             else:
                 for name in strangers:
-                    self._client.list_topics(name, timeout=PATIENCE)
+                    self._client.list_topics(name, timeout=RETRY_DELAY)
         except KafkaException as error:
             self._failed(error.args[0])
 
@@ -224,10 +224,10 @@ class Consumer:
     def _hold(self) -> None:
         """Stop reading while the reactor has enough; librdkafka must be polled all the same."""
         if self._is_held:
-            if self._inflow.has_room:
+            if self._queue.has_room:
                 self._is_held = False
                 self._client.resume(self._assigned())
-        elif self._inflow.is_full:
+        elif self._queue.is_full:
             self._is_held = True
             self._client.pause(self._assigned())
 
@@ -248,7 +248,7 @@ class Consumer:
                 place.next = message.offset() + 1
                 records.append(Record(place.id, message.value(), _cell(message.headers())))
         if records:
-            self._inflow.put(records)
+            self._queue.put(records)
 
     def _error(self, error: KafkaError, message: Any, place: _Place | None) -> None:
         if place is None:

@@ -1,6 +1,6 @@
 """Adapter: whether Kafka is there, from whether it answers.
 
-Counted in questions, so that a pause of ours kills nobody.
+MeasuredValidator in questions, so that a pause of ours kills nobody.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["BEAT", "BEAT_WHEN_AWAY", "SILENT_BEATS", "Life"]
+__all__ = ["BEAT", "BEAT_WHEN_AWAY", "SILENT_BEATS", "LivenessProbe"]
 
 BEAT = 2.5
 """Seconds from an answer to the next question."""
@@ -26,15 +26,15 @@ SILENT_BEATS = 2
 """Questions in a row without an answer after which the broker is away. Each waits for 4 s."""
 
 
-class Life:
+class LivenessProbe:
     """Asks for signs of life.
 
     Args:
         clock: keeps the time.
         ask: asks; fires when the broker answers, fails with BrokerUnavailable if it does not.
-        came: called when the broker is there, for the first time or again.
-        went: called when it is there no more, with what is known of the reason.
-        silent: called whenever it does not answer while it is away, with the same.
+        on_up: called when the broker is there, for the first time or again.
+        on_down: called when it is there no more, with what is known of the reason.
+        on_silence: called whenever it does not answer while it is away, with the same.
     """
 
     _log = Logger()
@@ -43,18 +43,18 @@ class Life:
         self,
         clock: IReactorTime,
         ask: Callable[[], Deferred[None]],
-        came: Callable[[], None],
-        went: Callable[[str], None],
-        silent: Callable[[str], None],
+        on_up: Callable[[], None],
+        on_down: Callable[[str], None],
+        on_silence: Callable[[str], None],
     ) -> None:
         self._clock = clock
         self._ask = ask
-        self._came = came
-        self._went = went
-        self._silent = silent
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_silence = on_silence
         self._is_up = False
         self._is_running = False
-        self._is_doubted = False
+        self._is_suspected = False
         self._unanswered = 0
         self._next: IDelayedCall | None = None
 
@@ -75,9 +75,9 @@ class Life:
             self._next.cancel()
             self._next = None
 
-    def doubt(self) -> None:
+    def suspect(self) -> None:
         """There is a reason to think that it is away: ask now, and believe one silence."""
-        self._is_doubted = True
+        self._is_suspected = True
         if self._is_up and self._next is not None:
             self._next.reset(0)
 
@@ -89,11 +89,11 @@ class Life:
         if not self._is_running:
             return
         self._unanswered = 0
-        self._is_doubted = False
+        self._is_suspected = False
         self._next = self._clock.callLater(BEAT, self._beat)
         if not self._is_up:
             self._is_up = True
-            self._came()
+            self._on_up()
 
     def _unheard(self, failure: Failure) -> None:
         if not self._is_running:
@@ -104,7 +104,7 @@ class Life:
         self._unanswered += 1
         self._next = self._clock.callLater(BEAT_WHEN_AWAY, self._beat)
         if not self._is_up:
-            self._silent(why)
-        elif self._is_doubted or self._unanswered >= SILENT_BEATS:
+            self._on_silence(why)
+        elif self._is_suspected or self._unanswered >= SILENT_BEATS:
             self._is_up = False
-            self._went(why)
+            self._on_down(why)

@@ -18,7 +18,7 @@ from twisted.python.threadpool import ThreadPool
 from topicsvc.brokers.kafka.options import CONSUMER, Options
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["Ends", "NoSuchTopic", "Questions"]
+__all__ = ["Ends", "MetadataClient", "NoSuchTopic"]
 
 TIMEOUT = 4.0
 """Seconds that one question may take."""
@@ -43,7 +43,7 @@ class NoSuchTopic(BrokerUnavailable):
     """The broker does not have the topic, or not yet: it may just be making it."""
 
 
-class Questions:
+class MetadataClient:
     """Asks.
 
     Args:
@@ -83,7 +83,7 @@ class Questions:
         stopping: Deferred[None] = deferToThreadPool(self._reactor, waits, close)
         return stopping
 
-    def ends(self, names: Sequence[str]) -> Deferred[dict[str, Ends | BrokerUnavailable]]:
+    def end_offsets(self, names: Sequence[str]) -> Deferred[dict[str, Ends | BrokerUnavailable]]:
         """Where each topic ends now, or why nobody knows.
 
         A message that the broker had accepted before stands before this end, one that it
@@ -92,7 +92,7 @@ class Questions:
         Fails with:
             BrokerUnavailable: the broker does not answer.
         """
-        return self._ask(self._ends, names)
+        return self._ask(self._end_offsets, names)
 
     def alive(self, partitions: Sequence[tuple[str, int]]) -> Deferred[None]:
         """Whether the leader of each of `partitions` answers; without any, whether somebody does.
@@ -126,7 +126,7 @@ class Questions:
 
     # On the thread.
 
-    def _ends(self, names: Sequence[str]) -> dict[str, Ends | BrokerUnavailable]:
+    def _end_offsets(self, names: Sequence[str]) -> dict[str, Ends | BrokerUnavailable]:
         found: dict[str, Ends | BrokerUnavailable] = {}
         good: dict[str, list[int]] = {}
         for name, topic in self._topics(names).items():

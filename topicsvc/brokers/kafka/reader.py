@@ -17,12 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka.consumer import Consumer
-from topicsvc.brokers.kafka.liveness import Life
-from topicsvc.brokers.kafka.metadata import Ends, NoSuchTopic, Questions
+from topicsvc.brokers.kafka.liveness import LivenessProbe
+from topicsvc.brokers.kafka.metadata import Ends, MetadataClient, NoSuchTopic
 from topicsvc.brokers.kafka.producer import Place
 from topicsvc.brokers.kafka.record_queue import Record
 from topicsvc.brokers.message_text import json_body
-from topicsvc.brokers.subscriptions import Deliver, Listeners, Lost, Topic
+from topicsvc.brokers.subscriptions import Deliver, Lost, Subscriptions, TopicSubscription
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Message, Subscription
 from topicsvc.topics import TopicAddress
@@ -56,24 +56,26 @@ class Reader:
         losses: counted here.
 
     Attributes:
-        complaint: why it is not up, as far as it can be told.
+        last_error: why it is not up, as far as it can be told.
     """
 
     _log: ClassVar[Logger] = Logger()
     _consumer: Consumer
-    _questions: Questions
+    _metadata: MetadataClient
 
     def __init__(self, clock: IReactorTime, closes_on_loss: bool, losses: Losses) -> None:
         self._clock = clock
         self._closes_on_loss = closes_on_loss
         self._losses = losses
-        self._listeners = Listeners(clock, broker_name, self._ask, self._let_go)
+        self._listeners = Subscriptions(clock, broker_name, self._ask, self._let_go)
         self._partitions: dict[tuple[str, int], str] = {}  # what is read, for which id
         self._expected: dict[tuple[str, int], int] = {}  # how far it must be, for all of ours
-        self._life = Life(clock, self._ask_for_life, self._came, self._went, self.complain)
+        self._life = LivenessProbe(
+            clock, self._ask_for_life, self._on_up, self._on_down, self.complain
+        )
         self._down_since: float | None = None
         self._sampled = 0
-        self.complaint = ""
+        self.last_error = ""
         self._complaints: set[str] = set()
         self._wishes: dict[str, int] = {}  # ids, and how often each was asked for in vain
         self._is_asking = False
@@ -103,8 +105,8 @@ class Reader:
     ) -> Deferred[Subscription]:
         return self._listeners.subscribe(address, deliver, lost)
 
-    def start(self, consumer: Consumer, questions: Questions) -> None:
-        self._consumer, self._questions = consumer, questions
+    def start(self, consumer: Consumer, questions: MetadataClient) -> None:
+        self._consumer, self._metadata = consumer, questions
         self._life.start()
         self._growth.start(GROWTH, now=False).addErrback(
             lambda failure: self._log.failure("no look for new partitions any more", failure)
@@ -120,8 +122,8 @@ class Reader:
 
     # Topics that are asked for.
 
-    def _ask(self, topic: Topic) -> None:
-        self._wish(self._listeners.mark(topic), 0)
+    def _ask(self, topic: TopicSubscription) -> None:
+        self._wish(self._listeners.new_id(topic), 0)
 
     def _wish(self, id_: str, tries: int) -> None:
         """What is wished for in one turn, or while an answer is awaited, is one question."""
@@ -132,11 +134,11 @@ class Reader:
 
     def _ask_for_ends(self) -> None:
         wishes = {id_: self._wishes.pop(id_) for id_ in list(self._wishes)[:AT_ONCE]}
-        topics = {id_: topic for id_ in wishes if (topic := self._listeners.marked(id_))}
+        topics = {id_: topic for id_ in wishes if (topic := self._listeners.by_id(id_))}
         if not topics:
             self._asked()
             return
-        asked = self._questions.ends([topic.name for topic in topics.values()])
+        asked = self._metadata.end_offsets([topic.name for topic in topics.values()])
 
         def answered(ends: dict[str, Ends | BrokerUnavailable]) -> None:
             for id_, topic in topics.items():
@@ -146,7 +148,7 @@ class Reader:
         def failed(failure: Failure) -> None:
             if not failure.check(BrokerUnavailable):
                 self._log.failure("topics could not be asked for", failure)
-            self._life.doubt()
+            self._life.suspect()
             why = BrokerUnavailable(failure.getErrorMessage())
             for id_, topic in topics.items():
                 if topic.id == id_:
@@ -161,7 +163,9 @@ class Reader:
         if self._is_asking:
             self._later(0, self._ask_for_ends)
 
-    def _answered(self, topic: Topic, ends: Ends | BrokerUnavailable, tries: int) -> None:
+    def _answered(
+        self, topic: TopicSubscription, ends: Ends | BrokerUnavailable, tries: int
+    ) -> None:
         if isinstance(ends, NoSuchTopic) and tries < CREATION_TRIES:
             self._later(CREATION, self._wish, topic.id, tries + 1)
         elif isinstance(ends, BrokerUnavailable):
@@ -170,15 +174,15 @@ class Reader:
             self._read(topic, ends)
             self._listeners.confirm(topic)
 
-    def _read(self, topic: Topic, offsets: Ends) -> None:
+    def _read(self, topic: TopicSubscription, offsets: Ends) -> None:
         self._partitions |= {(topic.name, each): topic.id for each in offsets}
         self._consumer.read(topic.id, topic.name, offsets)
 
-    def _refuse(self, topic: Topic, why: BrokerUnavailable) -> None:
+    def _refuse(self, topic: TopicSubscription, why: BrokerUnavailable) -> None:
         self._log.warn("the broker does not serve {topic}: {why}", topic=topic.name, why=why)
         self._listeners.refuse(topic, why)
 
-    def _let_go(self, topic: Topic) -> None:
+    def _let_go(self, topic: TopicSubscription) -> None:
         mine = [each for each, id_ in self._partitions.items() if id_ == topic.id]
         for each in mine:
             del self._partitions[each]
@@ -191,7 +195,7 @@ class Reader:
         topics = [topic for topic in self._listeners if topic.is_live]
         if not topics or not self.is_up:
             return
-        asked = self._questions.partitions([topic.name for topic in topics])
+        asked = self._metadata.partitions([topic.name for topic in topics])
 
         def answered(partitions: dict[str, list[int]]) -> None:
             for topic in topics:
@@ -221,10 +225,10 @@ class Reader:
             self._sampled = 0
         sample = partitions[self._sampled : self._sampled + AT_ONCE]
         self._sampled += AT_ONCE
-        return self._questions.alive(sample)
+        return self._metadata.alive(sample)
 
-    def _came(self) -> None:
-        self.complaint = ""
+    def _on_up(self) -> None:
+        self.last_error = ""
         self._complaints.clear()
         if self._down_since is None:
             self._log.info("connected to Kafka")
@@ -238,7 +242,7 @@ class Reader:
         )
         self._down_since = None
 
-    def _went(self, why: str) -> None:
+    def _on_down(self, why: str) -> None:
         self._down_since = self._clock.seconds()
         topics = tuple(self._listeners)
         self._listeners.fail(
@@ -256,17 +260,17 @@ class Reader:
     # What the consumer tells.
 
     def doubted(self) -> None:
-        self._life.doubt()
+        self._life.suspect()
 
     def complain(self, why: str) -> None:
         """Say what is wrong, each thing once until the broker is there again."""
-        why = self.complaint = _DETAIL.sub("", why)
+        why = self.last_error = _DETAIL.sub("", why)
         if why not in self._complaints and len(self._complaints) < MOST_COMPLAINTS:
             self._complaints.add(why)
             self._log.warn("trouble with the broker: {why}", why=why)
 
     def record(self, record: Record) -> None:
-        topic = self._listeners.marked(record.id)
+        topic = self._listeners.by_id(record.id)
         if topic is None:
             return  # on its way when the topic was let go
         sender = (record.cell or b"").decode("utf-8", "replace") or None
@@ -277,13 +281,13 @@ class Reader:
         self._log.error("the broker brought a message of {topic}: dropped", topic=name)
 
     def refused(self, id_: str, why: str) -> None:
-        topic = self._listeners.marked(id_)
+        topic = self._listeners.by_id(id_)
         if topic is not None:
             self._refuse(topic, BrokerUnavailable(why))
 
     def not_there(self, id_: str, partition: int, offset: int) -> None:
         """The broker has lost messages, or they were too old for it: read on behind the gap."""
-        topic = self._listeners.marked(id_)
+        topic = self._listeners.by_id(id_)
         if topic is None:
             return
         name = topic.name
@@ -310,7 +314,7 @@ class Reader:
             failure.trap(BrokerUnavailable)
             self._later(CREATION, self.not_there, id_, partition, offset)
 
-        self._questions.bounds(name, partition).addCallbacks(read_on, try_again)
+        self._metadata.bounds(name, partition).addCallbacks(read_on, try_again)
 
 
 def broker_name(topic: TopicAddress) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from twisted.logger import Logger
 
-__all__ = ["Inflow", "Record"]
+__all__ = ["Record", "RecordQueue"]
 
 MOST_BYTES = 16777216
 MOST_RECORDS = 20000
@@ -41,7 +41,7 @@ class Record(NamedTuple):
     cell: bytes | None
 
 
-class Inflow:
+class RecordQueue:
     """A queue with one thread at each end.
 
     Args:

@@ -13,11 +13,11 @@ from twisted.internet.task import deferLater
 
 from topicsvc.admission.limits import RESERVE
 from topicsvc.brokers.factory import make_broker
-from topicsvc.cli.doctor.endpoints import EndpointTrials
-from topicsvc.cli.doctor.report import Teller
-from topicsvc.cli.doctor.round_trip import PATIENCE, Journey
+from topicsvc.cli.doctor.endpoints import EndpointChecks
+from topicsvc.cli.doctor.report import Reporter
+from topicsvc.cli.doctor.round_trip import TIMEOUT, RoundTrip
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.explain import reason_of
+from topicsvc.explain import explain
 from topicsvc.listening.endpoints import is_tls
 from topicsvc.settings import (
     IntrospectionSettings,
@@ -26,12 +26,12 @@ from topicsvc.settings import (
     PersoniumSettings,
 )
 from topicsvc.topics import TopicAddress
-from topicsvc.validators.factory import Judge
+from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.http_client import NO_ADDRESS
 from topicsvc.validators.personium import PersoniumValidator
-from topicsvc.validators.stats import CheckTally
+from topicsvc.validators.stats import TokenCheckStats
 
-__all__ = ["Trials"]
+__all__ = ["Checks"]
 
 STUMBLE = 1.0
 """Seconds for a broker to be of another mind."""
@@ -42,15 +42,15 @@ SLOW, WRONG = 5, 60
 FEW_FILES = 4096
 
 
-class Trials(Teller):
+class Checks(Reporter):
     """Tries one part after the other; one that fails does not keep the rest from being tried.
 
-    For the arguments see `Teller`.
+    For the arguments see `Reporter`.
     """
 
     async def all(self, token: str | None, topic: TopicAddress | None) -> None:
         """Try everything, and with a token and a topic the whole way."""
-        doors = EndpointTrials(self._settings, self._reactor, self.tell)
+        doors = EndpointChecks(self._settings, self._reactor, self.tell)
         for text in self._settings.listen:
             await self._attempt("listen", doors.endpoint("listen", text))
             if is_tls(text):
@@ -62,55 +62,55 @@ class Trials(Teller):
             self.ok("validator", "tokens are judged here, with the key of key_file")
             self.ok("clock", "no other has a say in how long tokens live")
         else:
-            judge = Judge(self._settings, self._reactor, self._now, CheckTally())
+            judge = ValidatorStack(self._settings, self._reactor, self._now, TokenCheckStats())
             await self._attempt("validator", self._validator(judge, topic))
             await self._attempt("clock", self._clock(judge, self._settings.validator))
             await judge.stop()
         self._files()
         if token is not None and topic is not None:
-            journey = Journey(self._settings, self._reactor, self.tell)
+            journey = RoundTrip(self._settings, self._reactor, self.tell)
             await self._attempt("the whole way", journey.all(token, topic))
 
     async def _attempt(self, what: str, trial: Awaitable[None]) -> None:
         try:
             await trial
         except Exception as error:
-            self.fail(what, reason_of(error))
+            self.fail(what, explain(error))
 
     async def _broker(self) -> None:
         settings = self._settings.broker
         if isinstance(settings, MemorySettings):
             self.ok("broker", "in memory: for one process alone")
             return
-        broker = make_broker(settings, self._reactor)
+        broker = make_broker(settings, self._reactor, self._now)
         broker.startService()
         now = self._reactor.seconds
-        until, stumbled = now() + PATIENCE, 0.0
+        until, stumbled = now() + TIMEOUT, 0.0
         while not broker.is_up and now() < until:
-            if broker.complaint:  # it may have been a stumble
+            if broker.last_error:  # it may have been a stumble
                 stumbled = stumbled or now()
                 until = min(until, stumbled + STUMBLE)
             await deferLater(self._reactor, 0.1)
         if broker.is_up:
             self.ok("broker", "it is there and has let us in")
         else:
-            why = broker.complaint or "no answer"
+            why = broker.last_error or "no answer"
             self.fail("broker", f"{why}; see [broker] and the broker's own log")
         stopping = broker.stopService()
         if isinstance(stopping, Deferred):
             await stopping
 
-    async def _validator(self, judge: Judge, topic: TopicAddress | None) -> None:
+    async def _validator(self, stack: ValidatorStack, topic: TopicAddress | None) -> None:
         cell = "topicsvc-doctor" if topic is None else topic.cell
         asked = topic or TopicAddress(cell, "box", ("col",), "name")
         unknown = f"knows no cell {cell}: give --topic and a token, or look at validator.cell_urls"
         try:
-            unit = judge.judge
+            unit = stack.innermost
             if isinstance(unit, PersoniumValidator) and not await self._knows_us(unit, asked):
                 self.warn("validator", f"the unit answers, but {unknown}")
                 return
             # One that was made just now, so that nobody has granted it anything.
-            await judge.validator.validate(secrets.token_urlsafe(24), asked)
+            await stack.validator.validate(secrets.token_urlsafe(24), asked)
         except TokenInactive:
             self.ok("validator", "it knows us, and says no to a token that is none")
         except ValidatorUnavailable as error:
@@ -133,16 +133,16 @@ class Trials(Teller):
         return not settings.unit.cell_url(cell).startswith(settings.unit.url)
 
     async def _clock(
-        self, judge: Judge, settings: PersoniumSettings | IntrospectionSettings
+        self, stack: ValidatorStack, settings: PersoniumSettings | IntrospectionSettings
     ) -> None:
         url = settings.url if isinstance(settings, IntrospectionSettings) else settings.unit.url
-        assert judge.asker is not None  # noqa: S101 - one that asks has one
+        assert stack.http is not None  # noqa: S101 - one that asks has one
         try:
-            asked = judge.asker.ask("GET", url, {})
+            asked = stack.http.ask("GET", url, {})
             seconds = self._settings.checks.timeout
             answer = await asked.addTimeout(seconds, self._reactor, _too_late)
         except Exception as error:
-            self.fail("clock", f"{url} does not tell the time: {reason_of(error)}")
+            self.fail("clock", f"{url} does not tell the time: {explain(error)}")
             return
         try:
             theirs = parsedate_to_datetime(answer.header("date")).timestamp()

@@ -8,8 +8,8 @@ from functools import partial
 from twisted.internet.defer import Deferred
 
 from topicsvc import config
-from topicsvc.cli.doctor.checks import Trials
-from topicsvc.cli.doctor.report import Finding
+from topicsvc.cli.doctor.checks import Checks
+from topicsvc.cli.doctor.report import CheckResult
 from topicsvc.cli.terminal import Failed, find_token, run_reactor, say
 from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.options import endpoint_problems
@@ -35,7 +35,7 @@ def run(options: Namespace) -> None:
         raise Failed("--topic is missing: where shall the token be tried?")
     failures = 0
 
-    def tell(finding: Finding) -> None:
+    def tell(finding: CheckResult) -> None:
         nonlocal failures
         failures += finding.level == "FAIL"
         say(f"{finding.level:<4}  {finding.what}: {finding.text}")
@@ -44,11 +44,11 @@ def run(options: Namespace) -> None:
         settings = config.read(options.config, look=partial(endpoint_problems, is_start=False))
     except ConfigError as error:
         for problem in error.problems:
-            tell(Finding("FAIL", "settings", problem))
+            tell(CheckResult("FAIL", "settings", problem))
         raise Failed("the rest is tried when the settings are good") from error
-    tell(Finding("ok", "settings", str(options.config)))
+    tell(CheckResult("ok", "settings", str(options.config)))
     run_reactor(
-        lambda reactor: Deferred.fromCoroutine(Trials(settings, reactor, tell).all(token, topic))
+        lambda reactor: Deferred.fromCoroutine(Checks(settings, reactor, tell).all(token, topic))
     )
     if failures:
         raise Failed(f"{failures} of these failed" if failures > 1 else "one of these failed")

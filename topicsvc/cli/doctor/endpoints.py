@@ -13,14 +13,14 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 
-from topicsvc.cli.doctor.probe import knock
-from topicsvc.cli.doctor.report import Teller
-from topicsvc.explain import reason_of
-from topicsvc.listening.certificates import Rehearsal
+from topicsvc.cli.doctor.probe import probe
+from topicsvc.cli.doctor.report import Reporter
+from topicsvc.explain import explain
+from topicsvc.listening.certificates import EndpointPreview
 from topicsvc.listening.endpoints import is_systemd
 from topicsvc.listening.listener import Listener
 
-__all__ = ["FEW_DAYS", "EndpointTrials"]
+__all__ = ["FEW_DAYS", "EndpointChecks"]
 
 FEW_DAYS = 21
 """Days before its end at which a certificate should have been renewed."""
@@ -35,8 +35,8 @@ _Address = IPv4Address | IPv6Address
 _Names = set[str | _Address]
 
 
-class EndpointTrials(Teller):
-    """Tries endpoints. For the arguments see `Teller`."""
+class EndpointChecks(Reporter):
+    """Tries endpoints. For the arguments see `Reporter`."""
 
     async def endpoint(self, setting: str, text: str) -> None:
         """Whether it can be listened on, or is answered already."""
@@ -52,19 +52,19 @@ class EndpointTrials(Teller):
         except CannotListenError as error:
             await self._taken(what, text, error)
         except Exception as error:
-            self.fail(what, reason_of(error))
+            self.fail(what, explain(error))
         else:
             await listener.stop()
             self.ok(what, "free, and can be listened on")
 
     async def _taken(self, what: str, text: str, error: CannotListenError) -> None:
         """Somebody listens already, which may be a topicsvc; or we may not."""
-        reason = reason_of(error)
+        reason = explain(error)
         if reason in (*_TAKEN, _NO_RIGHT):
             try:
-                shown = await deferToThread(knock, error, text)
+                shown = await deferToThread(probe, error, text)
             except OSError as no:
-                why = f"who has it does not answer as this endpoint would: {reason_of(no)}"
+                why = f"who has it does not answer as this endpoint would: {explain(no)}"
             else:
                 self._answered(what, text, shown)
                 return
@@ -81,7 +81,7 @@ class EndpointTrials(Teller):
         """Somebody is there, who has shown the certificate of that number."""
         if shown is None:
             self.ok(what, "in use, and answered")
-        elif shown == Rehearsal(text).certificate().serial_number:
+        elif shown == EndpointPreview(text).certificate().serial_number:
             self.ok(what, "in use, and answered over TLS")
         else:
             self.warn(
@@ -92,7 +92,7 @@ class EndpointTrials(Teller):
 
     def certificates(self, text: str) -> None:
         """Whether what it shows is good for each host, and for how long."""
-        rehearsal = Rehearsal(text)
+        rehearsal = EndpointPreview(text)
         for host in sorted(self._settings.unit.hosts):
             what = f"certificate for {host}"
             try:

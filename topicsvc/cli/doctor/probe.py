@@ -12,10 +12,10 @@ from twisted.internet.error import CannotListenError
 
 from topicsvc.listening.endpoints import is_proxied, is_tls
 
-__all__ = ["knock"]
+__all__ = ["probe"]
 
 _LOOPBACK = "127.0.0.1"
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 _LONGEST = 4096
 
 _QUESTION = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -25,7 +25,7 @@ _BAD_REQUEST = b"400"
 """The answer of one to whom a PROXY header is no request."""
 
 
-def knock(error: CannotListenError, text: str) -> int | None:
+def probe(error: CannotListenError, text: str) -> int | None:
     """See whether somebody answers as the endpoint `text` would.
 
     Args:
@@ -62,7 +62,7 @@ def _ask(stream: socket.socket, text: str) -> None:
 def _first_line(stream: socket.socket) -> bytes:
     """What is said up to the first end of a line, or to the end."""
     said = b""
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _TIMEOUT
     while b"\r\n" not in said and len(said) < _LONGEST:
         left = end - time.monotonic()
         if left <= 0:
@@ -87,9 +87,9 @@ def _door(error: CannotListenError) -> tuple[str, int] | str:
 
 def _connect(door: tuple[str, int] | str) -> socket.socket:
     if not isinstance(door, str):
-        return socket.create_connection(door, timeout=_PATIENCE)
+        return socket.create_connection(door, timeout=_TIMEOUT)
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_PATIENCE)
+    connection.settimeout(_TIMEOUT)
     try:
         connection.connect(door)
     except OSError:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from topicsvc.settings import Config
 
-__all__ = ["Finding", "Teller"]
+__all__ = ["CheckResult", "Reporter"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What one trial has shown.
 
     Attributes:
@@ -27,7 +27,7 @@ class Finding:
     text: str
 
 
-class Teller:
+class Reporter:
     """Tries something and tells what it has found.
 
     Args:
@@ -41,7 +41,7 @@ class Teller:
         self,
         settings: Config,
         reactor: Any,
-        tell: Callable[[Finding], None],
+        tell: Callable[[CheckResult], None],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -51,12 +51,12 @@ class Teller:
 
     def ok(self, what: str, text: str) -> None:
         """It is good."""
-        self.tell(Finding("ok", what, text))
+        self.tell(CheckResult("ok", what, text))
 
     def warn(self, what: str, text: str) -> None:
         """It is good, or cannot be seen, and somebody should look at it."""
-        self.tell(Finding("warn", what, text))
+        self.tell(CheckResult("warn", what, text))
 
     def fail(self, what: str, text: str) -> None:
         """It does not work."""
-        self.tell(Finding("FAIL", what, text))
+        self.tell(CheckResult("FAIL", what, text))

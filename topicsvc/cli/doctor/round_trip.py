@@ -14,7 +14,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from topicsvc.cli.doctor.report import Teller
+from topicsvc.cli.doctor.report import Reporter
 from topicsvc.cli.send import post
 from topicsvc.cli.subscribe import Subscriber
 from topicsvc.errors import TokenInactive, TopicNotFound, Unavailable
@@ -24,16 +24,16 @@ from topicsvc.settings import StopSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import AsciiUrl
 
-__all__ = ["PATIENCE", "Journey"]
+__all__ = ["TIMEOUT", "RoundTrip"]
 
-PATIENCE = 15.0
+TIMEOUT = 15.0
 """Seconds for a broker to come up, and for a message to arrive."""
 
 _LOOPBACK = "127.0.0.1"
 
 
-class Journey(Teller):
-    """Subscribes, sends and receives. For the arguments see `Teller`."""
+class RoundTrip(Reporter):
+    """Subscribes, sends and receives. For the arguments see `Reporter`."""
 
     async def all(self, token: str, topic: TopicAddress) -> None:
         """Go as far as the token's rights and the parts on the way allow."""
@@ -47,7 +47,7 @@ class Journey(Teller):
         service.privilegedStartService()
         service.startService()
         try:
-            until = self._reactor.seconds() + PATIENCE
+            until = self._reactor.seconds() + TIMEOUT
             while not service.broker.is_up and self._reactor.seconds() < until:
                 await deferLater(self._reactor, 0.1)
             grant = await self._judge(service, token, topic)
@@ -59,7 +59,7 @@ class Journey(Teller):
 
     async def _judge(self, service: TopicService, token: str, topic: TopicAddress) -> Grant | None:
         try:
-            grant = await service.connections.validator.validate(token, topic)
+            grant = await service.connections.context.validator.validate(token, topic)
         except TopicNotFound:
             self.fail("token", f"it lives, but {topic.path} does not exist")
             return None
@@ -105,9 +105,9 @@ class Journey(Teller):
 
     async def _reached(self, what: str, text: str, reached: Deferred[None]) -> bool:
         try:
-            await reached.addTimeout(PATIENCE, self._reactor)
+            await reached.addTimeout(TIMEOUT, self._reactor)
         except TimedOut:
-            self.fail(what, f"nothing within {PATIENCE:.0f} s")
+            self.fail(what, f"nothing within {TIMEOUT:.0f} s")
             return False
         except Exception as error:  # whatever ends a connection
             self.fail(what, str(error) or type(error).__name__)

@@ -13,15 +13,15 @@ from twisted.python.failure import Failure
 from topicsvc.errors import TokenInactive
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
-from topicsvc.validators.stats import CheckTally
+from topicsvc.validators.stats import TokenCheckStats
 
-__all__ = ["MAX_KEPT", "Cached"]
+__all__ = ["MAX_KEPT", "GrantCache"]
 
 MAX_KEPT = 20000
 """Grants that are kept: some 10 MB; past it the oldest goes first."""
 
 
-class Cached:
+class GrantCache:
     """Answers from memory what was granted less than some seconds ago.
 
     Only grants are kept, never past their expiry, and under a keyed hash of token and
@@ -32,7 +32,7 @@ class Cached:
         clock: tells the time.
         now: the time of day, in seconds since the epoch: what expiry is measured by.
         seconds: how long a grant may be reused.
-        tally: where it is counted how often memory could answer.
+        stats: where it is counted how often memory could answer.
         most: grants that are kept.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cached:
         clock: IReactorTime,
         now: Callable[[], float],
         seconds: float,
-        tally: CheckTally | None = None,
+        stats: TokenCheckStats | None = None,
         most: int = MAX_KEPT,
     ) -> None:
         self._validator = validator
@@ -55,7 +55,7 @@ class Cached:
         self._most = most
         self._key = secrets.token_bytes(32)
         self._kept: dict[bytes, _Kept] = {}
-        self._tally = tally or CheckTally()
+        self._stats = stats or TokenCheckStats()
         self.fresh: TokenValidator = _Fresh(self)
 
     def __len__(self) -> int:
@@ -65,9 +65,9 @@ class Cached:
         """See `topicsvc.interfaces.TokenValidator`."""
         kept = self._kept.get(self._name(token, topic))
         if kept is not None and self._is_good(kept):
-            self._tally.cache_hits += 1
+            self._stats.cache_hits += 1
             return succeed(kept.grant)
-        self._tally.cache_misses += 1
+        self._stats.cache_misses += 1
         return self.ask(token, topic)
 
     def ask(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
@@ -87,7 +87,7 @@ class Cached:
         return blake2b(text, digest_size=32, key=self._key).digest()
 
     def _is_good(self, kept: _Kept) -> bool:
-        return self._clock.seconds() < kept.until and not kept.grant.is_over(self._now())
+        return self._clock.seconds() < kept.until and not kept.grant.is_expired(self._now())
 
     def _keep(self, grant: Grant, name: bytes, asked_at: float) -> Grant:
         """Keep `grant`; its time runs from the moment of the question."""
@@ -124,5 +124,5 @@ class _Kept:
 class _Fresh:
     """The same validator, for those who must know what holds now."""
 
-    def __init__(self, cached: Cached) -> None:
+    def __init__(self, cached: GrantCache) -> None:
         self.validate = cached.ask

@@ -13,16 +13,16 @@ from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.topics import TopicAddress
 
-__all__ = ["MAX_WAITING", "PATIENCE", "Limited"]
+__all__ = ["MAX_WAITING", "QUEUE_TIMEOUT", "ConcurrencyLimit"]
 
 MAX_WAITING = 4096
-"""Checks that wait for their turn: with a judge that does 300 a second, 14 seconds' worth."""
+"""Checks that wait for their turn: with a validators that does 300 a second, 14 seconds' worth."""
 
-PATIENCE = 60
+QUEUE_TIMEOUT = 60
 """Seconds that a check waits for its turn: as long as a client has to show its token."""
 
 
-class Limited:
+class ConcurrencyLimit:
     """At most some checks under way, a bounded number behind them, in order.
 
     Args:
@@ -43,7 +43,7 @@ class Limited:
         self._free = concurrency
         self._most = most
         self._waiting: dict[_Check, None] = {}
-        self._patience = Deadlines[_Check](clock, PATIENCE, self._lose_patience)
+        self._queue_timeout = Deadlines[_Check](clock, QUEUE_TIMEOUT, self._time_out)
         self._filling = False
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
@@ -53,7 +53,7 @@ class Limited:
             self._start(check)
         elif len(self._waiting) < self._most:
             self._waiting[check] = None
-            self._patience.start(check)
+            self._queue_timeout.start(check)
         else:
             check.answer.errback(ValidatorUnavailable("too many checks wait for their turn"))
         return check.answer
@@ -64,7 +64,7 @@ class Limited:
             check.asked.cancel()
         else:
             del self._waiting[check]
-            self._patience.cancel(check)
+            self._queue_timeout.cancel(check)
 
     def _start(self, check: _Check) -> None:
         self._free -= 1
@@ -89,13 +89,13 @@ class Limited:
         while self._free and self._waiting:
             check = next(iter(self._waiting))
             del self._waiting[check]
-            self._patience.cancel(check)
+            self._queue_timeout.cancel(check)
             self._start(check)
         self._filling = False
 
-    def _lose_patience(self, check: _Check) -> None:
+    def _time_out(self, check: _Check) -> None:
         del self._waiting[check]
-        check.answer.errback(ValidatorUnavailable(f"no turn within {PATIENCE} s"))
+        check.answer.errback(ValidatorUnavailable(f"no turn within {QUEUE_TIMEOUT} s"))
 
 
 class _Check:
@@ -103,7 +103,7 @@ class _Check:
 
     __slots__ = ("answer", "asked", "token", "topic")
 
-    def __init__(self, token: str, topic: TopicAddress, limited: Limited) -> None:
+    def __init__(self, token: str, topic: TopicAddress, limited: ConcurrencyLimit) -> None:
         self.token = token
         self.topic = topic
         self.answer: Deferred[Grant] = Deferred(lambda _: limited.withdraw(self))

@@ -11,38 +11,40 @@ from twisted.python.failure import Failure
 from topicsvc.errors import TokenInactive, Unavailable
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
-from topicsvc.validators.stats import CheckTally
+from topicsvc.validators.stats import TokenCheckStats
 
-__all__ = ["Counted"]
+__all__ = ["MeasuredValidator"]
 
 
-class Counted:
+class MeasuredValidator:
     """Counts how checks end, and how long those take that are answered.
 
     Args:
         validator: asked.
         clock: tells the time.
-        tally: where the numbers are kept.
+        stats: where the numbers are kept.
     """
 
-    def __init__(self, validator: TokenValidator, clock: IReactorTime, tally: CheckTally) -> None:
+    def __init__(
+        self, validator: TokenValidator, clock: IReactorTime, stats: TokenCheckStats
+    ) -> None:
         self._validator = validator
         self._clock = clock
-        self._tally = tally
+        self._stats = stats
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
         since = self._clock.seconds()
-        self._tally.under_way += 1
+        self._stats.in_flight += 1
         asked = maybeDeferred(self._validator.validate, token, topic)
         return asked.addBoth(self._ended, since)
 
     def _ended(self, result: Any, since: float) -> Any:
         outcome = _outcome(result)
-        self._tally.under_way -= 1
-        self._tally.outcomes[outcome] += 1
+        self._stats.in_flight -= 1
+        self._stats.outcomes[outcome] += 1
         if outcome != "cancelled":
-            self._tally.seconds.observe(self._clock.seconds() - since)
+            self._stats.seconds.observe(self._clock.seconds() - since)
         return result
 
 

@@ -11,13 +11,13 @@ from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
 
-__all__ = ["SILENCE", "Outages"]
+__all__ = ["SILENCE", "OutageLog"]
 
 SILENCE = 10
 """Seconds at least between two lines that say that tokens cannot be judged."""
 
 
-class Outages:
+class OutageLog:
     """Logs when tokens cannot be judged, and when they can again; not once for each.
 
     Args:

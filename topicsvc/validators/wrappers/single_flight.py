@@ -8,12 +8,12 @@ from twisted.python.failure import Failure
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
 
-__all__ = ["Shared"]
+__all__ = ["SingleFlight"]
 
 _Question = tuple[str, TopicAddress]
 
 
-class Shared:
+class SingleFlight:
     """Shares what is under way: same token, same topic, one check, every asker answered.
 
     Args:
@@ -22,10 +22,10 @@ class Shared:
 
     def __init__(self, validator: TokenValidator) -> None:
         self._validator = validator
-        self._under_way: dict[_Question, _Check] = {}
+        self._in_flight: dict[_Question, _Check] = {}
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._in_flight)
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`.
@@ -36,25 +36,25 @@ class Shared:
 
         def leave(asker: Deferred[Grant]) -> None:
             del check.askers[asker]
-            if not check.askers and self._under_way.get(key) is check:
-                del self._under_way[key]
+            if not check.askers and self._in_flight.get(key) is check:
+                del self._in_flight[key]
                 check.asked.cancel()
 
         asker: Deferred[Grant] = Deferred(leave)
-        known = self._under_way.get(key)
+        known = self._in_flight.get(key)
         if known is not None:
             check = known
             check.askers[asker] = None
             return asker
-        check = self._under_way[key] = _Check()
+        check = self._in_flight[key] = _Check()
         check.askers[asker] = None
         check.asked = maybeDeferred(self._validator.validate, token, topic)
         check.asked.addBoth(self._ended, key, check)
         return asker
 
     def _ended(self, result: Grant | Failure, key: _Question, check: _Check) -> None:
-        if self._under_way.get(key) is check:
-            del self._under_way[key]
+        if self._in_flight.get(key) is check:
+            del self._in_flight[key]
         for asker in tuple(check.askers):
             if asker not in check.askers:
                 continue  # one before it has acted on the verdict and made it leave

@@ -10,10 +10,10 @@ from topicsvc.errors import ValidatorUnavailable
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
 
-__all__ = ["InTime"]
+__all__ = ["TimeoutValidator"]
 
 
-class InTime:
+class TimeoutValidator:
     """Ends a check that takes too long, whether or not what it waits for can be cancelled.
 
     Args:

@@ -10,10 +10,10 @@ from topicsvc.errors import TopicNotFound
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress, TopicPattern
 
-__all__ = ["ExistingTopics"]
+__all__ = ["TopicFilter"]
 
 
-class ExistingTopics:
+class TopicFilter:
     """Grants nothing on a topic that is not listed.
 
     Args:

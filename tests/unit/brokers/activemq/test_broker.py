@@ -547,7 +547,7 @@ class PublishTests(ActiveMQTests):
         self.failureResultOf(first, BrokerUnavailable)
 
     def test_how_many_are_under_way_is_bounded(self) -> None:
-        self.patch(in_flight, "MAX_UNDER_WAY", 3)
+        self.patch(in_flight, "MAX_IN_FLIGHT", 3)
         self.sender.obeys = False
         sent = [self.publish() for _ in range(3)]
         self.failureResultOf(self.publish(), BrokerUnavailable)
@@ -563,7 +563,7 @@ class PublishTests(ActiveMQTests):
             self.successResultOf(each)
 
     def test_how_much_is_under_way_is_bounded(self) -> None:
-        self.patch(in_flight, "MAX_BYTES_UNDER_WAY", 10)
+        self.patch(in_flight, "MAX_BYTES_IN_FLIGHT", 10)
         self.sender.obeys = False
         big = self.publish(b'"' + b"x" * 100 + b'"')
         self.failureResultOf(self.publish(), BrokerUnavailable)
@@ -575,17 +575,17 @@ class PublishTests(ActiveMQTests):
 
     def test_nobody_knows_what_became_of_those_under_way_when_the_broker_goes(self) -> None:
         self.sender.obeys = False
-        under_way = self.publish()
+        in_flight = self.publish()
         self.server.go()
-        self.failureResultOf(under_way, BrokerUnavailable)
+        self.failureResultOf(in_flight, BrokerUnavailable)
 
     def test_a_receipt_that_never_comes(self) -> None:
         self.sender.obeys = False
-        under_way = self.publish()
+        in_flight = self.publish()
         for _ in range(round(stomp_client.RECEIPT_TIMEOUT)):
             self.sender.say_bytes(b"\n")
             self.pass_time(1)
-        self.failureResultOf(under_way, BrokerUnavailable)
+        self.failureResultOf(in_flight, BrokerUnavailable)
         self.assertTrue(self.broker.is_up)
 
 
@@ -816,7 +816,7 @@ class PauseTests(ActiveMQTests):
     def test_one_that_was_awaited_when_it_began_has_its_whole_time_afterwards(self) -> None:
         self.broker.resume()
         self.reader.obeys = False
-        waiting = self.subscribe("waiting")
+        waiting = self.subscribe("unauthenticated")
         self.broker.pause()
         self.pass_time(stomp_client.RECEIPT_TIMEOUT * 4)
         self.broker.resume()

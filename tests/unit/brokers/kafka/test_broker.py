@@ -266,7 +266,7 @@ class PublishTests(KafkaTests):
         self.assertEqual(len(self.log_of("was not taken: too big")), 1)
 
     def test_how_many_are_under_way_is_bounded(self) -> None:
-        self.patch(in_flight, "MAX_UNDER_WAY", 2)
+        self.patch(in_flight, "MAX_IN_FLIGHT", 2)
         sent = [self.publish() for _ in range(2)]
         self.failureResultOf(self.publish(), BrokerUnavailable)
         for each in sent:
@@ -324,11 +324,11 @@ class LossTests(KafkaTests):
         self.broker.startService()
         self.failureResultOf(self.subscribe(), BrokerUnavailable)
         self.pass_time(10)
-        self.assertEqual(self.broker.complaint, "said the test")
+        self.assertEqual(self.broker.last_error, "said the test")
         self.assertEqual(len(self.log_of("said the test")), 1)
         self.come()
         self.assertTrue(self.broker.is_up)
-        self.assertEqual((self.broker.losses.reconnects, self.broker.complaint), (0, ""))
+        self.assertEqual((self.broker.losses.reconnects, self.broker.last_error), (0, ""))
         self.assertEqual(len(self.log_of("connected to Kafka")), 2)
 
     def test_listeners_stay_and_are_read_on_from_where_they_were(self) -> None:

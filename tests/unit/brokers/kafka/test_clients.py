@@ -19,7 +19,7 @@ from tests.support.broker_contract import Inbox
 from topicsvc.brokers.kafka import record_queue
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.consumer import Consumer
-from topicsvc.brokers.kafka.metadata import Questions
+from topicsvc.brokers.kafka.metadata import MetadataClient
 from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.brokers.kafka.producer import Place, Producer
 from topicsvc.brokers.kafka.record_queue import Record
@@ -165,14 +165,14 @@ class ConsumerTests(TestCase):
     def setUp(self) -> None:
         self.owner = Owner()
         self.consumer = Consumer(connection_options(bootstrap()), reactor, self.owner)
-        self.questions = Questions(connection_options(bootstrap()), reactor)
+        self.questions = MetadataClient(connection_options(bootstrap()), reactor)
         for each in (self.consumer, self.questions):
             each.start()
             self.addCleanup(each.stop)
 
     @inlineCallbacks
     def test_an_offset_that_is_not_there_is_told(self) -> Any:
-        yield self.questions.ends(["gone"])
+        yield self.questions.end_offsets(["gone"])
         self.consumer.read("1", "gone", {0: 99})
         yield until(lambda: self.owner.told, "it is told")
         self.assertEqual(self.owner.told[0], ("not_there", "1", 0, 99))
@@ -182,7 +182,7 @@ class ConsumerTests(TestCase):
     @inlineCallbacks
     def test_reading_from_another_place_ends_the_reading_from_the_first(self) -> Any:
         producer = _cluster[0]
-        yield self.questions.ends(["again"])
+        yield self.questions.end_offsets(["again"])
         for body in (b"0", b"1", b"2"):
             producer.produce("again", body, partition=0)
         producer.flush(5)
@@ -194,7 +194,7 @@ class ConsumerTests(TestCase):
 
     @inlineCallbacks
     def test_what_is_brought_is_known_record_by_record(self) -> Any:
-        yield self.questions.ends(["brought"])
+        yield self.questions.end_offsets(["brought"])
         expected = {("brought", 0): 1, ("brought", 1): 0}
         self.assertTrue(self.consumer.has_brought({}))
         self.assertFalse(self.consumer.has_brought(expected), "it is not read yet")
@@ -204,7 +204,7 @@ class ConsumerTests(TestCase):
         for partition in (0, 1, 0):
             producer.produce("brought", b"1", partition=partition)
         producer.flush(5)
-        yield until(lambda: not self.consumer._inflow.is_empty, "it comes and waits")
+        yield until(lambda: not self.consumer._queue.is_empty, "it comes and waits")
         yield deferLater(reactor, 0.1)
         self.assertFalse(self.consumer.has_brought(expected), "it waits")
         self.assertTrue(self.consumer.has_brought({}), "what waits is for others")
@@ -216,7 +216,7 @@ class ConsumerTests(TestCase):
 
     @inlineCallbacks
     def test_where_a_message_stands_is_told(self) -> Any:
-        yield self.questions.ends(["stands"])
+        yield self.questions.end_offsets(["stands"])
         producer = Producer(connection_options(bootstrap()), reactor)
         producer.start()
         self.addCleanup(producer.stop)
@@ -232,7 +232,7 @@ class ConsumerTests(TestCase):
     @inlineCallbacks
     def test_nothing_comes_of_what_is_forgotten(self) -> Any:
         producer = _cluster[0]
-        yield self.questions.ends(["forgotten", "witness"])
+        yield self.questions.end_offsets(["forgotten", "witness"])
         self.consumer.read("1", "forgotten", {0: 0})
         self.consumer.read("2", "witness", {0: 0})
         self.consumer.forget("1", "forgotten")
@@ -245,7 +245,7 @@ class ConsumerTests(TestCase):
 
     @inlineCallbacks
     def test_ends_of_several_topics(self) -> Any:
-        ends = yield self.questions.ends(["one", "two"])
+        ends = yield self.questions.end_offsets(["one", "two"])
         self.assertEqual(ends, {name: dict.fromkeys(range(PARTITIONS), 0) for name in ends})
         self.assertEqual((yield self.questions.partitions(["one"])), {"one": [0, 1, 2, 3]})
         yield self.questions.alive([("one", 0), ("two", 3)])
@@ -253,7 +253,7 @@ class ConsumerTests(TestCase):
 
     @inlineCallbacks
     def test_a_topic_that_is_gone_is_no_sign_of_death(self) -> Any:
-        yield self.questions.ends(["there"])
+        yield self.questions.end_offsets(["there"])
         yield self.questions.alive([("there", 0), ("deleted", 0)])
 
 
@@ -385,10 +385,10 @@ class SilentBrokerTests(TestCase):
     @inlineCallbacks
     def test_questions_fail_and_all_stops(self) -> Any:
         self.patch_timeouts()
-        questions = Questions(connection_options("127.0.0.1:9"), reactor)
+        questions = MetadataClient(connection_options("127.0.0.1:9"), reactor)
         questions.start()
         for asked in (
-            questions.ends(["x"]),
+            questions.end_offsets(["x"]),
             questions.alive([]),
             questions.bounds("x", 0),
             questions.partitions(["x"]),

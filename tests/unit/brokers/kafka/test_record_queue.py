@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.brokers.kafka import record_queue
-from topicsvc.brokers.kafka.record_queue import Inflow, Record
+from topicsvc.brokers.kafka.record_queue import Record, RecordQueue
 
 
 class ThreadedClock(Clock):
@@ -32,7 +32,7 @@ class InflowTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = ThreadedClock()
         self.taken: list[Record] = []
-        self.inflow = Inflow(self.clock, self.taken.append)
+        self.inflow = RecordQueue(self.clock, self.taken.append)
 
     def test_all_arrives_in_its_order(self) -> None:
         self.inflow.put(records(1, 2))
@@ -82,7 +82,7 @@ class InflowTests(SynchronousTestCase):
                 raise RuntimeError("said the test")
             self.taken.append(record)
 
-        self.inflow = Inflow(self.clock, take)
+        self.inflow = RecordQueue(self.clock, take)
         self.inflow.put(records(1, 2))
         self.clock.turn()
         self.assertEqual(self.taken, records(2))
@@ -115,7 +115,7 @@ class InflowTests(SynchronousTestCase):
             self.taken.append(record)
             self.inflow.pause()
 
-        self.inflow = Inflow(self.clock, take)
+        self.inflow = RecordQueue(self.clock, take)
         self.inflow.put(records(1, 2))
         self.clock.turn()
         self.assertEqual(self.taken, records(1))

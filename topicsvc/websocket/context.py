@@ -1,0 +1,63 @@
+"""What all connections share, as far as a connection reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from topicsvc.delivery.hub import Hub
+from topicsvc.delivery.slow_consumers import SlowConsumers
+from topicsvc.interfaces import Grant, Revocation, TokenValidator
+from topicsvc.scheduling.deadlines import Deadlines
+from topicsvc.settings import SessionSettings
+from topicsvc.topics import TopicAddress
+from topicsvc.websocket.session_log import SessionLog
+
+__all__ = ["ConnectionContext", "TimedConnection"]
+
+
+class TimedConnection(Protocol):
+    """A connection, as the deadlines see it."""
+
+    def token_timeout(self) -> None:
+        """The time to present a valid token is over."""
+        ...
+
+    def abort(self) -> None:
+        """The close handshake took too long."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class ConnectionContext:
+    """State that `topicsvc.websocket.server` owns and connections read.
+
+    Attributes:
+        validator: validates tokens that clients present.
+        hub: delivers messages.
+        settings: for connections that open from now on.
+        now: the time of day, in seconds since the epoch. Expiry is measured by it.
+        session_log: logs and counts sessions.
+        slow_consumers: the send queues that are not empty.
+        token_deadlines: connections that have not presented a valid token.
+        close_deadlines: connections in a close handshake.
+        revocation: how revoked tokens are noticed; None: not before they expire.
+    """
+
+    validator: TokenValidator
+    hub: Hub
+    settings: SessionSettings
+    now: Callable[[], float]
+    session_log: SessionLog
+    slow_consumers: SlowConsumers
+    token_deadlines: Deadlines[TimedConnection]
+    close_deadlines: Deadlines[TimedConnection]
+    revocation: Revocation | None = None
+
+    def revalidate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """Validate a token that was granted before."""
+        validator = self.validator if self.revocation is None else self.revocation.validator
+        return validator.validate(token, topic)

@@ -121,7 +121,7 @@ class TopicService(Service):
         validator = self._validators.validator
         self.limits = Limits(reactor, now, settings.limits, max_open_files())
         self._hub = Hub(self.broker, reactor, now, data_frame)
-        self.connections = WebSocketServer(
+        self.websocket_server = WebSocketServer(
             validator,
             self._hub,
             reactor,
@@ -141,7 +141,7 @@ class TopicService(Service):
         )
         self._tree = TopicTree(
             settings.unit,
-            UpgradeResource(settings.unit, self.connections.protocol),
+            UpgradeResource(settings.unit, self.websocket_server.new_connection),
             self._send if settings.send.enabled else None,
         )
         self._site = TopicSite(self._tree, reactor, settings.send.max_body, self.limits)
@@ -155,7 +155,7 @@ class TopicService(Service):
         )
         self.metrics = Metrics(
             Sources(
-                connections=self.connections,
+                websocket_server=self.websocket_server,
                 hub=self._hub,
                 broker=self.broker,
                 site=self._site,
@@ -195,7 +195,7 @@ class TopicService(Service):
         self._lag.startService()
         self._memory_trimmer.startService()
         self.broker.startService()
-        self.connections.startService()
+        self.websocket_server.startService()
         for listener in [*self._listeners, *self._admin]:
             listener.start()
         self._log.info(
@@ -263,7 +263,7 @@ class TopicService(Service):
             old, self._validators = self._validators, validators
             # Checks that are under way there end there.
             old.stop().addErrback(lambda failure: self._log.failure("closing failed", failure))
-        self.connections.configure(
+        self.websocket_server.configure(
             self._validators.validator,
             settings.session,
             settings.stop.drain,
@@ -283,7 +283,7 @@ class TopicService(Service):
         bound = SENDS_GRACE + self._settings.stop.drain + CLOSE_TIMEOUT + STOP_MARGIN
         self._log.info(
             "stopping: {sessions} sessions are closed within {drain} seconds",
-            sessions=len(self.connections),
+            sessions=len(self.websocket_server),
             drain=self._settings.stop.drain,
         )
         self._notifier.stopping(bound)
@@ -322,7 +322,7 @@ class TopicService(Service):
         yield self._accepted_is_delivered()
         # Before the close frames: what is accepted after them would reach nobody here.
         self._send.cancel_pending()
-        yield maybeDeferred(self.connections.stopService)
+        yield maybeDeferred(self.websocket_server.stopService)
         yield self._validators.stop()
         yield maybeDeferred(self.broker.stopService)
         yield gatherResults([listener.stop() for listener in self._admin])

@@ -151,7 +151,7 @@ class LeakTests(TestCase):
         yield until(lambda: not self.readers(), "all connections are gone")
         yield deferLater(reactor, 0.2)
         return Count(
-            connections=len(self.service.connections),
+            connections=len(self.service.websocket_server),
             http=self.service._site.connections,
             files=len(os.listdir("/proc/self/fd")),
             delayed_calls=sorted(repr(call.func) for call in reactor.getDelayedCalls()),

@@ -317,7 +317,7 @@ class ServiceTestCase(SynchronousTestCase):
         self.rechecker = FakeValidator()
         revocation = Revocation(self.rechecker, self.recheck, self.rechecks_at_once)
         self.limits = Limits(self.clock, self.wall, self.limits_settings)
-        self.connections = WebSocketServer(
+        self.websocket_server = WebSocketServer(
             self.validator,
             self.hub,
             self.clock,
@@ -328,7 +328,7 @@ class ServiceTestCase(SynchronousTestCase):
             revocation=revocation if self.recheck else None,
             limits=self.limits,
         )
-        self.connections.startService()
+        self.websocket_server.startService()
         send = SendResource(
             self.unit,
             self.validator,
@@ -337,7 +337,7 @@ class ServiceTestCase(SynchronousTestCase):
             self.wall,
             self.trust_via,
         )
-        upgrade = UpgradeResource(self.unit, self.connections.protocol)
+        upgrade = UpgradeResource(self.unit, self.websocket_server.new_connection)
         self.site = TopicSite(
             TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY, self.limits
         )
@@ -345,7 +345,7 @@ class ServiceTestCase(SynchronousTestCase):
 
     def tearDown(self) -> None:
         # Every reason is one that an operator can look up: see topicsvc.websocket.close_reasons.
-        self.assertEqual(self.connections.context.session_log.ended["other"], 0)
+        self.assertEqual(self.websocket_server.context.session_log.ended["other"], 0)
 
     def next_port(self) -> int:
         self._port += 1
@@ -407,17 +407,17 @@ class ServiceTestCase(SynchronousTestCase):
 
     def assert_nothing_left(self) -> None:
         """Nobody is connected, nothing is subscribed, asked or timed."""
-        self.assertEqual(len(self.connections), 0)
+        self.assertEqual(len(self.websocket_server), 0)
         self.assertEqual(self.hub.topics, 0)
         self.assertEqual(self.broker.live, [])
         self.assertEqual((self.limits.connections.total, self.limits.unauthenticated.total), (0, 0))
         self.assertEqual(len(self.limits.token_deadlines), 0)
         self.assertEqual(
             (
-                len(self.connections.context.slow_consumers),
-                self.connections.context.slow_consumers.total,
+                len(self.websocket_server.context.slow_consumers),
+                self.websocket_server.context.slow_consumers.total,
             ),
             (0, 0),
         )
-        self.connections.stopService()
+        self.websocket_server.stopService()
         self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])

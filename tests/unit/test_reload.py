@@ -19,7 +19,7 @@ class ReconfigureTests(ServiceTestCase):
         self, validator: FakeValidator | None = None, recheck: float = 0, **new: object
     ) -> None:
         revocation = Revocation(self.rechecker, recheck, 2) if recheck else None
-        self.connections.configure(
+        self.websocket_server.configure(
             validator or self.validator, replace(self.settings, **new), 0, revocation
         )
 

@@ -86,9 +86,9 @@ class DrainTests(ServiceTestCase):
         self.assertEqual(len(client.texts()), 1)
 
     def test_each_is_closed_at_a_moment_of_its_own_within_its_share(self) -> None:
-        self.connections._drain = 5.0
+        self.websocket_server._drain = 5.0
         clients = [self.subscribe() for _ in range(10)]
-        self.connections.stopService()
+        self.websocket_server.stopService()
         moments = []
         for tick in range(5001):
             for client in clients:
@@ -146,7 +146,7 @@ class ServiceStopTests(SynchronousTestCase):
         self.validator = FakeValidator()
         self.service._send.configure(self.validator, False)
         self.service.broker.startService()
-        self.service.connections.startService()
+        self.service.websocket_server.startService()
         self.addCleanup(self.service._signals.restore)
 
     def pass_time(self, seconds: float) -> None:
@@ -191,7 +191,7 @@ class ServiceStopTests(SynchronousTestCase):
         """When the sessions begin to be closed."""
         stops: list[float] = []
         self.patch(
-            self.service.connections, "stopService", lambda: stops.append(self.clock.seconds())
+            self.service.websocket_server, "stopService", lambda: stops.append(self.clock.seconds())
         )
         return stops
 

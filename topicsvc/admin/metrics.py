@@ -37,7 +37,7 @@ class Sources:
     """Where the numbers are.
 
     Attributes:
-        connections: sessions and slow readers.
+        websocket_server: sessions and slow readers.
         hub: messages and their fan-out.
         broker: whether it is up, and what it lost.
         site: HTTP connections and sends.
@@ -47,7 +47,7 @@ class Sources:
         kinds: tells which validator and which broker there are, by name.
     """
 
-    connections: WebSocketServer
+    websocket_server: WebSocketServer
     hub: Hub
     broker: Broker
     site: TopicSite
@@ -119,7 +119,7 @@ class _Service(Collector):
         return build
 
     def _sessions(self) -> Iterator[Metric]:
-        journal = self._from.connections.context.session_log
+        journal = self._from.websocket_server.context.session_log
         yield _labelled(
             GaugeMetricFamily,
             "topicsvc_sessions",
@@ -146,7 +146,7 @@ class _Service(Collector):
 
     def _data(self) -> Iterator[Metric]:
         hub = self._from.hub
-        messages, size = self._from.connections.delivered
+        messages, size = self._from.websocket_server.delivered
         yield GaugeMetricFamily("topicsvc_topics", "Topics that somebody listens to.", hub.topics)
         yield CounterMetricFamily(
             "topicsvc_messages", "Messages that the broker brought for a listener.", hub.messages
@@ -169,7 +169,7 @@ class _Service(Collector):
         )
 
     def _slow_readers(self) -> Iterator[Metric]:
-        backlog = self._from.connections.context.slow_consumers
+        backlog = self._from.websocket_server.context.slow_consumers
         yield GaugeMetricFamily(
             "topicsvc_slow_readers", "Sessions that have not taken all yet.", len(backlog)
         )

@@ -14,7 +14,7 @@ from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import responses
 from topicsvc.web.responses import answer, too_many_failed_tokens, url_of
 from topicsvc.web.site import TopicRequest
-from topicsvc.websocket.connection import TopicProtocol
+from topicsvc.websocket.connection import TopicConnection
 
 __all__ = ["UpgradeResource"]
 
@@ -33,7 +33,7 @@ class UpgradeResource(Resource):
     isLeaf = True
 
     def __init__(
-        self, unit: Unit, build: Callable[[TopicAddress, ClientQuota], TopicProtocol | None]
+        self, unit: Unit, build: Callable[[TopicAddress, ClientQuota], TopicConnection | None]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit

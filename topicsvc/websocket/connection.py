@@ -42,7 +42,7 @@ from topicsvc.websocket.session import (
 )
 from topicsvc.websocket.session_log import SessionRecord
 
-__all__ = ["ConnectionObserver", "TopicProtocol"]
+__all__ = ["ConnectionObserver", "TopicConnection"]
 
 _FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
 """What Autobahn ends a connection for (RFC 6455, section 7.4.1)."""
@@ -58,28 +58,28 @@ txaio.use_twisted()
 class ConnectionObserver(Protocol):
     """Is told what becomes of each connection."""
 
-    def opened(self, protocol: TopicProtocol) -> None:
+    def opened(self, protocol: TopicConnection) -> None:
         """The opening handshake is complete."""
         ...
 
-    def joined(self, protocol: TopicProtocol) -> None:
+    def joined(self, protocol: TopicConnection) -> None:
         """The session is active."""
         ...
 
-    def rechecked(self, protocol: TopicProtocol) -> None:
+    def rechecked(self, protocol: TopicConnection) -> None:
         """A check of its token has ended, whoever asked for it."""
         ...
 
-    def left(self, protocol: TopicProtocol) -> None:
+    def left(self, protocol: TopicConnection) -> None:
         """The session has ended."""
         ...
 
-    def gone(self, protocol: TopicProtocol) -> None:
+    def gone(self, protocol: TopicConnection) -> None:
         """The connection is lost."""
         ...
 
 
-class TopicProtocol(WebSocketServerProtocol):  # type: ignore[misc]
+class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     """One connection: a WebSocket, its session, and its way out.
 
     Args:

@@ -22,7 +22,7 @@ from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.scheduling.timing_wheel import SLOTS, TimingWheel
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
-from topicsvc.websocket.connection import TopicProtocol
+from topicsvc.websocket.connection import TopicConnection
 from topicsvc.websocket.context import ConnectionContext
 from topicsvc.websocket.revalidation import Revalidation
 from topicsvc.websocket.session_log import SessionLog
@@ -48,7 +48,7 @@ class WebSocketServer(Service):
         limits: how much there may be of everything; None: as much as by default.
     """
 
-    name = "connections"
+    name = "websocket"
     _log = Logger()
 
     def __init__(
@@ -82,14 +82,14 @@ class WebSocketServer(Service):
             close_deadlines=Deadlines(clock, CLOSE_TIMEOUT, lambda connection: connection.abort()),
         )
         self._random = random or Random()  # noqa: S311 - no secret, only spread
-        self._wheel: TimingWheel[TopicProtocol] = TimingWheel()
+        self._wheel: TimingWheel[TopicConnection] = TimingWheel()
         self._heart = LoopingCall.withCount(self._beat)
         self._heart.clock = clock
         self._is_stopping = False
-        self._leaving: deque[tuple[float, TopicProtocol]] = deque()
+        self._leaving: deque[tuple[float, TopicConnection]] = deque()
         self._next_leaves: IDelayedCall | None = None
         self._all_gone: Deferred[None] | None = None
-        self._revalidation: Revalidation[TopicProtocol] | None = None
+        self._revalidation: Revalidation[TopicConnection] | None = None
         self.configure(validator, settings, drain, revocation)
 
     def configure(
@@ -127,7 +127,7 @@ class WebSocketServer(Service):
             self.clock,
             revocation.interval,
             revocation.at_once,
-            TopicProtocol.recheck,
+            TopicConnection.recheck,
             self._random,
         )
         for protocol in self._wheel:
@@ -148,7 +148,7 @@ class WebSocketServer(Service):
             hub.offered_size - session_log.undelivered_size,
         )
 
-    def protocol(self, topic: TopicAddress, quota: ClientQuota) -> TopicProtocol | None:
+    def new_connection(self, topic: TopicAddress, quota: ClientQuota) -> TopicConnection | None:
         """A new connection to `topic`, for the HTTP side to hand a transport to.
 
         Args:
@@ -164,12 +164,12 @@ class WebSocketServer(Service):
         protocol.factory = self._factory
         return protocol  # type: ignore[no-any-return]
 
-    def opened(self, protocol: TopicProtocol) -> None:
+    def opened(self, protocol: TopicConnection) -> None:
         """The opening handshake is done."""
         self._wheel.add(protocol)
         self.context.token_deadlines.start(protocol)
 
-    def gone(self, protocol: TopicProtocol) -> None:
+    def gone(self, protocol: TopicConnection) -> None:
         """The connection is lost."""
         self._wheel.discard(protocol)
         self.context.close_deadlines.cancel(protocol)
@@ -180,17 +180,17 @@ class WebSocketServer(Service):
             self._all_gone.callback(None)
             self._all_gone = None
 
-    def joined(self, protocol: TopicProtocol) -> None:
+    def joined(self, protocol: TopicConnection) -> None:
         """Its session is live: from now on its token is looked at again."""
         if self._revalidation is not None:
             self._revalidation.add(protocol)
 
-    def left(self, protocol: TopicProtocol) -> None:
+    def left(self, protocol: TopicConnection) -> None:
         """Its session is over."""
         if self._revalidation is not None:
             self._revalidation.discard(protocol)
 
-    def rechecked(self, protocol: TopicProtocol) -> None:
+    def rechecked(self, protocol: TopicConnection) -> None:
         """A question about its token, asked or unasked, is answered."""
         if self._revalidation is not None:
             self._revalidation.done(protocol)
@@ -271,5 +271,5 @@ def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
     # Autobahn copies its options to each connection and formats them for a debug line:
     # on the class they cost nothing.
     options = {name: getattr(factory, name) for name in WebSocketServerProtocol.CONFIG_ATTRS}
-    factory.protocol = type("TopicProtocol", (TopicProtocol,), options)
+    factory.protocol = type("TopicConnection", (TopicConnection,), options)
     return factory

@@ -130,26 +130,26 @@ class ValidatedServiceTestCase(TestCase):
     def start(self, settings: Config) -> None:
         """Build a service and start all of it but its ports."""
         self.service = TopicService(settings, reactor)
-        self.connections = self.service.connections
+        self.websocket_server = self.service.websocket_server
         # All clients here are at one address.
         self.service.limits.settings = LimitSettings(
             unauthenticated_per_address=0, failed_tokens_per_minute=0
         )
         self.service.broker.startService()
-        self.connections.startService()
+        self.websocket_server.startService()
         unit = settings.unit
         validator = self.service._validators.validator
         broker, hub = self.service.broker, self.service._hub
         send = SendResource(unit, validator, broker, lambda: hub.is_full, reactor.seconds, False)
-        upgrade = UpgradeResource(unit, self.connections.protocol)
+        upgrade = UpgradeResource(unit, self.websocket_server.new_connection)
         self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000, self.service.limits)
         self.addCleanup(self.stop)
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], Any, None]:
-        for member in list(self.connections._wheel):
+        for member in list(self.websocket_server._wheel):
             member.transport.lose(ConnectionError("the test is over"))
-        self.connections.stopService()
+        self.websocket_server.stopService()
         yield self.service._validators.stop()
         yield self.service.broker.stopService()
         yield sleep(0.01)

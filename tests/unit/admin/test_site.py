@@ -28,14 +28,14 @@ class AdminTestCase(ServiceTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.checks = TokenCheckStats()
-        self.connections.context.validator = MeasuredValidator(
+        self.websocket_server.context.validator = MeasuredValidator(
             self.validator, self.clock, self.checks
         )
         self.lag = ReactorLag(self.clock)
         self.lag.startService()
         self.metrics = Metrics(
             Sources(
-                connections=self.connections,
+                websocket_server=self.websocket_server,
                 hub=self.hub,
                 broker=self.broker,
                 site=self.site,

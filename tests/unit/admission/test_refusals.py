@@ -409,7 +409,7 @@ class MessageTests(StrangerTestCase):
             client.present("another")
             self.validator.last.grant(self.now + 600)
             client.frames()
-        self.assertEqual(len(self.connections), 1)
+        self.assertEqual(len(self.websocket_server), 1)
 
     def test_pings(self) -> None:
         client = self.subscribe()
@@ -433,7 +433,7 @@ class MessageTests(StrangerTestCase):
             [(opcode, payload)] = client.frames()
             client.send_frame(10, payload)
             self.assertEqual(opcode, 9)
-        self.assertEqual(len(self.connections), 1)
+        self.assertEqual(len(self.websocket_server), 1)
 
     def test_a_flood_in_one_piece_is_not_looked_at_to_its_end(self) -> None:
         client = self.subscribe()
@@ -568,14 +568,14 @@ class QueueTests(StrangerTestCase):
         while not self.limits.refusals["queued_bytes"]:
             self.bring(b'"%s"' % (b"x" * 40_000))
         self.assertEqual(self.limits.refusals["queued_bytes"], 1)
-        self.assertLessEqual(self.connections.context.slow_consumers.total, 400_000)
+        self.assertLessEqual(self.websocket_server.context.slow_consumers.total, 400_000)
         slowest.transport.drain()
         self.assert_close(slowest.frames()[-1], 1008, "Slow consumer")
         received = len(quick.texts())
         self.bring()
         slow.transport.drain()
         self.assertEqual(len(slow.texts()), received + 1)
-        self.assertEqual(self.connections.context.slow_consumers.total, 0)
+        self.assertEqual(self.websocket_server.context.slow_consumers.total, 0)
         for client in (slowest, slow, quick):
             client.vanish()
         self.assert_nothing_left()

@@ -115,11 +115,11 @@ class WiringTests(TestCase):
         subscriber.path = TOPIC.websocket_path
         life = int(reactor.seconds()) + 600
         subscriber.token = sign_token(self.key, "x", [TOPIC.path], RIGHTS, life)
-        known = set(self.service.connections._wheel)
+        known = set(self.service.websocket_server._wheel)
         yield connectProtocol(self.client(), subscriber)
         is_welcome = yield subscriber.welcomed
         self.assertTrue(is_welcome, subscriber.replies)
-        [session] = set(self.service.connections._wheel) - known
+        [session] = set(self.service.websocket_server._wheel) - known
         self.addCleanup(subscriber.leave)
         return subscriber, session
 
@@ -158,7 +158,9 @@ class WiringTests(TestCase):
         # Clients that close TLS and say nothing in WebSocket's words: no deadline is needed.
         first.leave()
         subscriber.leave()
-        yield until(lambda: not len(self.service.connections), "both are gone", CLOSE_TIMEOUT - 1)
+        yield until(
+            lambda: not len(self.service.websocket_server), "both are gone", CLOSE_TIMEOUT - 1
+        )
 
     def test_tcp(self) -> Any:
         return self.assert_short(f"tcp:0:{LOOPBACK}", SocketSendQueue)

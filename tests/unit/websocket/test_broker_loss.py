@@ -146,7 +146,7 @@ class SessionTests(SynchronousTestCase):
         self.patch(txaio.config, "loop", self.clock)
         self.broker = FakeBroker(confirms_at_once=True)
         self.validator = FakeValidator()
-        self.connections = WebSocketServer(
+        self.websocket_server = WebSocketServer(
             self.validator,
             Hub(self.broker, self.clock, self.clock.seconds, data_frame),
             self.clock,
@@ -155,7 +155,7 @@ class SessionTests(SynchronousTestCase):
         )
         self.transport = StringTransport()
         quota = ClientQuota.admit(Limits(self.clock, self.clock.seconds), None)
-        self.protocol = self.connections.protocol(TOPIC, quota)
+        self.protocol = self.websocket_server.new_connection(TOPIC, quota)
         self.transport.registerProducer(self.protocol, True)  # the HTTP channel
         self.protocol.makeConnection(self.transport)
         self.protocol.dataReceived(HANDSHAKE)

@@ -305,7 +305,7 @@ class RequestTests(ServiceTestCase):
         self.assertEqual(len(self.validator.questions), 1)
 
     def test_milliseconds_for_clients_of_the_reference(self) -> None:
-        self.connections.context.settings = SessionSettings(timestamps="milliseconds")
+        self.websocket_server.context.settings = SessionSettings(timestamps="milliseconds")
         client = self.connect()
         self.clock.advance(0.25)
         client.send_text("x")
@@ -562,7 +562,7 @@ class SlowReaderTests(ServiceTestCase):
         for _ in range(12):
             self.bring(b'"%s"' % (b"x" * 20000))
         self.assertEqual(len(quick.texts()), 12)
-        self.assertEqual(len(self.connections), 2)
+        self.assertEqual(len(self.websocket_server), 2)
         slow.transport.drain()
         *data, close = slow.frames()
         self.assertLess(len(data), 12)
@@ -590,7 +590,7 @@ class SlowReaderTests(ServiceTestCase):
         slow.transport.is_congested = True
         self.bring(b'"%s"' % (b"x" * 70000))
         self.advance(9)
-        self.assertEqual(len(self.connections), 1)
+        self.assertEqual(len(self.websocket_server), 1)
         self.advance(1)
         slow.transport.drain()
         [_, close] = slow.frames()
@@ -663,7 +663,7 @@ class StopTests(ServiceTestCase):
 
     def test_stopping_says_going_away_to_all_spread_over_the_drain_time(self) -> None:
         clients = [self.subscribe() for _ in range(10)]
-        stopping = self.connections.stopService()
+        stopping = self.websocket_server.stopService()
         told = []
         for _ in range(50):
             told.append(sum(bool(client.transport.written) for client in clients))
@@ -679,7 +679,7 @@ class StopTests(ServiceTestCase):
 
     def test_those_who_do_not_answer_are_not_waited_for(self) -> None:
         self.subscribe()
-        stopping = self.connections.stopService()
+        stopping = self.websocket_server.stopService()
         self.advance(10)
         self.turn()
         self.successResultOf(stopping)
@@ -688,9 +688,9 @@ class StopTests(ServiceTestCase):
         early = self.client()
         for is_alone in (True, False):
             if not is_alone:
-                self.connections._is_stopping = False
+                self.websocket_server._is_stopping = False
                 self.subscribe()
-            stopping = self.connections.stopService()
+            stopping = self.websocket_server.stopService()
             self.assertEqual(early.upgrade(), 503)
             self.assertEqual(early.headers["retry-after"], ["1"])
             self.assertEqual(stopping is None, is_alone)
@@ -699,4 +699,4 @@ class StopTests(ServiceTestCase):
         self.successResultOf(stopping)
 
     def test_stopping_without_clients_takes_no_time(self) -> None:
-        self.assertIsNone(self.connections.stopService())
+        self.assertIsNone(self.websocket_server.stopService())

@@ -21,7 +21,7 @@ from tests.support.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
 from tests.support.strategies import topics
 from topicsvc.listening.proxy_header import NotProxied, ProxyHeader
 from topicsvc.topics import TopicAddress
-from topicsvc.websocket.connection import TopicProtocol
+from topicsvc.websocket.connection import TopicConnection
 
 UPGRADE = [f"{name}: {value}".encode() for name, value in HANDSHAKE.items()]
 PLENTY = settings(max_examples=300, deadline=None)
@@ -280,7 +280,7 @@ class TargetTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_something_left_behind_is_a_fault(self) -> None:
-        self.patch(TopicProtocol, "onClose", lambda *_: None)
+        self.patch(TopicConnection, "onClose", lambda *_: None)
         self.assertRaises(AssertionError, targets.frames, SEEDS["frames"][0])
 
     def test_what_a_proxy_s_header_says_depends_on_no_cut(self) -> None:

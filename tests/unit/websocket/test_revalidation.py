@@ -221,7 +221,7 @@ class RevocationTests(ServiceTestCase):
     def test_stopping(self) -> None:
         self.subscribe()
         self.wait_for_recheck()
-        self.connections.stopService()
+        self.websocket_server.stopService()
         self.turn()
         self.assertTrue(self.rechecker.last.was_cancelled)
 
@@ -233,7 +233,7 @@ class OffTests(ServiceTestCase):
         self.validator.last.grant(self.now + 3600)
         self.broker.confirm()
         client.texts()
-        [protocol] = self.connections._wheel
+        [protocol] = self.websocket_server._wheel
         session = protocol._session
         self.assertIs(session.state, State.ACTIVE)
         self.assertNotIn("canary-token", [session._token, session._shown])

@@ -45,7 +45,7 @@ class JournalTests(ServiceTestCase):
         self.events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
-        self.session_log = self.connections.context.session_log
+        self.session_log = self.websocket_server.context.session_log
 
     @property
     def lines(self) -> list[str]:
@@ -122,14 +122,14 @@ class JournalTests(ServiceTestCase):
         clients = [self.subscribe() for _ in range(3)]
         self.bring(b"1")
         size = len(clients[0].frames()[0][1]) + 2
-        self.assertEqual(self.connections.delivered, (3, 3 * size))
+        self.assertEqual(self.websocket_server.delivered, (3, 3 * size))
         clients[0].send_frame(8, b"\x03\xe8")
         self.assertEqual(self.session_log.states, {"waiting": 0, "active": 2, "closing": 1})
-        self.assertEqual(self.connections.delivered, (3, 3 * size))
+        self.assertEqual(self.websocket_server.delivered, (3, 3 * size))
         clients[0].vanish()
-        self.assertEqual(self.connections.delivered, (3, 3 * size))
+        self.assertEqual(self.websocket_server.delivered, (3, 3 * size))
         self.bring(b"2")
-        self.assertEqual(self.connections.delivered, (5, 5 * size))
+        self.assertEqual(self.websocket_server.delivered, (5, 5 * size))
 
     def test_messages_that_go_out_together_count_each(self) -> None:
         client = self.subscribe()
@@ -138,23 +138,23 @@ class JournalTests(ServiceTestCase):
         self.turn()
         frames = client.frames()
         size = sum(len(payload) + 2 for _, payload in frames)
-        self.assertEqual(self.connections.delivered, (3, size))
+        self.assertEqual(self.websocket_server.delivered, (3, size))
         client.vanish()
         self.assertIn(f" 3 messages, {size} bytes: ", self.lines[-1])
 
     def test_who_leaves_during_a_walk_and_is_not_reached_is_not_counted(self) -> None:
         clients = [self.subscribe() for _ in range(3)]
         last = clients[-1].transport
-        deliver = self.connections.context.hub._advance
+        deliver = self.websocket_server.context.hub._advance
 
         def leaves_meanwhile(channel: Any, share: int) -> int:
             taken = deliver(channel, 1)
             last.lose(ConnectionDone())
             return taken + deliver(channel, share - 1)
 
-        self.connections.context.hub._advance = leaves_meanwhile
+        self.websocket_server.context.hub._advance = leaves_meanwhile
         self.bring(b"1")
-        self.assertEqual(self.connections.delivered[0], 2)
+        self.assertEqual(self.websocket_server.delivered[0], 2)
         self.assertEqual([len(each.frames()) for each in clients[:2]], [1, 1])
         self.assertIn(" 0 messages, 0 bytes: Connection lost", self.lines[-1])
 
@@ -162,7 +162,7 @@ class JournalTests(ServiceTestCase):
         self.subscribe(life=5)
         self.advance(5)
         self.bring()
-        self.assertEqual(self.connections.delivered, (0, 0))
+        self.assertEqual(self.websocket_server.delivered, (0, 0))
 
     def test_states_add_up(self) -> None:
         def check(waiting: int, active: int, closing: int) -> None:
@@ -170,7 +170,7 @@ class JournalTests(ServiceTestCase):
                 self.session_log.states,
                 {"waiting": waiting, "active": active, "closing": closing},
             )
-            self.assertEqual(waiting + active + closing, len(self.connections))
+            self.assertEqual(waiting + active + closing, len(self.websocket_server))
 
         check(0, 0, 0)
         first: Client = self.connect()

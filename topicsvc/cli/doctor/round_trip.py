@@ -59,7 +59,7 @@ class RoundTrip(Reporter):
 
     async def _judge(self, service: TopicService, token: str, topic: TopicAddress) -> Grant | None:
         try:
-            grant = await service.connections.context.validator.validate(token, topic)
+            grant = await service.websocket_server.context.validator.validate(token, topic)
         except TopicNotFound:
             self.fail("token", f"it lives, but {topic.path} does not exist")
             return None

@@ -11,7 +11,7 @@ import codecs
 import re
 
 from topicsvc.errors import InvalidBody
-from topicsvc.strict_json import json_text, wrapped_text
+from topicsvc.strict_json import json_text, wrap_text
 
 __all__ = ["ascii_json", "decode_text", "json_body"]
 
@@ -59,7 +59,7 @@ def json_body(content: bytes) -> bytes:
             json_text(text.encode("utf-8", "replace"))
         return json_text(text.encode("utf-8", "backslashreplace"))
     except InvalidBody:
-        return wrapped_text(text)
+        return wrap_text(text)
 
 
 def _java_form(error: UnicodeError) -> tuple[str, int]:

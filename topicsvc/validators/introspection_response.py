@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.strict_json import no_constant, unique
+from topicsvc.strict_json import reject_constant, reject_duplicates
 
 __all__ = ["LATEST", "Claims", "read_claims"]
 
@@ -48,7 +48,9 @@ def read_claims(body: bytes, now: float) -> Claims:
     """
     try:
         members = json.loads(
-            body.decode("utf-8"), parse_constant=no_constant, object_pairs_hook=unique
+            body.decode("utf-8"),
+            parse_constant=reject_constant,
+            object_pairs_hook=reject_duplicates,
         )
     except (ValueError, RecursionError):
         raise ValidatorUnavailable("introspection: not JSON") from None

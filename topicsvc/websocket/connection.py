@@ -1,7 +1,7 @@
-"""Adapter: Autobahn's callbacks to the rule book, the rule book's effects to Autobahn.
+"""One connection: passes Autobahn's callbacks to the session and carries out its effects.
 
-A protocol class translates and holds no rule. What belongs to no single connection (the
-heartbeat, the deadlines, stopping) is in `topicsvc.websocket.server`.
+The protocol's rules are in `topicsvc.websocket.session`. Heartbeat, deadlines and stop, which
+concern all connections, are in `topicsvc.websocket.server`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ from topicsvc.websocket.session_log import SessionRecord
 __all__ = ["ConnectionObserver", "TopicConnection"]
 
 _FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
-"""What Autobahn ends a connection for (RFC 6455, section 7.4.1)."""
+"""The close codes with which Autobahn fails a connection (RFC 6455, section 7.4.1)."""
 
 _MAX_CLOSE_REASON = 123
+"""Bytes: a control frame holds at most 125, and 2 are the code (RFC 6455, section 5.5)."""
+
 _SLOW_CONSUMER = "Slow consumer"
 _TOO_MANY_MESSAGES = "Too many messages"
 _TOO_MANY_FRAMES = "Too many frames"
@@ -56,48 +58,51 @@ txaio.use_twisted()
 
 
 class ConnectionObserver(Protocol):
-    """Is told what becomes of each connection."""
+    """Hears of each step in the life of each connection."""
 
-    def opened(self, protocol: TopicConnection) -> None:
+    def opened(self, connection: TopicConnection) -> None:
         """The opening handshake is complete."""
         ...
 
-    def joined(self, protocol: TopicConnection) -> None:
-        """The session is active."""
+    def joined(self, connection: TopicConnection) -> None:
+        """The connection has joined its topic."""
         ...
 
-    def rechecked(self, protocol: TopicConnection) -> None:
-        """A check of its token has ended, whoever asked for it."""
+    def check_done(self, connection: TopicConnection) -> None:
+        """The request that was in progress (a token check or a subscription) has ended."""
         ...
 
-    def left(self, protocol: TopicConnection) -> None:
-        """The session has ended."""
+    def left(self, connection: TopicConnection) -> None:
+        """The connection leaves its topic."""
         ...
 
-    def gone(self, protocol: TopicConnection) -> None:
-        """The connection is lost."""
+    def closed(self, connection: TopicConnection) -> None:
+        """The transport is closed."""
         ...
 
 
 class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
-    """One connection: a WebSocket, its session, and its way out.
+    """One connection: a WebSocket, its session and its send queue.
 
     Args:
-        topic: what the client asked for.
-        context: what all connections share.
-        observer: is told what becomes of this one.
-        quota: its limits.
+        topic: the topic that the client asked for.
+        context: the state that all connections share.
+        observer: hears of each step of this connection.
+        quota: the limits of this client.
+
+    Attributes:
+        is_member: whether it is joined to its topic.
     """
 
-    # Autobahn reports every fault of every stranger; ours are in `_log`.
+    # Autobahn would log every error of every client. This service's own go to `_log`.
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
     _log: ClassVar[Logger] = Logger()
 
-    _detail = ""
+    _close_detail = ""
 
     failedByMe: bool
     message_data: list[bytes] | None
-    CONFIG_ATTRS = ()  # the options stand on the class: see `WebSocketServer`
+    CONFIG_ATTRS = ()  # the options are class attributes: see `topicsvc.websocket.server`
 
     def __init__(
         self,
@@ -111,26 +116,26 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._context = context
         self._observer = observer
         self._quota = quota
-        self._frames = 0
+        self._fragments = 0
         self._session = Session(
             context.settings.timestamps, keeps_token=context.revocation is not None
         )
         self._pings = PingTracker(context.settings.ping_limit)
         self._send_queue: SendQueue
-        self._in_flight: Deferred[Any] | None = None
+        self._pending: Deferred[Any] | None = None
         self.is_member = False
         self._is_read_paused = False
-        self._closed_because = ""
+        self._close_reason = ""
         self._record: SessionRecord
 
-    # What the house asks.
+    # Called by the server and the hub.
 
     def broker_lost(self) -> None:
         """See `topicsvc.interfaces.Member`."""
         self._perform(self._session.close(TRY_AGAIN_LATER, SERVICE_UNAVAILABLE))
 
-    def beat(self, now: float) -> None:
-        """Ping the client, or close a session that has run out or a peer that is gone."""
+    def heartbeat(self, now: float) -> None:
+        """Send a ping, or close if the session has expired or too many pings are unanswered."""
         self._perform(self._session.check_expiry(now))
         if self.state == self.STATE_OPEN:
             ping = self._pings.next_ping()
@@ -139,35 +144,39 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             else:
                 self.sendPing(ping)
 
-    def keep_token(self, keeps: bool) -> None:
-        """Whether the next token that is shown will be looked at again."""
+    def set_keeps_token(self, keeps: bool) -> None:
+        """Set whether the next token that the client presents is kept for later checks."""
         self._session.keeps_token = keeps
 
     def recheck(self) -> bool:
-        """See whether the token still holds; whether that takes a while."""
+        """Check the session's token again.
+
+        Returns:
+            Whether a check is in progress now.
+        """
         effects = self._session.recheck(self._now())
         self._perform(effects)
-        return bool(effects) and self._in_flight is not None
+        return bool(effects) and self._pending is not None
 
     def token_timeout(self) -> None:
-        """The time to present a live token is over."""
+        """Close a connection that presented no token in time."""
         self._perform(self._session.token_timeout())
 
     def going_away(self) -> None:
-        """The service is stopping."""
+        """Close because the service is stopping."""
         self._perform(self._session.close(GOING_AWAY, "Going away"))
 
-    def slow(self, waiting: int) -> None:
-        """So many bytes wait for this peer: too many, or for too long."""
-        self._detail = f"{waiting} bytes waited"
+    def drop_slow_consumer(self, waiting: int) -> None:
+        """Close because `waiting` bytes are too many, or have been queued for too long."""
+        self._close_detail = f"{waiting} bytes waited"
         self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER))
 
     def abort(self) -> None:
-        """The close handshake took too long."""
+        """Abort a close handshake that took too long."""
         self.transport.abortConnection()
 
     def accept(self, key: str) -> None:
-        """Answer an opening handshake that the HTTP side has found to be good.
+        """Complete an opening handshake that the HTTP side has validated.
 
         Args:
             key: the client's ``Sec-WebSocket-Key``.
@@ -178,13 +187,13 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._wskey = key
         self.succeedHandshake(None)
 
-    # What Twisted and Autobahn call.
+    # Called by Twisted and Autobahn.
 
     def connectionMade(self) -> None:
         """The HTTP side has handed the transport over."""
         self.peer = self._quota.peer
         self._record = self._context.session_log.open(self.peer, self.topic.path)
-        # Not by way of the server's, which describes each connection for a debug line.
+        # WebSocketServerProtocol's method formats a debug line for each connection.
         WebSocketProtocol._connectionMade(self)
         self.factory.countConnections += 1
         # The HTTP channel is still the transport's producer.
@@ -193,17 +202,17 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self.transport,
             self._context.settings.send_queue,
             self._context.slow_consumers,
-            self.slow,
+            self.drop_slow_consumer,
         )
         self._send_queue.broker_lost = self.broker_lost
         self._send_queue.undelivered = self._context.session_log.count_undelivered
 
     def dataReceived(self, data: bytes) -> None:
-        # Not by way of Autobahn's, which describes each piece for a debug line.
+        # Autobahn's method formats a debug line for each call.
         self._dataReceived(data)
 
     def _onOpen(self) -> None:
-        # Not by way of Autobahn's, which looks at the certificate of each client.
+        # Autobahn's method also reads the client's certificate.
         self.onOpen()
 
     def onOpen(self) -> None:
@@ -211,12 +220,12 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def onMessageBegin(self, isBinary: bool) -> None:
         super().onMessageBegin(isBinary)
-        self._frames = 0
+        self._fragments = 0
 
     def onMessageFrameBegin(self, length: int) -> None:
         super().onMessageFrameBegin(length)
-        self._frames += 1
-        if not self.failedByMe and not self._quota.allow_fragments(self._frames):
+        self._fragments += 1
+        if not self.failedByMe and not self._quota.allow_fragments(self._fragments):
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_FRAMES)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -226,7 +235,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
 
     def onMessageEnd(self) -> None:
-        # Not by way of Autobahn's, which notifies observers that there are none of.
+        # Autobahn's method also calls observers; there are none.
         if not self.failedByMe:
             self.onMessage(b"".join(self.message_data or ()), self.message_is_binary)
         self.message_data = None
@@ -235,7 +244,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if not self._quota.allow_control_frame():
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
         elif self.state == self.STATE_OPEN:
-            # Where something waits, the newest alone is answered (RFC 6455, section 5.5.3).
+            # While data is queued, only the newest ping is answered (RFC 6455, section 5.5.3).
             self._send_queue.write_newest(pong_frame(payload))
 
     def onPong(self, payload: bytes) -> None:
@@ -243,7 +252,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool:
-        """The peer closes, or answers our close."""
+        """Take the client's close frame, or its answer to the service's."""
         if code is not None and not _may_be_received(code):
             return self._protocol_violation(f"invalid close code {code}")
         try:
@@ -253,46 +262,46 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self.remoteCloseCode = code
         self.wasClean = True
         if self.state == self.STATE_OPEN:
-            self._end("Client closed")
-            # It reads no more: what waits for it would only hold up the answer.
+            self._end_session("Client closed")
+            # The client reads no more data: queued data would only delay the answer.
             self._send_queue.discard()
             self.sendCloseFrame(code=code, isReply=True)
         self.dropConnection(abort=False)
         return True
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self._end("Connection lost")
+        self._end_session("Connection lost")
         self._send_queue.discard()
         self._context.session_log.close(self._record)
-        self._observer.gone(self)
+        self._observer.closed(self)
         self._quota.leave()
 
     def _connectionLost(self, reason: Any) -> None:
         super()._connectionLost(reason)
-        # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
+        # Without reference cycles the memory is freed now: the garbage collector runs rarely.
         self._send_queue.detach()
         self.is_open = self.is_closed = None
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
-        """Every frame, Autobahn's own too, goes out behind those written before."""
+        """Queue every frame, Autobahn's own included, behind those written before."""
         self._send_queue.write(data)
 
     def _fail_connection(self, code: int = POLICY_VIOLATION, reason: str = "") -> None:
-        """Fail the connection as RFC 6455, section 7.1.7, has it: say why, read no more."""
+        """Fail the connection: send a close frame and read no more (RFC 6455, section 7.1.7)."""
         if self.failedByMe:
             return
         self.failedByMe = True
-        self.data = b""  # what has come behind it is not looked at either
+        self.data = b""  # received after the error: ignored
         if self.state != self.STATE_OPEN:
             self.dropConnection(abort=False)
             return
-        self._detail = reason if code in _FAILURES else ""
-        self._end(_FAILURES.get(code, reason))
+        self._close_detail = reason if code in _FAILURES else ""
+        self._end_session(_FAILURES.get(code, reason))
         self._send_queue.discard()
         self._send_close(code, reason)
         self._send_queue.finish()
-        # Half a close lets the peer read the code: closing with bytes of its own unread
-        # would reset the connection and with it the close frame.
+        # Closing while received bytes are unread would reset the connection, and the client
+        # might lose the close frame. A half-close lets the client read it.
         if ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
         else:
@@ -314,7 +323,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if self._closed_because:  # what was written before has shown that the peer is slow
+            if self._close_reason:  # an earlier effect filled the send queue
                 return
             match effect:
                 case Begin():
@@ -322,78 +331,81 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                 case Reply(frame):
                     self._send_queue.write(frame)
                 case Close(code, reason):
-                    self._end(reason)
+                    self._end_session(reason)
                     self._send_close(code, reason)
                 case Validate(token):
                     validate = self._quota.validate
-                    self._own(validate(self._context.validator, token, self.topic), self._validated)
+                    check = validate(self._context.validator, token, self.topic)
+                    self._wait_for(check, self._validated)
                 case Recheck(token):
-                    revalidate = self._context.revalidate
-                    self._own(maybeDeferred(revalidate, token, self.topic), self._validated)
+                    check = maybeDeferred(self._context.revalidate, token, self.topic)
+                    self._wait_for(check, self._validated)
                 case Join():
                     join = self._context.hub.join
-                    self._own(maybeDeferred(join, self.topic, self._send_queue), self._joined)
+                    joining = maybeDeferred(join, self.topic, self._send_queue)
+                    self._wait_for(joining, self._joined)
         self._send_queue.deliver_until = self._session.deliver_until
         self._set_read_paused(self._session.wants_read_pause)
 
-    def _set_read_paused(self, holds: bool) -> None:
-        """Whether what else the client sends is left to the network."""
-        if holds != self._is_read_paused:
-            self._is_read_paused = holds
-            if holds:
+    def _set_read_paused(self, is_paused: bool) -> None:
+        """Stop or resume reading; unread bytes stay in the network's buffers."""
+        if is_paused != self._is_read_paused:
+            self._is_read_paused = is_paused
+            if is_paused:
                 self.transport.pauseProducing()
             else:
                 self.transport.resumeProducing()
 
-    def _own(self, asked: Deferred[Any], answered: Callable[[Any], None]) -> None:
-        """Wait for an answer, one at a time; it is cancelled when the session ends."""
-        self._in_flight = asked
-        asked.addCallbacks(answered, self._unanswered)
-        asked.addErrback(self._fault)
+    def _wait_for(self, pending: Deferred[Any], on_result: Callable[[Any], None]) -> None:
+        """Wait for one check or subscription at a time; the session's end cancels it."""
+        self._pending = pending
+        pending.addCallbacks(on_result, self._failed)
+        pending.addErrback(self._internal_error)
 
-    def _answered(self) -> None:
-        self._in_flight = None
-        self._observer.rechecked(self)
+    def _done(self) -> None:
+        self._pending = None
+        self._observer.check_done(self)
 
     def _validated(self, grant: Grant) -> None:
-        self._answered()
+        self._done()
         self._context.token_deadlines.cancel(self)
         self._perform(self._session.granted(grant, self._now()))
 
     def _joined(self, _: None) -> None:
-        self._answered()
+        self._done()
         self.is_member = True
         self._observer.joined(self)
         self._perform(self._session.joined(self._now()))
 
-    def _unanswered(self, failure: Failure) -> None:
-        self._answered()
+    def _failed(self, failure: Failure) -> None:
+        self._done()
         now = self._now()
         if failure.check(TokenInactive):
             self._perform(self._session.refused(now))
         elif failure.check(Unavailable, CancelledError):
-            # Cancelled by us, the session is closed and listens no more.
+            # Only the end of the session cancels; a closed session ignores this call.
             self._perform(self._session.undecided(now))
         else:
-            self._log.failure("a token of {peer} could not be judged", failure, peer=self.peer)
+            self._log.failure("a request of {peer} failed", failure, peer=self.peer)
             self._perform(self._session.failed(now))
 
-    def _fault(self, failure: Failure) -> None:
-        self._log.failure("a fault of ours ends {peer}", failure, peer=self.peer)
+    def _internal_error(self, failure: Failure) -> None:
+        self._log.failure("an internal error closes {peer}", failure, peer=self.peer)
         self._perform(self._session.close(INTERNAL_ERROR, "Internal error"))
 
-    def _end(self, why: str) -> None:
-        """The session is over, whatever becomes of the connection: leave nothing behind."""
+    def _end_session(self, reason: str) -> None:
+        """End the session and release what it holds. The connection may stay open meanwhile."""
         self._session.lost()
-        self._set_read_paused(False)  # its close frame, or that it is gone, must be seen
-        if not self._closed_because:
-            self._closed_because = why
+        # Without reading, neither a close frame nor the loss of the connection is noticed.
+        self._set_read_paused(False)
+        if not self._close_reason:
+            self._close_reason = reason
             messages, size = self._send_queue.messages, self._send_queue.size
-            self._context.session_log.end(self._record, why, self._detail, messages, size)
+            self._context.session_log.end(self._record, reason, self._close_detail, messages, size)
         self._context.token_deadlines.cancel(self)
-        in_flight, self._in_flight = self._in_flight, None
-        if in_flight is not None:
-            in_flight.cancel()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
         if self.is_member:
             self.is_member = False
             self._observer.left(self)

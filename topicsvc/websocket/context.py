@@ -1,4 +1,4 @@
-"""What all connections share, as far as a connection reads it."""
+"""The state that all connections share: the server owns it, connections read it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["ConnectionContext", "TimedConnection"]
 
 
 class TimedConnection(Protocol):
-    """A connection, as the deadlines see it."""
+    """A connection in one of the deadline sets."""
 
     def token_timeout(self) -> None:
-        """The time to present a valid token is over."""
+        """The client did not present a valid token in time."""
         ...
 
     def abort(self) -> None:
@@ -41,8 +41,8 @@ class ConnectionContext:
         settings: for connections that open from now on.
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
         session_log: logs and counts sessions.
-        slow_consumers: the send queues that are not empty.
-        token_deadlines: connections that have not presented a valid token.
+        slow_consumers: send queues that hold data.
+        token_deadlines: connections whose client has not presented a valid token.
         close_deadlines: connections in a close handshake.
         revocation: how revoked tokens are noticed; None: not before they expire.
     """
@@ -58,6 +58,6 @@ class ConnectionContext:
     revocation: Revocation | None = None
 
     def revalidate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """Validate a token that was granted before."""
+        """Check again a token that was granted before."""
         validator = self.validator if self.revocation is None else self.revocation.validator
         return validator.validate(token, topic)

@@ -1,9 +1,8 @@
-"""Pure: who is pinged now, and who has left too many pings unanswered."""
+"""Counts the pings of a connection that its client has not answered."""
 
 from __future__ import annotations
 
 __all__ = ["PingTracker"]
-
 
 _SEQUENCE_BYTES = 4
 
@@ -12,7 +11,7 @@ class PingTracker:
     """The pings of one connection.
 
     Args:
-        limit: unanswered pings in a row that end it.
+        limit: number of unanswered pings in a row after which the connection is closed.
     """
 
     __slots__ = ("_answered", "_limit", "_sent")
@@ -24,7 +23,7 @@ class PingTracker:
 
     @property
     def unanswered(self) -> int:
-        """Pings in a row that have no pong yet."""
+        """Pings sent since the last one that was answered."""
         return self._sent - self._answered
 
     def next_ping(self) -> bytes | None:
@@ -35,7 +34,7 @@ class PingTracker:
         return self._sent.to_bytes(_SEQUENCE_BYTES, "big")
 
     def pong(self, payload: bytes) -> bool:
-        """A pong came: whether it answers an outstanding ping. Only such counts."""
+        """Take a pong; return whether it answers an outstanding ping. Other pongs do not count."""
         if len(payload) != _SEQUENCE_BYTES:
             return False
         is_answer = self._answered < int.from_bytes(payload, "big") <= self._sent

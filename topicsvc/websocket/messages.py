@@ -1,7 +1,7 @@
-"""Pure: what goes over the wire. Nothing else knows how a key is spelled.
+"""The messages on the wire: requests, replies and data. No other module knows the JSON keys.
 
-Requests come in as the payload of a text message; replies and data go out as whole,
-unmasked WebSocket frames (RFC 6455, section 5.2), ready to be written.
+A request is the payload of a text message. Replies and data are whole, unmasked WebSocket
+frames (RFC 6455, section 5.2), ready to be written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from topicsvc.errors import InvalidMessage
 from topicsvc.interfaces import Message
 from topicsvc.settings import Timestamps
-from topicsvc.strict_json import compact, no_constant, skip_number, unique
+from topicsvc.strict_json import compact, ignore_number, reject_constant, reject_duplicates
 
 __all__ = [
     "INVALID_MESSAGE",
@@ -41,28 +41,27 @@ MAX_TOKEN = 32768
 """Most characters of a token."""
 
 MAX_SENDERS = 1024
-"""Cell URLs that are kept as they are written."""
+"""Most cell URLs whose JSON form is cached."""
 
 _TOKEN_KEY = "AccessToken"
 _TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
 
-
 _request_decoder = json.JSONDecoder(
-    object_pairs_hook=unique,
-    parse_int=skip_number,
-    parse_float=skip_number,
-    parse_constant=no_constant,
+    object_pairs_hook=reject_duplicates,
+    parse_int=ignore_number,
+    parse_float=ignore_number,
+    parse_constant=reject_constant,
 )
 
 
 def parse_token(payload: bytes) -> str:
-    """Read a token message.
+    """Return the token of a token message.
 
     Args:
-        payload: what a text message holds.
+        payload: the payload of a text message.
 
     Raises:
-        InvalidMessage: anything but one JSON object with a well-formed ``AccessToken``.
+        InvalidMessage: it is not one JSON object with a well-formed ``AccessToken``.
     """
     try:
         members = _request_decoder.decode(payload.decode("utf-8"))
@@ -75,21 +74,21 @@ def parse_token(payload: bytes) -> str:
 
 
 def token_request(token: str) -> bytes:
-    """The message that presents `token`: what a client sends."""
+    """The message with which a client presents `token`."""
     return compact({_TOKEN_KEY: token})
 
 
 def success_reply(expires_in: int, now: float, timestamps: Timestamps) -> bytes:
-    """The frame that says that a token was granted for `expires_in` more seconds."""
+    """The frame that reports that a token was granted for `expires_in` more seconds."""
     return _reply(
         {"Response": _TOKEN_KEY, "Result": "Success", "ExpiresIn": expires_in}, now, timestamps
     )
 
 
 def error_reply(reason: str, now: float, timestamps: Timestamps) -> bytes:
-    """The frame that says why a request was not granted.
+    """The frame that reports why a request was not granted.
 
-    A reason that is about a token answers ``AccessToken``; any other ``Unknown``.
+    ``Response`` is ``AccessToken`` if the reason concerns a token, else ``Unknown``.
     """
     about_token = reason in (TOKEN_INACTIVE, SERVICE_UNAVAILABLE)
     response = _TOKEN_KEY if about_token else "Unknown"
@@ -102,7 +101,7 @@ def _reply(members: dict[str, Any], now: float, timestamps: Timestamps) -> bytes
 
 
 def data_frame(message: Message) -> bytes:
-    """The frame that brings `message` to a client: ``{"From":...,"Body":...}``."""
+    """The frame that delivers `message` to a client: ``{"From":...,"Body":...}``."""
     return text_frame(b'{"From":%s,"Body":%s}' % (_sender(message.sender), message.body))
 
 
@@ -112,7 +111,7 @@ def _sender(url: str | None) -> bytes:
 
 
 def text_frame(payload: bytes) -> bytes:
-    """One unfragmented, unmasked text frame that holds `payload`."""
+    """One unfragmented, unmasked text frame with `payload`."""
     length = len(payload)
     if length < 126:
         return b"\x81%c%s" % (length, payload)
@@ -122,5 +121,5 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def pong_frame(payload: bytes) -> bytes:
-    """One unmasked pong that holds `payload`, at most 125 bytes."""
+    """One unmasked pong with `payload`, at most 125 bytes."""
     return b"\x8a%c%s" % (len(payload), payload)

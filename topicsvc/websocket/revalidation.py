@@ -1,8 +1,8 @@
-"""Application: when the token of a live session is looked at again.
+"""Schedules the recheck of each session's token, once in an interval.
 
-One wheel turns once in the interval. A member stands in a slot of its own luck, so that
-those who came together after a restart are not asked about together. Only some are asked
-about at the same time; the rest wait for their turn here, where they are in nobody's way.
+Members are spread at random over a timing wheel that goes round once in the interval, so that
+sessions that started together after a restart are not checked together. The number of checks
+in progress is limited; members that are due wait here, not in the validator's queue.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ T = TypeVar("T")
 
 
 class Revalidation(Generic[T]):
-    """Has each member looked at again, once in an interval.
+    """Rechecks each member once in an interval.
 
     Args:
-        clock: tells and keeps the time.
-        interval: seconds.
-        at_once: most members that are being looked at.
-        recheck: looks at a member; says whether that takes a while, to be ended by `done`.
+        clock: the reactor, or a clock in its place.
+        interval: seconds between two checks of a member.
+        at_once: most checks in progress.
+        recheck: starts the check of a member; returns whether one is in progress. The caller
+            reports its end with `done`.
         random: spreads members over the interval.
     """
 
@@ -50,58 +51,58 @@ class Revalidation(Generic[T]):
         self._wheel: TimingWheel[T] = TimingWheel()
         self._due: dict[T, None] = {}
         self._in_flight: set[T] = set()
-        self._filling = False
-        self._turning = LoopingCall.withCount(self._turn)
-        self._turning.clock = clock
+        self._is_filling = False
+        self._ticks = LoopingCall.withCount(self._tick)
+        self._ticks.clock = clock
 
     def start(self) -> None:
-        """Begin to turn."""
-        self._turning.start(self._interval / SLOTS, now=False)
+        """Start the rounds."""
+        self._ticks.start(self._interval / SLOTS, now=False)
 
     def stop(self) -> None:
-        """Turn no more; what is under way goes on."""
-        if self._turning.running:
-            self._turning.stop()
+        """Stop the rounds. Checks in progress continue."""
+        if self._ticks.running:
+            self._ticks.stop()
         self._due.clear()
 
     def add(self, member: T) -> None:
-        """Look at `member` within an interval, and then once in each."""
+        """Check `member` within one interval, and then once in each."""
         self._wheel.add(member, self._random.randrange(SLOTS))
 
     def discard(self, member: T) -> None:
-        """Forget `member`, if it is known."""
+        """Remove `member`, if it is there."""
         self._wheel.discard(member)
         self._due.pop(member, None)
         self.done(member)
 
     def done(self, member: T) -> None:
-        """The verdict on `member` is there, or will never be."""
+        """The check of `member` has ended, with or without a result."""
         if member in self._in_flight:
             self._in_flight.remove(member)
             self._fill()
 
-    def _turn(self, turns: int) -> None:
-        """Turn the wheel; after a pause at most once around."""
-        for _ in range(min(turns, SLOTS)):
+    def _tick(self, slots: int) -> None:
+        """Make the members of the next slots due; after a pause, each member once."""
+        for _ in range(min(slots, SLOTS)):
             for member in self._wheel.advance():
                 if member not in self._in_flight:
                     self._due[member] = None
         self._fill()
 
     def _fill(self) -> None:
-        """Look at those whose turn it is; verdicts that come at once do not nest."""
-        if self._filling:
+        """Start checks of due members. A check that ends at once does not recurse."""
+        if self._is_filling:
             return
-        self._filling = True
+        self._is_filling = True
         while self._due and len(self._in_flight) < self._at_once:
             member = next(iter(self._due))
             del self._due[member]
             self._in_flight.add(member)
             try:
-                takes_a_while = self._recheck(member)
+                is_in_progress = self._recheck(member)
             except Exception:
-                self._log.failure("a live session could not be looked at again")
-                takes_a_while = False
-            if not takes_a_while:
+                self._log.failure("the recheck of a session's token failed")
+                is_in_progress = False
+            if not is_in_progress:
                 self._in_flight.discard(member)
-        self._filling = False
+        self._is_filling = False

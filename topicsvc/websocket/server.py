@@ -1,4 +1,4 @@
-"""Adapter: the house that all connections live in: their heartbeat, deadlines and end."""
+"""The WebSocket server: keeps all connections, their heartbeat, their deadlines and their close."""
 
 from __future__ import annotations
 
@@ -34,18 +34,21 @@ CLOSE_TIMEOUT = 5.0
 
 
 class WebSocketServer(Service):
-    """All connections: their factory, their heartbeat, their deadlines, their end.
+    """Makes connections, observes them, and closes them when the service stops.
 
     Args:
-        validator: judges tokens.
-        hub: brings data.
-        clock: tells and keeps the time.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
-        settings: what an operator may set.
+        validator: validates the tokens that clients present.
+        hub: delivers messages.
+        clock: the reactor, or a clock in its place.
+        now: the time of day, in seconds since the epoch. Expiry is measured by it.
+        settings: what an operator may set about sessions.
         drain: seconds over which the close frames are spread when the service stops.
-        random: spreads them.
-        revocation: how revoked tokens are noticed; None: they are not, before they expire.
-        limits: how much there may be of everything; None: as much as by default.
+        random: spreads closes and revalidations.
+        revocation: how revoked tokens are noticed; None: not before they expire.
+        limits: the limits on clients; None: the defaults.
+
+    Attributes:
+        context: the state that connections read.
     """
 
     name = "websocket"
@@ -81,14 +84,14 @@ class WebSocketServer(Service):
             ),
             close_deadlines=Deadlines(clock, CLOSE_TIMEOUT, lambda connection: connection.abort()),
         )
-        self._random = random or Random()  # noqa: S311 - no secret, only spread
+        self._random = random or Random()  # noqa: S311 - spreads load, no secret
         self._wheel: TimingWheel[TopicConnection] = TimingWheel()
-        self._heart = LoopingCall.withCount(self._beat)
-        self._heart.clock = clock
+        self._heartbeat = LoopingCall.withCount(self._advance_wheel)
+        self._heartbeat.clock = clock
         self._is_stopping = False
-        self._leaving: deque[tuple[float, TopicConnection]] = deque()
-        self._next_leaves: IDelayedCall | None = None
-        self._all_gone: Deferred[None] | None = None
+        self._scheduled_closes: deque[tuple[float, TopicConnection]] = deque()
+        self._next_close: IDelayedCall | None = None
+        self._all_closed: Deferred[None] | None = None
         self._revalidation: Revalidation[TopicConnection] | None = None
         self.configure(validator, settings, drain, revocation)
 
@@ -99,28 +102,28 @@ class WebSocketServer(Service):
         drain: float,
         revocation: Revocation | None,
     ) -> None:
-        """Go over to these settings, for what begins from now on; live sessions stay.
+        """Apply new settings. Open connections stay open.
 
-        A session that began while revocation was not looked for keeps no token that could
-        be looked at again, before its client shows one.
+        If `revocation` was off when a session started, the session's token was not kept: it
+        can be checked again only after the client has presented another one.
         """
         self.context.validator = validator
         self.context.settings = settings
         self._drain = drain
         self._factory = _websocket_factory(settings)
         self.context.token_deadlines.last(settings.token_timeout)
-        if self._heart.running:
-            self._heart.stop()
-            self._heart.start(settings.ping_interval / SLOTS, now=False)
-        self._look_again(revocation)
+        if self._heartbeat.running:
+            self._heartbeat.stop()
+            self._heartbeat.start(settings.ping_interval / SLOTS, now=False)
+        self._configure_revalidation(revocation)
 
-    def _look_again(self, revocation: Revocation | None) -> None:
+    def _configure_revalidation(self, revocation: Revocation | None) -> None:
         if self._revalidation is not None:
             self._revalidation.stop()
         self.context.revocation = revocation
         self._revalidation = None
-        for protocol in self._wheel:
-            protocol.keep_token(revocation is not None)
+        for connection in self._wheel:
+            connection.set_keeps_token(revocation is not None)
         if revocation is None:
             return
         self._revalidation = Revalidation(
@@ -130,9 +133,9 @@ class WebSocketServer(Service):
             TopicConnection.recheck,
             self._random,
         )
-        for protocol in self._wheel:
-            if protocol.is_member:
-                self._revalidation.add(protocol)
+        for connection in self._wheel:
+            if connection.is_member:
+                self._revalidation.add(connection)
         if self.running:
             self._revalidation.start()
 
@@ -141,7 +144,7 @@ class WebSocketServer(Service):
 
     @property
     def delivered(self) -> tuple[int, int]:
-        """Data messages that were handed to all connections, those gone too; their bytes."""
+        """Data messages delivered to all connections, open or closed, and their size in bytes."""
         hub, session_log = self.context.hub, self.context.session_log
         return (
             hub.offered - session_log.undelivered,
@@ -149,108 +152,110 @@ class WebSocketServer(Service):
         )
 
     def new_connection(self, topic: TopicAddress, quota: ClientQuota) -> TopicConnection | None:
-        """A new connection to `topic`, for the HTTP side to hand a transport to.
+        """Make a connection to `topic`; the HTTP side hands a transport over to it.
 
         Args:
-            topic: what its client wants.
-            quota: what it counts as; `ClientQuota.leave` is from now on the connection's to call.
+            topic: the topic that the client asks for.
+            quota: the limits of this client; from now on the connection calls `quota.leave`.
 
         Returns:
             None: the service is stopping.
         """
         if self._is_stopping:
             return None
-        protocol = self._factory.protocol(topic, self.context, self, quota)
-        protocol.factory = self._factory
-        return protocol  # type: ignore[no-any-return]
+        connection = self._factory.protocol(topic, self.context, self, quota)
+        connection.factory = self._factory
+        return connection  # type: ignore[no-any-return]
 
-    def opened(self, protocol: TopicConnection) -> None:
-        """The opening handshake is done."""
-        self._wheel.add(protocol)
-        self.context.token_deadlines.start(protocol)
+    def opened(self, connection: TopicConnection) -> None:
+        """See `topicsvc.websocket.connection.ConnectionObserver`."""
+        self._wheel.add(connection)
+        self.context.token_deadlines.start(connection)
 
-    def gone(self, protocol: TopicConnection) -> None:
-        """The connection is lost."""
-        self._wheel.discard(protocol)
-        self.context.close_deadlines.cancel(protocol)
-        if self._all_gone is not None and not self._wheel:
-            self._leaving.clear()
-            if self._next_leaves is not None:
-                self._next_leaves.cancel()
-            self._all_gone.callback(None)
-            self._all_gone = None
+    def closed(self, connection: TopicConnection) -> None:
+        """See `topicsvc.websocket.connection.ConnectionObserver`."""
+        self._wheel.discard(connection)
+        self.context.close_deadlines.cancel(connection)
+        if self._all_closed is not None and not self._wheel:
+            self._scheduled_closes.clear()
+            if self._next_close is not None:
+                self._next_close.cancel()
+            self._all_closed.callback(None)
+            self._all_closed = None
 
-    def joined(self, protocol: TopicConnection) -> None:
-        """Its session is live: from now on its token is looked at again."""
+    def joined(self, connection: TopicConnection) -> None:
+        """See `topicsvc.websocket.connection.ConnectionObserver`."""
         if self._revalidation is not None:
-            self._revalidation.add(protocol)
+            self._revalidation.add(connection)
 
-    def left(self, protocol: TopicConnection) -> None:
-        """Its session is over."""
+    def left(self, connection: TopicConnection) -> None:
+        """See `topicsvc.websocket.connection.ConnectionObserver`."""
         if self._revalidation is not None:
-            self._revalidation.discard(protocol)
+            self._revalidation.discard(connection)
 
-    def rechecked(self, protocol: TopicConnection) -> None:
-        """A question about its token, asked or unasked, is answered."""
+    def check_done(self, connection: TopicConnection) -> None:
+        """See `topicsvc.websocket.connection.ConnectionObserver`."""
         if self._revalidation is not None:
-            self._revalidation.done(protocol)
+            self._revalidation.done(connection)
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         if self._revalidation is not None:
             self._revalidation.start()
-        self._heart.start(self.context.settings.ping_interval / SLOTS, now=False)
+        self._heartbeat.start(self.context.settings.ping_interval / SLOTS, now=False)
 
     def stopService(self) -> Deferred[None] | None:
-        """Close every connection, spread over the drain time; fires when all are gone.
+        """Close every connection, spread over the drain time; fires when all are closed.
 
-        That is bounded: nobody new comes in, and a close that is not answered is aborted.
+        The time is bounded: no connection is accepted meanwhile, and a close handshake that
+        takes longer than `CLOSE_TIMEOUT` is aborted.
         """
         self._is_stopping = True
         super().stopService()  # type: ignore[no-untyped-call]
-        if self._heart.running:
-            self._heart.stop()
+        if self._heartbeat.running:
+            self._heartbeat.stop()
         if self._revalidation is not None:
             self._revalidation.stop()
         if not self._wheel:
             return None
-        all_gone: Deferred[None] = Deferred()
-        self._all_gone = all_gone
-        members = list(self._wheel)
-        self._random.shuffle(members)
-        share = self._drain / len(members)
+        all_closed: Deferred[None] = Deferred()
+        self._all_closed = all_closed
+        connections = list(self._wheel)
+        self._random.shuffle(connections)
+        interval = self._drain / len(connections)
         now = self.clock.seconds()
-        # Each within its own share of the time, so that clients that come back at once come
-        # evenly, and at a moment of its own in it.
-        self._leaving = deque(
-            (now + share * (place + self._random.random()), member)
-            for place, member in enumerate(members)
+        # Clients that reconnect at once then arrive evenly: one in each interval, at a random
+        # time within it.
+        self._scheduled_closes = deque(
+            (now + interval * (place + self._random.random()), connection)
+            for place, connection in enumerate(connections)
         )
-        self._send_away()
-        return all_gone
+        self._close_due()
+        return all_closed
 
-    def _send_away(self) -> None:
-        """Close those whose moment has come."""
+    def _close_due(self) -> None:
+        """Close the connections whose scheduled time has come, and schedule the next."""
         now = self.clock.seconds()
-        while self._leaving and self._leaving[0][0] <= now:
-            _, member = self._leaving.popleft()
+        while self._scheduled_closes and self._scheduled_closes[0][0] <= now:
+            _, connection = self._scheduled_closes.popleft()
             try:
-                member.going_away()
+                connection.going_away()
             except Exception:
-                self._log.failure("{peer} could not be told that we stop", peer=member.peer)
-        self._next_leaves = None
-        if self._leaving:
-            self._next_leaves = self.clock.callLater(self._leaving[0][0] - now, self._send_away)
+                self._log.failure("could not close {peer} for the stop", peer=connection.peer)
+        self._next_close = None
+        if self._scheduled_closes:
+            delay = self._scheduled_closes[0][0] - now
+            self._next_close = self.clock.callLater(delay, self._close_due)
 
-    def _beat(self, turns: int) -> None:
-        """Turn the wheel; after a pause at most once around."""
+    def _advance_wheel(self, slots: int) -> None:
+        """Check the connections of the next slots; after a pause, each connection once."""
         now = self.context.now()
-        for _ in range(min(turns, SLOTS)):
-            for member in self._wheel.advance():
+        for _ in range(min(slots, SLOTS)):
+            for connection in self._wheel.advance():
                 try:
-                    member.beat(now)
+                    connection.heartbeat(now)
                 except Exception:
-                    self._log.failure("a beat of {peer} failed", peer=member.peer)
+                    self._log.failure("the heartbeat of {peer} failed", peer=connection.peer)
 
 
 def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
@@ -262,14 +267,14 @@ def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
         requireMaskedClientFrames=True,
         maxMessagePayloadSize=settings.max_message,
         failByDrop=False,
-        openHandshakeTimeout=0,  # HTTP has its own
-        closeHandshakeTimeout=0,  # `WebSocketServer.closing`
+        openHandshakeTimeout=0,  # see `topicsvc.web.site`
+        closeHandshakeTimeout=0,  # see `ConnectionContext.close_deadlines`
         perMessageCompressionAccept=lambda _: None,
-        autoPingInterval=0,  # `WebSocketServer._beat`
-        allowNullOrigin=True,  # origins are the HTTP side's
+        autoPingInterval=0,  # see `WebSocketServer._advance_wheel`
+        allowNullOrigin=True,  # `topicsvc.web.handshake` checks origins
     )
-    # Autobahn copies its options to each connection and formats them for a debug line:
-    # on the class they cost nothing.
+    # Autobahn would copy these options to each connection and format them for a debug line.
+    # As attributes of the class they cost nothing per connection.
     options = {name: getattr(factory, name) for name in WebSocketServerProtocol.CONFIG_ATTRS}
     factory.protocol = type("TopicConnection", (TopicConnection,), options)
     return factory

@@ -1,7 +1,7 @@
-"""Pure: the rule book of one connection.
+"""The state machine of one session.
 
-Inputs are method calls with the time; answers are effects for the connection to carry out
-in their order. The states and every row between them are in docs/protocol.md::
+Each input is a method call with the time. It returns the effects that the connection has to
+carry out, in this order. docs/protocol.md lists every transition::
 
     AWAITING --token--> CHECKING --granted--> JOINING --joined--> ACTIVE --token--> ACTIVE,
        |                   |                     |                   |             checking
@@ -9,9 +9,9 @@ in their order. The states and every row between them are in docs/protocol.md::
                                       v
                                     CLOSED
 
-A session past its expiry is no state of its own: it follows from the time. An active session
-may also be checked unasked, to see whether its token was revoked; its client hears of that
-only if it was.
+Expiry is no state of its own: it follows from the time. An active session's token may also be
+checked again without a request of the client, to notice a revocation; the client hears of it
+only if the token was revoked.
 """
 
 from __future__ import annotations
@@ -53,35 +53,34 @@ INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 
 MAX_WAITING_REQUESTS = 8
-"""Most messages that wait while a token is being checked."""
-
+"""Most messages that wait while a token is checked."""
 
 MAX_WAITING_BYTES = messages.MAX_TOKEN
-"""Bytes of these past which no more should be read: those of the longest token."""
+"""If more bytes than this wait, reading pauses: the length of the longest token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validate:
-    """Ask about `token`; answer with ``granted``, ``refused``, ``undecided`` or ``failed``."""
+    """Validate `token`; then call ``granted``, ``refused``, ``undecided`` or ``failed``."""
 
     token: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recheck:
-    """Ask anew about `token`, which was granted before; answer as to `Validate`."""
+    """Validate again `token`, which was granted before; then call the same as for `Validate`."""
 
     token: str
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Subscribe to the topic; answer with ``joined``, ``undecided`` or ``failed``."""
+    """Subscribe to the topic; then call ``joined``, ``refused``, ``undecided`` or ``failed``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """The session begins: `Success` comes next, for the first time."""
+    """Log that the session starts. The first `Success` follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Leave the topic, drop what is under way, send a close frame."""
+    """Leave the topic, cancel the check in progress, send a close frame."""
 
     code: int
     reason: str
@@ -103,17 +102,17 @@ Effect = Validate | Recheck | Join | Begin | Reply | Close
 
 
 class _Check(Enum):
-    """What an active session is being checked for."""
+    """The check in progress on an active session."""
 
     NONE = auto()
-    ASKED = auto()
-    """Its client has shown another token."""
-    UNASKED = auto()
-    """Its token may have been revoked."""
+    REQUESTED = auto()
+    """The client has presented another token."""
+    RECHECK = auto()
+    """The session's token may have been revoked."""
 
 
 class State(Enum):
-    """Where a session stands."""
+    """The state of a session."""
 
     AWAITING = auto()
     CHECKING = auto()
@@ -126,19 +125,19 @@ class Session:
     """One session. Times are seconds since the epoch.
 
     Args:
-        timestamps: the unit of the replies' ``Timestamp``.
-        keeps_token: whether the token is remembered, so that it can be checked unasked.
+        timestamps: the unit of ``Timestamp`` in replies.
+        keeps_token: whether to keep the token, so that it can be checked again.
 
     Attributes:
-        keeps_token: see above; it may change, for tokens that are shown from then on.
-        deliver_until: data may be written before this time, and from it on no more.
+        keeps_token: see above; a change applies to tokens that are presented later.
+        deliver_until: data may be written before this time, and not from then on.
     """
 
     __slots__ = (
         "_check",
         "_expires_at",
-        "_is_due",
-        "_shown",
+        "_is_recheck_due",
+        "_presented_token",
         "_state",
         "_timestamps",
         "_token",
@@ -154,21 +153,21 @@ class Session:
         self._expires_at = 0.0
         self.deliver_until = 0.0
         self._check = _Check.NONE
-        self._is_due = False
-        self._shown: str | None = None
+        self._is_recheck_due = False
+        self._presented_token: str | None = None
         self._token: str | None = None
         self._waiting: deque[tuple[bytes, bool, float]] | None = None
 
     @property
     def state(self) -> State:
-        """Where the session stands."""
+        """The state of the session."""
         return self._state
 
     def received(self, payload: bytes, is_binary: bool, now: float) -> list[Effect]:
-        """A whole message came from the client."""
+        """The client has sent a whole message."""
         if self._state is State.CLOSED:
             return []
-        if not self._busy:
+        if not self._is_checking:
             return self._request(payload, is_binary, now, now)
         if self._waiting is None:
             self._waiting = deque()
@@ -178,25 +177,25 @@ class Session:
         return []
 
     def granted(self, grant: Grant, now: float) -> list[Effect]:
-        """The token was judged, and this is what it allows."""
+        """The token is valid; `grant` is what it allows."""
         if self._state is State.CLOSED:
             return []
         if not grant.may_receive or grant.is_expired(now):
             return self.refused(now)
-        if self._check is _Check.UNASKED and self._expires_at <= now:
-            # What came since was not delivered, and the client would not know.
+        if self._check is _Check.RECHECK and self._expires_at <= now:
+            # Data since the expiry was not delivered. The client would not notice the gap.
             return self._next(now)
         self._expires_at = grant.expires_at
         if self._state is State.ACTIVE:
             self.deliver_until = grant.expires_at
-        if self._check is _Check.UNASKED:
+        if self._check is _Check.RECHECK:
             return self._next(now)
-        self._token, self._shown = self._shown, None
-        self._is_due = False
+        self._token, self._presented_token = self._presented_token, None
+        self._is_recheck_due = False
         if self._state is State.CHECKING:
             self._state = State.JOINING
             return [Join()]
-        return self._welcome(now)
+        return self._success(now)
 
     def joined(self, now: float) -> list[Effect]:
         """The broker has confirmed the subscription."""
@@ -206,76 +205,74 @@ class Session:
             return self.refused(now)
         self._state = State.ACTIVE
         self.deliver_until = self._expires_at
-        return [Begin(), *self._welcome(now)]
+        return [Begin(), *self._success(now)]
 
     def refused(self, now: float) -> list[Effect]:
-        """The token was judged, and the answer is no."""
+        """The token is refused, or the topic cannot exist."""
         return self._refuse(messages.TOKEN_INACTIVE, now)
 
     def undecided(self, now: float) -> list[Effect]:
-        """The validator or the broker could not be asked."""
-        return self._unserved(TRY_AGAIN_LATER, messages.SERVICE_UNAVAILABLE, now)
+        """The validator or the broker is unavailable."""
+        return self._unavailable(TRY_AGAIN_LATER, messages.SERVICE_UNAVAILABLE, now)
 
     def failed(self, now: float) -> list[Effect]:
-        """A fault of ours kept the request from being decided."""
-        return self._unserved(INTERNAL_ERROR, "Internal error", now)
+        """An internal error ended the check."""
+        return self._unavailable(INTERNAL_ERROR, "Internal error", now)
 
     def recheck(self, now: float) -> list[Effect]:
-        """It is time to see whether the token still holds.
+        """Check the session's token again, to notice a revocation.
 
-        Nothing is asked while a check is under way: its verdict will do. If it has none, it is
-        asked then: whoever keeps showing tokens that cannot be decided is looked at all the same.
+        While another check is in progress, no second one starts: its result will do. If it ends
+        without a result, the recheck follows at once. A client that keeps presenting tokens that
+        cannot be checked therefore cannot avoid the recheck.
         """
         if self._state is not State.ACTIVE or now >= self._expires_at or self._token is None:
             return []
-        if self._busy:
-            self._is_due = self._check is _Check.ASKED
+        if self._is_checking:
+            self._is_recheck_due = self._check is _Check.REQUESTED
             return []
-        self._is_due = False
-        self._check = _Check.UNASKED
+        self._is_recheck_due = False
+        self._check = _Check.RECHECK
         return [Recheck(self._token)]
 
     def check_expiry(self, now: float) -> list[Effect]:
-        """The heart beats: a session that has run out is closed.
-
-        One whose new token is being checked waits for the verdict.
-        """
+        """Close a session that has expired, unless a new token is being checked."""
         if self._state is not State.ACTIVE or now < self._expires_at:
             return []
-        if self._check is _Check.ASKED or self._waiting:
+        if self._check is _Check.REQUESTED or self._waiting:
             return []
         return self._close(POLICY_VIOLATION, messages.SESSION_EXPIRED)
 
     def token_timeout(self) -> list[Effect]:
-        """The time to present a live token is over."""
+        """The client did not present a token in time."""
         if self._state is not State.AWAITING:
             return []
         return self._close(POLICY_VIOLATION, "Token timeout")
 
     def close(self, code: int, reason: str) -> list[Effect]:
-        """Somebody outside the rule book wants it closed."""
+        """Close the session for a reason outside this state machine."""
         return [] if self._state is State.CLOSED else self._close(code, reason)
 
     def lost(self) -> None:
-        """The connection is gone, or the peer is closing it."""
+        """The session ends without effects: the connection is lost, or closing already."""
         self._state = State.CLOSED
         self._waiting = None
         self.deliver_until = 0.0
-        self._token = self._shown = None
+        self._token = self._presented_token = None
 
     @property
     def wants_read_pause(self) -> bool:
-        """Whether so much waits that no more should be read until some of it has had its turn."""
+        """Whether more than `MAX_WAITING_BYTES` wait."""
         if not self._waiting:
             return False
         return sum(len(payload) for payload, _, _ in self._waiting) > MAX_WAITING_BYTES
 
     @property
-    def _busy(self) -> bool:
+    def _is_checking(self) -> bool:
         return self._check is not _Check.NONE or self._state in (State.CHECKING, State.JOINING)
 
     def _request(self, payload: bytes, is_binary: bool, arrived: float, now: float) -> list[Effect]:
-        """Take up one message while no other is being decided; in time is what came in time."""
+        """Handle one message. `arrived` decides whether it came before the expiry."""
         if self._state is State.ACTIVE and arrived >= self._expires_at:
             return self._refuse(messages.SESSION_EXPIRED, now)
         if is_binary:
@@ -285,33 +282,33 @@ class Session:
         except InvalidMessage:
             return self._refuse(messages.INVALID_MESSAGE, now)
         if self.keeps_token:
-            self._shown = token
+            self._presented_token = token
         if self._state is State.ACTIVE:
-            self._check = _Check.ASKED
+            self._check = _Check.REQUESTED
         else:
             self._state = State.CHECKING
         return [Validate(token)]
 
-    def _welcome(self, now: float) -> list[Effect]:
+    def _success(self, now: float) -> list[Effect]:
         expires_in = max(1, floor(self._expires_at - now))
         reply = Reply(messages.success_reply(expires_in, now, self._timestamps))
         return [reply, *self._next(now)]
 
-    def _unserved(self, code: int, reason: str, now: float) -> list[Effect]:
+    def _unavailable(self, code: int, reason: str, now: float) -> list[Effect]:
         if self._state is State.CLOSED:
             return []
-        if self._check is _Check.UNASKED:
+        if self._check is _Check.RECHECK:
             return self._next(now)
         reply = Reply(messages.error_reply(messages.SERVICE_UNAVAILABLE, now, self._timestamps))
-        if self._check is _Check.ASKED:
-            self._shown = None
+        if self._check is _Check.REQUESTED:
+            self._presented_token = None
             self._check = _Check.NONE
-            overdue = self.recheck(now) if self._is_due else []
+            overdue = self.recheck(now) if self._is_recheck_due else []
             return [reply, *(overdue or self._next(now))]
         return [reply, *self._close(code, reason)]
 
     def _next(self, now: float) -> list[Effect]:
-        """One request is decided: take up the next that waits."""
+        """End the check in progress and handle the next message that waits."""
         self._check = _Check.NONE
         if not self._waiting:
             return []

@@ -1,6 +1,7 @@
-"""Application: the book of all sessions: a line when one begins, one when it ends, and the sums.
+"""The session log: one line when a session starts, one when it ends, and counters.
 
-A session begins with Success. Who never gets so far has only the line of the end.
+A session starts with the reply `Success`. A connection that ends before that has only the
+second line.
 """
 
 from __future__ import annotations
@@ -24,49 +25,49 @@ _ENDS = (
 )
 _DETAIL = " ({detail})"
 _ADVICE = "; {advice}"
-"""Left out where there is none."""
+"""Detail and advice are left out if they are empty."""
 
 
-class _Stage(Enum):
+class _State(Enum):
     WAITING = auto()
     ACTIVE = auto()
     CLOSING = auto()
-    GONE = auto()
+    CLOSED = auto()
 
 
 class SessionRecord:
-    """What the book says of one connection.
+    """One connection in the session log.
 
     Attributes:
-        number: names it in the log; never used again in this process.
-        peer: who is at the other end.
+        number: identifies the connection in the log; unique in this process.
+        peer: address of the client.
         topic: path of the topic.
-        opened_at: when, by the journal's clock.
+        opened_at: time of the opening, by the session log's clock.
+        state: counted in `SessionLog.states`.
     """
 
-    __slots__ = ("number", "opened_at", "peer", "stage", "topic")
+    __slots__ = ("number", "opened_at", "peer", "state", "topic")
 
     def __init__(self, number: int, peer: str, topic: str, opened_at: float) -> None:
         self.number = number
         self.peer = peer
         self.topic = topic
         self.opened_at = opened_at
-        self.stage = _Stage.WAITING
+        self.state = _State.WAITING
 
 
 class SessionLog:
-    """Keeps the book.
+    """Logs and counts sessions.
 
     Args:
-        clock: tells the time.
+        clock: measures durations.
 
     Attributes:
-        opened: connections that were opened.
-        began: sessions that have begun.
-        ended: connections that have ended, by the label of the reason.
-        undelivered: data messages that were offered to sessions and not handed over, as they
-            had ended or expired.
-        undelivered_size: their bytes on the WebSocket.
+        opened: connections opened.
+        began: sessions started.
+        ended: connections ended, by the label of the reason.
+        undelivered: data messages that the hub offered to sessions that had ended or expired.
+        undelivered_size: their size in bytes, as WebSocket frames.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -74,7 +75,7 @@ class SessionLog:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._numbers = count(1)
-        self._now: Counter[_Stage] = Counter()
+        self._counts: Counter[_State] = Counter()
         self.opened = 0
         self.began = 0
         self.ended: Counter[str] = Counter()
@@ -83,46 +84,48 @@ class SessionLog:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many connections are where, by the name of the state."""
+        """Number of connections in each state."""
         return {
-            "waiting": self._now[_Stage.WAITING],
-            "active": self._now[_Stage.ACTIVE],
-            "closing": self._now[_Stage.CLOSING],
+            "waiting": self._counts[_State.WAITING],
+            "active": self._counts[_State.ACTIVE],
+            "closing": self._counts[_State.CLOSING],
         }
 
     def open(self, peer: str, topic: str) -> SessionRecord:
-        """A connection has opened; it has not shown a live token."""
+        """Record a connection that has opened and has not presented a valid token."""
         self.opened += 1
-        self._now[_Stage.WAITING] += 1
+        self._counts[_State.WAITING] += 1
         return SessionRecord(next(self._numbers), peer, topic, self._clock.seconds())
 
-    def begin(self, entry: SessionRecord) -> None:
-        """Its session begins."""
+    def begin(self, record: SessionRecord) -> None:
+        """Record and log that its session starts."""
         self.began += 1
-        self._move(entry, _Stage.ACTIVE)
-        self._log.info(_BEGINS, session=entry.number, peer=entry.peer, topic=entry.topic)
+        self._move(record, _State.ACTIVE)
+        self._log.info(_BEGINS, session=record.number, peer=record.peer, topic=record.topic)
 
-    def end(self, entry: SessionRecord, reason: str, detail: str, messages: int, size: int) -> None:
-        """Its session is over, or will never begin; the close handshake may follow.
+    def end(
+        self, record: SessionRecord, reason: str, detail: str, messages: int, size: int
+    ) -> None:
+        """Record and log that its session has ended, or will not start.
 
         Args:
-            entry: which.
+            record: the connection.
             reason: one of `close_reasons.CLOSE_REASONS`.
-            detail: more of it; nothing that a client may keep secret.
-            messages: data messages that were handed to it.
-            size: their bytes on the WebSocket.
+            detail: details of the reason, without anything that a client may keep secret.
+            messages: data messages delivered to it.
+            size: their size in bytes, as WebSocket frames.
         """
-        has_begun = entry.stage is _Stage.ACTIVE
-        self._move(entry, _Stage.CLOSING)
+        has_begun = record.state is _State.ACTIVE
+        self._move(record, _State.CLOSING)
         self.ended[close_reasons.metric_label(reason)] += 1
         advice = close_reasons.advice(reason)
         self._log.info(
             _ENDS + (_DETAIL if detail else "") + (_ADVICE if advice else ""),
-            session=entry.number,
-            peer=entry.peer,
-            topic=entry.topic,
+            session=record.number,
+            peer=record.peer,
+            topic=record.topic,
             has_begun=has_begun,
-            seconds=round(self._clock.seconds() - entry.opened_at, 3),
+            seconds=round(self._clock.seconds() - record.opened_at, 3),
             messages=messages,
             size=size,
             reason=reason,
@@ -130,16 +133,16 @@ class SessionLog:
             advice=advice,
         )
 
-    def close(self, entry: SessionRecord) -> None:
-        """It is gone."""
-        self._move(entry, _Stage.GONE)
+    def close(self, record: SessionRecord) -> None:
+        """Record that its transport is closed."""
+        self._move(record, _State.CLOSED)
 
     def count_undelivered(self, messages: int, size: int) -> None:
-        """A session that has ended or expired was offered data and did not get it."""
+        """Count data messages that were offered to a session that had ended or expired."""
         self.undelivered += messages
         self.undelivered_size += size
 
-    def _move(self, entry: SessionRecord, stage: _Stage) -> None:
-        self._now[entry.stage] -= 1
-        self._now[stage] += 1
-        entry.stage = stage
+    def _move(self, record: SessionRecord, state: _State) -> None:
+        self._counts[record.state] -= 1
+        self._counts[state] += 1
+        record.state = state

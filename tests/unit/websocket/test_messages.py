@@ -82,7 +82,7 @@ class GoldenTests(SynchronousTestCase):
 
     def test_text_that_is_not_json_is_wrapped(self) -> None:
         for text in ("hello", 'quote " and \\', "\0", "\N{GRINNING FACE}", "\ud800", ""):
-            self.assertEqual(json.loads(strict_json.wrapped_text(text)), {"content": text})
+            self.assertEqual(json.loads(strict_json.wrap_text(text)), {"content": text})
 
 
 class TokenTests(SynchronousTestCase):

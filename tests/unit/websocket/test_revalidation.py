@@ -236,7 +236,7 @@ class OffTests(ServiceTestCase):
         [protocol] = self.websocket_server._wheel
         session = protocol._session
         self.assertIs(session.state, State.ACTIVE)
-        self.assertNotIn("canary-token", [session._token, session._shown])
+        self.assertNotIn("canary-token", [session._token, session._presented_token])
         self.advance(600)
         self.assertEqual(self.rechecker.questions, [])
 

@@ -18,7 +18,7 @@ from bench.probe import Probe
 from bench.results import Results
 from bench.servers import Library, Nchan, Server, Topicsvc, running
 from bench.sessions import Target, open_sessions, pin, start_sessions
-from tests.integration.support.certificates import Authority
+from tests.support.certificates import Authority
 
 IN_FLIGHT = (1, 4, 16, 64)
 WARM_UP = 0.3

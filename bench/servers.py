@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from bench import message
 from bench.message import BODY, SENDER, frame_size, payload_size
 from bench.sessions import Target, masked
-from tests.integration.support.certificates import Authority
+from tests.support.certificates import Authority
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 ROOT = Path(__file__).parent.parent

@@ -28,4 +28,4 @@ apt-get install -y -qq --no-install-recommends nginx-light haproxy systemd
 apt-get install -y -qq --no-install-recommends prometheus
 
 # What sets the time of day for one process alone, for test_clock.
-apt-get install -y -qq --no-install-recommends faketime
+apt-get install -y -qq --no-install-recommends faketime curl

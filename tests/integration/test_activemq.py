@@ -29,8 +29,8 @@ from tests.integration.support.broker_cases import (
     RightAfterSuccessCases,
     directory,
 )
-from tests.integration.support.processes import Shared, until
 from tests.support.broker_contract import BrokerContract, Inbox
+from tests.support.processes import Shared, until
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.message_text import ascii_json
 from topicsvc.errors import BrokerUnavailable

@@ -19,12 +19,12 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
-from tests.integration.support.client import Client
-from tests.integration.support.process import Service
 from tests.integration.support.validated_service import HOST, ValidatedServiceTestCase, sleep
 from tests.support import fake_unit
 from tests.support.fake_unit import PASSWORD, USERNAME, Fault, Token, answers, answers_at_once
 from tests.support.harness import Client as MemoryClient
+from tests.support.processes import TwistdProcess
+from tests.support.websocket_client import WebSocketClient
 from topicsvc.logs import as_json
 from topicsvc.validators.http_client import basic
 from topicsvc.validators.wrappers import outage_log
@@ -192,7 +192,11 @@ class ProcessTests(CanaryTestCase):
             failed_tokens_per_minute = 0
         """)
         service = yield deferToThread(
-            Service, "--config", str(file.absolute()), directory=self.directory, twistd=self.twistd
+            TwistdProcess,
+            "--config",
+            str(file.absolute()),
+            directory=self.directory,
+            twistd=self.twistd,
         )
         self.addCleanup(lambda: deferToThread(service.stop))
         listen, admin = service.ports
@@ -237,7 +241,7 @@ class JsonTests(ProcessTests):
 
 def _use(port: int, token: str) -> Iterable[str]:
     """What a client gets to read, over WebSocket and HTTP."""
-    session = Client(port, HOST, f"{WEBSOCKET_PATH}?access_token={token}")
+    session = WebSocketClient(port, HOST, f"{WEBSOCKET_PATH}?access_token={token}")
     session.send(json.dumps({"AccessToken": token}))
     texts = [session.recv()]
     session.close()

@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.support.process import Service
-from tests.integration.support.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame
 from tests.integration.support.requirements import need
+from tests.support.processes import TwistdProcess
+from tests.support.raw_client import CLOSE, PING, PONG, TEXT, RawClient, frame
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -55,7 +55,7 @@ class TimeOfDayTests(SynchronousTestCase):
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         with patch.dict(os.environ, faking):
-            self.service = Service("--config", str(file), directory=self.directory)
+            self.service = TwistdProcess("--config", str(file), directory=self.directory)
         self.addCleanup(self.service.stop)
 
     def set(self, seconds: int) -> None:

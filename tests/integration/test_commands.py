@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.process import TOPICSVC, TWISTD, Process, Service, environment
+from tests.integration.support.requirements import need
+from tests.support.certificates import Authority
+from tests.support.processes import TOPICSVC, TWISTD, Process, TwistdProcess, environment
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
@@ -22,12 +24,13 @@ class CommandTests(SynchronousTestCase):
     def setUp(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
-        self.service = Service("--demo", "--listen", LOOPBACK, directory=directory)
+        self.service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=directory)
         self.addCleanup(self.service.stop)
         text = self.service.demo_text()
         self.token = re.search(r"one hour:\n +(\S+)\n", text)[1]
         self.subscribe_url = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
         self.send_url = re.search(r"topicsvc send (\S+) ", text)[1]
+        self.curl = re.search(r"curl .*\n", text)[0]
 
     def command(self, *arguments: str, given: bytes = b"") -> tuple[int, str, str]:
         done = subprocess.run(
@@ -54,6 +57,26 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(subscriber.wait(), 0)
         received = [json.loads(line) for line in subscriber.output if line.startswith("{")]
         self.assertEqual([each["Body"]["number"] for each in received], list(range(50)))
+
+    def test_the_curl_command_that_the_demo_prints_sends_a_message(self) -> None:
+        need(shutil.which("curl"), "curl (tests/integration/install.sh)")
+        subscriber = Process(
+            [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "1", "--token", self.token]
+        )
+        self.addCleanup(subscriber.stop)
+        subscriber.wait_for("subscribed for")
+        subprocess.run(
+            self.curl.replace("curl", "curl -sS", 1),
+            shell=True,
+            env={**environment(), "TOPICSVC_TOKEN": self.token},
+            check=True,
+            timeout=20,
+        )
+        self.assertEqual(subscriber.wait(), 0)
+        self.assertEqual(
+            json.loads(subscriber.output[-1]),
+            {"From": "http://cell1.localhost/", "Body": {"hoge": "testmessage"}},
+        )
 
     def test_a_body_with_line_breaks_is_one_line(self) -> None:
         subscriber = Process(
@@ -135,7 +158,7 @@ class CommandTests(SynchronousTestCase):
         directory.mkdir()
         key, cert = Authority(directory).issue("localhost")
         endpoint = f"ssl:0:privateKey={key}:certKey={cert}:interface=127.0.0.1"
-        service = Service("--demo", "--listen", endpoint, directory=directory)
+        service = TwistdProcess("--demo", "--listen", endpoint, directory=directory)
         self.addCleanup(service.stop)
         port = service.ports[0]
         for command, url in (("subscribe", "wss"), ("send", "https")):
@@ -183,7 +206,7 @@ class StartTests(SynchronousTestCase):
     def test_a_taken_port_is_told_by_a_daemon_too(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
-        first = Service("--demo", "--listen", LOOPBACK, directory=directory)
+        first = TwistdProcess("--demo", "--listen", LOOPBACK, directory=directory)
         self.addCleanup(first.stop)
         endpoint = f"tcp:{first.ports[0]}:interface=127.0.0.1"
         pid_file = directory / "daemon.pid"
@@ -198,7 +221,7 @@ class StartTests(SynchronousTestCase):
     def test_a_taken_port_is_a_clear_message_and_exit_code_1(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
-        first = Service("--demo", "--listen", LOOPBACK, directory=directory)
+        first = TwistdProcess("--demo", "--listen", LOOPBACK, directory=directory)
         self.addCleanup(first.stop)
         endpoint = f"tcp:{first.ports[0]}:interface=127.0.0.1"
         second = Process([*TWISTD, "-n", "--pidfile=", "topicsvc", "--demo", "--listen", endpoint])

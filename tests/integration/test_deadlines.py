@@ -7,13 +7,13 @@ import threading
 import time
 from pathlib import Path
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.raw_client import RawClient
-from tests.integration.test_end_to_end import (
+from tests.support.certificates import Authority
+from tests.support.raw_client import RawClient
+from tests.support.twistd_case import (
     LOOPBACK,
     SEND_PATH,
     WEBSOCKET_PATH,
-    EndToEndTestCase,
+    TwistdTestCase,
 )
 from topicsvc.web import site
 
@@ -22,7 +22,7 @@ ROOM = 4.0
 """Seconds that a busy machine may be late."""
 
 
-class StrangerTestCase(EndToEndTestCase):
+class StrangerTestCase(TwistdTestCase):
     def setUp(self) -> None:
         super().setUp()
         authority = Authority(self.directory)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.support.process import TOPICSVC, TWISTD, environment
 from tests.integration.support.requirements import need
+from tests.support.processes import TOPICSVC, TWISTD, environment
 
 ROOT = Path(__file__).parent.parent.parent
 CAUGHT = ("apt-get", "adduser", "curl", "nginx", "haproxy", "sleep")

@@ -8,12 +8,12 @@ import resource
 import socket
 import time
 
-from tests.integration.support.raw_client import PONG, TEXT, RawClient, close, frame
-from tests.integration.test_end_to_end import (
+from tests.support.raw_client import PONG, TEXT, RawClient, close, frame
+from tests.support.twistd_case import (
     LOOPBACK,
     SEND_PATH,
     WEBSOCKET_PATH,
-    EndToEndTestCase,
+    TwistdTestCase,
 )
 
 HOST = "cell1.unit1.example"
@@ -24,7 +24,7 @@ RECOVERY = 1.0
 """Seconds in which new connections work once descriptors are back."""
 
 
-class DescriptorTests(EndToEndTestCase):
+class DescriptorTests(TwistdTestCase):
     def setUp(self) -> None:
         super().setUp()
         file = self.configure(
@@ -34,7 +34,7 @@ class DescriptorTests(EndToEndTestCase):
             ping_interval = 1
             [limits]  # more than there are descriptors for
             connections = 100000
-            waiting = 0
+            unauthenticated = 0
             unauthenticated_per_address = 0
             """,
         )

@@ -20,9 +20,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.server import Site
 
 from tests.integration.support.activemq_server import ActiveMQ, need_activemq
-from tests.integration.support.certificates import Authority
-from tests.integration.support.process import TOPICSVC, Service, environment
-from tests.integration.support.processes import free_port
+from tests.support.certificates import Authority
 from tests.support.fake_unit import (
     PASSWORD,
     USERNAME,
@@ -32,6 +30,7 @@ from tests.support.fake_unit import (
     answers,
     never_answers,
 )
+from tests.support.processes import TOPICSVC, TwistdProcess, environment, free_port
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, sign_token, write_key
 
@@ -173,7 +172,7 @@ class LocalTests(DoctorTestCase):
         tls = [f"{door}ssl:{free_port()}:{pair}:interface=127.0.0.1" for door in ("", "haproxy:")]
         self.listen = [*plain, *tls]
         self.admin = f'admin = "{self.port()}"'
-        service = Service("--config", str(self.configuration()), directory=self.directory)
+        service = TwistdProcess("--config", str(self.configuration()), directory=self.directory)
         self.addCleanup(service.stop)
         lines = yield self.doctor()
         for text in plain:

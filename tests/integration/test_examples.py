@@ -22,10 +22,9 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from tests.integration.support.process import TIMEOUT, Process, Service, environment
-from tests.integration.support.processes import until
 from tests.integration.support.requirements import need
-from tests.integration.test_end_to_end import SEND_PATH, TOPIC, WEBSOCKET_PATH
+from tests.support.processes import TIMEOUT, Process, TwistdProcess, environment, until
+from tests.support.twistd_case import SEND_PATH, TOPIC, WEBSOCKET_PATH
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 Test = Generator[Deferred[Any], Any, None]
@@ -167,7 +166,7 @@ class ExampleTestCase(TestCase):
             {more}
             """
         )
-        self.service = Service("--config", str(file), directory=self.directory)
+        self.service = TwistdProcess("--config", str(file), directory=self.directory)
         self.addCleanup(self.service.stop)
         [self.port] = self.service.ports
 

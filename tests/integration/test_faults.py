@@ -20,7 +20,6 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial import util
 from zope.interface import implementer
 
-from tests.integration.support.certificates import Authority
 from tests.integration.support.validated_service import (
     SERVICE_UNAVAILABLE,
     SUCCESS,
@@ -31,6 +30,7 @@ from tests.integration.support.validated_service import (
     sleep,
 )
 from tests.support import fake_unit
+from tests.support.certificates import Authority
 from tests.support.fake_unit import (
     ENTITY_BOMB,
     EXTERNAL_ENTITY,

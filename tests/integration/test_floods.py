@@ -31,13 +31,12 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.integration.support import live_memory
-from tests.integration.support.certificates import Authority
 from tests.integration.support.cpu_steal import Elsewhere
 from tests.integration.support.floods import Orders
-from tests.integration.support.process import Service, environment
-from tests.integration.support.processes import until
 from tests.integration.support.requirements import allow_files, need_files
-from tests.integration.support.topicsvc_process import Subscriber
+from tests.support.certificates import Authority
+from tests.support.processes import TwistdProcess, environment, until
+from tests.support.subscriber import Subscriber
 from topicsvc.process import memory
 from topicsvc.settings import LimitSettings
 from topicsvc.validators.local import make_key, sign_token, write_key
@@ -100,7 +99,7 @@ WHEN = {
     "pings of a session": (5, 5),
     "pings without a token": (5, 5),
 }
-TOKEN_DEADLINE = 4.0
+MAX_DELAY = 4.0
 """Seconds that an end may come late on a machine that is busy with floods."""
 
 EARLY = 0.1
@@ -118,12 +117,12 @@ class Watcher(Subscriber):
         super().__init__()
         self.took = took
 
-    def _frame(self, opcode: int, payload: bytes) -> None:
+    def frame_received(self, opcode: int, payload: bytes) -> None:
         if opcode == 1 and b'"Body":' in payload:
             sent = float(payload.rpartition(b":")[2][:-1])
             self.took.append(time.monotonic() - sent)
         else:
-            super()._frame(opcode, payload)
+            super().frame_received(opcode, payload)
 
 
 @dataclass
@@ -220,7 +219,7 @@ class FloodTests(TestCase):
             """
         )
         need_files(FILES)
-        self.service = Service(
+        self.service = TwistdProcess(
             *("--config", str(file)),
             directory=self.directory,
             watched_by=live_memory.__name__,
@@ -234,7 +233,7 @@ class FloodTests(TestCase):
         for watcher in self.watchers:
             watcher.path, watcher.token = "/cell1/__topic/box1/col.topic.name", self.token
             yield self.connect(watcher)
-            yield watcher.welcomed
+            yield watcher.subscribed
             self.addCleanup(watcher.leave)
         self.sender = yield self.connect(Sender(self.token))
         self.addCleanup(self.sender.transport.abortConnection)
@@ -350,12 +349,12 @@ class FloodTests(TestCase):
             self.assertLess(flood.kept, MOST_GROWTH, flood)
             self.assertLess(flood.told["most at once"], 1200)
             silent = flood.closed["says nothing"]
-            stayed = [seconds for seconds in silent if seconds > TOKEN_DEADLINE]
+            stayed = [seconds for seconds in silent if seconds > MAX_DELAY]
             self.assertLess(len(stayed), len(silent) / 2, "the rest is closed at once")
             self.assertEqual(len(silent), self.orders.silent)
             flood.closed["says nothing"] = stayed
 
-        yield self.serve(waiting=LimitSettings().unauthenticated)
+        yield self.serve(unauthenticated=LimitSettings().unauthenticated)
         yield self.judge(rules)
 
     @inlineCallbacks
@@ -381,7 +380,7 @@ class FloodTests(TestCase):
             self.assertEqual(len(closed[kind]), count)
         for kind, (first, last) in WHEN.items():
             self.assertGreaterEqual(min(closed[kind]), first - EARLY, kind)
-            self.assertLess(max(closed[kind]), last + TOKEN_DEADLINE, kind)
+            self.assertLess(max(closed[kind]), last + MAX_DELAY, kind)
         self.assertEqual(told["fragments are answered with"], [1008, "Too many frames"])
         for kind, asked in (
             ("fragments", orders.fragments),

@@ -10,8 +10,8 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.raw_client import (
+from tests.support.certificates import Authority
+from tests.support.raw_client import (
     BINARY,
     CLOSE,
     PING,
@@ -21,7 +21,7 @@ from tests.integration.support.raw_client import (
     close,
     frame,
 )
-from tests.integration.test_end_to_end import LOOPBACK, WEBSOCKET_PATH, EndToEndTestCase
+from tests.support.twistd_case import LOOPBACK, WEBSOCKET_PATH, TwistdTestCase
 
 HOST = "cell1.unit1.example"
 
@@ -244,7 +244,7 @@ DRIPPED = 300
 """Bytes up to which a row is also written byte by byte."""
 
 
-class FrameTests(EndToEndTestCase):
+class FrameTests(TwistdTestCase):
     context: ssl.SSLContext | None = None
 
     def setUp(self) -> None:

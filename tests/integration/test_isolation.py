@@ -15,7 +15,11 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from tests.integration.support.validated_service import TIMEOUT, ValidatedServiceTestCase, sleep
+from tests.integration.support.validated_service import (
+    REPLY_TIMEOUT,
+    ValidatedServiceTestCase,
+    sleep,
+)
 from tests.integration.test_faults import LoopbackResolver
 from tests.support.fake_unit import FakeUnit, Token
 from tests.support.harness import HANDSHAKE, Client
@@ -435,7 +439,7 @@ class IsolationTests(ValidatedServiceTestCase):
         head = [b"POST %s HTTP/1.1" % target, *lines]
         head += [b"Authorization: Bearer live", b"Content-Length: 1", b"", b"1"]
         client.send_raw(b"\r\n".join(head))
-        end = reactor.seconds() + TIMEOUT
+        end = reactor.seconds() + REPLY_TIMEOUT
         while not client.status and client.transport.lost is None:
             self.assertLess(reactor.seconds(), end, what)
             client.read_answer()

@@ -33,11 +33,10 @@ from tests.integration.support.broker_cases import (
     directory,
     figure,
 )
-from tests.integration.support.certificates import Authority
 from tests.integration.support.kafka_server import Kafka, need_kafka
-from tests.integration.support.processes import Shared, until
-from tests.integration.support.topicsvc_process import Topicsvc, Unit
 from tests.support.broker_contract import BrokerContract, Inbox
+from tests.support.certificates import Authority
+from tests.support.processes import Deployment, Shared, TopicsvcServer, until
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.errors import BrokerUnavailable
@@ -170,12 +169,12 @@ class HostileNamesTests(HostileNamesCases, AdapterTests):
 
     @inlineCallbacks
     def test_a_name_that_kafka_cannot_have_is_no_topic(self) -> Any:
-        service = Topicsvc(Unit(directory(self), self.server.settings))
+        service = TopicsvcServer(Deployment(directory(self), self.server.settings))
         self.addCleanup(service.program.stop)
         yield service.start()
         topic = TopicAddress("cell1", "box1", ("\u65e5\u672c",), "name")
         subscriber = yield service.connect(topic.websocket_path)
-        self.assertFalse((yield subscriber.welcomed))
+        self.assertFalse((yield subscriber.subscribed))
         self.assertEqual(subscriber.replies[0]["Reason"], "Token inactive")
         self.assertEqual(subscriber.close_code, 1008)
         self.assertEqual(service.send(topic.send_path, b"1"), 404)

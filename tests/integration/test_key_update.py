@@ -13,9 +13,8 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.process import environment
-from tests.integration.support.processes import until
 from tests.integration.support.requirements import need
+from tests.support.processes import environment, until
 from tests.support.send_queue_cases import HANDSHAKE_ANSWER, TIMEOUT, Tls
 from topicsvc.delivery.transports import TlsSendQueue, TransportSendQueue, make_send_queue
 

@@ -24,11 +24,10 @@ from twisted.internet.threads import deferToThread
 from twisted.trial import util
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.certificates import Authority
 from tests.integration.support.mixed_clients import Orders
-from tests.integration.support.process import environment
-from tests.integration.support.processes import until
 from tests.integration.support.validated_service import resident
+from tests.support.certificates import Authority
+from tests.support.processes import environment, until
 from topicsvc import config
 from topicsvc.interfaces import Message
 from topicsvc.service import TopicService

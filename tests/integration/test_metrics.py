@@ -21,10 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from twisted.trial.unittest import SynchronousTestCase
 from websockets.exceptions import ConnectionClosed
 
-from tests.integration.support.client import Client
-from tests.integration.support.process import Process, Service
-from tests.integration.support.processes import free_port
 from tests.integration.support.requirements import need
+from tests.support.processes import Process, TwistdProcess, free_port
+from tests.support.websocket_client import WebSocketClient
 from topicsvc.validators.local import make_key, sign_token, write_key
 from topicsvc.websocket.close_reasons import CLOSE_REASONS, metric_label
 
@@ -69,7 +68,7 @@ class MetricsTestCase(SynchronousTestCase):
             """
         )
         twistd = ("--logger", "topicsvc.logs.json_lines")
-        self.service = Service("--config", str(file), directory=self.directory, twistd=twistd)
+        self.service = TwistdProcess("--config", str(file), directory=self.directory, twistd=twistd)
         self.addCleanup(self.service.stop)
         self.port, self.admin = self.service.ports
 
@@ -77,12 +76,12 @@ class MetricsTestCase(SynchronousTestCase):
         rights = may or ("receive", "send")
         return sign_token(self.key, SUBJECT, ["/cell1/*"], rights, int(time.time()) + life)
 
-    def connect(self, topic: str = "name") -> Client:
-        client = Client(self.port, HOST, WEBSOCKET_PATH + topic)
+    def connect(self, topic: str = "name") -> WebSocketClient:
+        client = WebSocketClient(self.port, HOST, WEBSOCKET_PATH + topic)
         self.addCleanup(client.close)
         return client
 
-    def subscribe(self, token: str, topic: str = "name") -> Client:
+    def subscribe(self, token: str, topic: str = "name") -> WebSocketClient:
         client = self.connect(topic)
         client.send(json.dumps({"AccessToken": token}))
         self.assertEqual(json.loads(client.recv())["Result"], "Success")

@@ -17,9 +17,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.web.client import Agent
 
-from tests.integration.support.process import Process
 from tests.integration.support.requirements import need
 from tests.integration.support.validated_service import ValidatedServiceTestCase, sleep
+from tests.support.processes import Process
 from topicsvc import config
 from topicsvc.settings import Config
 

@@ -18,8 +18,8 @@ from threading import Event
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.support.process import Service
-from tests.integration.support.raw_client import TEXT, RawClient, frame
+from tests.support.processes import TwistdProcess
+from tests.support.raw_client import TEXT, RawClient, frame
 from topicsvc.delivery.hub import HIGH_WATER
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, sign_token, write_key
@@ -116,11 +116,11 @@ class PressureTests(SynchronousTestCase):
             drain = 0
             """
         )
-        self.service = Service("--config", str(file), directory=directory)
+        self.service = TwistdProcess("--config", str(file), directory=directory)
         self.addCleanup(self.service.stop)
         self.port = self.service.ports[0]
         self.statuses: Counter[int] = Counter()
-        self.is_expired = Event()
+        self.finished = Event()
 
     def memory(self, name: str) -> int:
         """Bytes that the service has of it, or has had at most."""
@@ -133,7 +133,7 @@ class PressureTests(SynchronousTestCase):
         by_file = {reader.client.socket.fileno(): reader for reader in readers}
         for each in by_file:
             poll.register(each, select.EPOLLIN)
-        while not self.is_expired.is_set():
+        while not self.finished.is_set():
             for each, _ in poll.poll(0.1):
                 by_file[each].read()
                 if not by_file[each].stays:
@@ -179,7 +179,7 @@ class PressureTests(SynchronousTestCase):
                     time.sleep(0.1)
                 read_after = time.monotonic() - began
             finally:
-                self.is_expired.set()
+                self.finished.set()
             reading.result()
         for reader in readers:
             reader.client.close()

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.client import Client
-from tests.integration.support.process import Process, Service
-from tests.integration.support.processes import free_port, listens
 from tests.integration.support.requirements import need
+from tests.support.certificates import Authority
+from tests.support.processes import Process, TwistdProcess, free_port, listens
+from tests.support.websocket_client import WebSocketClient
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -74,7 +73,7 @@ class ProxyTestCase(SynchronousTestCase):
         self.addCleanup(self.unit.stop)
         self.port = free_port()
 
-    def start(self, number: int, endpoint: str, port: int, admin: int) -> Service:
+    def start(self, number: int, endpoint: str, port: int, admin: int) -> TwistdProcess:
         file = self.directory / f"topicsvc{number}.toml"
         file.write_text(
             f"""
@@ -92,7 +91,7 @@ class ProxyTestCase(SynchronousTestCase):
             drain = 0
             """
         )
-        service = Service("--config", str(file), directory=self.directory)
+        service = TwistdProcess("--config", str(file), directory=self.directory)
         self.addCleanup(service.stop)
         return service
 
@@ -118,8 +117,8 @@ class ProxyTestCase(SynchronousTestCase):
         return sign_token(self.key, "https://cell2.unit1.example/#me", [TOPIC],
                           ["receive", "send"], 2**31)  # fmt: skip
 
-    def join(self, host: str, prefix: str) -> Client:
-        client = Client(self.port, host, prefix + WEBSOCKET_PATH, self.context, SOURCE)
+    def join(self, host: str, prefix: str) -> WebSocketClient:
+        client = WebSocketClient(self.port, host, prefix + WEBSOCKET_PATH, self.context, SOURCE)
         self.addCleanup(client.close)
         client.send(json.dumps({"AccessToken": self.token()}))
         self.assertEqual(json.loads(client.recv())["Result"], "Success")
@@ -150,7 +149,7 @@ class ProxyTestCase(SynchronousTestCase):
             status, body = self.request(method, "unit1.example", path)
             self.assertEqual((status, body), (200, f"the unit: unit1.example{path}"))
 
-    def assert_outlives(self, client: Client, seconds: float) -> None:
+    def assert_outlives(self, client: WebSocketClient, seconds: float) -> None:
         """A session on which nothing is sent but pings."""
         client.wait(seconds)
         status, _ = self.request("POST", "cell1.unit1.example", SEND_PATH, b'"later"')

@@ -9,17 +9,17 @@ import socket
 from cryptography import x509
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.process import Service
-from tests.integration.test_end_to_end import LOOPBACK, WEBSOCKET_PATH, EndToEndTestCase
+from tests.support.certificates import Authority
+from tests.support.processes import TwistdProcess
+from tests.support.twistd_case import LOOPBACK, WEBSOCKET_PATH, TwistdTestCase
 from topicsvc.validators.local import make_key, write_key
 
 HOST = "cell1.unit1.example"
 NAMES = ("unit1.example", "*.unit1.example")
 
 
-class ReloadTestCase(EndToEndTestCase):
-    def reload(self, service: Service, pattern: str) -> str:
+class ReloadTestCase(TwistdTestCase):
+    def reload(self, service: TwistdProcess, pattern: str) -> str:
         """Send SIGHUP, wait until the log matches `pattern`; return what it says since."""
         before = len(service.output)
         service.child.send_signal(signal.SIGHUP)

@@ -20,8 +20,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from tests.integration.support.activemq_server import ActiveMQ, need_activemq
-from tests.integration.support.processes import Program, Shared, until
-from tests.integration.support.topicsvc_process import Subscriber, Topicsvc, Unit
+from tests.support.processes import Deployment, Program, Shared, TopicsvcServer, until
+from tests.support.subscriber import Subscriber
 from topicsvc.topics import TopicAddress
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "stop")
@@ -67,10 +67,10 @@ class Leaver(Subscriber):
 
     closed_at = 0.0
 
-    def _frame(self, opcode: int, payload: bytes) -> None:
+    def frame_received(self, opcode: int, payload: bytes) -> None:
         if opcode == 8:
             self.closed_at = reactor.seconds()
-        super()._frame(opcode, payload)
+        super().frame_received(opcode, payload)
 
 
 class StopTestCase(TestCase):
@@ -81,10 +81,10 @@ class StopTestCase(TestCase):
         directory = tempfile.TemporaryDirectory(prefix="topicsvc-stop-")
         self.addCleanup(directory.cleanup)
         self.directory = Path(directory.name)
-        self.unit = Unit(self.directory, self.broker)
+        self.deployment = Deployment(self.directory, self.broker)
 
-    def topicsvc(self, drain: float) -> Topicsvc:
-        service = Topicsvc(self.unit, drain)
+    def topicsvc(self, drain: float) -> TopicsvcServer:
+        service = TopicsvcServer(self.deployment, drain)
         self.addCleanup(service.program.kill)
         return service
 
@@ -231,20 +231,20 @@ class SignalTests(StopTestCase):
         yield until(lambda: not service.program.runs, "the process is gone", 10)
 
 
-class Instance(Topicsvc):
+class Instance(TopicsvcServer):
     """One of several processes on one socket that systemd would have opened."""
 
-    def __init__(self, unit: Unit, drain: float, shared_socket: socket.socket) -> None:
-        super().__init__(unit, drain, "systemd:domain=INET:index=0")
+    def __init__(self, deployment: Deployment, drain: float, shared_socket: socket.socket) -> None:
+        super().__init__(deployment, drain, "systemd:domain=INET:index=0")
         self.port = shared_socket.getsockname()[1]
         # systemd passes descriptor 3, to the process that it names.
         number = shared_socket.fileno()
         command = 'exec 3<&"$0"; exec env LISTEN_FDS=1 LISTEN_FDNAMES=x LISTEN_PID=$$ "$@"'
         self.program = Program(
             ["/bin/bash", "-c", command, str(number), *self.program.command],
-            unit.directory / f"instance-{self.admin}.log",
+            deployment.directory / f"instance-{self.admin}.log",
             {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            unit.directory,
+            deployment.directory,
             pass_fds=[number],
         )
 
@@ -252,7 +252,7 @@ class Instance(Topicsvc):
 class Returner:
     """A client that comes back at once, whenever it is sent away."""
 
-    def __init__(self, port: Topicsvc) -> None:
+    def __init__(self, port: TopicsvcServer) -> None:
         self._port = port
         self.returns: list[float] = []
         self.failures = 0
@@ -309,7 +309,7 @@ class ActiveMQTests(LastMessage, StopTestCase):
     def test_two_processes_on_one_port_under_a_steady_stream(self) -> Any:
         listening = socket.create_server(("127.0.0.1", 0), backlog=1000)
         self.addCleanup(listening.close)
-        instances = [Instance(self.unit, DRAIN, listening) for _ in range(2)]
+        instances = [Instance(self.deployment, DRAIN, listening) for _ in range(2)]
         for instance in instances:
             self.addCleanup(instance.program.kill)
         yield gatherResults([instance.start() for instance in instances])

@@ -11,10 +11,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.process import environment
 from tests.integration.support.requirements import need
-from tests.integration.test_end_to_end import EndToEndTestCase
+from tests.support.certificates import Authority
+from tests.support.processes import environment
+from tests.support.twistd_case import TwistdTestCase
 
 HOST = "unit1.example"
 TIMEOUT = 240
@@ -30,7 +30,7 @@ OF_THE_SCANNER = {"engine_problem", "scanTime"}
 """What is said of the scanner's own OpenSSL, and how long it took."""
 
 
-class ScanTests(EndToEndTestCase):
+class ScanTests(TwistdTestCase):
     def test_nothing_of_medium_severity_or_above(self) -> None:
         need(shutil.which("testssl"), "testssl.sh")
         authority = Authority(self.directory)

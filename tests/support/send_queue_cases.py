@@ -27,8 +27,8 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.trial import util
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.processes import until
+from tests.support.certificates import Authority
+from tests.support.processes import until
 from topicsvc.delivery.slow_consumers import SlowConsumers
 from topicsvc.listening.listener import _free_when_lost
 from topicsvc.listening.proxy_protocol import ProxiedFactory

@@ -15,8 +15,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.protocol import ProcessProtocol
 
-from tests.integration.support.processes import Program, free_port, listens, until
 from tests.integration.support.requirements import need
+from tests.support.processes import Program, free_port, listens, until
 
 HOME = Path("/usr/share/activemq")
 JARS = Path("/usr/share/java")

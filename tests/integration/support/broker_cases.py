@@ -15,8 +15,8 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
-from tests.integration.support.processes import Server, until
-from tests.integration.support.topicsvc_process import Subscriber, Topicsvc, Unit
+from tests.support.processes import Deployment, Server, TopicsvcServer, until
+from tests.support.subscriber import Subscriber
 from topicsvc.delivery import hub
 from topicsvc.errors import PathRefused
 from topicsvc.interfaces import Broker, Message
@@ -96,8 +96,10 @@ class ProcessesCases:
         self.server = self.make_server()
         self.addCleanup(self.server.remove)
         yield self.server.start()
-        self.unit = Unit(directory(self), f'{self.server.settings}\non_loss = "{self.on_loss}"')
-        self.services = [Topicsvc(self.unit), Topicsvc(self.unit)]
+        self.deployment = Deployment(
+            directory(self), f'{self.server.settings}\non_loss = "{self.on_loss}"'
+        )
+        self.services = [TopicsvcServer(self.deployment), TopicsvcServer(self.deployment)]
         for service in self.services:
             self.addCleanup(service.program.stop)
         yield gatherResults([service.start() for service in self.services])
@@ -195,7 +197,7 @@ class KeepOnLossCases(ProcessesCases):
         self.assertEqual(self.send(3), 503)
         for topic in (self.topic, TopicAddress("cell1", "box1", ("many",), "other")):
             subscriber = yield self.services[0].connect(topic.websocket_path)
-            self.assertFalse((yield subscriber.welcomed))
+            self.assertFalse((yield subscriber.subscribed))
             self.assertEqual(subscriber.replies[0]["Reason"], "Service unavailable")
             self.assertEqual(subscriber.close_code, 1013)
 
@@ -254,7 +256,7 @@ class RightAfterSuccessCases:
 
     @inlineCallbacks
     def test_nothing_is_missed(self) -> Any:
-        service = Topicsvc(Unit(directory(self), self.server.settings))
+        service = TopicsvcServer(Deployment(directory(self), self.server.settings))
         self.addCleanup(service.program.stop)
         yield service.start()
         numbers = iter(range(self.tries))
@@ -263,7 +265,7 @@ class RightAfterSuccessCases:
         figure(f"{self.tries} tries", monotonic() - began)
 
     @inlineCallbacks
-    def try_all(self, service: Topicsvc, numbers: Any) -> Any:
+    def try_all(self, service: TopicsvcServer, numbers: Any) -> Any:
         for number in numbers:
             # Each on a topic that nobody has subscribed before.
             topic = TopicAddress("cell1", "box1", ("tries",), str(number))
@@ -347,7 +349,7 @@ class HostileNamesCases:
 
     @inlineCallbacks
     def test_names_that_the_broker_would_read_otherwise_never_reach_it(self) -> Any:
-        service = Topicsvc(Unit(directory(self), self.server.settings))
+        service = TopicsvcServer(Deployment(directory(self), self.server.settings))
         self.addCleanup(service.program.stop)
         yield service.start()
         hostile = ["a>", "*", "a,cell2", "a,topic%3A%2F%2Fb", "a?consumer.retroactive=true", "a.b"]
@@ -359,7 +361,7 @@ class HostileNamesCases:
             # What stands behind a "?" is a query: it is never looked at.
             if name.startswith("a?"):
                 self.assertEqual(subscriber.status, 101)
-                self.assertTrue((yield subscriber.welcomed))
+                self.assertTrue((yield subscriber.subscribed))
                 yield subscriber.leave()
             else:
                 self.assertEqual(subscriber.status, 404, name)

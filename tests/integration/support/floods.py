@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.integration.support.raw_client import CLOSE, PING, TEXT, RawClient, frame, handshake
+from tests.support.raw_client import CLOSE, PING, TEXT, RawClient, frame, handshake
 
 LONGEST = 60.0
 """Seconds after which a connection that still lives is given up."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from twisted.internet.defer import inlineCallbacks
 
-from tests.integration.support.processes import Program, free_port, listens, until
 from tests.integration.support.requirements import need
+from tests.support.processes import Program, free_port, listens, until
 
 JARS = Path(__file__).parent.parent / "kafka" / "jars"
 

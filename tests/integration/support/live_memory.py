@@ -15,7 +15,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.integration.support.process import Process
+    from tests.support.processes import Process
 
 _LINE = r"live memory: (\d+)"
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tests.integration.support.raw_client import CLOSE, PING, PONG, TEXT, RawClient, close, frame
-from tests.integration.support.raw_client import handshake as handshake_bytes
+from tests.support.raw_client import CLOSE, PING, PONG, TEXT, RawClient, close, frame
+from tests.support.raw_client import handshake as handshake_bytes
 
 AT_ONCE = 25
 

@@ -27,7 +27,9 @@ from topicsvc.web.site import TopicSite, TopicTree
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 HOST = "cell1.unit1.example"
-TIMEOUT = 30.0
+REPLY_TIMEOUT = 30.0
+"""Seconds in which a reply must arrive."""
+
 TIMEOUT = 1.0
 """Seconds that one check may take."""
 
@@ -169,7 +171,7 @@ class ValidatedServiceTestCase(TestCase):
     @inlineCallbacks
     def reply(self, client: Client) -> Generator[Deferred[Any], Any, tuple[str, int | None]]:
         """Wait for the next reply; with the code of the close frame behind it."""
-        end = reactor.seconds() + TIMEOUT
+        end = reactor.seconds() + REPLY_TIMEOUT
         while not (frames := client.frames()):
             self.assertLess(reactor.seconds(), end, "no reply")
             yield sleep(0.002)

@@ -9,7 +9,6 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
-from tests.integration.support.raw_client import TEXT, close, frame
 from tests.support.harness import (
     HANDSHAKE,
     HOST,
@@ -20,6 +19,7 @@ from tests.support.harness import (
     MemoryTransport,
     ServiceTestCase,
 )
+from tests.support.raw_client import TEXT, close, frame
 from topicsvc.admission.addresses import parse_network
 from topicsvc.admission.limits import MAX_POLITE_REFUSALS, TOKEN_DEADLINE
 from topicsvc.listening.proxy_protocol import ProxiedFactory

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from twisted.trial import util  # a name "suppress" here would be read by trial
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tests.integration.support.certificates import Authority
+from tests.support.certificates import Authority
 from topicsvc import config
 from topicsvc.cli.doctor import probe
 from topicsvc.cli.doctor.endpoints import EndpointChecks

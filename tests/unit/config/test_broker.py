@@ -6,7 +6,7 @@ from pathlib import Path
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.support.certificates import Authority
+from tests.support.certificates import Authority
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.options import connection_options

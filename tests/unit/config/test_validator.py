@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.certificates import Authority
+from tests.support.certificates import Authority
 from topicsvc import config
 from topicsvc.errors import ConfigError
 from topicsvc.service import TopicService

@@ -25,9 +25,9 @@ from twisted.python.systemd import ListenFDs
 from twisted.trial import util
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.processes import until
-from tests.integration.support.topicsvc_process import Subscriber
+from tests.support.certificates import Authority
+from tests.support.processes import until
+from tests.support.subscriber import Subscriber
 from topicsvc import config
 from topicsvc.delivery.tls_records import DirectRecords
 from topicsvc.delivery.transports import SocketSendQueue, TlsSendQueue
@@ -117,7 +117,7 @@ class WiringTests(TestCase):
         subscriber.token = sign_token(self.key, "x", [TOPIC.path], RIGHTS, life)
         known = set(self.service.websocket_server._wheel)
         yield connectProtocol(self.client(), subscriber)
-        is_welcome = yield subscriber.welcomed
+        is_welcome = yield subscriber.subscribed
         self.assertTrue(is_welcome, subscriber.replies)
         [session] = set(self.service.websocket_server._wheel) - known
         self.addCleanup(subscriber.leave)

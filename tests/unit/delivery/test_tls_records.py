@@ -10,7 +10,7 @@ from OpenSSL import SSL
 from OpenSSL._util import lib
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.support.certificates import Authority
+from tests.support.certificates import Authority
 from topicsvc.delivery import tls_records
 from topicsvc.delivery.tls_records import DirectRecords, Records, make_records
 

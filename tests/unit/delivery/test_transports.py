@@ -14,8 +14,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.processes import until
 from tests.support.harness import ServiceTestCase
+from tests.support.processes import until
 from tests.support.send_queue_cases import HANDSHAKE_ANSWER, LIMIT, TIMEOUT, Proxied, Tls, WayOut
 from topicsvc.delivery import transports
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT

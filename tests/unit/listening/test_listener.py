@@ -11,7 +11,7 @@ from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.trial.util import suppress
 
-from tests.integration.support.certificates import Authority
+from tests.support.certificates import Authority
 from topicsvc.listening.certificates import EndpointPreview
 from topicsvc.listening.listener import Listener, endpoint_problem
 

@@ -10,8 +10,7 @@ from twisted.internet.ssl import PrivateCertificate
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial import util
 
-from tests.integration.support.certificates import Authority
-from tests.integration.support.raw_client import TEXT, frame
+from tests.support.certificates import Authority
 from tests.support.harness import (
     HANDSHAKE,
     HOST,
@@ -20,6 +19,7 @@ from tests.support.harness import (
     MemoryTransport,
     ServiceTestCase,
 )
+from tests.support.raw_client import TEXT, frame
 from topicsvc.admission.limits import MAX_POLITE_REFUSALS
 from topicsvc.settings import LimitSettings
 from topicsvc.web import site

@@ -14,8 +14,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.processes import until
 from tests.support.broker_contract import Inbox
+from tests.support.processes import until
 from topicsvc.brokers.kafka import record_queue
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.consumer import Consumer

@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 TIMEOUT = 10.0
 
 
-class Client:
+class WebSocketClient:
     """A connection of the ``websockets`` library to a loopback port, under any host name.
 
     It runs in a loop of its own, one call at a time: that library's client in threads

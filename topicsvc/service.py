@@ -191,7 +191,7 @@ class TopicService(Service):
         super().startService()  # type: ignore[no-untyped-call]
         if self.reread is not None:
             # Before anybody can know that we are there: until then SIGHUP kills.
-            self._signals.take(signal.SIGHUP, self.reload)
+            self._signals.handle(signal.SIGHUP, self.reload)
         self._lag.startService()
         self._memory_trimmer.startService()
         self.broker.startService()
@@ -295,7 +295,7 @@ class TopicService(Service):
             stopping.cancel()
 
         for number in _STOP_SIGNALS:
-            self._signals.take_once(number, hurry)
+            self._signals.handle_once(number, hurry)
 
         def too_late(_: object, seconds: float) -> None:
             self._log.error("stopping has taken {seconds} s: the rest is cut", seconds=seconds)

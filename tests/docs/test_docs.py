@@ -233,7 +233,7 @@ class SecurityTests(SynchronousTestCase):
             f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
             f"token is checked | {MAX_WAITING_REQUESTS} |",
             f"token is checked | {MAX_WAITING_BYTES >> 10} KiB,",
-            f"When {memory.MANY} connections have gone",
+            f"When {memory.MIN_CLOSED} connections have gone",
             f"within {memory.INTERVAL:.0f} s (malloc_trim(3)",
             f"sends under way | {send.MAX_IN_FLIGHT} |",
             f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "

@@ -1,1 +1,1 @@
-"""The operating system's side of a daemon: signals, systemd, memory, reactor lag."""
+"""The daemon and its operating system: signals, systemd, memory, reactor lag, process setup."""

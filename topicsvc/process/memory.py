@@ -1,68 +1,68 @@
-"""Application: when many connections have gone, the memory that they had can go too."""
+"""Returns freed memory to the operating system after many connections have closed."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 
-from twisted.application.service import Service
+from twisted.application.internet import TimerService
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-__all__ = ["INTERVAL", "MANY", "MemoryTrimmer", "malloc_trim"]
+__all__ = ["INTERVAL", "MIN_CLOSED", "MemoryTrimmer", "malloc_trim"]
 
 INTERVAL = 5.0
-"""Seconds between two looks, so between two times that it can happen."""
+"""Seconds between two checks, and so the least time between two trims."""
 
-MANY = 250
-"""WebSocketServer: 2 MB or so, and with TLS 10, are worth the time that it takes."""
+MIN_CLOSED = 250
+"""Connections that must have closed before a trim: they free about 2 MB, or 10 MB with TLS."""
 
 
-class MemoryTrimmer(Service):
-    """Looks now and then how many there are, and calls `gone` when it has become many less.
+class MemoryTrimmer(TimerService):
+    """Calls `trim` when the number of connections has fallen by `MIN_CLOSED` or more.
+
+    The fall is measured from the highest number seen since the last trim.
 
     Args:
-        clock: keeps the time.
-        count: how many there are.
-        gone: what is to be done.
+        clock: schedules the checks.
+        count: returns the number of connections.
+        trim: returns memory to the operating system.
     """
 
-    name = "ebb"
+    name = "memory trimmer"
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, count: Callable[[], int], gone: Callable[[], None]
+        self, clock: IReactorTime, count: Callable[[], int], trim: Callable[[], None]
     ) -> None:
-        self._loop = LoopingCall(self._look)
-        self._loop.clock = clock
+        super().__init__(INTERVAL, self._check)  # type: ignore[no-untyped-call]
+        self.clock = clock
         self._count = count
-        self._gone = gone
-        self._most = 0  # since it was called, or ever
+        self._trim = trim
+        self._highest = 0
 
-    def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
-        self._loop.start(INTERVAL)
+    def stopService(self) -> Deferred[None] | None:
+        """Stop the checks; does nothing if they were never started."""
+        if not self.running:
+            return None
+        stopped: Deferred[None] = super().stopService()  # type: ignore[no-untyped-call]
+        return stopped
 
-    def stopService(self) -> None:
-        super().stopService()  # type: ignore[no-untyped-call]
-        if self._loop.running:
-            self._loop.stop()
-
-    def _look(self) -> None:
+    def _check(self) -> None:
         count = self._count()
-        if count > self._most - MANY:
-            self._most = max(self._most, count)
+        if count > self._highest - MIN_CLOSED:
+            self._highest = max(self._highest, count)
             return
-        self._most = count
+        self._highest = count
         try:
-            self._gone()
-        except Exception:  # else that would have been the last look
-            self._log.failure("what many connections have left could not be seen to")
+            self._trim()
+        except Exception:  # TimerService stops at the first exception
+            self._log.failure("freed memory could not be returned to the operating system")
 
 
 def _find_malloc_trim() -> Callable[[int], int] | None:
-    """See malloc_trim(3); None: this C library has none, as musl or macOS."""
+    """Find malloc_trim(3); None: the C library has no such function (musl, macOS)."""
     try:
         found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError):
@@ -74,9 +74,9 @@ _MALLOC_TRIM = _find_malloc_trim()
 
 
 def malloc_trim() -> None:
-    """Give back to the system whatever pages are free; where that cannot be done, nothing happens.
+    """Return free pages of the heap to the operating system, if the C library can.
 
-    Takes some 25 ms for 50 MB.
+    Takes about 25 ms for 50 MB.
     """
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)

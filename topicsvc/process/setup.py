@@ -1,4 +1,4 @@
-"""Composition: what is set once for the whole process, and how it ends when it cannot start."""
+"""Settings of the whole process, made once, and how the process ends if it cannot start."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any, NoReturn
 __all__ = ["fail_to_start", "max_open_files", "tune_gc", "use_monotonic_clock"]
 
 GC_THRESHOLDS = (50_000, 20, 50)
-"""Net allocations before a pass over the youngest objects, and passes before one over older."""
+"""Net allocations that start a collection of the youngest generation, and how many collections of
+one generation start one of the next; see `gc.set_threshold`."""
 
 
 def use_monotonic_clock(reactor: Any) -> None:
-    """Let `reactor` count seconds that nobody sets: its timers keep to them.
+    """Make the reactor's clock monotonic, so that setting the system time does not affect timers.
 
-    By itself it goes by the time of day. Were that set back by an hour, nobody would be
-    pinged, no deadline kept and no token looked at again for an hour; set forward, all would
-    be due at once. What it tells goes on from where it was, so that what it keeps already
-    stays right. Expiry is measured by the time of day all the same: see `TopicService`.
+    By default Twisted's reactor uses the time of day. If that were set back by an hour, no ping,
+    deadline or token recheck would happen for an hour; if it were set forward, all would be due
+    at once. The new clock continues from the old value, so timers that exist already stay right.
+
+    Token expiry is still measured by the time of day: see `TopicService`.
     """
-    ahead = reactor.seconds() - time.monotonic()
-    reactor.seconds = lambda: ahead + time.monotonic()
+    offset = reactor.seconds() - time.monotonic()
+    reactor.seconds = lambda: offset + time.monotonic()
 
 
 def tune_gc() -> None:
-    """Keep its full passes rare: with thousands of sessions one stops the world for 100 ms.
+    """Make full garbage collections rare: with thousands of sessions one takes 100 ms.
 
-    What is loaded by now stays for good and is not looked at again. Sessions live long, and
-    little of what they leave is circular.
+    Objects that exist now are excluded from later collections: modules and classes stay until the
+    process ends. Sessions are long-lived, and closing one leaves few reference cycles.
     """
     gc.collect()
     gc.freeze()
@@ -37,21 +39,21 @@ def tune_gc() -> None:
 
 
 def max_open_files() -> int | None:
-    """How many files this process may have open; None: any number."""
+    """The process's limit of open files (RLIMIT_NOFILE); None: no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 class CannotStart(SystemExit, Exception):
-    """Ends the process with exit code 1 and its text on standard error.
+    """Ends the process with exit code 1 and prints its text on standard error.
 
-    It is an ordinary exception as well, because only such does a twistd that has become a
-    daemon tell the process that waits for it.
+    It derives from Exception too: a daemonized twistd reports only such errors to the process
+    that started it.
     """
 
-    __module__ = "builtins"  # of what a daemon tells, the first 100 bytes arrive
+    __module__ = "builtins"  # A daemon reports 100 bytes at most, the class's full name included.
 
 
 def fail_to_start(problems: Any) -> NoReturn:
-    """End the process: each problem on one line of standard error."""
+    """End the process; print each problem on one line of standard error."""
     raise CannotStart("\n".join(f"topicsvc: {problem}" for problem in problems))

@@ -1,4 +1,4 @@
-"""Adapter: signals of the process, taken up by the reactor in its own time."""
+"""Installs signal handlers that run in the reactor, and restores the previous ones."""
 
 from __future__ import annotations
 
@@ -10,66 +10,67 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """Handlers that can be taken away again.
+    """Installs signal handlers; `restore` puts the previous ones back.
 
     Args:
-        reactor: calls what a signal asks for.
+        reactor: calls the actions of the handlers.
 
     Attributes:
-        counted: signals that have come and are only counted.
+        counted: how many signals have arrived whose numbers were given to `count`.
     """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
         self._counting: set[int] = set()
         self.counted = 0
 
     def count(self, number: int) -> None:
-        """From now on signal `number` is counted: the first does what it did, the next nothing.
+        """Count signal `number`, and pass only the first counted signal to its previous handler.
 
-        One after that kills, whichever of those that are counted it is, for a loop that does not
-        turn any more. What nobody in this process has taken up is left as it is.
+        The second signal sets the default handlers of all counted signals, so that a third one
+        kills the process, even if the reactor is blocked. A signal without a handler in this
+        process is left as it is.
         """
-        before: Any = signal.getsignal(number)
-        if not callable(before):
+        previous: Any = signal.getsignal(number)
+        if not callable(previous):
             return
 
-        def handle(*arguments: object) -> None:
+        def on_signal(*arguments: object) -> None:
             self.counted += 1
             if self.counted == 1:
-                before(*arguments)
+                previous(*arguments)
             else:
                 for each in self._counting:
                     signal.signal(each, signal.SIG_DFL)
 
         self._counting.add(number)
-        self._put(number, handle)
+        self._install(number, on_signal)
 
-    def take(self, number: int, action: Callable[[], None]) -> None:
-        """From now on signal `number` makes the reactor call `action`."""
+    def handle(self, number: int, action: Callable[[], None]) -> None:
+        """Let the reactor call `action` for each signal `number`."""
 
-        def handle(*_: object) -> None:
-            # The one call that may come from a signal handler: it also wakes the loop.
+        def on_signal(*_: object) -> None:
+            # The only reactor method that is safe in a signal handler; it wakes the reactor.
             self._reactor.callFromThread(action)
 
-        self._put(number, handle)
+        self._install(number, on_signal)
 
-    def take_once(self, number: int, action: Callable[[], None]) -> None:
-        """As `take`, but a second signal kills, for a loop that does not turn any more."""
+    def handle_once(self, number: int, action: Callable[[], None]) -> None:
+        """As `handle`, but a second signal kills the process, even if the reactor is blocked."""
 
-        def handle(*_: object) -> None:
+        def on_signal(*_: object) -> None:
             signal.signal(number, signal.SIG_DFL)
             self._reactor.callFromThread(action)
 
-        self._put(number, handle)
+        self._install(number, on_signal)
 
     def restore(self) -> None:
-        """Put back what was there before."""
-        while self._before:
-            number, handler = self._before.popitem()
+        """Put the previous handlers back."""
+        while self._previous:
+            number, handler = self._previous.popitem()
             signal.signal(number, handler)
 
-    def _put(self, number: int, handler: Callable[..., None]) -> None:
-        before = signal.signal(number, handler)
-        self._before.setdefault(number, before)
+    def _install(self, number: int, handler: Callable[..., None]) -> None:
+        previous = signal.signal(number, handler)
+        self._previous.setdefault(number, previous)

@@ -1,7 +1,7 @@
-"""Adapter: what systemd is told: ready, reloading, stopping, and that the loop turns.
+"""Notifies systemd that the service is ready, reloading or stopping, and feeds its watchdog.
 
-One datagram to the socket that ``$NOTIFY_SOCKET`` names (sd_notify(3)). Without it nobody
-wants to know, and nothing is sent.
+Each notification is one datagram to the socket that ``$NOTIFY_SOCKET`` names (sd_notify(3)).
+If the variable is not set, nothing is sent.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from twisted.logger import Logger
 
 __all__ = ["SystemdNotifier"]
 
-_MILLION = 1_000_000
+_MICROSECONDS = 1_000_000
 
 
 class SystemdNotifier:
-    """Tells the service manager where we stand.
+    """Sends the state of the service to systemd.
 
     Args:
-        environment: where its wishes are: ``NOTIFY_SOCKET``, ``WATCHDOG_USEC``, ``WATCHDOG_PID``.
-        clock: turns the watchdog's wheel.
-        monotonic: the seconds of ``CLOCK_MONOTONIC``, which systemd compares with.
+        environment: gives ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
+        clock: schedules the watchdog's messages.
+        monotonic: returns the seconds of ``CLOCK_MONOTONIC``, which systemd compares with.
     """
 
     _log = Logger()
@@ -39,36 +39,36 @@ class SystemdNotifier:
     ) -> None:
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self._monotonic = monotonic
-        self._complained = False
-        self._alive: LoopingCall | None = None
-        patience = _patience(environment)
-        if self._address and patience:
-            self._alive = LoopingCall(self._tell, "WATCHDOG=1")
-            self._alive.clock = clock
-            # Half of it, as sd_watchdog_enabled(3) advises.
-            self._every = patience / 2
+        self._has_warned = False
+        self._watchdog: LoopingCall | None = None
+        timeout = _watchdog_timeout(environment)
+        if self._address and timeout:
+            self._watchdog = LoopingCall(self._notify, "WATCHDOG=1")
+            self._watchdog.clock = clock
+            # sd_watchdog_enabled(3) recommends half of the timeout.
+            self._interval = timeout / 2
 
     def ready(self) -> None:
-        """Started, or reloaded."""
-        self._tell("READY=1")
-        if self._alive is not None and not self._alive.running:
-            self._alive.start(self._every)
+        """The service has started or reloaded."""
+        self._notify("READY=1")
+        if self._watchdog is not None and not self._watchdog.running:
+            self._watchdog.start(self._interval)
 
     def reloading(self) -> None:
-        """The settings are being read again; `ready` ends that."""
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={int(self._monotonic() * _MILLION)}")
+        """The settings are being read again; `ready` reports the end of that."""
+        self._notify("RELOADING=1", f"MONOTONIC_USEC={int(self._monotonic() * _MICROSECONDS)}")
 
     def stopping(self, seconds: float) -> None:
-        """Stopping has begun, and will not take longer than so many seconds."""
-        self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={ceil(seconds) * _MILLION}")
+        """The service has begun to stop, and needs at most this many seconds."""
+        self._notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={ceil(seconds) * _MICROSECONDS}")
 
     def stopped(self) -> None:
-        """The end: the loop need not turn any more."""
-        if self._alive is not None and self._alive.running:
-            self._alive.stop()
+        """The service has stopped: the watchdog gets no more messages."""
+        if self._watchdog is not None and self._watchdog.running:
+            self._watchdog.stop()
 
-    def _tell(self, *assignments: str) -> None:
-        """Send one datagram; that it cannot be sent is told once and harms nobody."""
+    def _notify(self, *assignments: str) -> None:
+        """Send one datagram. The first failure is logged, later ones are ignored."""
         if not self._address:
             return
         try:
@@ -76,23 +76,24 @@ class SystemdNotifier:
                 sender.setblocking(False)
                 sender.sendto("\n".join(assignments).encode("ascii"), self._address)
         except OSError as error:
-            if not self._complained:
-                self._complained = True
+            if not self._has_warned:
+                self._has_warned = True
                 self._log.warn(
-                    "$NOTIFY_SOCKET cannot be told: {reason}", reason=error.strerror or str(error)
+                    "cannot notify systemd through $NOTIFY_SOCKET: {reason}",
+                    reason=error.strerror or str(error),
                 )
 
 
 def _address(name: str) -> str:
-    """The address of a socket: a path, or an abstract name behind an at sign."""
+    """The socket's address: a path, or an abstract name (with an at sign in the variable)."""
     if name.startswith("@"):
         return "\0" + name[1:]
     return name if name.startswith("/") else ""
 
 
-def _patience(environment: Mapping[str, str]) -> float:
-    """Seconds of silence after which the watchdog bites; 0: there is none for this process."""
+def _watchdog_timeout(environment: Mapping[str, str]) -> float:
+    """The watchdog timeout, in seconds; 0: this process has no watchdog."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0
     text = environment.get("WATCHDOG_USEC", "")
-    return int(text) / _MILLION if text.isdecimal() else 0
+    return int(text) / _MICROSECONDS if text.isdecimal() else 0

@@ -1,4 +1,4 @@
-"""How late the loop is."""
+"""How late the reactor calls its timers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class ReactorLagTests(SynchronousTestCase):
         self.lag = ReactorLag(self.clock)
         self.lag.startService()
 
-    def test_a_loop_in_time_has_none(self) -> None:
+    def test_calls_in_time_have_no_lag(self) -> None:
         for _ in range(10):
             self.clock.advance(INTERVAL)
         self.assertEqual(self.lag.seconds.cumulative()[0][1], 10)
         self.assertEqual(self.lag.seconds.sum, 0)
 
-    def test_a_loop_that_was_busy_is_late_by_as_much(self) -> None:
+    def test_a_late_call_is_measured_and_does_not_affect_the_next(self) -> None:
         self.clock.advance(INTERVAL + 0.2)
         self.assertAlmostEqual(self.lag.seconds.sum, 0.2)
         self.clock.advance(INTERVAL)

@@ -1,4 +1,4 @@
-"""Signals reach the reactor, and handlers go as they came."""
+"""Signals reach the reactor, and the previous handlers are restored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from topicsvc.process.signals import Signals
 
 
 class FakeReactor:
-    """Keeps what it is to call."""
+    """Records what it is asked to call."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
@@ -29,19 +29,19 @@ class SignalsTests(SynchronousTestCase):
 
     def action(self) -> None: ...
 
-    def test_a_signal_is_left_to_the_loop(self) -> None:
-        self.signals.take(signal.SIGHUP, self.action)
+    def test_the_reactor_calls_the_action(self) -> None:
+        self.signals.handle(signal.SIGHUP, self.action)
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
         self.assertEqual(self.reactor.calls, [self.action, self.action])
 
-    def test_of_a_signal_that_is_taken_once_the_next_kills(self) -> None:
-        self.signals.take_once(signal.SIGUSR2, self.action)
+    def test_after_handle_once_a_second_signal_kills(self) -> None:
+        self.signals.handle_once(signal.SIGUSR2, self.action)
         os.kill(os.getpid(), signal.SIGUSR2)
         self.assertEqual(self.reactor.calls, [self.action])
         self.assertEqual(signal.getsignal(signal.SIGUSR2), signal.SIG_DFL)
 
-    def test_one_that_is_counted_does_what_it_did_once_and_a_third_kills(self) -> None:
+    def test_only_the_first_counted_signal_is_passed_on_and_a_third_kills(self) -> None:
         seen: list[object] = []
         before = signal.signal(signal.SIGUSR2, lambda *arguments: seen.append(arguments[0]))
         self.addCleanup(signal.signal, signal.SIGUSR2, before)
@@ -54,7 +54,7 @@ class SignalsTests(SynchronousTestCase):
         os.kill(os.getpid(), signal.SIGUSR2)
         self.assertEqual((self.signals.counted, len(seen)), (2, 2))
 
-    def test_a_third_kills_whichever_it_is(self) -> None:
+    def test_a_third_signal_of_any_counted_number_kills(self) -> None:
         numbers = (signal.SIGUSR1, signal.SIGUSR2)
         for number in numbers:
             before = signal.signal(number, lambda *_: None)
@@ -67,16 +67,16 @@ class SignalsTests(SynchronousTestCase):
         for number in numbers:
             self.assertEqual(signal.getsignal(number), signal.SIG_DFL)
 
-    def test_one_that_nobody_has_taken_up_is_not_counted(self) -> None:
+    def test_a_signal_without_a_handler_is_not_counted(self) -> None:
         before = signal.getsignal(signal.SIGUSR2)
         self.assertEqual(before, signal.SIG_DFL)
         self.signals.count(signal.SIGUSR2)
         self.assertEqual(signal.getsignal(signal.SIGUSR2), before)
 
-    def test_what_was_there_before_is_put_back(self) -> None:
+    def test_restore_puts_the_first_handler_back(self) -> None:
         before = signal.getsignal(signal.SIGHUP)
-        self.signals.take(signal.SIGHUP, self.action)
-        self.signals.take(signal.SIGHUP, self.action)
+        self.signals.handle(signal.SIGHUP, self.action)
+        self.signals.handle(signal.SIGHUP, self.action)
         self.assertNotEqual(signal.getsignal(signal.SIGHUP), before)
         self.signals.restore()
         self.assertEqual(signal.getsignal(signal.SIGHUP), before)

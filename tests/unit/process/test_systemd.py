@@ -1,4 +1,4 @@
-"""What systemd is told, seen from the socket that it listens on."""
+"""The notifications that systemd receives on its socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from topicsvc.process.systemd import SystemdNotifier
 
 
-class NotifierTests(SynchronousTestCase):
+class SystemdNotifierTests(SynchronousTestCase):
     def setUp(self) -> None:
         # A path in trial's directory would be too long for a socket.
         directory = tempfile.TemporaryDirectory()
@@ -34,22 +34,23 @@ class NotifierTests(SynchronousTestCase):
         self.addCleanup(notifier.stopped)
         return notifier
 
-    def told(self) -> list[str]:
-        told = []
+    def received(self) -> list[str]:
+        """The datagrams since the last call."""
+        datagrams = []
         while True:
             try:
-                told.append(self.systemd.recv(1000).decode())
+                datagrams.append(self.systemd.recv(1000).decode())
             except BlockingIOError:
-                return told
+                return datagrams
 
-    def test_a_life(self) -> None:
+    def test_start_reload_and_stop(self) -> None:
         notifier = self.notifier()
         notifier.ready()
         notifier.reloading()
         notifier.ready()
         notifier.stopping(17.2)
         self.assertEqual(
-            self.told(),
+            self.received(),
             [
                 "READY=1",
                 "RELOADING=1\nMONOTONIC_USEC=12500000",
@@ -63,38 +64,40 @@ class NotifierTests(SynchronousTestCase):
         name = f"topicsvc-test-{os.getpid()}"
         self.systemd = self.listen("\0" + name)
         self.notifier(NOTIFY_SOCKET="@" + name).ready()
-        self.assertEqual(self.told(), ["READY=1"])
+        self.assertEqual(self.received(), ["READY=1"])
 
-    def test_the_watchdog_is_fed_by_the_loop_twice_in_its_time(self) -> None:
+    def test_the_watchdog_is_fed_by_the_reactor_twice_in_its_timeout(self) -> None:
         notifier = self.notifier(WATCHDOG_USEC="30000000", WATCHDOG_PID=str(os.getpid()))
-        self.assertEqual(self.told(), [], "not before it is ready")
+        self.assertEqual(self.received(), [], "not before it is ready")
         notifier.ready()
-        self.assertEqual(self.told(), ["READY=1", "WATCHDOG=1"])
+        self.assertEqual(self.received(), ["READY=1", "WATCHDOG=1"])
         self.clock.advance(14)
-        self.assertEqual(self.told(), [])
+        self.assertEqual(self.received(), [])
         self.clock.advance(1)
-        self.assertEqual(self.told(), ["WATCHDOG=1"])
+        self.assertEqual(self.received(), ["WATCHDOG=1"])
         notifier.ready()
-        self.assertEqual(self.told(), ["READY=1"], "reloading does not feed it")
+        self.assertEqual(self.received(), ["READY=1"], "reloading does not feed it")
         notifier.stopping(1)
         self.clock.advance(15)
-        self.assertIn("WATCHDOG=1", self.told(), "the loop turns to the end")
+        self.assertIn(
+            "WATCHDOG=1", self.received(), "the watchdog is fed until the service has stopped"
+        )
         notifier.stopped()
         self.clock.advance(60)
-        self.assertEqual(self.told(), [])
+        self.assertEqual(self.received(), [])
 
-    def test_the_watchdog_of_another_process_is_not_ours(self) -> None:
+    def test_the_watchdog_of_another_process_is_not_fed(self) -> None:
         self.notifier(WATCHDOG_USEC="30000000", WATCHDOG_PID="1").ready()
-        self.assertEqual(self.told(), ["READY=1"])
+        self.assertEqual(self.received(), ["READY=1"])
 
     def test_without_systemd_nothing_is_sent(self) -> None:
         for address in ("", "relative", "vsock:2:1234"):
             self.notifier(NOTIFY_SOCKET=address, WATCHDOG_USEC="1000000").ready()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertEqual(self.told(), [])
+        self.assertEqual(self.received(), [])
 
-    def test_a_socket_that_is_gone_harms_nobody(self) -> None:
+    def test_a_missing_socket_is_ignored(self) -> None:
         notifier = self.notifier(NOTIFY_SOCKET="/nowhere/notify", WATCHDOG_USEC="2000000")
         notifier.ready()
         self.clock.advance(10)
-        self.assertEqual(self.told(), [])
+        self.assertEqual(self.received(), [])

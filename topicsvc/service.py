@@ -270,7 +270,7 @@ class TopicService(Service):
             self._validators.revocation,
         )
         self._send.configure(self._validators.validator, settings.send.trust_via)
-        self._tree.offer(self._send if settings.send.enabled else None)
+        self._tree.set_send(self._send if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits
 

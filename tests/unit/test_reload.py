@@ -113,7 +113,7 @@ class ReconfigureTests(ServiceTestCase):
         client = self.client()
         client.request("POST", SEND_PATH, AUTHORIZED, b"12")
         self.assertEqual(client.status, 413)
-        tree.offer(None)
+        tree.set_send(None)
         client = self.client()
         client.request("POST", SEND_PATH, AUTHORIZED, b"1")
         self.assertEqual(client.status, 404)

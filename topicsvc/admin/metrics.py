@@ -1,6 +1,7 @@
-"""Adapter: the numbers of the service in Prometheus' words, read when it asks.
+"""Metrics in Prometheus' formats, collected when Prometheus scrapes.
 
-Nothing here is on the way of a message. No label grows with users: no topic, cell or address.
+Delivering a message does not run any of this code. No label grows with the number of users:
+there is none for topics, cells or addresses.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ __all__ = ["Metrics", "Sources"]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the numbers are.
+    """The objects that the metrics are read from.
 
     Attributes:
         websocket_server: sessions and slow readers.
         hub: messages and their fan-out.
-        broker: whether it is up, and what it lost.
+        broker: its state and losses.
         site: HTTP connections and sends.
-        limits: what was refused.
-        checks: of tokens.
-        lag: how late the loop is.
-        kinds: tells which validator and which broker there are, by name.
+        limits: refusals.
+        checks: token checks.
+        lag: reactor lag.
+        kinds: returns the kinds of validator and broker, by label.
     """
 
     websocket_server: WebSocketServer
@@ -58,10 +59,10 @@ class Sources:
 
 
 class Metrics:
-    """What a scrape gets. Each service has a registry of its own.
+    """The metrics of one service, in a registry of its own.
 
     Args:
-        sources: where the numbers are.
+        sources: the objects that the metrics are read from.
     """
 
     def __init__(self, sources: Sources) -> None:
@@ -70,22 +71,22 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def page(self, accept: str) -> tuple[str, bytes]:
-        """The content type and the text, in the newest format that `accept` names."""
+        """Return the content type and the text, in the format that `accept` asks for."""
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # it names a version that is none
+        except (TypeError, ValueError):  # an invalid version in `accept`
             encode, content_type = choose_encoder("")
         return content_type, encode(self.registry)
 
 
 class _Service(Collector):
-    """Reads the sources."""
+    """Collects the metrics of the service."""
 
     def __init__(self, sources: Sources) -> None:
-        self._from = sources
+        self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        yield self._build()
+        yield self._build_info()
         yield from self._sessions()
         yield from self._data()
         yield from self._slow_readers()
@@ -95,47 +96,47 @@ class _Service(Collector):
         yield _labelled(
             CounterMetricFamily,
             "topicsvc_limit_hits",
-            "Times that a bound of [limits] has refused something.",
+            "Refusals by a limit of [limits].",
             "limit",
-            self._from.limits.refusals,
+            self._sources.limits.refusals,
         )
         yield _histogram(
             "topicsvc_reactor_lag_seconds",
-            "How late the reactor called what was due.",
-            self._from.lag.seconds,
+            "Delay of a timer of the reactor.",
+            self._sources.lag.seconds,
         )
 
-    def _build(self) -> Metric:
-        about = {
+    def _build_info(self) -> Metric:
+        labels = {
             "version": __version__,
             "python": platform.python_version(),
             "twisted": twisted_version,
-            **self._from.kinds(),
+            **self._sources.kinds(),
         }
         build = GaugeMetricFamily(
-            "topicsvc_build_info", "What is running; always 1.", labels=list(about)
+            "topicsvc_build_info", "Versions and kinds in use; always 1.", labels=list(labels)
         )
-        build.add_metric(list(about.values()), 1)
+        build.add_metric(list(labels.values()), 1)
         return build
 
     def _sessions(self) -> Iterator[Metric]:
-        journal = self._from.websocket_server.context.session_log
+        session_log = self._sources.websocket_server.context.session_log
         yield _labelled(
             GaugeMetricFamily,
             "topicsvc_sessions",
-            "WebSocket connections, by what their session does.",
+            "WebSocket connections, by the state of their session.",
             "state",
-            journal.states,
+            session_log.states,
         )
         yield CounterMetricFamily(
-            "topicsvc_websockets_opened", "WebSocket connections opened.", journal.opened
+            "topicsvc_websockets_opened", "WebSocket connections opened.", session_log.opened
         )
         yield CounterMetricFamily(
-            "topicsvc_sessions_started", "Sessions whose client was told Success.", journal.began
+            "topicsvc_sessions_started", "Sessions that started with Success.", session_log.began
         )
         ended = {
             close_reasons.metric_label(reason): 0 for reason in close_reasons.CLOSE_REASONS
-        } | journal.ended
+        } | session_log.ended
         yield _labelled(
             CounterMetricFamily,
             "topicsvc_sessions_ended",
@@ -145,89 +146,93 @@ class _Service(Collector):
         )
 
     def _data(self) -> Iterator[Metric]:
-        hub = self._from.hub
-        messages, size = self._from.websocket_server.delivered
-        yield GaugeMetricFamily("topicsvc_topics", "Topics that somebody listens to.", hub.topics)
+        hub = self._sources.hub
+        messages, size = self._sources.websocket_server.delivered
+        yield GaugeMetricFamily("topicsvc_topics", "Topics with at least one session.", hub.topics)
         yield CounterMetricFamily(
-            "topicsvc_messages", "Messages that the broker brought for a listener.", hub.messages
+            "topicsvc_messages", "Messages from the broker for at least one session.", hub.messages
         )
         yield CounterMetricFamily(
-            "topicsvc_deliveries", "Messages handed to sessions, once for each.", messages
+            "topicsvc_deliveries", "Messages delivered, counted once per session.", messages
         )
         yield CounterMetricFamily(
-            "topicsvc_delivered_bytes", "Bytes of these, as WebSocket frames.", size
+            "topicsvc_delivered_bytes", "Bytes delivered, as WebSocket frames.", size
         )
         yield GaugeMetricFamily(
             "topicsvc_hub_queued_bytes",
-            "Bytes of messages that have not been handed to all of their sessions.",
+            "Bytes of messages that wait for delivery to some of their sessions.",
             hub.queued,
         )
         yield _histogram(
             "topicsvc_fan_out_seconds",
-            "From the broker's delivery of a message until its last session was served.",
+            "From the receipt of a message until it was delivered to its last session.",
             hub.fan_out,
         )
 
     def _slow_readers(self) -> Iterator[Metric]:
-        backlog = self._from.websocket_server.context.slow_consumers
+        slow_consumers = self._sources.websocket_server.context.slow_consumers
         yield GaugeMetricFamily(
-            "topicsvc_slow_readers", "Sessions that have not taken all yet.", len(backlog)
+            "topicsvc_slow_readers", "Sessions with queued data.", len(slow_consumers)
         )
-        yield GaugeMetricFamily("topicsvc_queued_bytes", "Bytes that wait for them.", backlog.total)
+        yield GaugeMetricFamily(
+            "topicsvc_queued_bytes", "Bytes queued for slow readers.", slow_consumers.total
+        )
 
     def _checks(self) -> Iterator[Metric]:
-        checks = self._from.checks
+        checks = self._sources.checks
         yield GaugeMetricFamily(
             "topicsvc_token_checks_in_progress",
-            "Checks of tokens under way or waiting for their turn.",
+            "Token checks in progress or queued.",
             checks.in_flight,
         )
         yield _labelled(
             CounterMetricFamily,
             "topicsvc_token_checks",
-            "Checks of tokens by the validator.",
+            "Token checks by the validator.",
             "outcome",
             checks.outcomes,
         )
         yield _histogram(
-            "topicsvc_token_check_seconds", "How long the validator took to answer.", checks.seconds
+            "topicsvc_token_check_seconds", "Duration of a token check.", checks.seconds
         )
         yield CounterMetricFamily(
-            "topicsvc_token_cache_hits", "Grants taken from memory.", checks.cache_hits
+            "topicsvc_token_cache_hits", "Grants found in the cache.", checks.cache_hits
         )
         yield CounterMetricFamily(
-            "topicsvc_token_cache_misses", "Tokens that memory did not know.", checks.cache_misses
+            "topicsvc_token_cache_misses", "Tokens not found in the cache.", checks.cache_misses
         )
 
     def _broker(self) -> Iterator[Metric]:
-        broker, losses = self._from.broker, self._from.broker.losses
+        broker, losses = self._sources.broker, self._sources.broker.losses
         yield GaugeMetricFamily(
-            "topicsvc_broker_up", "Whether messages can flow: 1 or 0.", int(broker.is_up)
+            "topicsvc_broker_up", "Whether the broker can be used: 1 or 0.", int(broker.is_up)
         )
         yield CounterMetricFamily(
-            "topicsvc_broker_reconnects", "WebSocketServer made again.", losses.reconnects
+            "topicsvc_broker_reconnects", "Reconnections to the broker.", losses.reconnects
         )
         yield CounterMetricFamily(
             "topicsvc_broker_gaps", "Times that messages may have been missed.", losses.gaps
         )
         yield CounterMetricFamily(
-            "topicsvc_broker_gap_seconds", "How long these lasted.", losses.seconds
+            "topicsvc_broker_gap_seconds", "Duration of these gaps.", losses.seconds
         )
         yield CounterMetricFamily(
             "topicsvc_broker_misrouted_messages",
-            "Messages of a topic that was not subscribed, dropped.",
+            "Messages of another topic than subscribed, dropped.",
             losses.misrouted,
         )
 
     def _http(self) -> Iterator[Metric]:
-        site = self._from.site
+        site = self._sources.site
         yield GaugeMetricFamily(
-            "topicsvc_http_connections", "WebSocketServer that are no WebSocket.", site.connections
+            "topicsvc_http_connections",
+            "Open connections that are not a WebSocket.",
+            site.connections,
         )
         yield _labelled(
             CounterMetricFamily,
             "topicsvc_sends",
-            "POST and PUT requests answered.",
+            "Completed POST and PUT requests.",
             "status",
             {str(status): count for status, count in sorted(site.sends.items())},
         )

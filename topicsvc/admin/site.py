@@ -1,6 +1,6 @@
-"""Adapter: what an operator's machines ask: is it alive, is it ready, how is it doing.
+"""The admin site: liveness, readiness and metrics.
 
-Everything is answered from memory, so that a question never waits for a broker or a validator.
+All responses come from memory; no request waits for a broker or a validator.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["AdminSite", "AdminTree"]
 _TEXT = "text/plain; charset=utf-8"
 
 Page = Callable[[Request], tuple[int, str, bytes]]
-"""Makes an answer: status, content type, body."""
+"""Renders a page: status, content type, body."""
 
 
 class AdminTree(Resource):
-    """The admin side: three pages, and nothing else.
+    """The root resource of the admin site, with three pages.
 
     Args:
-        parts: tells which parts are ready, by name.
-        metrics: the numbers.
+        parts: returns which parts are ready, by name.
+        metrics: the metrics of the service.
     """
 
     isLeaf = True
@@ -42,7 +42,7 @@ class AdminTree(Resource):
         self._pages: dict[bytes, Page] = {
             b"/health/live": self._live,
             b"/health/ready": self._ready,
-            b"/metrics": self._numbers,
+            b"/metrics": self._metrics_page,
         }
 
     def render(self, request: Request) -> bytes:
@@ -62,23 +62,23 @@ class AdminTree(Resource):
         return b"" if request.method == b"HEAD" else body
 
     def _live(self, request: Request) -> tuple[int, str, bytes]:
-        """The loop turns; nothing else is asked."""
+        """Report that the reactor runs; nothing else is checked."""
         return 200, _TEXT, b"alive\n"
 
     def _ready(self, request: Request) -> tuple[int, str, bytes]:
-        """Whether new clients should be sent here, and which part says no."""
+        """Report whether new clients may be sent here, and which part is not ready."""
         parts = dict(self._parts())
         is_ready = all(parts.values())
         body = json.dumps({"ready": is_ready, "parts": parts}).encode("ascii") + b"\n"
         return 200 if is_ready else 503, "application/json", body
 
-    def _numbers(self, request: Request) -> tuple[int, str, bytes]:
-        accepts = b",".join(request.requestHeaders.getRawHeaders(b"accept", []))
-        return 200, *self._metrics.page(accepts.decode("latin-1"))
+    def _metrics_page(self, request: Request) -> tuple[int, str, bytes]:
+        accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", []))
+        return 200, *self._metrics.page(accept.decode("latin-1"))
 
 
 class _QuietChannel(HTTPChannel):
-    """An HTTP/1.1 connection that does not tell what it is served by."""
+    """An HTTP/1.1 connection without a ``Server`` header in its responses."""
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         headers.removeHeader(b"server")
@@ -86,11 +86,11 @@ class _QuietChannel(HTTPChannel):
 
 
 class AdminSite(Site):
-    """The Site of the admin side; probes are not worth a line of log each.
+    """The admin site.
 
     Args:
-        tree: its pages.
-        clock: keeps the timeouts.
+        tree: its root resource.
+        clock: the reactor, or a clock in its place.
     """
 
     protocol = _QuietChannel  # type: ignore[assignment]
@@ -99,4 +99,4 @@ class AdminSite(Site):
         super().__init__(tree, reactor=clock)  # type: ignore[no-untyped-call]
 
     def log(self, request: Any) -> None:
-        """No access log."""
+        """No access log: probes arrive every few seconds."""

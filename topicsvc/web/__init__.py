@@ -1,1 +1,1 @@
-"""Adapters: the HTTP side."""
+"""The public HTTP side: the site, sending, and the WebSocket opening handshake."""

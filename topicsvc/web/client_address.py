@@ -1,4 +1,4 @@
-"""Adapter: who is connected, as far as the transport and trusted proxies tell."""
+"""The client's address, from the transport, the PROXY protocol and trusted proxies' headers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from topicsvc.admission.addresses import behind_proxies, is_within
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.settings import LimitSettings, Network
 
-__all__ = ["arriving_host", "recognize"]
+__all__ = ["initial_address", "set_client_address"]
 
 
-def arriving_host(transport: Any, trusted: Sequence[Network]) -> str | None:
-    """The address that a new connection is counted by.
+def initial_address(transport: Any, trusted: Sequence[Network]) -> str | None:
+    """Return the address that a new connection is counted under.
 
-    None: that will be known when a request has come, from the PROXY header before it or a
-    trusted proxy's in it; or never, where there are no addresses.
+    Returns:
+        None: the transport has no addresses, or the client's address is known only with its
+        first request, from the PROXY header before it or a trusted proxy's header in it.
     """
     if isinstance(transport, ProtocolWrapper) and not isinstance(transport, TLSMemoryBIOProtocol):
         return None  # the PROXY protocol
@@ -28,10 +29,10 @@ def arriving_host(transport: Any, trusted: Sequence[Network]) -> str | None:
     return None if host is None or is_within(host, trusted) else host
 
 
-def recognize(
+def set_client_address(
     quota: ClientQuota, transport: Any, headers: Headers, settings: LimitSettings
 ) -> None:
-    """Say whom a connection serves, now that a request's headers are there."""
+    """Set `quota`'s client address and `peer`, once the headers of a request have arrived."""
     peer = transport.getPeer()
     host: str | None = getattr(peer, "host", None)
     if host is None:

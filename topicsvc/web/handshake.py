@@ -1,4 +1,4 @@
-"""Adapter: the WebSocket opening handshake, from a strict look at the request to the handover."""
+"""The WebSocket opening handshake: validates the request and hands the transport over."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.errors import HostRefused, PathRefused
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import responses
-from topicsvc.web.responses import answer, too_many_failed_tokens, url_of
+from topicsvc.web.responses import respond, respond_too_many_failed_tokens, url_of
 from topicsvc.web.site import TopicRequest
 from topicsvc.websocket.connection import TopicConnection
 
@@ -23,21 +23,24 @@ _VERSION = b"13"
 
 
 class UpgradeResource(Resource):
-    """Answers a WebSocket URL: hands the connection over, or says what is wrong.
+    """Responds to a WebSocket URL: hands the transport over, or responds with an error.
 
     Args:
-        unit: reads addresses.
-        build: makes the protocol of a connection to a topic; None: the service is stopping.
+        unit: parses hosts and paths.
+        new_connection: makes the protocol of a connection to a topic; it returns None if the
+            service is stopping.
     """
 
     isLeaf = True
 
     def __init__(
-        self, unit: Unit, build: Callable[[TopicAddress, ClientQuota], TopicConnection | None]
+        self,
+        unit: Unit,
+        new_connection: Callable[[TopicAddress, ClientQuota], TopicConnection | None],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
-        self._build = build
+        self._new_connection = new_connection
 
     def render(self, request: TopicRequest) -> bytes | int:
         """See `twisted.web.resource.IResource`."""
@@ -45,13 +48,13 @@ class UpgradeResource(Resource):
         try:
             topic = self._unit.websocket_topic(hosts, request.path)
         except HostRefused as error:
-            return answer(request, responses.BAD_HOST, str(error))
+            return respond(request, responses.BAD_HOST, str(error))
         except PathRefused:
-            return answer(request, responses.NOT_FOUND, url_of(request))
+            return respond(request, responses.NOT_FOUND, url_of(request))
         if request.method != b"GET":
-            return answer(request, responses.METHOD_NOT_ALLOWED, headers={b"allow": b"GET"})
-        if not _asks_for(request, b"upgrade", b"websocket") or _version(request) != _VERSION:
-            return answer(
+            return respond(request, responses.METHOD_NOT_ALLOWED, headers={b"allow": b"GET"})
+        if not _has_list_item(request, b"upgrade", b"websocket") or _version(request) != _VERSION:
+            return respond(
                 request,
                 responses.UPGRADE_REQUIRED,
                 headers={
@@ -60,28 +63,28 @@ class UpgradeResource(Resource):
                     b"sec-websocket-version": _VERSION,
                 },
             )
-        fault = _fault(request)
-        if fault is not None:
-            return answer(request, responses.NOT_A_HANDSHAKE, fault)
+        problem = _handshake_problem(request)
+        if problem is not None:
+            return respond(request, responses.NOT_A_HANDSHAKE, problem)
         quota = request.quota
         if not quota.allow_origin(request.requestHeaders.getRawHeaders(b"origin")):
-            return answer(request, responses.ORIGIN_REFUSED)
+            return respond(request, responses.ORIGIN_REFUSED)
         seconds = quota.retry_after()
         if seconds:
-            return too_many_failed_tokens(request, seconds)
+            return respond_too_many_failed_tokens(request, seconds)
         [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
-        protocol = self._build(topic, quota)
-        if protocol is None:
-            return answer(request, responses.UNAVAILABLE)
-        request.channel.hand_over(protocol)
-        protocol.accept(key.decode("ascii"))
+        connection = self._new_connection(topic, quota)
+        if connection is None:
+            return respond(request, responses.UNAVAILABLE)
+        request.channel.hand_over(connection)
+        connection.accept(key.decode("ascii"))
         return NOT_DONE_YET
 
 
-def _asks_for(request: TopicRequest, header: bytes, token: bytes) -> bool:
-    """Whether a header's comma-separated list holds `token` (RFC 6455, section 4.2.1)."""
+def _has_list_item(request: TopicRequest, header: bytes, item: bytes) -> bool:
+    """Whether a header's comma-separated list contains `item` (RFC 6455, section 4.2.1)."""
     values = request.requestHeaders.getRawHeaders(header, [])
-    return any(token == item.strip().lower() for value in values for item in value.split(b","))
+    return any(item == each.strip().lower() for value in values for each in value.split(b","))
 
 
 def _version(request: TopicRequest) -> bytes | None:
@@ -89,11 +92,11 @@ def _version(request: TopicRequest) -> bytes | None:
     return versions[0] if len(versions) == 1 else None
 
 
-def _fault(request: TopicRequest) -> str | None:
-    """What keeps a request from being a handshake; None: nothing."""
+def _handshake_problem(request: TopicRequest) -> str | None:
+    """Return why a request is not a valid handshake; None: it is valid."""
     if request.clientproto != b"HTTP/1.1":
         return "HTTP/1.1 is needed"
-    if not _asks_for(request, b"connection", b"upgrade"):
+    if not _has_list_item(request, b"connection", b"upgrade"):
         return "no Connection: upgrade"
     if request.content.read(1) or request.requestHeaders.hasHeader(b"transfer-encoding"):
         return "a handshake has no body"

@@ -1,4 +1,4 @@
-"""Adapter: the errors of the HTTP side, with Personium's codes and texts."""
+"""Error responses of the HTTP side, with Personium's codes and texts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ __all__ = [
     "UNAVAILABLE",
     "UPGRADE_REQUIRED",
     "ApiError",
-    "answer",
-    "early_answer",
-    "too_many_failed_tokens",
+    "raw_response",
+    "respond",
+    "respond_too_many_failed_tokens",
+    "url_of",
 ]
 
 RETRY_AFTER = b"1"
-"""Seconds, as a header: an outage is usually over by then or lasts much longer."""
+"""Seconds, as a header value: most outages end within that time or last much longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,17 @@ class ApiError:
 
     Attributes:
         status: HTTP status.
-        code: Personium's code, or one of ours in its form.
-        text: its message; ``{0}`` stands for what it is about.
+        code: Personium's code, or a code of topicsvc in the same form.
+        text: the message; ``{0}`` is replaced by details.
     """
 
     status: int
     code: str
     text: str
 
-    def body(self, about: str = "") -> bytes:
-        """The JSON document that tells it."""
-        message = {"lang": "en", "value": self.text.replace("{0}", about)}
+    def body(self, detail: str = "") -> bytes:
+        """Return the JSON document of the error."""
+        message = {"lang": "en", "value": self.text.replace("{0}", detail)}
         document = {"code": self.code, "message": message}
         return json.dumps(document, separators=(",", ":")).encode("ascii")
 
@@ -75,8 +76,8 @@ UNAVAILABLE = ApiError(503, "PR503-SV-0002", "Server connection error.")
 TOO_MANY_FAILED_TOKENS = ApiError(503, "PR503-SV-0003", "Too many tokens were no good.")
 
 
-def answer(
-    request: Request, error: ApiError, about: str = "", headers: dict[bytes, bytes] | None = None
+def respond(
+    request: Request, error: ApiError, detail: str = "", headers: dict[bytes, bytes] | None = None
 ) -> bytes:
     """Set the status and headers of `error`; return the body to write."""
     request.setResponseCode(error.status, RESPONSES.get(error.status, b"Upgrade Required"))
@@ -85,17 +86,17 @@ def answer(
         request.setHeader(b"retry-after", RETRY_AFTER)
     for name, value in (headers or {}).items():
         request.setHeader(name, value)
-    return error.body(about)
+    return error.body(detail)
 
 
-def too_many_failed_tokens(request: Request, seconds: float) -> bytes:
-    """Answer that for so many seconds no token from there is looked at."""
-    return answer(request, TOO_MANY_FAILED_TOKENS, headers={b"retry-after": b"%d" % ceil(seconds)})
+def respond_too_many_failed_tokens(request: Request, seconds: float) -> bytes:
+    """Respond that for `seconds` no token from the client's address is checked."""
+    return respond(request, TOO_MANY_FAILED_TOKENS, headers={b"retry-after": b"%d" % ceil(seconds)})
 
 
-def early_answer(error: ApiError, about: str = "") -> bytes:
-    """A whole answer for a connection that ends with it, whatever else was asked."""
-    body = error.body(about)
+def raw_response(error: ApiError, detail: str = "") -> bytes:
+    """Return a whole response, head and body, after which the connection is closed."""
+    body = error.body(detail)
     lines = [
         b"HTTP/1.1 %d %s" % (error.status, RESPONSES[error.status]),
         b"Content-Type: application/json",
@@ -109,7 +110,7 @@ def early_answer(error: ApiError, about: str = "") -> bytes:
 
 
 def url_of(request: Any) -> str:
-    """The URL that a request asked for, without its query: a token may stand there."""
+    """Return the URL of a request without its query, which may contain a token."""
     host = request.requestHeaders.getRawHeaders(b"host", [b""])[0]
     scheme = "https" if request.isSecure() else "http"
     path = request.path.decode("latin-1")

@@ -1,4 +1,4 @@
-"""Adapter: data sent to a topic over HTTP."""
+"""Sending to a topic over HTTP."""
 
 from __future__ import annotations
 
@@ -30,34 +30,39 @@ from topicsvc.interfaces import Broker, Grant, Message, TokenValidator
 from topicsvc.strict_json import json_text
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import responses
-from topicsvc.web.responses import ApiError, answer, too_many_failed_tokens, url_of
+from topicsvc.web.responses import (
+    ApiError,
+    respond,
+    respond_too_many_failed_tokens,
+    url_of,
+)
 from topicsvc.web.site import SEND_METHODS, TopicRequest
 from topicsvc.websocket.messages import MAX_TOKEN
 
 __all__ = ["MAX_IN_FLIGHT", "SendResource"]
 
 MAX_IN_FLIGHT = 1000
-"""Requests that wait for the validator or the broker; past it the answer is 503."""
+"""Most requests that wait for the validator or the broker; further ones get 503."""
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
 _TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
 _ALLOWED = b"OPTIONS, POST, PUT"
 _ALL_METHODS = b"OPTIONS, POST, PUT, GET"
-_PREFLIGHT_AGE = b"600"
+_PREFLIGHT_MAX_AGE = b"600"
 _VIA = b"x-personium-via"
 _CELL_URL = re.compile(r"https?://[!-~]+")
 
 
 class SendResource(Resource):
-    """POST and PUT send; OPTIONS says what a token may do.
+    """POST and PUT send; OPTIONS reports which methods a token allows.
 
     Args:
-        unit: reads addresses.
-        validator: judges tokens.
-        broker: takes the data.
-        is_full: tells whether so much waits for its delivery that nothing more is taken.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
-        trust_via: whether ``X-Personium-Via`` may say who sends.
+        unit: parses hosts and paths.
+        validator: validates tokens.
+        broker: takes the messages.
+        is_full: whether the hub's queues are full; then sends are refused.
+        now: the time of day, in seconds since the epoch. Expiry is measured by it.
+        trust_via: whether ``X-Personium-Via`` determines the sender.
     """
 
     isLeaf = True
@@ -82,12 +87,12 @@ class SendResource(Resource):
         self._is_cancelling = False
 
     def configure(self, validator: TokenValidator, trust_via: bool) -> None:
-        """ValidatorStack what is sent from now on by these."""
+        """Apply new settings to requests that arrive from now on."""
         self._validator = validator
         self._trust_via = trust_via
 
     def all_answered(self) -> Deferred[None]:
-        """Fires when nothing is under way any more."""
+        """Fires when no request is in progress any more."""
         if not self._in_flight:
             return succeed(None)
         if self._all_answered is None:
@@ -95,10 +100,10 @@ class SendResource(Resource):
         return self._all_answered
 
     def cancel_pending(self) -> None:
-        """Answer what is still under way with 503: whoever is asked will not be waited for."""
+        """Respond with 503 to requests in progress, without waiting for validator or broker."""
         self._is_cancelling = True
-        for deciding in tuple(self._in_flight):
-            deciding.cancel()
+        for processing in tuple(self._in_flight):
+            processing.cancel()
 
     def render(self, request: TopicRequest) -> bytes | int:
         """See `twisted.web.resource.IResource`."""
@@ -107,38 +112,38 @@ class SendResource(Resource):
             hosts = request.requestHeaders.getRawHeaders(b"host")
             topic = self._unit.send_topic(hosts, request.path)
         except HostRefused as error:
-            return answer(request, responses.BAD_HOST, str(error))
+            return respond(request, responses.BAD_HOST, str(error))
         except PathRefused:
-            return answer(request, responses.NOT_FOUND, url_of(request))
+            return respond(request, responses.NOT_FOUND, url_of(request))
         token = _bearer(request)
         if request.method == b"OPTIONS":
             request.setHeader(b"access-control-allow-methods", _ALLOWED)
             request.setHeader(b"access-control-allow-headers", b"Authorization, Content-Type")
-            request.setHeader(b"access-control-max-age", _PREFLIGHT_AGE)
+            request.setHeader(b"access-control-max-age", _PREFLIGHT_MAX_AGE)
             if token is None:
                 request.setHeader(b"allow", _ALL_METHODS)
                 return b""
         elif request.method not in SEND_METHODS:
-            return answer(request, responses.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
+            return respond(request, responses.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
         if token is None:
             return self._refuse(request, topic, responses.NO_TOKEN)
         if not _TOKEN.fullmatch(token):
             return self._token_inactive(request, topic)
         if len(self._in_flight) >= MAX_IN_FLIGHT:
-            return answer(request, responses.TOO_MANY_REQUESTS)
-        deciding = self._decide(request, topic, token)
-        self._in_flight[deciding] = None
-        request.notifyFinish().addErrback(lambda _: deciding.cancel())
-        deciding.addErrback(self._give_answer, request, topic)
-        deciding.addCallbacks(request.finish_with, lambda failure: _fault(request, failure))
-        deciding.addBoth(self._answered, deciding)
+            return respond(request, responses.TOO_MANY_REQUESTS)
+        processing = self._process(request, topic, token)
+        self._in_flight[processing] = None
+        request.notifyFinish().addErrback(lambda _: processing.cancel())
+        processing.addErrback(self._respond_to_failure, request, topic)
+        processing.addCallbacks(request.finish_with, lambda failure: _fail(request, failure))
+        processing.addBoth(self._finished, processing)
         return NOT_DONE_YET
 
     @inlineCallbacks
-    def _decide(
+    def _process(
         self, request: TopicRequest, topic: TopicAddress, token: str
     ) -> Generator[Deferred[Any], Any, bytes]:
-        """Do what `request` asks for; the result is the body of its answer."""
+        """Validate the token and carry out `request`; the result is the response's body."""
         grant: Grant = yield request.quota.validate(self._validator, token, topic)
         if grant.is_expired(self._now()):
             raise TokenInactive("expired")
@@ -146,45 +151,47 @@ class SendResource(Resource):
             request.setHeader(b"allow", _methods(grant))
             return b""
         if not grant.may_send:
-            return answer(request, responses.NO_PRIVILEGE)
+            return respond(request, responses.NO_PRIVILEGE)
         if self._is_full():
-            return answer(request, responses.TOO_MANY_REQUESTS)
+            return respond(request, responses.TOO_MANY_REQUESTS)
         body = json_text(request.content.read())
         sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
         yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
         return b""
 
-    def _answered(self, result: Any, deciding: Deferred[Any]) -> Any:
-        del self._in_flight[deciding]
+    def _finished(self, result: Any, processing: Deferred[Any]) -> Any:
+        del self._in_flight[processing]
         if not self._in_flight and self._all_answered is not None:
             all_answered, self._all_answered = self._all_answered, None
             all_answered.callback(None)
         return result
 
     def _sender(self, request: TopicRequest, grant: Grant) -> str | None:
-        """The URL of the cell that sends, as far as somebody trusted tells it."""
+        """Return the URL of the sending cell, from a trusted header or the token's subject."""
         if self._trust_via:
             via = request.requestHeaders.getRawHeaders(_VIA, [b""])[0].decode("latin-1")
-            # Each cell that relays adds itself at the end: the first is where it began.
+            # Each relaying cell appends itself, so the first is the origin.
             first = via.partition(",")[0].strip()
             if _is_cell_url(first):
                 return first
         cell_url = (grant.subject or "").rsplit("#", 1)[0]
         return cell_url if _is_cell_url(cell_url) else None
 
-    def _give_answer(self, failure: Failure, request: TopicRequest, topic: TopicAddress) -> bytes:
-        """The answer to a request that was refused or could not be served."""
+    def _respond_to_failure(
+        self, failure: Failure, request: TopicRequest, topic: TopicAddress
+    ) -> bytes:
+        """Respond to a request that is refused or cannot be served now."""
         if self._is_cancelling and failure.check(CancelledError):
-            return answer(request, responses.UNAVAILABLE)
+            return respond(request, responses.UNAVAILABLE)
         kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
         if kind is InvalidBody:
-            return answer(request, responses.NOT_JSON)
+            return respond(request, responses.NOT_JSON)
         if isinstance(failure.value, TooManyFailedTokens):
-            return too_many_failed_tokens(request, failure.value.seconds)
+            return respond_too_many_failed_tokens(request, failure.value.seconds)
         if kind is Unavailable:
-            return answer(request, responses.UNAVAILABLE)
+            return respond(request, responses.UNAVAILABLE)
         if failure.check(TopicNotFound):
-            return answer(request, responses.NOT_FOUND, url_of(request))
+            return respond(request, responses.NOT_FOUND, url_of(request))
         return self._token_inactive(request, topic)
 
     def _token_inactive(self, request: TopicRequest, topic: TopicAddress) -> bytes:
@@ -195,17 +202,17 @@ class SendResource(Resource):
 
     def _refuse(self, request: TopicRequest, topic: TopicAddress, error: ApiError) -> bytes:
         realm = self._unit.cell_url(topic.cell).encode("ascii")
-        return answer(request, error, headers={b"www-authenticate": b'Bearer realm="%s"' % realm})
+        return respond(request, error, headers={b"www-authenticate": b'Bearer realm="%s"' % realm})
 
 
-def _fault(request: TopicRequest, failure: Failure) -> None:
-    """The client is gone, or a fault of ours."""
+def _fail(request: TopicRequest, failure: Failure) -> None:
+    """Report an internal error; a cancelled request's client has disconnected."""
     if not failure.check(CancelledError):
         request.processingFailed(failure)
 
 
 def _bearer(request: TopicRequest) -> str | None:
-    """The bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
+    """Return the bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
     values = request.requestHeaders.getRawHeaders(b"authorization", [])
     match = _BEARER.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
     return None if match is None else match[1].strip()

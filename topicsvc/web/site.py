@@ -1,4 +1,4 @@
-"""Adapter: the Site. One port serves WebSocket and HTTP; its channels bound what they read."""
+"""The HTTP site: one port serves WebSocket and HTTP, with limits on what a channel reads."""
 
 from __future__ import annotations
 
@@ -25,25 +25,31 @@ from topicsvc.web.responses import ApiError
 __all__ = ["TopicRequest", "TopicSite", "TopicTree"]
 
 HEAD_TIMEOUT = 10.0
-"""Seconds for a whole request head, from the connection or the end of the silence before it."""
+"""Seconds for a whole request head, from the connection or from the first byte of the head."""
 
 BODY_TIMEOUT = 30.0
-"""Seconds for a whole body."""
+"""Seconds for a whole request body."""
 
 SEND_METHODS = (b"POST", b"PUT")
 
 STATUSES = (200, 400, 401, 403, 404, 405, 413, 500, 503)
-"""What a send may be answered with. Each is counted from 0, or its first would not be seen."""
+"""Statuses of sends. Each counter starts at 0, else Prometheus would miss its first increase."""
 
 IDLE_TIMEOUT = 60.0
-"""Seconds that a connection may be silent between two requests."""
+"""Seconds that a connection may be idle between two requests."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds for a peer to take an answer and close, before the socket is aborted."""
+"""Seconds for a client to read a response and close, before the socket is aborted."""
 
 
 class TopicTree(Resource):
-    """The resource tree: two sides, told apart by the path."""
+    """The root resource: chooses between WebSocket handshake and sending, by the path.
+
+    Args:
+        unit: knows which paths are WebSocket URLs.
+        upgrade: handles WebSocket URLs.
+        send: handles other URLs; None: sending is disabled.
+    """
 
     isLeaf = True
 
@@ -52,14 +58,14 @@ class TopicTree(Resource):
         self._unit = unit
         self._upgrade = upgrade
         self._is_draining = False
-        self.offer(send)
+        self._send = send
 
-    def offer(self, send: IResource | None) -> None:
-        """Take what is sent; None: take nothing."""
+    def set_send(self, send: IResource | None) -> None:
+        """Enable sending; None: disable it."""
         self._send = send
 
     def drain(self) -> None:
-        """From now on answer every request with 503, and close its connection."""
+        """From now on respond to every request with 503, and close its connection."""
         self._is_draining = True
 
     def render(self, request: TopicRequest) -> Any:
@@ -67,12 +73,12 @@ class TopicTree(Resource):
         if self._is_draining:
             request.close_after()
             request.setHeader(b"access-control-allow-origin", b"*")
-            return responses.answer(request, responses.UNAVAILABLE)
+            return responses.respond(request, responses.UNAVAILABLE)
         if request.path == b"*":  # the server as a whole (RFC 9110, section 9.3.7)
             if request.method == b"OPTIONS":
                 return b""
             headers = {b"allow": b"OPTIONS"}
-            return responses.answer(request, responses.METHOD_NOT_ALLOWED, headers=headers)
+            return responses.respond(request, responses.METHOD_NOT_ALLOWED, headers=headers)
         if self._send is None or self._unit.is_websocket_path(request.path):
             return self._upgrade.render(request)
         return self._send.render(request)
@@ -87,11 +93,11 @@ class TopicRequest(Request):
 
     @property
     def quota(self) -> ClientQuota:
-        """What its connection counts as."""
+        """The limits of its client."""
         return self.channel.quota
 
     def gotLength(self, length: int | None) -> None:
-        """Keep the body in memory, whatever its length: it is bounded."""
+        """Keep the body in memory: its length is limited."""
         self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
@@ -102,7 +108,7 @@ class TopicRequest(Request):
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
     def process(self) -> None:
-        """Let the one resource answer: there is no tree to walk, and no banner to show."""
+        """Render the root resource, without a traversal and without a ``Server`` header."""
         self.site = self.channel.site
         self.prepath: list[bytes] = []
         self.postpath: list[bytes] = []
@@ -113,26 +119,26 @@ class TopicRequest(Request):
             self.processingFailed(Failure())
 
     def processingFailed(self, reason: Any) -> Any:
-        """A fault of ours: log it, and tell the client no more than that."""
-        self._log.failure("{path} could not be answered", reason, path=self.path)
+        """Log an internal error; respond with 500 and no details."""
+        self._log.failure("a request for {path} failed", reason, path=self.path)
         if self.startedWriting:
             self.loseConnection()
         else:
-            self.finish_with(responses.answer(self, responses.INTERNAL_ERROR))
+            self.finish_with(responses.respond(self, responses.INTERNAL_ERROR))
         return reason
 
     def close_after(self) -> None:
-        """No other request is taken from this connection."""
+        """Close the connection after the response."""
         self.channel.persistent = False
 
     def finish_with(self, body: bytes) -> None:
-        """Write the whole body of an answer that was not given at once."""
+        """Write the whole body of an asynchronous response."""
         self.setHeader(b"content-length", b"%d" % len(body))
         self.write(body)
         self.finish()
 
     def finish(self) -> None:
-        """The answer is complete: count it, if it answers a send."""
+        """Complete the response; count it, if the request is a send."""
         if self.method in SEND_METHODS:
             self.channel.site.sends[self.code] += 1
         super().finish()  # type: ignore[no-untyped-call]
@@ -141,12 +147,12 @@ class TopicRequest(Request):
 class TopicChannel(HTTPChannel):
     """An HTTP/1.1 connection that can become a WebSocket.
 
-    What it waits for has an absolute deadline, which no dripping of bytes prolongs. The first
-    begins before the TLS handshake and before a PROXY header.
+    Every wait has an absolute deadline; bytes that trickle in do not extend it. The first one
+    starts before the TLS handshake and before a PROXY header.
 
     Attributes:
-        quota: what it counts as.
-        refused: all has been said, what still comes is read and forgotten.
+        quota: the limits of its client.
+        refused: the last response is written; further bytes are read and ignored.
     """
 
     site: TopicSite
@@ -158,21 +164,21 @@ class TopicChannel(HTTPChannel):
     def connectionMade(self) -> None:
         self.site.connections += 1
         limits = self.site.limits
-        host = client_address.arriving_host(self.transport, limits.settings.trusted_proxies)
+        host = client_address.initial_address(self.transport, limits.settings.trusted_proxies)
         self.quota = ClientQuota.admit(limits, host)
         if self.quota.is_dropped:
             self.refused = True
-            # Before a TLS handshake, which is what costs.
+            # Before the TLS handshake, which is the expensive part.
             self.transport.abortConnection()
             return
         super().connectionMade()  # type: ignore[no-untyped-call]
-        self.quota.on_token_deadline = self.no_token
-        self._wait(self.site.heads)
+        self.quota.on_token_deadline = self.token_deadline_passed
+        self._set_deadline(self.site.head_deadlines)
 
     def hand_over(self, protocol: Protocol) -> None:
-        """Give the transport to `protocol`, and what the client sends behind its request."""
+        """Give the transport to `protocol`, with the bytes that follow the request."""
         self.site.connections -= 1
-        self.quota.on_token_deadline = None  # a WebSocket has a time of its own
+        self.quota.on_token_deadline = None  # a WebSocket has its own deadline
         transport, self.transport = self.transport, None
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
@@ -184,51 +190,51 @@ class TopicChannel(HTTPChannel):
         self._networkProducer.resumeProducing()
 
     def refuse(self, error: ApiError, about: str = "") -> None:
-        """Answer before the request has arrived in full, and read no more of it."""
+        """Respond before the whole request has arrived, and ignore the rest of it."""
         if self.refused:
             return
         self.refused = True
         if getattr(self, "_command", None) in SEND_METHODS:
             self.site.sends[error.status] += 1
         self.transport.unregisterProducer()
-        self.transport.write(responses.early_answer(error, about))
-        # Closing at once with bytes unread would reset the connection and the answer with it:
-        # what still comes is read and forgotten for a while.
+        self.transport.write(responses.raw_response(error, about))
+        # Closing while received bytes are unread would reset the connection, and the client
+        # might lose the response: read and ignore until the client closes or is aborted.
         if ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
-        self._wait(self.site.closes)
+        self._set_deadline(self.site.close_deadlines)
 
-    def too_late(self) -> None:
-        """A deadline is over: close, and do not wait for the peer for long."""
-        if self._deadline is self.site.closes:
+    def deadline_passed(self) -> None:
+        """Close; abort if the client has not closed by `CLOSE_TIMEOUT`."""
+        if self._deadline is self.site.close_deadlines:
             self.transport.abortConnection()
         else:
             self.loseConnection()
 
-    def no_token(self) -> None:
-        """It has shown no live token for too long: what it has begun is its last request."""
-        if self._deadline is self.site.idles:
+    def token_deadline_passed(self) -> None:
+        """Close an idle connection without a valid token; a request in progress is its last."""
+        if self._deadline is self.site.idle_deadlines:
             self.loseConnection()
 
     def loseConnection(self) -> None:
-        """Close; a peer that does not, after our TLS close alert say, is not waited for long."""
-        self._wait(self.site.closes)
+        """Close; the client has `CLOSE_TIMEOUT` to do the same, for example after a TLS alert."""
+        self._set_deadline(self.site.close_deadlines)
         super().loseConnection()  # type: ignore[no-untyped-call]
 
     def dataReceived(self, data: bytes) -> None:
         if self.refused:
             return
-        if self._deadline is self.site.idles:
-            self._wait(self.site.heads)
+        if self._deadline is self.site.idle_deadlines:
+            self._set_deadline(self.site.head_deadlines)
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def lineReceived(self, line: bytes) -> None:
         if self.refused:
             return
         if line[:1] in (b" ", b"\t"):
-            # A folded header (RFC 9112, section 5.2), or a blank before the first (2.2).
+            # A folded header (RFC 9112, section 5.2), or whitespace before the first (2.2).
             self.refuse(responses.BAD_REQUEST)
         else:
             super().lineReceived(line)  # type: ignore[no-untyped-call]
@@ -241,19 +247,21 @@ class TopicChannel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         headers = self.requests[-1].requestHeaders
-        client_address.recognize(self.quota, self.transport, headers, self.site.limits.settings)
+        client_address.set_client_address(
+            self.quota, self.transport, headers, self.site.limits.settings
+        )
         if self.quota.refused_by is not None:
             self.refuse(responses.TOO_MANY_REQUESTS)
-        elif _has_strange_coding(headers, self._version):
+        elif _is_coding_ambiguous(headers, self._version):
             self.refuse(responses.BAD_REQUEST)
-        elif _has_strange_host(headers, self._version):
+        elif _is_host_invalid(headers, self._version):
             self.refuse(responses.BAD_HOST, ONE_HOST)
         elif self.length is not None and self.length > self.site.max_body:
             self.refuse(responses.TOO_BIG, str(self.site.max_body))
         else:
             super().allHeadersReceived()  # type: ignore[no-untyped-call]
             if self.length != 0:
-                self._wait(self.site.bodies)
+                self._set_deadline(self.site.body_deadlines)
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self.refused:
@@ -261,11 +269,11 @@ class TopicChannel(HTTPChannel):
 
     def allContentReceived(self) -> None:
         if not self.refused:
-            self._wait(None)
+            self._set_deadline(None)
             super().allContentReceived()  # type: ignore[no-untyped-call]
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """The last answer says that it is the last."""
+        """Add ``Connection: close`` to the last response of a connection."""
         if self.quota.is_past_token_deadline:
             self.persistent = False
         if not self.persistent:
@@ -275,21 +283,21 @@ class TopicChannel(HTTPChannel):
         super().writeHeaders(version, code, reason, headers)  # type: ignore[no-untyped-call]
 
     def requestDone(self, request: Request) -> None:
-        self._wait(self.site.idles)
+        self._set_deadline(self.site.idle_deadlines)
         super().requestDone(request)  # type: ignore[no-untyped-call]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.connections -= 1
-        self._wait(None)
+        self._set_deadline(None)
         self.quota.leave()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
-        # Nothing holds on to itself, so all is freed now: the garbage collector is kept rare.
+        # Without reference cycles the memory is freed now: the garbage collector runs rarely.
         self.transport.unregisterProducer()
         self._transferDecoder = None
         self.requests.clear()
 
-    def _wait(self, deadline: Deadlines[TopicChannel] | None) -> None:
-        """Wait for what `deadline` bounds, and for nothing else."""
+    def _set_deadline(self, deadline: Deadlines[TopicChannel] | None) -> None:
+        """Start `deadline` in place of the current one; None: no deadline."""
         if self._deadline is not None:
             self._deadline.cancel(self)
         self._deadline = deadline
@@ -298,17 +306,17 @@ class TopicChannel(HTTPChannel):
 
 
 class TopicSite(Site):
-    """The Site of the service.
+    """The site of the service.
 
     Args:
-        resource: the root.
-        clock: keeps the timeouts.
+        resource: the root resource.
+        clock: the reactor, or a clock in its place.
         max_body: most bytes of a request's body.
-        limits: how many connections there may be, and whose.
+        limits: the limits on clients.
 
     Attributes:
-        connections: HTTP connections that are open; one that became a WebSocket is not.
-        sends: sends that were answered, by HTTP status.
+        connections: open HTTP connections, without those that became a WebSocket.
+        sends: completed sends, by HTTP status.
     """
 
     protocol = TopicChannel  # type: ignore[assignment]
@@ -328,27 +336,27 @@ class TopicSite(Site):
         self.limits = limits
         self.connections = 0
         self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
-        self.heads = Deadlines(clock, HEAD_TIMEOUT, TopicChannel.too_late)
-        self.bodies = Deadlines(clock, BODY_TIMEOUT, TopicChannel.too_late)
-        self.idles = Deadlines(clock, IDLE_TIMEOUT, TopicChannel.too_late)
-        self.closes = Deadlines(clock, CLOSE_TIMEOUT, TopicChannel.too_late)
+        self.head_deadlines = Deadlines(clock, HEAD_TIMEOUT, TopicChannel.deadline_passed)
+        self.body_deadlines = Deadlines(clock, BODY_TIMEOUT, TopicChannel.deadline_passed)
+        self.idle_deadlines = Deadlines(clock, IDLE_TIMEOUT, TopicChannel.deadline_passed)
+        self.close_deadlines = Deadlines(clock, CLOSE_TIMEOUT, TopicChannel.deadline_passed)
 
     def log(self, request: Any) -> None:
-        """No access log: it would hold the query, and clients put tokens there."""
+        """No access log: it would contain queries, and clients may put tokens there."""
 
     def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 only: over HTTP/2 a WebSocket cannot be handed over."""
+        """HTTP/1.1 only: over HTTP/2 the transport cannot be handed over to a WebSocket."""
         return [b"http/1.1"]
 
 
-def _has_strange_host(headers: Headers, version: bytes) -> bool:
-    """Whether ``Host`` stands there twice, or not where it has to (RFC 9112, section 3.2)."""
+def _is_host_invalid(headers: Headers, version: bytes) -> bool:
+    """Whether ``Host`` is repeated, or missing although required (RFC 9112, section 3.2)."""
     hosts = headers.getRawHeaders(b"host", [])
     return len(hosts) > 1 or (not hosts and version == b"HTTP/1.1")
 
 
-def _has_strange_coding(headers: Headers, version: bytes) -> bool:
-    """Whether the length of a body could be read in two ways (RFC 9112, section 6.1)."""
+def _is_coding_ambiguous(headers: Headers, version: bytes) -> bool:
+    """Whether two parsers could disagree on the body's length (RFC 9112, section 6.1)."""
     codings = headers.getRawHeaders(b"transfer-encoding")
     if codings is None:
         return False

@@ -1,4 +1,4 @@
-"""Adapter: what an exception means, for those who can do something about it."""
+"""Explains exceptions of other libraries in words that an operator can act on."""
 
 from __future__ import annotations
 
@@ -6,28 +6,71 @@ import re
 
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
-from twisted.internet.error import CannotListenError
+from twisted.internet import error as errors
 from twisted.python.filepath import UnlistableError
 
-__all__ = ["explain", "explain_endpoint_error"]
+__all__ = ["NO_ADDRESS", "explain", "explain_endpoint_error", "explain_http_error"]
+
+NO_ADDRESS = "no address is known for its host"
+"""The explanation if the resolver does not know a host."""
+
+_WRONG_NAME = "its certificate is for another name"
+
+_HTTP_MESSAGES = (
+    (errors.ConnectionRefusedError, "the connection was refused"),
+    (errors.ConnectionClosed, "the connection was lost"),
+    ((errors.DNSLookupError, errors.UnknownHostError), NO_ADDRESS),
+    ((errors.TCPTimedOutError, errors.TimeoutError), "no connection could be made in time"),
+    (errors.NoRouteError, "there is no route to its host"),
+    (VerificationError, f"TLS: {_WRONG_NAME}"),
+)
 
 _COLONS = r"; a colon that belongs to a value is written \\:"
 _PARSER_MESSAGES = [
     (re.compile(pattern), words)
     for pattern, words in (
-        (r"invalid literal for int\(\) with base \d+: (.*)", r"\1 is no number"),
-        (r".*got an unexpected keyword argument '(\w+)'", r"there is no \1= for it"),
-        (r"\('unrecognized keyword arguments present', \['(\w+)'.*", r"there is no \1= for it"),
+        (r"invalid literal for int\(\) with base \d+: (.*)", r"\1 is not a number"),
+        (r".*got an unexpected keyword argument '(\w+)'", r"it does not take \1="),
+        (r"\('unrecognized keyword arguments present', \['(\w+)'.*", r"it does not take \1="),
         (r".* missing \d+ required positional arguments?: '(\w+)'.*", r"\1= is missing"),
-        (r".*got multiple values for argument '(\w+)'", rf"\1= stands there twice{_COLONS}"),
+        (r".*got multiple values for argument '(\w+)'", rf"\1= is given twice{_COLONS}"),
         (r".* takes .* positional arguments? but \d+ were given", f"too many parts{_COLONS}"),
     )
 ]
-"""What a parser of endpoints says to a wrong one is meant for programmers."""
+"""Messages of Twisted's endpoint parsers, which are meant for programmers."""
+
+
+def explain(error: BaseException) -> str:
+    """Explain any exception; its own text is part of the explanation."""
+    error = _root_cause(error)
+    if isinstance(error, errors.CannotListenError):
+        error = error.socketError
+    if isinstance(error, UnlistableError):
+        error = error.originalException
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, VerificationError):
+        return _WRONG_NAME
+    return _openssl_reasons(error) or str(error) or type(error).__name__
+
+
+def explain_http_error(error: BaseException) -> str:
+    """Explain why an HTTP request got no response.
+
+    The exception's own text is left out: it may quote a token that was sent.
+    """
+    error = _root_cause(error)
+    reasons = _openssl_reasons(error)
+    if reasons is not None:
+        return f"TLS: {reasons}"
+    for kind, message in _HTTP_MESSAGES:
+        if isinstance(error, kind):
+            return message
+    return type(error).__name__
 
 
 def explain_endpoint_error(error: BaseException) -> str:
-    """Why an endpoint string cannot be parsed, for those who have written it."""
+    """Explain why Twisted cannot parse an endpoint string."""
     reason = explain(error)
     for pattern, words in _PARSER_MESSAGES:
         found = pattern.fullmatch(reason)
@@ -36,22 +79,18 @@ def explain_endpoint_error(error: BaseException) -> str:
     return reason
 
 
-def explain(error: BaseException) -> str:
-    """An exception's reason, in words where it has some."""
-    reasons = getattr(error, "reasons", None)
-    while reasons:  # an HTTP client's, around what was wrong
+def _root_cause(error: BaseException) -> BaseException:
+    """The first of the reasons that Twisted's HTTP client wraps, at any depth."""
+    while reasons := getattr(error, "reasons", None):
         error = reasons[0].value
-        reasons = getattr(error, "reasons", None)
-    if isinstance(error, CannotListenError):
-        error = error.socketError
-    if isinstance(error, UnlistableError):
-        error = error.originalException
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, VerificationError):
-        return "its certificate is for another name"
-    is_tls = isinstance(error, (SSL.Error, crypto.Error))
-    if is_tls and error.args and isinstance(error.args[0], (list, tuple)):
-        reasons = [str(entry[-1]) for entry in error.args[0] if entry]
-        return "; ".join(reasons) or "OpenSSL does not say why"
-    return str(error) or type(error).__name__
+    return error
+
+
+def _openssl_reasons(error: BaseException) -> str | None:
+    """The reasons in OpenSSL's error queue; None: not an error of OpenSSL, or without a queue."""
+    if not isinstance(error, (SSL.Error, crypto.Error)):
+        return None
+    if not error.args or not isinstance(error.args[0], (list, tuple)):
+        return None
+    reasons = [str(entry[-1]) for entry in error.args[0] if entry]
+    return "; ".join(reasons) or "OpenSSL gives no reason"

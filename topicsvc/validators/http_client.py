@@ -15,11 +15,8 @@ from urllib.parse import quote_plus
 
 import idna
 from hyperlink import URL
-from OpenSSL.SSL import Error as TLSError
-from service_identity import VerificationError
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from twisted.internet import error as errors
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
@@ -31,10 +28,10 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
+from topicsvc.explain import explain_http_error
 
 __all__ = [
     "MAX_BODY",
-    "NO_ADDRESS",
     "AsciiUrl",
     "HttpClient",
     "Response",
@@ -45,9 +42,6 @@ __all__ = [
 
 MAX_BODY = 262144
 """Most bytes of an answer's body; the longest good one is a few KiB."""
-
-NO_ADDRESS = "no address is known for its host"
-"""What is told where the domain name system does not know a host."""
 
 _TOKEN = re.compile(r"[!-~]+")
 
@@ -145,7 +139,7 @@ class HttpClient:
         except (CancelledError, ValidatorUnavailable):
             raise
         except Exception as error:
-            fault = _fault(error)
+            fault = explain_http_error(error)
         else:
             return Response(response.code, response.headers, body)
         # Outside of the handler, so that the exception does not drag along what was sent.
@@ -157,31 +151,6 @@ class AsciiUrl(URL):
 
     def to_uri(self) -> URL:
         return self
-
-
-def _fault(error: BaseException) -> str:
-    """What kind of fault `error` is."""
-    reasons = getattr(error, "reasons", None)
-    while reasons:
-        error = reasons[0].value
-        reasons = getattr(error, "reasons", None)
-    if isinstance(error, TLSError) and error.args and isinstance(error.args[0], list):
-        return "TLS: " + "; ".join(str(entry[-1]) for entry in error.args[0])
-    for kind, words in _WORDS:
-        if isinstance(error, kind):
-            return words
-    return type(error).__name__
-
-
-_WORDS = (
-    (errors.ConnectionRefusedError, "the connection was refused"),
-    (errors.ConnectionClosed, "the connection was lost"),
-    ((errors.DNSLookupError, errors.UnknownHostError), NO_ADDRESS),
-    ((errors.TCPTimedOutError, errors.TimeoutError), "no connection could be made in time"),
-    (errors.NoRouteError, "there is no way to its host"),
-    (VerificationError, "TLS: its certificate is for another name"),
-)
-"""What an operator can look into; the text of an exception is not told."""
 
 
 def _read(response: IResponse) -> Deferred[bytes]:

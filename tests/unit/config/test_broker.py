@@ -181,10 +181,10 @@ class BrokerSettingsTests(SynchronousTestCase):
 
     def test_an_endpoint_that_cannot_be_made(self) -> None:
         for endpoint, wrong in (
-            ("tcp:localhost:http", "'http' is no number"),
+            ("tcp:localhost:http", "'http' is not a number"),
             ("tcp:localhost", "port= is missing"),
-            ("tcp:localhost:1:nonsense=2", "there is no nonsense="),
-            ("tls:localhost:1:nonsense=2", "there is no nonsense="),
+            ("tcp:localhost:1:nonsense=2", "it does not take nonsense="),
+            ("tls:localhost:1:nonsense=2", "it does not take nonsense="),
             ("tls:localhost:1:trustRoots=/no/such/place", "/no/such/place: No such file"),
         ):
             text = f'kind = "activemq"\nendpoint = "{endpoint}"'

@@ -56,13 +56,13 @@ class ProblemTests(ListeningTestCase):
 
     def test_what_is_wrong_is_not_said_in_python(self) -> None:
         for text, words in (
-            ("tcp:", "'' is no number"),
-            ("tcp:8080:backlog=many", "'many' is no number"),
-            ("unix:/x:mode=zz", "'zz' is no number"),
+            ("tcp:", "'' is not a number"),
+            ("tcp:8080:backlog=many", "'many' is not a number"),
+            ("unix:/x:mode=zz", "'zz' is not a number"),
             ("tcp", "port= is missing"),
             ("systemd", "domain= is missing"),
-            ("tcp:8080:nonsense=1", "there is no nonsense= for it"),
-            ("tcp:8080:interface=::1", "interface= stands there twice"),
+            ("tcp:8080:nonsense=1", "it does not take nonsense="),
+            ("tcp:8080:interface=::1", "interface= is given twice"),
             ("tcp:1:2:3:4:5", "too many parts"),
         ):
             problem = self.problem(text)

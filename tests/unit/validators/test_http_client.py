@@ -33,7 +33,7 @@ class FaultTests(SynchronousTestCase):
         for fault, words in (
             (error.ConnectionRefusedError(secret), "the connection was refused"),
             (error.DNSLookupError(secret), "no address is known for its host"),
-            (error.NoRouteError(secret), "there is no way to its host"),
+            (error.NoRouteError(secret), "there is no route to its host"),
             (error.TimeoutError(secret), "no connection could be made in time"),
             (error.TCPTimedOutError(secret), "no connection could be made in time"),
             (error.ConnectionLost(secret), "the connection was lost"),

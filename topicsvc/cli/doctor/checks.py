@@ -17,7 +17,7 @@ from topicsvc.cli.doctor.endpoints import EndpointChecks
 from topicsvc.cli.doctor.report import Reporter
 from topicsvc.cli.doctor.round_trip import TIMEOUT, RoundTrip
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.explain import explain
+from topicsvc.explain import NO_ADDRESS, explain
 from topicsvc.listening.endpoints import is_tls
 from topicsvc.settings import (
     IntrospectionSettings,
@@ -27,7 +27,6 @@ from topicsvc.settings import (
 )
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.factory import ValidatorStack
-from topicsvc.validators.http_client import NO_ADDRESS
 from topicsvc.validators.personium import PersoniumValidator
 from topicsvc.validators.stats import TokenCheckStats
 

@@ -247,7 +247,7 @@ class TopicService(Service):
         problems = []
         for listener in [*self._listeners, *self._admin]:
             try:
-                replace = listener.reread()
+                replace = listener.read_certificates()
             except ValueError as error:
                 problems.append(f"{listener.setting}: {listener.text!r}: {error}")
             else:

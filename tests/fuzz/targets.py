@@ -37,7 +37,7 @@ from topicsvc.errors import (
     ValidatorUnavailable,
 )
 from topicsvc.interfaces import Message
-from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, ProxyHeader
+from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, InvalidProxyHeader, ProxyHeader
 from topicsvc.listening.proxy_protocol import ProxiedFactory
 from topicsvc.strict_json import json_text
 from topicsvc.topics import MAX_NAME, TopicAddress, TopicPattern, Unit
@@ -247,7 +247,7 @@ def _proxy_header(pieces: list[bytes]) -> object:
     for number, piece in enumerate(pieces):
         try:
             rest = header.feed(piece)
-        except NotProxied:
+        except InvalidProxyHeader:
             return "none"
         if rest is not None:
             behind = rest + b"".join(pieces[number + 1 :])

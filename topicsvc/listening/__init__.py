@@ -1,1 +1,1 @@
-"""Adapters: what clients connect to: endpoints, their certificates, proxies before them."""
+"""Server endpoints, their TLS certificates, and the PROXY protocol."""

@@ -1,7 +1,7 @@
-"""Adapter: an endpoint with a certificate, read and not listened on.
+"""Reads the certificates of a TLS endpoint without listening on it.
 
-Twisted reads the certificate of an endpoint once. A `EndpointPreview` shows the certificate that a
-client would see, and makes the factory that a port which listens already can go on with.
+Twisted reads the certificates of an endpoint once. An `EndpointPreview` reads them again: it
+returns the certificate that a client would see, and a new factory for a port that listens already.
 """
 
 from __future__ import annotations
@@ -35,37 +35,40 @@ _TLS_DIRECTORY = re.compile(r"tls:((?:\\.|[^:\\])+)")
 _KEY = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
 )
-_ROUNDS = 10
-"""More flights than a handshake has."""
+_MAX_FLIGHTS = 10
+"""More flights than a TLS handshake needs."""
 
 
 class EndpointPreview:
-    """An endpoint with a certificate, read and not listened on.
+    """A TLS endpoint whose certificates are read, but which does not listen.
 
     Args:
         text: the endpoint string.
 
     Raises:
-        ValueError: it cannot be used; the text says why.
+        ValueError: the endpoint cannot be used; the text says why.
     """
 
     def __init__(self, text: str) -> None:
-        _look_into_directory(text)
+        _check_directory(text)
         self._recorder = _RecordingReactor()
         self._endpoint = parse(text, self._recorder)
 
     def factory(self, factory: IProtocolFactory) -> Any:
-        """What would listen: `factory` under TLS."""
+        """The factory that would listen: `factory` wrapped in TLS."""
         self._endpoint.listen(factory)
         return self._recorder.factory
 
     def certificate(self, host: str = "") -> x509.Certificate:
-        """The certificate that a client is shown who asks for `host`, or for nobody.
+        """The certificate that a client sees.
+
+        Args:
+            host: the server name that the client requests (SNI); empty: none.
 
         Raises:
-            ValueError: there is none, or it does not fit its key.
+            ValueError: there is no certificate, or its key is another one.
         """
-        wire = _Wire()
+        transport = _MemoryTransport()
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         client = SSL.Connection(context)
         if host:
@@ -73,25 +76,25 @@ class EndpointPreview:
         client.set_connect_state()
         server: Any = None
         try:
-            server = self.factory(Factory.forProtocol(Protocol)).buildProtocol(wire.getPeer())
-            server.makeConnection(wire)
-            for _ in range(_ROUNDS):
-                if _is_shaken(client):
+            server = self.factory(Factory.forProtocol(Protocol)).buildProtocol(transport.getPeer())
+            server.makeConnection(transport)
+            for _ in range(_MAX_FLIGHTS):
+                if _finish_handshake(client):
                     break
                 server.dataReceived(client.bio_read(65536))
-                client.bio_write(wire.take())
+                client.bio_write(transport.take_written())
             shown = client.get_peer_certificate(as_cryptography=True)
-        except Exception as error:  # whatever OpenSSL or a reader of files raises
+        except Exception as error:  # OpenSSL and the readers of files raise various ones
             raise ValueError(
-                f"no TLS handshake is possible, {explain(error)}: "
-                "is there a certificate, with its own key?"
+                f"the TLS handshake fails ({explain(error)}): check the certificate and its key"
             ) from error
         if shown is None:
-            raise ValueError("no certificate is shown")
+            raise ValueError("the endpoint shows no certificate")
         return shown
 
 
-def _is_shaken(client: SSL.Connection) -> bool:
+def _finish_handshake(client: SSL.Connection) -> bool:
+    """Continue the handshake; returns whether it is complete."""
     try:
         client.do_handshake()
     except SSL.WantReadError:
@@ -101,7 +104,7 @@ def _is_shaken(client: SSL.Connection) -> bool:
 
 @implementer(IReactorTCP, IReactorSSL)
 class _RecordingReactor:
-    """A reactor on which nothing listens: it keeps the factory that would."""
+    """A reactor on which nothing listens; it records the factory that would."""
 
     factory: Any = None
 
@@ -124,23 +127,24 @@ class _RecordingReactor:
         return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory))
 
     def connectTCP(self, *_: Any, **__: Any) -> Any:
-        """See `IReactorTCP`; a server's endpoint asks for no such thing."""
+        """See `IReactorTCP`; an endpoint of a server does not call this."""
         raise NotImplementedError
 
     connectSSL = connectTCP
 
 
-class _Wire:
-    """What a protocol in memory writes to."""
+class _MemoryTransport:
+    """Keeps what a protocol writes."""
 
     disconnecting = False
 
     def __init__(self) -> None:
         self._written = bytearray()
 
-    def take(self) -> bytes:
-        taken, self._written = bytes(self._written), bytearray()
-        return taken
+    def take_written(self) -> bytes:
+        """Return the bytes that were written since the last call."""
+        written, self._written = bytes(self._written), bytearray()
+        return written
 
     def write(self, data: bytes) -> None:
         self._written += data
@@ -156,8 +160,8 @@ class _Wire:
     getHost = getPeer
 
 
-def _look_into_directory(text: str) -> None:
-    """Look for what Twisted would leave out of a directory and say nothing.
+def _check_directory(text: str) -> None:
+    """Report files of a ``tls:`` directory that Twisted would ignore silently.
 
     Raises:
         ValueError: a certificate without its key, or no certificate at all.
@@ -179,10 +183,10 @@ def _look_into_directory(text: str) -> None:
                 found = x509.load_pem_x509_certificates(content)
                 certificates += [(file, each) for each in found]
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            return  # whoever reads it for use says what is wrong
+            return  # Loading the endpoint reports this problem.
     for file, certificate in certificates:
-        # One of an authority has no names of hosts, and its key is elsewhere.
+        # An authority's certificate has no host names, and its key is not needed.
         names = certificate.extensions
         has_names = any(each.oid == ExtensionOID.SUBJECT_ALTERNATIVE_NAME for each in names)
         if has_names and certificate.public_key() not in keys:
-            raise ValueError(f"{file}: its key is in no .pem file of {path}")
+            raise ValueError(f"{file}: no .pem file in {path} holds its key")

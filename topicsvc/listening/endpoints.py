@@ -1,4 +1,4 @@
-"""Adapter: the strings that endpoints are written as."""
+"""Parses Twisted endpoint strings, with ``haproxy:`` for the PROXY protocol."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ["is_proxied", "is_systemd", "is_tls", "parse", "unproxied"]
 
 
 def unproxied(text: str) -> str:
-    """An endpoint string without what it says of the PROXY protocol."""
+    """The endpoint string without its ``haproxy:`` prefixes."""
     while is_proxied(text):
         text = text.removeprefix(PREFIX)
     return text
 
 
 def is_tls(text: str) -> bool:
-    """Whether an endpoint string is one with a certificate."""
+    """Whether an endpoint string describes a TLS endpoint."""
     return unproxied(text).startswith(("ssl:", "tls:"))
 
 
 def is_proxied(text: str) -> bool:
-    """Whether an endpoint string is one that takes the PROXY protocol."""
+    """Whether an endpoint string requires the PROXY protocol."""
     return text.startswith(PREFIX)
 
 
 def is_systemd(text: str) -> bool:
-    """Whether an endpoint string names a socket that systemd opens."""
+    """Whether an endpoint string names a socket that systemd passes."""
     return unproxied(text).startswith("systemd:")
 
 
@@ -39,14 +39,14 @@ def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
     """The endpoint that `text` describes.
 
     Raises:
-        ValueError: there is none; the text says why.
+        ValueError: it describes no endpoint; the text says why.
     """
     try:
         return _endpoint(text, reactor)
-    except Exception as error:  # whatever a parser of endpoints raises
+    except Exception as error:  # endpoint parsers raise various ones
         if is_systemd(text) and isinstance(error, LookupError):
             raise ValueError(
-                "systemd has passed no such socket: start the .socket unit, not the service alone"
+                "systemd passed no such socket; start the .socket unit, not only the service"
             ) from error
         raise ValueError(explain_endpoint_error(error)) from error
 

@@ -1,4 +1,4 @@
-"""Adapter: what listens on the endpoints of the settings, and certificates read anew."""
+"""Listens on the endpoints of the settings, and replaces their certificates."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ _PORT = re.compile(r"(?:^(?:tcp6?|ssl):|:port=)(-?\d+)")
 
 
 def endpoint_problem(text: str, reactor: Any, is_start: bool) -> str | None:
-    """What keeps an endpoint string from being listened on, as far as can be told beforehand.
+    """Why an endpoint string cannot be listened on, as far as that is known in advance.
 
     Args:
         text: the endpoint string.
-        reactor: what it would be listened on with.
-        is_start: whether that will be done now; before, a socket of systemd's is not missed.
+        reactor: the reactor that would listen.
+        is_start: whether the service starts now; otherwise a missing systemd socket is no problem.
     """
     if is_systemd(text) and not is_start:
         return None
     try:
-        _look(text, reactor)
+        _checked_endpoint(text, reactor)
     except ValueError as error:
         return str(error)
     return None
 
 
 class Listener:
-    """One endpoint of the settings and what listens on it.
+    """One endpoint of the settings and its listening port.
 
     Args:
-        setting: its key.
+        setting: the key of the setting.
         text: the endpoint string.
         factory: makes a protocol for each connection.
-        reactor: listens.
+        reactor: the reactor.
 
     Attributes:
-        port: what listens; None: nothing yet, or nothing any more.
+        port: the listening port; None: not yet listening, or no longer.
 
     Raises:
         ValueError: the endpoint cannot be used; the text says why.
@@ -65,21 +65,21 @@ class Listener:
         self.port: IListeningPort | None = None
         self._factory = factory
         self._is_bound = False
-        endpoint = _look(text, reactor)
+        endpoint = _checked_endpoint(text, reactor)
         self._service: StreamServerEndpointService = strports.service(text, factory, reactor)
-        self._service.endpoint = _Noting(endpoint, self)
+        self._service.endpoint = _PortRecorder(endpoint, self)
 
     def bind(self) -> None:
         """Listen.
 
         Raises:
-            Exception: whatever an endpoint raises.
+            Exception: the endpoint cannot listen.
         """
         self._is_bound = True
         self._service.privilegedStartService()
 
     def start(self) -> None:
-        """Listen, if that has not begun."""
+        """Listen, unless `bind` was called."""
         self._is_bound = True
         self._service.startService()
 
@@ -91,28 +91,30 @@ class Listener:
         self.port = None
         return maybeDeferred(self._service.stopService)
 
-    def reread(self) -> Callable[[], str] | None:
-        """Read its certificates again; returns what puts them in place. None: it has none.
+    def read_certificates(self) -> Callable[[], str] | None:
+        """Read the endpoint's certificates again.
 
-        What does that says which certificate it is. Who is connected stays so, under the old one.
+        Returns:
+            A function that puts them in place and returns a description of the certificate.
+            Connections that exist already keep the old one. None: not a TLS endpoint.
 
         Raises:
-            ValueError: they cannot be used; the text says why.
+            ValueError: the certificates cannot be used; the text says why.
         """
         if not is_tls(self.text):
             return None
-        rehearsal = EndpointPreview(self.text)
-        certificate = rehearsal.certificate()
+        preview = EndpointPreview(self.text)
+        certificate = preview.certificate()
 
         def replace() -> str:
             port: Any = self.port
             if port is not None:
-                factory = rehearsal.factory(self._factory)
-                # The new one first: a site without a port would take itself for stopped.
+                factory = preview.factory(self._factory)
+                # The new factory starts first: a site with no port left would stop.
                 factory.doStart()
-                port.factory, before = factory, port.factory
+                port.factory, previous = factory, port.factory
                 _free_when_lost(port)
-                before.doStop()
+                previous.doStop()
             return (
                 f"the certificate of {self.text} (serial {certificate.serial_number:x}, "
                 f"until {certificate.not_valid_after_utc:%Y-%m-%d})"
@@ -122,28 +124,29 @@ class Listener:
 
 
 @implementer(IStreamServerEndpoint)
-class _Noting:
-    """An endpoint that remembers its port."""
+class _PortRecorder:
+    """An endpoint that sets `Listener.port` when it listens."""
 
     def __init__(self, endpoint: IStreamServerEndpoint, listener: Listener) -> None:
         self._endpoint = endpoint
         self._listener = listener
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        def note(port: IListeningPort) -> IListeningPort:
+        def record(port: IListeningPort) -> IListeningPort:
             self._listener.port = port
             _free_when_lost(port)
             return port
 
-        return self._endpoint.listen(factory).addCallback(note)
+        return self._endpoint.listen(factory).addCallback(record)
 
 
 class _FreedTransport(BufferingTLSTransport):
-    """A TLS connection that is freed when it is lost.
+    """A TLS connection whose memory is freed as soon as the connection is lost.
 
-    When one ends in a fault, as most do, Twisted keeps the fault in a local variable of a frame
-    of its own traceback. That is a cycle, with the connection and a buffer of 32 KiB in it. The
-    garbage collector, which is kept rare, comes for it late: 1,000 of them were 25 MB.
+    If a connection ends with an error, as most do, Twisted keeps the failure in a local variable
+    of a frame in the failure's own traceback. This reference cycle holds the connection and a
+    buffer of 32 KiB. As full garbage collections are rare (see `topicsvc.process.setup.tune_gc`),
+    1,000 such connections held 25 MB.
     """
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
@@ -153,20 +156,20 @@ class _FreedTransport(BufferingTLSTransport):
 
 
 def _free_when_lost(port: Any) -> None:
-    """See to it that the connections of `port` are freed when they are lost, if it has TLS."""
+    """Let the connections of `port`, if it has TLS, be `_FreedTransport`."""
     if isinstance(getattr(port, "factory", None), TLSMemoryBIOFactory):
         port.factory.protocol = _FreedTransport
 
 
-def _look(text: str, reactor: Any) -> IStreamServerEndpoint:
-    """Look at what Twisted would find out too late; returns the endpoint.
+def _checked_endpoint(text: str, reactor: Any) -> IStreamServerEndpoint:
+    """Parse an endpoint string, and check what Twisted checks only when it listens.
 
     Raises:
-        ValueError: it cannot be used; the text says why.
+        ValueError: the endpoint cannot be used; the text says why.
     """
     for found in _PORT.finditer(unproxied(text)):
         if not 0 <= int(found[1]) <= 65535:
-            raise ValueError(f"{found[1]} is no port, 0 to 65535")
+            raise ValueError(f"{found[1]} is not a port from 0 to 65535")
     endpoint = parse(text, reactor)
     if is_tls(text):
         EndpointPreview(text).certificate()

@@ -1,7 +1,7 @@
-"""Pure: what a proxy tells of its client, in the header of the PROXY protocol.
+"""Parses the header of the PROXY protocol, in which a proxy names its client.
 
-The protocol is HAProxy's, https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt: version 1
-is a line of text (its section 2.1), version 2 is binary (2.2).
+HAProxy specifies the protocol: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt.
+Version 1 is a line of text (section 2.1), version 2 is binary (section 2.2).
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-__all__ = ["MAX_LENGTH", "MAX_LINE", "NotProxied", "Place", "ProxyHeader"]
+__all__ = ["MAX_LENGTH", "MAX_LINE", "InvalidProxyHeader", "ProxyHeader", "SocketAddress"]
 
 MAX_LINE = 107
-"""Bytes of a header of version 1, its line end included: the longest that there can be."""
+"""Maximum length of a header of version 1, line end included, in bytes (section 2.1)."""
 
 MAX_LENGTH = 16384
-"""Bytes of a header of version 2. Addresses take 232 at most; proxies add a name, a connection's
-identifier, a client's certificate."""
+"""Maximum length of a header of version 2, in bytes. Addresses need at most 232; a proxy may add
+a host name, a connection identifier and a client certificate."""
 
 _LINE = b"PROXY "
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED = 16
-"""Bytes of a header of version 2 that stand before the addresses."""
+"""Bytes of a header of version 2 before the addresses."""
 
 _LOCAL, _PROXIED = 0x20, 0x21
 _NO_FAMILY, _INET, _INET6, _UNIX = range(4)
@@ -36,47 +36,50 @@ _LAYOUTS = {
 _PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
 
 
-class NotProxied(ValueError):
-    """These bytes are no header of the PROXY protocol."""
+class InvalidProxyHeader(ValueError):
+    """The bytes are not a valid header of the PROXY protocol."""
 
 
-class Place(NamedTuple):
-    """An address and a port."""
+class SocketAddress(NamedTuple):
+    """An IP address and a TCP port."""
 
-    address: IPv4Address | IPv6Address
+    host: IPv4Address | IPv6Address
     port: int
 
 
 class ProxyHeader:
-    """Reads one header, in whatever pieces it comes.
+    """Parses one header, which may arrive in several pieces.
 
     Attributes:
-        source: who the proxy's client is. None: the header names nobody, because the proxy
-            asks for itself or does not know, or its client has a path and no address.
-        destination: where the client has connected to; None: the same.
+        source: the address of the proxy's client. None: the header has no address, because the
+            proxy connects for itself, does not know it, or its client uses a UNIX socket.
+        destination: the address that the client connected to; None: as for `source`.
     """
 
     __slots__ = ("_buffer", "destination", "source")
 
     def __init__(self) -> None:
-        self.source: Place | None = None
-        self.destination: Place | None = None
+        self.source: SocketAddress | None = None
+        self.destination: SocketAddress | None = None
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> bytes | None:
-        """Read on; returns what came behind the header. None: it is not there in full.
+        """Parse more bytes.
+
+        Returns:
+            The bytes after the header; None: the header is not complete yet.
 
         Raises:
-            NotProxied: it is none, or too long.
+            InvalidProxyHeader: the bytes are no header, or too long.
         """
         self._buffer += data
-        begins = bytes(self._buffer[: len(_SIGNATURE)])
-        if begins[: len(_LINE)] == _LINE[: len(begins)]:
+        start = bytes(self._buffer[: len(_SIGNATURE)])
+        if start[: len(_LINE)] == _LINE[: len(start)]:
             end, read = self._end_of_line(), self._read_line
-        elif begins == _SIGNATURE[: len(begins)]:
+        elif start == _SIGNATURE[: len(start)]:
             end, read = self._end_of_binary(), self._read_binary
         else:
-            raise NotProxied("it begins otherwise")
+            raise InvalidProxyHeader("unknown signature")
         if not end:
             return None
         header, rest = bytes(self._buffer[:end]), bytes(self._buffer[end:])
@@ -87,7 +90,7 @@ class ProxyHeader:
     def _end_of_line(self) -> int:
         at = self._buffer.find(b"\r\n", 0, MAX_LINE)
         if at < 0 and len(self._buffer) >= MAX_LINE:
-            raise NotProxied("it is too long")
+            raise InvalidProxyHeader("too long")
         return at + 2 if at > 0 else 0
 
     def _end_of_binary(self) -> int:
@@ -95,40 +98,40 @@ class ProxyHeader:
             return 0
         end = _FIXED + int.from_bytes(self._buffer[_FIXED - 2 : _FIXED], "big")
         if end > MAX_LENGTH:
-            raise NotProxied("it is too long")
+            raise InvalidProxyHeader("too long")
         return end if len(self._buffer) >= end else 0
 
     def _read_line(self, header: bytes) -> None:
         _, family, *rest = header[:-2].split(b" ")
         if family == b"UNKNOWN":
-            return  # what follows means nothing
+            return  # the rest of the line is ignored (section 2.1)
         if family not in (b"TCP4", b"TCP6") or len(rest) != 4:
-            raise NotProxied("two addresses and two ports are not there")
+            raise InvalidProxyHeader("not two addresses and two ports")
         read = IPv4Address if family == b"TCP4" else IPv6Address
         try:
             addresses = [read(each.decode("ascii")) for each in rest[:2]]
         except ValueError as error:
-            raise NotProxied("an address is none") from error
+            raise InvalidProxyHeader("invalid address") from error
         if any(b"%" in each for each in rest):
-            raise NotProxied("an address has a scope, which means nothing elsewhere")
+            raise InvalidProxyHeader("an address has a scope, which is valid on the proxy only")
         if not all(_PORT.fullmatch(each) and int(each) < 65536 for each in rest[2:]):
-            raise NotProxied("a port is none")
+            raise InvalidProxyHeader("invalid port")
         ports = [int(each) for each in rest[2:]]
-        self.source, self.destination = map(Place, addresses, ports)
+        self.source, self.destination = map(SocketAddress, addresses, ports)
 
     def _read_binary(self, header: bytes) -> None:
         command, (family, transport) = header[12], divmod(header[13], 16)
         if command == _LOCAL:
-            return  # the proxy itself; what follows means nothing
+            return  # the proxy's own connection; the addresses are ignored (section 2.2)
         if command != _PROXIED or family > _UNIX or transport > _DATAGRAM:
-            raise NotProxied("a version, command or family is unknown")
+            raise InvalidProxyHeader("unknown version, command or family")
         if family == _NO_FAMILY or transport == _NO_TRANSPORT:
             return
         layout = _LAYOUTS[family]
         if len(header) < _FIXED + layout.size:
-            raise NotProxied("addresses are missing")
+            raise InvalidProxyHeader("addresses are missing")
         if family != _UNIX:
             source, destination, *ports = layout.unpack_from(header, _FIXED)
             read = IPv4Address if family == _INET else IPv6Address
-            self.source = Place(read(source), ports[0])
-            self.destination = Place(read(destination), ports[1])
+            self.source = SocketAddress(read(source), ports[0])
+            self.destination = SocketAddress(read(destination), ports[1])

@@ -1,8 +1,8 @@
-"""Adapter: connections behind a proxy that speaks the PROXY protocol.
+"""Accepts connections from a proxy that sends a PROXY protocol header.
 
-Twisted has an endpoint for it, ``haproxy:``. Its reader raises what it does not expect, with a
-line in the log for each stranger; believes any text to be an address; knows no bare ``PROXY
-UNKNOWN``; and needs the first 16 bytes in one piece. So the endpoint is Twisted's in name alone.
+Twisted's own wrapper (``twisted.protocols.haproxy``) is not used: it closes a bare ``PROXY
+UNKNOWN``, closes if the first 16 bytes arrive in pieces, lets a bad port raise ValueError into
+the log, and takes any text for an address.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
-from topicsvc.listening.proxy_header import NotProxied, Place, ProxyHeader
+from topicsvc.listening.proxy_header import InvalidProxyHeader, ProxyHeader, SocketAddress
 
 __all__ = ["PREFIX", "ProxiedEndpoint", "ProxiedFactory"]
 
 PREFIX = "haproxy:"
-"""What the string of such an endpoint begins with; that of the endpoint below follows."""
+"""Prefix of such an endpoint string, before the string of the endpoint that listens."""
 
 
 class ProxiedProtocol(ProtocolWrapper):
-    """One connection; whom it serves is known when the header has come.
+    """One connection from a proxy; the header gives the client's address.
 
-    There is no deadline here: that of what is above begins with the connection.
+    It has no deadline of its own: the wrapped protocol's deadline for the request head starts
+    with the connection and so covers the header.
     """
 
     factory: ProxiedFactory
@@ -44,7 +45,7 @@ class ProxiedProtocol(ProtocolWrapper):
         self._is_read = self._is_refused = False
 
     def dataReceived(self, data: bytes) -> None:
-        """Read the header; what follows is for the protocol above."""
+        """Parse the header, then pass all data to the wrapped protocol."""
         if self._is_read:
             self.wrappedProtocol.dataReceived(data)
         elif not self._is_refused:
@@ -53,7 +54,7 @@ class ProxiedProtocol(ProtocolWrapper):
     def _read(self, data: bytes) -> None:
         try:
             rest = self._header.feed(data)
-        except NotProxied as error:
+        except InvalidProxyHeader as error:
             self._is_refused = True
             self.factory.refused(self.transport.getPeer(), error)
             self.transport.abortConnection()
@@ -63,23 +64,23 @@ class ProxiedProtocol(ProtocolWrapper):
             self.wrappedProtocol.dataReceived(rest)
 
     def getPeer(self) -> IAddress:
-        """The proxy's client; the proxy, if its header names nobody."""
+        """The address of the proxy's client, or of the proxy if the header has none."""
         return _address(self._header.source) or self.transport.getPeer()
 
     def getHost(self) -> IAddress:
-        """Where that client has connected to; else where the proxy has."""
+        """The address that the client connected to, or that the proxy connected to."""
         return _address(self._header.destination) or self.transport.getHost()
 
 
-def _address(place: Place | None) -> IPv4Address | IPv6Address | None:
-    if place is None:
+def _address(address: SocketAddress | None) -> IPv4Address | IPv6Address | None:
+    if address is None:
         return None
-    kind = IPv4Address if place.address.version == 4 else IPv6Address
-    return kind("TCP", str(place.address), place.port)
+    kind = IPv4Address if address.host.version == 4 else IPv6Address
+    return kind("TCP", str(address.host), address.port)
 
 
 class ProxiedFactory(WrappingFactory[ProxiedProtocol]):
-    """Puts the header before what `wrappedFactory` makes."""
+    """Wraps each protocol of `wrappedFactory` in a `ProxiedProtocol`."""
 
     protocol = ProxiedProtocol
     _log = Logger()
@@ -89,25 +90,25 @@ class ProxiedFactory(WrappingFactory[ProxiedProtocol]):
         self._refused = 0
 
     def refused(self, peer: IAddress, why: Exception) -> None:
-        """Somebody has sent no header: tell the log of the first, the tenth, the hundredth."""
+        """Count an invalid header; log the first, the tenth, the hundredth and so on."""
         self._refused += 1
         if str(self._refused).strip("0") == "1":
             self._log.warn(
-                "{peer} is closed, {why}: not a header of the PROXY protocol, which a haproxy: "
-                "endpoint needs; {count} so far",
+                "closed {peer}: no valid PROXY protocol header ({why}), which a haproxy: endpoint "
+                "needs; {count} so far",
                 peer=peer,
                 why=why,
                 count=self._refused,
             )
 
     def logPrefix(self) -> str:
-        """What the log calls it."""
+        """The name of the factory in log lines."""
         return f"{type(self.wrappedFactory).__name__} (PROXY)"
 
 
 @implementer(IStreamServerEndpoint)
 class ProxiedEndpoint:
-    """An endpoint whose connections begin with the header."""
+    """An endpoint whose connections start with a PROXY protocol header."""
 
     def __init__(self, endpoint: IStreamServerEndpoint) -> None:
         self._endpoint = endpoint

@@ -183,7 +183,7 @@ class CheckTests(CommandTestCase):
         )
         _, _, err = self.run_command("check", "--config", str(file))
         for words in (
-            "listen: 'tcp:99999': 99999 is no port",
+            "listen: 'tcp:99999': 99999 is not a port",
             "listen: 'nonsense:1': Unknown endpoint type",
             "nowhere/key.pem: No such file",
             "listen: 'tls:nowhere:port=443': no .pem file in nowhere",

@@ -1,4 +1,4 @@
-"""Endpoints: what is wrong with one, which certificate it shows, and certificates read anew."""
+"""Endpoints: wrong endpoint strings, the certificates they show, and certificates read again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ListeningTestCase(SynchronousTestCase):
         self.put("a")
 
     def put(self, name: str, *hosts: str) -> None:
-        """A file with a key and a certificate."""
+        """Write a file with a key and a certificate."""
         key, certificate = self.authority.issue(*(hosts or ("unit1.example",)), name=name)
         (self.pems / f"{name}.pem").write_bytes(key.read_bytes() + certificate.read_bytes())
 
@@ -41,20 +41,20 @@ class ListeningTestCase(SynchronousTestCase):
         self.authority.issue("unit1.example")
 
 
-class ProblemTests(ListeningTestCase):
+class EndpointProblemTests(ListeningTestCase):
     def problem(self, text: str) -> str:
         return endpoint_problem(text, reactor, is_start=True) or ""
 
-    def test_good_ones(self) -> None:
+    def test_valid_endpoints_have_no_problem(self) -> None:
         for text in ("tcp:8080", "haproxy:tcp:8080:interface=127.0.0.1", self.ssl, self.tls):
             self.assertEqual(self.problem(text), "")
 
-    def test_ports_that_are_none(self) -> None:
+    def test_port_numbers_out_of_range(self) -> None:
         for text in ("tcp:65536", "tcp6:99999", "haproxy:tcp:99999", f"tls:{self.pems}:port=70000",
                      "haproxy:haproxy:tcp:99999", "tcp:-1"):  # fmt: skip
-            self.assertIn("is no port", self.problem(text))
+            self.assertIn("is not a port from 0 to 65535", self.problem(text))
 
-    def test_what_is_wrong_is_not_said_in_python(self) -> None:
+    def test_parser_errors_are_explained(self) -> None:
         for text, words in (
             ("tcp:", "'' is not a number"),
             ("tcp:8080:backlog=many", "'many' is not a number"),
@@ -68,12 +68,12 @@ class ProblemTests(ListeningTestCase):
             problem = self.problem(text)
             self.assertTrue(problem.startswith(words), problem)
 
-    def test_a_key_of_another_certificate(self) -> None:
+    def test_the_key_of_another_certificate(self) -> None:
         other, _ = self.authority.issue("unit1.example", name="other")
         wrong = self.problem(f"ssl:443:privateKey={other}:certKey={self.certificate}")
         self.assertIn("do not match", wrong)
 
-    def test_files_that_are_no_certificates(self) -> None:
+    def test_files_without_a_certificate(self) -> None:
         self.certificate.write_text("nonsense")
         self.assertIn("no start line", self.problem(self.ssl))
         self.certificate.unlink()
@@ -81,39 +81,39 @@ class ProblemTests(ListeningTestCase):
         (self.pems / "a.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense")
         self.assertIn("bad end line", self.problem(self.tls))
 
-    def test_a_directory_without_a_pair(self) -> None:
+    def test_a_directory_without_a_certificate(self) -> None:
         (self.pems / "a.pem").write_bytes(self.key.read_bytes())
-        self.assertIn("is there a certificate, with its own key?", self.problem(self.tls))
+        self.assertIn("check the certificate and its key", self.problem(self.tls))
         (self.pems / "a.pem").unlink()
         self.assertIn("no .pem file", self.problem(self.tls))
 
-    def test_a_certificate_of_a_directory_without_its_key(self) -> None:
+    def test_a_certificate_in_a_directory_without_its_key(self) -> None:
         other_key, other = self.authority.issue("other.example", name="other")
         (self.pems / "b.pem").write_bytes(other.read_bytes() + self.key.read_bytes())
-        self.assertIn("b.pem: its key is in no .pem file", self.problem(self.tls))
+        self.assertIn("b.pem: no .pem file", self.problem(self.tls))
         (self.pems / "b.pem").write_bytes(other.read_bytes())
-        self.assertIn("b.pem: its key is in no .pem file", self.problem(self.tls))
+        self.assertIn("b.pem: no .pem file", self.problem(self.tls))
         (self.pems / "key.pem").write_bytes(other_key.read_bytes())
         self.assertIsNone(endpoint_problem(self.tls, reactor, is_start=True))
 
-    def test_a_socket_of_systemd_is_missed_only_where_systemd_starts_us(self) -> None:
+    def test_a_missing_systemd_socket_is_a_problem_only_at_the_start(self) -> None:
         text = "systemd:domain=INET:index=0"
         self.assertIsNone(endpoint_problem(text, reactor, is_start=False))
         self.assertIn("start the .socket unit", self.problem(text))
 
 
 class ProxiedTests(ListeningTestCase):
-    """``haproxy:`` before whatever endpoint."""
+    """The ``haproxy:`` prefix before each kind of endpoint."""
 
-    def layers(self, made: Any, site: Factory) -> list[str]:
-        """What is around `site`, from the outside in."""
+    def layers(self, factory: Any, site: Factory) -> list[str]:
+        """The names of the factories around `site`, outermost first."""
         found = []
-        while made is not site:
-            found.append(type(made).__name__)
-            made = made.wrappedFactory
+        while factory is not site:
+            found.append(type(factory).__name__)
+            factory = factory.wrappedFactory
         return found
 
-    def test_the_header_is_read_by_us(self) -> None:
+    def test_the_header_is_parsed_by_topicsvc_and_outside_tls(self) -> None:
         site = Factory.forProtocol(Protocol)
         for text, layers in (
             ("haproxy:tcp:8080", ["ProxiedFactory"]),
@@ -123,35 +123,35 @@ class ProxiedTests(ListeningTestCase):
         ):
             self.assertEqual(self.layers(EndpointPreview(text).factory(site), site), layers)
 
-    def test_a_listener_does_as_rehearsed(self) -> None:
+    def test_a_listener_uses_the_same_factories_as_the_preview(self) -> None:
         site = Factory.forProtocol(Protocol)
         memory = MemoryReactor()
         Listener("listen", "haproxy:tcp:8080", site, memory).bind()
         self.assertEqual(self.layers(memory.tcpServers[0][1], site), ["ProxiedFactory"])
 
 
-class RehearsalTests(ListeningTestCase):
+class EndpointPreviewTests(ListeningTestCase):
     def serial(self, text: str, host: str = "") -> int:
         return EndpointPreview(text).certificate(host).serial_number
 
-    def test_it_shows_what_a_client_would_see(self) -> None:
+    def test_it_returns_the_certificate_that_a_client_would_see(self) -> None:
         before = self.serial(self.ssl)
         self.assertEqual(self.serial(self.ssl), before)
         self.assertEqual(self.serial("haproxy:" + self.ssl), before)
         self.renew()
         self.assertNotEqual(self.serial(self.ssl), before)
 
-    def test_it_chooses_by_name_as_the_endpoint_does(self) -> None:
+    def test_it_selects_the_certificate_by_server_name(self) -> None:
         self.put("b", "unit2.example")
-        rehearsal = EndpointPreview(self.tls)
+        preview = EndpointPreview(self.tls)
         shown = {
-            rehearsal.certificate(host).subject.rfc4514_string()
+            preview.certificate(host).subject.rfc4514_string()
             for host in ("unit1.example", "unit2.example")
         }
         self.assertEqual(shown, {"CN=unit1.example", "CN=unit2.example"})
 
 
-class RereadTests(ListeningTestCase):
+class ReadCertificatesTests(ListeningTestCase):
     def listener(self, text: str) -> Listener:
         port = type("Port", (), {"stopListening": lambda _: None})()
         self.factory = Factory.forProtocol(Protocol)
@@ -164,25 +164,25 @@ class RereadTests(ListeningTestCase):
         self.port: Any = port
         return listener
 
-    def test_the_port_goes_on_with_a_new_factory(self) -> None:
+    def test_the_port_gets_a_new_factory(self) -> None:
         listener = self.listener(self.ssl)
         before = self.port.factory
         self.renew()
-        replace = listener.reread()
+        replace = listener.read_certificates()
         self.assertIs(self.port.factory, before, "nothing is replaced yet")
-        told = replace()
+        description = replace()
         self.assertIsNot(self.port.factory, before)
         self.assertIs(self.port.factory.wrappedFactory, self.factory)
-        self.assertEqual(self.factory.numPorts, 1, "the site never took itself for stopped")
-        self.assertIn(f"{EndpointPreview(self.ssl).certificate().serial_number:x}", told)
-        self.assertNotIn("BEGIN", told)
+        self.assertEqual(self.factory.numPorts, 1, "the site was not stopped")
+        self.assertIn(f"{EndpointPreview(self.ssl).certificate().serial_number:x}", description)
+        self.assertNotIn("BEGIN", description)
 
-    def test_a_broken_file_is_found_before_anything_is_replaced(self) -> None:
+    def test_a_broken_file_replaces_nothing(self) -> None:
         listener = self.listener(self.ssl)
         before = self.port.factory
         self.certificate.write_text("nonsense")
-        self.assertRaises(ValueError, listener.reread)
+        self.assertRaises(ValueError, listener.read_certificates)
         self.assertIs(self.port.factory, before)
 
-    def test_an_endpoint_without_a_certificate_has_nothing_to_read(self) -> None:
-        self.assertIsNone(self.listener("tcp:0").reread())
+    def test_an_endpoint_without_tls_has_no_certificates(self) -> None:
+        self.assertIsNone(self.listener("tcp:0").read_certificates())

@@ -1,4 +1,4 @@
-"""The header of the PROXY protocol: who is believed to be there, and what is none."""
+"""Valid and invalid headers of the PROXY protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from twisted.protocols.haproxy._v1parser import V1Parser
 from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, NotProxied, Place, ProxyHeader
+from topicsvc.listening.proxy_header import (
+    MAX_LENGTH,
+    MAX_LINE,
+    InvalidProxyHeader,
+    ProxyHeader,
+    SocketAddress,
+)
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 LOCAL, PROXIED = 0x20, 0x21
@@ -19,9 +25,9 @@ INET = bytes([192, 0, 2, 1, 192, 0, 2, 9, 0, 80, 1, 187])
 INET6 = bytes(15) + b"\1" + bytes(15) + b"\2" + b"\0\x50\1\xbb"
 UNIX = b"/client".ljust(108, b"\0") + b"/us".ljust(108, b"\0")
 
-CLIENT = Place(ip_address("192.0.2.1"), 80)
-US = Place(ip_address("192.0.2.9"), 443)
-LOOPBACK = Place(ip_address("::1"), 80)
+CLIENT = SocketAddress(ip_address("192.0.2.1"), 80)
+SERVER = SocketAddress(ip_address("192.0.2.9"), 443)
+LOOPBACK = SocketAddress(ip_address("::1"), 80)
 
 
 def line(text: str) -> bytes:
@@ -33,8 +39,8 @@ def binary(command: int, kind: int, content: bytes = b"", length: int | None = N
     return SIGNATURE + bytes([command, kind]) + length.to_bytes(2, "big") + content
 
 
-GOOD = [
-    # the header, the client that it names, whether it names where that has connected to
+VALID = [
+    # the header, and the client address in it
     (line("TCP4 192.0.2.1 192.0.2.9 80 443"), CLIENT),
     (line("TCP6 ::1 2001:db8::9 80 443"), LOOPBACK),
     (line("TCP6 0:0:0:0:0:0:0:1 ffff:f:f:f:f:f:f:ffff 80 65535"), LOOPBACK),
@@ -56,7 +62,7 @@ GOOD = [
     (binary(LOCAL, 0xFF, b"whatever"), None),
 ]
 
-BAD = [
+INVALID = [
     # version 1
     line(""),
     line("TCP4"),
@@ -120,68 +126,66 @@ BAD = [
 ]
 
 
-def read(*pieces: bytes) -> tuple[Place | None, Place | None, bytes]:
-    """Who it is, where it has connected to, and what came behind."""
+def read(*pieces: bytes) -> tuple[SocketAddress | None, SocketAddress | None, bytes]:
+    """The client's address, the address that it connected to, and the bytes after the header."""
     header = ProxyHeader()
-    behind = b""
     pending = list(pieces)
     while pending:
         rest = header.feed(pending.pop(0))
         if rest is not None:
-            behind = rest + b"".join(pending)
-            return header.source, header.destination, behind
+            return header.source, header.destination, rest + b"".join(pending)
     raise AssertionError("not complete")
 
 
 class ProxyHeaderTests(SynchronousTestCase):
-    def test_good_ones_name_the_client(self) -> None:
-        for header, client in GOOD:
+    def test_valid_headers_give_the_client_address(self) -> None:
+        for header, client in VALID:
             source, destination, _ = read(header)
             self.assertEqual(source, client, header)
             self.assertEqual(source is None, destination is None)
-        for header in (GOOD[0][0], binary(PROXIED, STREAM4, INET)):
-            self.assertEqual(read(header)[1], US)
+        for header in (VALID[0][0], binary(PROXIED, STREAM4, INET)):
+            self.assertEqual(read(header)[1], SERVER)
 
-    def test_cut_at_every_byte(self) -> None:
-        for header, client in GOOD:
+    def test_headers_split_at_every_byte(self) -> None:
+        for header, client in VALID:
             for at in range(1, min(len(header), 400)):
-                source, _, behind = read(header[:at], header[at:] + b"GET")
-                self.assertEqual((source, behind), (client, b"GET"), header)
+                source, _, after = read(header[:at], header[at:] + b"GET")
+                self.assertEqual((source, after), (client, b"GET"), header)
 
-    def test_byte_by_byte(self) -> None:
-        for header, client in GOOD:
+    def test_headers_that_arrive_byte_by_byte(self) -> None:
+        for header, client in VALID:
             pieces = [bytes([byte]) for byte in header + b"G"]
             self.assertEqual((read(*pieces)[0], read(*pieces)[2]), (client, b"G"))
 
-    def test_nonsense_however_it_comes(self) -> None:
-        for header in BAD:
-            self.assertRaises(NotProxied, read, header)
+    def test_invalid_headers_split_at_every_byte(self) -> None:
+        for header in INVALID:
+            self.assertRaises(InvalidProxyHeader, read, header)
             for at in range(1, len(header)):
-                self.assertRaises(NotProxied, read, header[:at], header[at:])
+                self.assertRaises(InvalidProxyHeader, read, header[:at], header[at:])
 
-    def test_a_prefix_of_a_good_one_is_waited_for(self) -> None:
-        for header, _ in GOOD:
+    def test_an_incomplete_header_is_not_an_error(self) -> None:
+        for header, _ in VALID:
             for at in range(min(len(header), 400)):
                 self.assertIsNone(ProxyHeader().feed(header[:at]))
 
-    def test_what_does_not_end_is_not_waited_for(self) -> None:
-        for begins, most in (
+    def test_a_header_that_is_too_long_is_an_error(self) -> None:
+        for start, most in (
             (b"PROXY UNKNOWN ", MAX_LINE),
             (SIGNATURE + bytes([PROXIED, STREAM4]) + b"\xff\xff", 16),
         ):
             header = ProxyHeader()
-            header.feed(begins[:-1])
-            taken = len(begins) - 1
-            with self.assertRaises(NotProxied):
-                for byte in begins[-1:] + b"\xff" * most:
+            header.feed(start[:-1])
+            count = len(start) - 1
+            with self.assertRaises(InvalidProxyHeader):
+                for byte in start[-1:] + b"\xff" * most:
                     header.feed(bytes([byte]))
-                    taken += 1
-            self.assertEqual(taken, most - 1)
+                    count += 1
+            self.assertEqual(count, most - 1)
 
-    def test_what_follows_is_not_looked_at(self) -> None:
-        for header, client in GOOD:
-            behind = b"\r\n" * 5000
-            self.assertEqual(read(header + behind)[::2], (client, behind))
+    def test_the_bytes_after_the_header_are_returned(self) -> None:
+        for header, client in VALID:
+            after = b"\r\n" * 5000
+            self.assertEqual(read(header + after)[::2], (client, after))
 
 
 addresses = st.one_of(
@@ -191,20 +195,20 @@ addresses = st.one_of(
 ports = st.integers(0, 65535)
 
 
-class PeerTests(SynchronousTestCase):
-    """What is good is read as Twisted reads it."""
+class TwistedParserTests(SynchronousTestCase):
+    """Valid headers give the same addresses as with Twisted's own parsers."""
 
     @given(addresses, ports, ports, st.binary(max_size=20))
-    def test_both_versions(self, pair, source_port: int, port: int, behind: bytes) -> None:
+    def test_both_versions(self, pair, source_port: int, port: int, after: bytes) -> None:
         version, source, destination = pair
-        expected = (Place(source, source_port), Place(destination, port), behind)
+        expected = (SocketAddress(source, source_port), SocketAddress(destination, port), after)
         text = line(f"TCP{version} {source} {destination} {source_port} {port}")
         packed = source.packed + destination.packed
         packed += source_port.to_bytes(2, "big") + port.to_bytes(2, "big")
         compact = binary(PROXIED, STREAM4 if version == 4 else STREAM6, packed)
         for parser, header in ((V1Parser, text), (V2Parser, compact)):
-            self.assertEqual(read(header + behind), expected)
-            info, rest = parser().feed(header + behind)
-            theirs = [Place(ip_address(each.host), each.port)
+            self.assertEqual(read(header + after), expected)
+            info, rest = parser().feed(header + after)
+            theirs = [SocketAddress(ip_address(each.host), each.port)
                       for each in (info.source, info.destination)]  # fmt: skip
             self.assertEqual((*theirs, rest), expected)

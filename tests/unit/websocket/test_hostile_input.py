@@ -19,7 +19,7 @@ from tests.fuzz.targets import CUT, SEEDS, TARGETS
 from tests.support.fakes import Question
 from tests.support.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
 from tests.support.strategies import topics
-from topicsvc.listening.proxy_header import NotProxied, ProxyHeader
+from topicsvc.listening.proxy_header import InvalidProxyHeader, ProxyHeader
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.connection import TopicConnection
 
@@ -288,7 +288,7 @@ class TargetTests(SynchronousTestCase):
 
         def needs_much_at_once(header: ProxyHeader, data: bytes) -> bytes | None:
             if len(data) < 8:
-                raise NotProxied
+                raise InvalidProxyHeader
             return feed(header, data)
 
         self.patch(ProxyHeader, "feed", needs_much_at_once)

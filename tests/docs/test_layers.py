@@ -37,6 +37,7 @@ PURE = {
     "histogram",
     "interfaces",
     "listening.proxy_header",
+    "scheduling.log_throttle",
     "scheduling.rate_limit",
     "scheduling.timing_wheel",
     "settings",

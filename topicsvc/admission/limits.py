@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from topicsvc.admission.token_attempts import TokenAttempts
 from topicsvc.interfaces import Grant
 from topicsvc.scheduling.deadlines import Deadlines
+from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.scheduling.rate_limit import consume
 from topicsvc.settings import LimitSettings
 
@@ -106,7 +107,7 @@ class Limits:
         self.polite_refusals = 0
         self._accepts_full_at = 0.0
         self._refusals_full_at = 0.0
-        self._told_at: dict[str, float] = {}
+        self._throttle = LogThrottle(MINUTE)
 
     def allow_accept(self) -> bool:
         """Whether one more connection may be accepted this second."""
@@ -153,9 +154,7 @@ class Limits:
     def record_refusal(self, name: str) -> None:
         """A bound has refused something: count it, and tell the log now and then."""
         self.refusals[name] += 1
-        now = self._clock.seconds()
-        if now - self._told_at.get(name, -MINUTE) >= MINUTE:
-            self._told_at[name] = now
+        if self._throttle.allow(name, self._clock.seconds()):
             self._log.warn(
                 "{setting} refuses, {count} times so far (docs/security.md)",
                 setting=f"limits.{name}",

@@ -25,6 +25,7 @@ from topicsvc.brokers.message_text import json_body
 from topicsvc.brokers.subscriptions import Deliver, Lost, Subscriptions, TopicSubscription
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.topics import TopicAddress
 
 __all__ = ["Reader"]
@@ -41,8 +42,8 @@ AT_ONCE = 200
 GROWTH = 60.0
 """Seconds between two looks whether topics have new partitions."""
 
-MOST_COMPLAINTS = 20
-"""Different things that are said to be wrong in one outage."""
+MAX_ERRORS_LOGGED = 20
+"""Different errors that are logged during one outage."""
 
 _DETAIL = re.compile(r" \(.*\)$")
 
@@ -76,7 +77,7 @@ class Reader:
         self._down_since: float | None = None
         self._sampled = 0
         self.last_error = ""
-        self._complaints: set[str] = set()
+        self._throttle = LogThrottle(max_keys=MAX_ERRORS_LOGGED)
         self._wishes: dict[str, int] = {}  # ids, and how often each was asked for in vain
         self._is_asking = False
         self._due: set[IDelayedCall] = set()
@@ -229,7 +230,7 @@ class Reader:
 
     def _on_up(self) -> None:
         self.last_error = ""
-        self._complaints.clear()
+        self._throttle.reset()
         if self._down_since is None:
             self._log.info("connected to Kafka")
             return
@@ -265,8 +266,7 @@ class Reader:
     def complain(self, why: str) -> None:
         """Say what is wrong, each thing once until the broker is there again."""
         why = self.last_error = _DETAIL.sub("", why)
-        if why not in self._complaints and len(self._complaints) < MOST_COMPLAINTS:
-            self._complaints.add(why)
+        if self._throttle.allow(why, self._clock.seconds()):
             self._log.warn("trouble with the broker: {why}", why=why)
 
     def record(self, record: Record) -> None:

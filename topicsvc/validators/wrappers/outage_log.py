@@ -9,6 +9,7 @@ from twisted.python.failure import Failure
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.topics import TopicAddress
 
 __all__ = ["SILENCE", "OutageLog"]
@@ -30,7 +31,8 @@ class OutageLog:
     def __init__(self, validator: TokenValidator, clock: IReactorTime) -> None:
         self._validator = validator
         self._clock = clock
-        self._said_at: float | None = None
+        self._throttle = LogThrottle(SILENCE)
+        self._is_unavailable = False
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
@@ -44,13 +46,13 @@ class OutageLog:
         if failure.check(TokenInactive):
             self._well()
         elif failure.check(ValidatorUnavailable):
-            now = self._clock.seconds()
-            if self._said_at is None or now - self._said_at >= SILENCE:
-                self._said_at = now
+            self._is_unavailable = True
+            if self._throttle.allow("unavailable", self._clock.seconds()):
                 self._log.warn("tokens cannot be judged: {reason}", reason=str(failure.value))
         return failure
 
     def _well(self) -> None:
-        if self._said_at is not None and self._clock.seconds() - self._said_at >= SILENCE:
-            self._said_at = None
+        if self._is_unavailable and self._throttle.allow("unavailable", self._clock.seconds()):
+            self._is_unavailable = False
+            self._throttle.reset()
             self._log.info("tokens can be judged again")

@@ -388,11 +388,11 @@ class LossTests(KafkaTests):
         self.assertEqual(self.log_of("trouble"), said)
         for number in range(100):
             self.consumer.owner.complain(str(number))
-        self.assertEqual(len(self.log_of("trouble")), reader.MOST_COMPLAINTS)
+        self.assertEqual(len(self.log_of("trouble")), reader.MAX_ERRORS_LOGGED)
         self.go()
         self.come()
         self.consumer.owner.complain("another")
-        self.assertEqual(len(self.log_of("trouble")), reader.MOST_COMPLAINTS + 1)
+        self.assertEqual(len(self.log_of("trouble")), reader.MAX_ERRORS_LOGGED + 1)
 
     def test_listeners_of_a_topic_that_is_served_no_more_are_told(self) -> None:
         self.subscribed("good")

@@ -253,7 +253,7 @@ class NoTopicsTests(TestCase):
         sent = broker.publish(Message(topic, CELL, b"1"))
         yield self.assertFailure(broker.subscribe(topic, print), BrokerUnavailable)
         yield self.assertFailure(sent, BrokerUnavailable)
-        self.assertEqual(broker.topics, 0)
+        self.assertEqual(len(broker._reader), 0)
         self.assertTrue(broker.is_up)
         server.program.pause()
         ticks: list[float] = []

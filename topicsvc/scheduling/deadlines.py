@@ -48,10 +48,6 @@ class Deadlines(Generic[T]):
         """What begins from now on lasts so long, though it never ends before what began earlier."""
         self._seconds = seconds
 
-    def left(self, member: T) -> float:
-        """Seconds that `member` still waits; 0: it does not."""
-        return max(0.0, self._due.get(member, 0.0) - self._clock.seconds())
-
     def start(self, member: T) -> None:
         """Begin to wait for `member`; one that is already waited for keeps its time."""
         self._due.setdefault(member, self._clock.seconds() + self._seconds)

@@ -92,11 +92,6 @@ class ActiveMQBroker(Service):
         """Why it is not up, as far as it can be told."""
         return self._reader.link.last_error or self._sender.link.last_error
 
-    @property
-    def topics(self) -> int:
-        """Topics that are subscribed, or would be if the broker were there."""
-        return len(self._reader)
-
     def subscribe(
         self, topic: TopicAddress, deliver: Deliver, lost: Lost | None = None
     ) -> Deferred[Subscription]:

@@ -63,11 +63,6 @@ class KafkaBroker(Service):
         """Why it is not up, as far as it can be told."""
         return self._reader.last_error
 
-    @property
-    def topics(self) -> int:
-        """Topics that are read."""
-        return len(self._reader)
-
     def subscribe(
         self, topic: TopicAddress, deliver: Deliver, lost: Lost | None = None
     ) -> Deferred[Subscription]:

@@ -1,1 +1,1 @@
-"""How fast it is, beside its peers, in one run: ``python -m bench``."""
+"""The benchmark: topicsvc and its peers, measured in one run by ``python -m bench``."""

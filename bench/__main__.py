@@ -1,7 +1,7 @@
-"""One command, one table: ``python -m bench [--runs N] [--seconds S] [--quick]``.
+"""The command: ``python -m bench [--runs N] [--seconds S] [--quick]``.
 
-Servers run on one core, the load on another. Each run measures every server; the ratios are
-taken within a run, and the table shows the medians of all runs.
+Servers run on one core, the load on another. Each run measures each server. Ratios are computed
+within a run; the tables show the medians of all runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.load import Burst, FanOut, Spread
+from bench.load import Burst, FanOut, ManyTopics
 from bench.probe import Probe
 from bench.results import Results
 from bench.servers import Library, Nchan, Server, Topicsvc, running
@@ -23,20 +23,20 @@ from tests.support.certificates import Authority
 IN_FLIGHT = (1, 4, 16, 64)
 WARM_UP = 0.3
 LONG = 65536
-"""Bytes of the body of a long message."""
+"""Body of a long message, in bytes."""
 
 
 class Bench:
-    """What is measured, and how much of it.
+    """All measurements.
 
     Args:
         directory: for the servers' files.
-        subscribers: of the one topic.
-        topics: with one subscriber each.
-        starts: sessions that are started.
-        idle: sessions whose memory is measured.
-        seconds: of each measurement.
-        peers: whether others are measured too.
+        subscribers: number of subscribers of the one topic.
+        topics: number of topics with one subscriber each.
+        starts: number of sessions to start.
+        idle: number of idle sessions whose memory is measured.
+        seconds: duration of each measurement, in seconds.
+        peers: whether peers are measured too.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Bench:
         self.authority = Authority(self.directory)
 
     def run(self) -> None:
-        """Measure everything once."""
+        """Make each measurement once."""
         for tls in (False, True):
             self.fan_out("topicsvc", self.topicsvc, tls)
             if self.peers:
@@ -75,7 +75,7 @@ class Bench:
             self.many_topics("nchan", self.nchan)
         self.session_starts("topicsvc", self.topicsvc)
         if self.peers:
-            self.session_starts("Autobahn, the handshake alone", self.autobahn)
+            self.session_starts("Autobahn, handshake only", self.autobahn)
         self.memory()
 
     def topicsvc(self) -> Topicsvc:
@@ -94,36 +94,36 @@ class Bench:
             with _Open(target, self.subscribers) as subscribers:
                 for in_flight in IN_FLIGHT:
                     figures = FanOut(target, subscribers).run(in_flight, self.seconds, WARM_UP)
-                    self.results.note(f"{kind}, {in_flight} in flight: {name}", figures)
+                    self.results.add(f"{kind}, {in_flight} in flight: {name}", figures)
 
     def one_topic(self) -> None:
         with running(self.topicsvc) as server, _Open(server.target(), self.topics) as subscribers:
             figures = FanOut(server.target(), subscribers).run(1, self.seconds, WARM_UP)
-            self.results.note(self._one_topic, figures)
+            self.results.add(self._one_topic, figures)
 
     def burst(self) -> None:
         with running(self.topicsvc) as server:
             target = server.target()
             with _Open(target, self.topics, self.topics) as subscribers:
                 burst = Burst(subscribers, target.frame, lambda: server.burst(self.topics))
-                self.results.note(self._burst, burst.run(self.seconds))
+                self.results.add(self._burst, burst.run(self.seconds))
 
     def many_topics(self, name: str, make: Callable[[], Server]) -> None:
         with running(make) as server:
             target = server.target()
             with _Open(target, self.topics, self.topics) as subscribers:
                 for in_flight in IN_FLIGHT:
-                    figures = Spread(target, subscribers).run(in_flight, self.seconds, WARM_UP)
+                    figures = ManyTopics(target, subscribers).run(in_flight, self.seconds, WARM_UP)
                     scenario = f"{self.topics} topics, by HTTP, {in_flight} in flight"
-                    self.results.note(f"{scenario}: {name}", figures)
+                    self.results.add(f"{scenario}: {name}", figures)
 
     def session_starts(self, name: str, make: Callable[[], Server]) -> None:
         with running(make) as server:
             figures, sockets = start_sessions(server.target(), self.starts, 50)
             for sock in sockets:
                 sock.close()
-        self.results.note_figure(f"session starts/s: {name}", figures.rate)
-        self.results.note_figure(f"load idle meanwhile, %, {name}", 100 * figures.idle)
+        self.results.add_figure(f"session starts/s: {name}", figures.rate)
+        self.results.add_figure(f"load idle during session starts, %, {name}", 100 * figures.idle)
 
     def memory(self) -> None:
         for tls in (False, True):
@@ -133,29 +133,32 @@ class Bench:
                     time.sleep(0.5)
                     size = (server.memory() - before) / self.idle / 1024
             kind = "TLS" if tls else "plain"
-            self.results.note_figure(f"KiB per idle session, {kind}", size)
+            self.results.add_figure(f"KiB per idle session, {kind}", size)
 
-    def held_up(self) -> None:
-        """How long others wait at worst while one topic with all subscribers is served."""
+    def longest_waits(self) -> None:
+        """Measure the longest wait of other clients during a fan-out to all subscribers."""
         for tls in (False, True):
             kind = "TLS" if tls else "plain"
-            with running(self.topicsvc) as server, _Open(server.target(tls), self.topics) as all_:
+            with (
+                running(self.topicsvc) as server,
+                _Open(server.target(tls), self.topics) as subscribers,
+            ):
                 ca_file = str(self.authority.ca_file) if tls else None
                 for in_flight, target in ((16, server.target(tls)), (1, server.target(tls, LONG))):
                     with Probe(target, server.admin_port, ca_file) as probe:
-                        FanOut(target, all_).run(in_flight, 3 * self.seconds, WARM_UP)
+                        FanOut(target, subscribers).run(in_flight, 3 * self.seconds, WARM_UP)
                     size = target.frame
-                    for name, seconds in probe.found.items():
-                        self.results.note_figure(
-                            f"{name} waits at most, ms, {kind}, {self.topics} subscribers, "
-                            f"{in_flight} of {size} bytes in flight, {len(seconds)} looks",
+                    for name, seconds in probe.durations.items():
+                        self.results.add_figure(
+                            f"longest wait of {name}, ms, {kind}, {self.topics} subscribers, "
+                            f"{in_flight} of {size} bytes in flight, {len(seconds)} samples",
                             max(seconds) * 1000,
                         )
 
     def print(self, runs: int) -> None:
         self.results.print(runs)
         self.results.print_ratio(
-            "many topics: of one topic's deliveries", self._burst, self._one_topic
+            "many topics, compared with one topic", self._burst, self._one_topic
         )
 
     @property
@@ -168,7 +171,7 @@ class Bench:
 
 
 class _Open:
-    """Sessions for the time of a block."""
+    """Sessions that are open during a ``with`` block."""
 
     def __init__(self, target: Target, count: int, topics: int = 1) -> None:
         self._sockets = open_sessions(target, count, topics)
@@ -183,10 +186,14 @@ class _Open:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--runs", type=int, default=5, help="how often all is measured (5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (2)")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs (5)")
     parser.add_argument(
-        "--quick", action="store_true", help="small, once, topicsvc alone: is a delivery missing?"
+        "--seconds", type=float, default=2.0, help="duration of each measurement (2)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one short run of topicsvc alone; fails if a delivery is missing",
     )
     options = parser.parse_args()
     pin(1)
@@ -200,8 +207,8 @@ def main() -> None:
         for run in range(runs):
             print(f"run {run + 1} of {runs}", flush=True)
             bench.run()
-        print("beside a fan-out, once", flush=True)
-        bench.held_up()
+        print("longest waits, once", flush=True)
+        bench.longest_waits()
         bench.print(runs)
 
 

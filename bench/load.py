@@ -1,8 +1,8 @@
-"""The load: subscribers and senders in one process, counting.
+"""The load: subscribers and senders in one process.
 
-It is made for speed: raw sockets, one epoll, no objects between a readable socket and a
-counter. Its share of idle time is measured with each figure, so that a client that is the
-bottleneck shows.
+For speed it uses raw sockets, one epoll, and no objects between a readable socket and a counter.
+Each figure has the share of time in which the load was idle. If it is near zero, the load is the
+bottleneck.
 """
 
 from __future__ import annotations
@@ -19,25 +19,31 @@ from itertools import cycle
 
 from bench.sessions import READ, WAIT, Figures, Target, fail, open_session
 
-__all__ = ["Burst", "FanOut", "Spread"]
+__all__ = ["Burst", "FanOut", "ManyTopics"]
 
 RECEIVE = 1 << 18
 
 
 class _Counter:
-    """Counts whole messages on many sockets, and how many of them everybody has."""
+    """Counts complete messages on many sockets.
+
+    Attributes:
+        received: bytes received, by file descriptor.
+        sockets_at: number of sockets that have received exactly ``index`` messages.
+        complete: messages that each socket has received.
+    """
 
     def __init__(self, sockets: list[socket.socket], frame: int) -> None:
         self.frame = frame
         self.sockets = {sock.fileno(): sock for sock in sockets}
-        self.got = dict.fromkeys(self.sockets, 0)
-        self.have = [len(sockets)]
+        self.received = dict.fromkeys(self.sockets, 0)
+        self.sockets_at = [len(sockets)]
         self.complete = 0
         self._buffer = bytearray(RECEIVE)
 
     def read(self, fd: int) -> None:
         sock = self.sockets[fd]
-        before = self.got[fd]
+        before = self.received[fd]
         size = 0
         try:
             size = sock.recv_into(self._buffer)
@@ -49,27 +55,27 @@ class _Counter:
             return
         else:
             if not size:
-                fail("a subscriber was closed")
-        after = self.got[fd] = before + size
+                fail("the connection of a subscriber was closed")
+        after = self.received[fd] = before + size
         old, new = before // self.frame, after // self.frame
         if new != old:
-            have = self.have
-            while len(have) <= new:
-                have.append(0)
-            have[old] -= 1
-            have[new] += 1
-            while have[self.complete] == 0:
+            sockets_at = self.sockets_at
+            while len(sockets_at) <= new:
+                sockets_at.append(0)
+            sockets_at[old] -= 1
+            sockets_at[new] += 1
+            while sockets_at[self.complete] == 0:
                 self.complete += 1
 
     def finish(self) -> None:
-        """Fail unless everybody has had exactly the same."""
-        sizes = set(self.got.values())
+        """Fail unless all sockets have received the same number of complete messages."""
+        sizes = set(self.received.values())
         if sizes != {self.complete * self.frame}:
             fail(f"lost or torn messages: {sorted(sizes)[:5]}... of {self.frame}")
 
 
 class _ClosedLoop(ABC):
-    """So many messages are in flight, each until all whom it is for have it."""
+    """Keeps a number of messages in flight. A message is in flight until its last delivery."""
 
     def __init__(self, target: Target, subscribers: list[socket.socket]) -> None:
         self.target = target
@@ -79,15 +85,19 @@ class _ClosedLoop(ABC):
 
     @abstractmethod
     def next(self, now: float) -> bytes:
-        """The request that sends the next message."""
+        """Return the request that sends the next message."""
 
     @abstractmethod
     def read(self, fd: int) -> Iterable[float]:
-        """Read a subscriber's socket; return when those were sent that are complete with it."""
+        """Read a subscriber's socket.
+
+        Returns:
+            For each message that this read completes, the time at which it was sent.
+        """
 
     @abstractmethod
     def finish(self) -> None:
-        """Fail unless everybody has had what was for it."""
+        """Fail unless each subscriber has received all of its messages."""
 
     def run(self, in_flight: int, seconds: float, warm_up: float) -> Figures:
         target, poll = self.target, select.epoll()
@@ -100,12 +110,12 @@ class _ClosedLoop(ABC):
         by_fd = {sock.fileno(): sock for sock in senders}
         idle = deque(senders)
         figures, measuring, ending = Figures(), False, False
-        began = time.perf_counter()
+        started = time.perf_counter()
         waited = first_waited = 0.0
-        measured_from = began
+        measured_from = started
         while True:
             now = time.perf_counter()
-            if not measuring and now - began >= warm_up:
+            if not measuring and now - started >= warm_up:
                 measuring, measured_from = True, now
                 first_waited = waited
             if measuring and not ending and now - measured_from >= seconds:
@@ -128,7 +138,7 @@ class _ClosedLoop(ABC):
                 if sender is None:
                     complete += self.read(fd)
                 else:
-                    _look_at(sender.recv(4096))
+                    _check_response(sender.recv(4096))
                     idle.append(sender)
             now = time.perf_counter()
             self.in_flight -= len(complete)
@@ -137,15 +147,15 @@ class _ClosedLoop(ABC):
             if target.by_websocket and not idle:
                 idle.extend(senders)
         self.finish()
-        figures.deliveries = len(figures.latencies) * self.reach
+        figures.deliveries = len(figures.latencies) * self.deliveries_per_message
         for sock in senders:
             sock.close()
         poll.close()
         return figures
 
     @property
-    def reach(self) -> int:
-        """How many have each message when it is complete."""
+    def deliveries_per_message(self) -> int:
+        """Number of deliveries of each message."""
         return 1
 
     def _sender(self) -> socket.socket:
@@ -157,7 +167,7 @@ class _ClosedLoop(ABC):
 
 
 class FanOut(_ClosedLoop):
-    """All are subscribers of one topic."""
+    """All subscribers listen to one topic."""
 
     def __init__(self, target: Target, subscribers: list[socket.socket]) -> None:
         super().__init__(target, subscribers)
@@ -165,7 +175,7 @@ class FanOut(_ClosedLoop):
         self._request = target.request(0)
 
     @property
-    def reach(self) -> int:
+    def deliveries_per_message(self) -> int:
         return len(self.subscribers)
 
     def next(self, now: float) -> bytes:
@@ -181,35 +191,35 @@ class FanOut(_ClosedLoop):
         self.counter.finish()
 
 
-class Spread(_ClosedLoop):
-    """Each is the one subscriber of a topic of its own; the messages go to one after another."""
+class ManyTopics(_ClosedLoop):
+    """Each subscriber listens to its own topic. Messages go to one topic after another."""
 
     def __init__(self, target: Target, subscribers: list[socket.socket]) -> None:
         super().__init__(target, subscribers)
-        self._turns = cycle(enumerate(sock.fileno() for sock in subscribers))
+        self._next_topic = cycle(enumerate(sock.fileno() for sock in subscribers))
         self._sent_at: dict[int, deque[float]] = {}
         self._sent: Counter[int] = Counter()
 
     def next(self, now: float) -> bytes:
-        topic, fd = next(self._turns)
+        topic, fd = next(self._next_topic)
         self._sent_at.setdefault(fd, deque()).append(now)
         self._sent[fd] += 1
         return self.target.request(topic)
 
     def read(self, fd: int) -> Iterable[float]:
-        before = self.counter.got[fd] // self.target.frame
+        before = self.counter.received[fd] // self.target.frame
         self.counter.read(fd)
-        count = self.counter.got[fd] // self.target.frame - before
+        count = self.counter.received[fd] // self.target.frame - before
         return [self._sent_at[fd].popleft() for _ in range(count)]
 
     def finish(self) -> None:
-        for fd, size in self.counter.got.items():
+        for fd, size in self.counter.received.items():
             if size != self._sent[fd] * self.target.frame:
-                fail("a message came to a topic that it was not for")
+                fail("a message arrived at another topic than its own")
 
 
 class Burst:
-    """One message to each topic at a time, made inside the server; each has one subscriber."""
+    """The server publishes one message to each topic at a time. Each topic has one subscriber."""
 
     def __init__(self, subscribers: list[socket.socket], frame: int, trigger: Callable[[], None]):
         self.subscribers = subscribers
@@ -224,21 +234,21 @@ class Burst:
             poll.register(sock, READ)
         self._burst(poll, counter)  # warm-up
         figures = Figures()
-        began = time.perf_counter()
+        started = time.perf_counter()
         waited = 0.0
-        while time.perf_counter() - began < seconds:
+        while time.perf_counter() - started < seconds:
             start = time.perf_counter()
             waited += self._burst(poll, counter)
             figures.latencies.append(time.perf_counter() - start)
             figures.deliveries += len(self.subscribers)
-        figures.seconds = time.perf_counter() - began
+        figures.seconds = time.perf_counter() - started
         figures.idle = waited / figures.seconds
         counter.finish()
         poll.close()
         return figures
 
     def _burst(self, poll: select.epoll, counter: _Counter) -> float:
-        """One message to each; returns for how long there was nothing to read."""
+        """Publish one message to each topic; return the seconds in which the load was idle."""
         waited = 0.0
         target = counter.complete + 1
         self.trigger()
@@ -251,9 +261,9 @@ class Burst:
         return waited
 
 
-def _look_at(answer: bytes) -> None:
-    """Fail where a message was not taken; a WebSocket has no answer to look at."""
-    if not answer:
-        fail("a sender was closed")
-    if answer.startswith(b"HTTP/1.1 ") and answer[9:12] not in (b"200", b"201", b"202"):
-        fail(f"not taken: {answer!r}")
+def _check_response(response: bytes) -> None:
+    """Fail if a message was not accepted. A WebSocket peer sends no HTTP response."""
+    if not response:
+        fail("the connection of a sender was closed")
+    if response.startswith(b"HTTP/1.1 ") and response[9:12] not in (b"200", b"201", b"202"):
+        fail(f"not accepted: {response!r}")

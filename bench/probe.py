@@ -1,6 +1,6 @@
-"""How long others wait while a fan-out is under way: a ping, a handshake, a health answer.
+"""Measures a ping, a handshake and a health request during a fan-out.
 
-It runs in a process of its own, so that the load does not hold up what it measures.
+The probe is a separate process, so that the load does not delay it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bench.sessions import WAIT, Target, fail, masked, open_session, pin
 __all__ = ["Probe"]
 
 PAUSE = 0.002
-"""Seconds between two looks: what is measured must not be the measuring."""
+"""Seconds between two samples, so that the probe itself is no load."""
 
 HEALTH = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @dataclass
-class _Place:
-    """What another process needs to know of a server."""
+class _Address:
+    """A server, as values that another process can receive."""
 
     port: int
     path: str
@@ -37,56 +37,66 @@ class _Place:
 
 
 class Probe:
-    """Looks for as long as the block lasts.
+    """Takes samples during a ``with`` block.
 
     Attributes:
-        found: seconds that each look took, by what was looked at; after the block.
+        durations: duration of each sample in seconds, by the name of the request. Empty until
+            the block has ended.
     """
 
     def __init__(self, target: Target, admin_port: int, ca_file: str | None) -> None:
-        self.found: dict[str, list[float]] = {}
-        path = target.path % 1  # nobody sends there
-        place = _Place(target.port, path, target.tokens[0], target.host, admin_port, ca_file)
+        self.durations: dict[str, list[float]] = {}
+        path = target.path % 1  # no messages are sent to this topic
+        address = _Address(target.port, path, target.tokens[0], target.host, admin_port, ca_file)
         spawn = multiprocessing.get_context("spawn")
-        self._here, there = spawn.Pipe()
-        self._process = spawn.Process(target=_look, args=(place, there), daemon=True)
+        self._pipe, their_end = spawn.Pipe()
+        self._process = spawn.Process(target=_probe, args=(address, their_end), daemon=True)
 
     def __enter__(self) -> Probe:
         self._process.start()
-        self._here.recv()
+        self._pipe.recv()
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._here.send("enough")
-            self.found = self._here.recv()
+            self._pipe.send("stop")
+            self.durations = self._pipe.recv()
         except (BrokenPipeError, EOFError):
-            fail("the probe has failed")
+            fail("the probe failed")
         self._process.join(WAIT)
 
 
-def _look(place: _Place, pipe: multiprocessing.connection.Connection) -> None:
+def _probe(address: _Address, pipe: multiprocessing.connection.Connection) -> None:
     pin(1)
-    with contextlib.suppress(PermissionError):  # what is found is then rather too long
+    # Without the permission, durations may be too long.
+    with contextlib.suppress(PermissionError):
         os.nice(-10)
-    context = None if place.ca_file is None else ssl.create_default_context(cafile=place.ca_file)
+    context = (
+        None if address.ca_file is None else ssl.create_default_context(cafile=address.ca_file)
+    )
     target = Target(
-        place.port, place.path, lambda _: b"", 0, (place.token,), context=context, host=place.host
+        address.port,
+        address.path,
+        lambda _: b"",
+        0,
+        (address.token,),
+        context=context,
+        host=address.host,
     )
     session = open_session(target)
-    looks: dict[str, Callable[[], None]] = {
+    requests: dict[str, Callable[[], None]] = {
         "a ping": lambda: _ping(session),
-        "a handshake": lambda: _shake_hands(target),
-        "a health answer": lambda: _ask_for_health(place.admin_port),
+        "a handshake": lambda: _handshake(target),
+        "a health request": lambda: _health(address.admin_port),
     }
-    found: dict[str, list[float]] = {name: [] for name in looks}
+    durations: dict[str, list[float]] = {name: [] for name in requests}
     pipe.send("ready")
     while not pipe.poll(PAUSE):
-        for name, look in looks.items():
-            began = time.perf_counter()
-            look()
-            found[name].append(time.perf_counter() - began)
-    pipe.send(found)
+        for name, request in requests.items():
+            started = time.perf_counter()
+            request()
+            durations[name].append(time.perf_counter() - started)
+    pipe.send(durations)
 
 
 def _ping(session: socket.socket) -> None:
@@ -95,7 +105,7 @@ def _ping(session: socket.socket) -> None:
         fail("no pong")
 
 
-def _shake_hands(target: Target) -> None:
+def _handshake(target: Target) -> None:
     sock = target.connect()
     sock.sendall(target.handshake(0))
     if not sock.recv(4096).startswith(b"HTTP/1.1 101 "):
@@ -103,7 +113,7 @@ def _shake_hands(target: Target) -> None:
     sock.close()
 
 
-def _ask_for_health(port: int) -> None:
+def _health(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as sock:
         sock.sendall(HEALTH)
         if not sock.recv(4096).startswith(b"HTTP/1.1 200 "):

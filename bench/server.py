@@ -1,7 +1,7 @@
-"""topicsvc as it is, plus a way to make one message in each of many topics.
+"""Runs topicsvc with an additional control port, which publishes messages and measures memory.
 
-Usage: ``server.py CONFIG``; it prints its ports on one line, the control port last. See
-`Control` for what that takes.
+Usage: ``python -m bench.server CONFIG``. It prints its ports on one line, the control port last.
+See `Control` for the commands.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def topic(number: int) -> TopicAddress:
 
 
 class Control(LineOnlyReceiver):
-    """One order a line.
+    """The control port: one command on each line.
 
-    ``burst N`` brings one message into each of the first N topics, past HTTP, because it is the
-    fan-out that is measured there. ``memory`` is answered with the resident bytes.
+    ``burst N`` publishes one message to each of the first N topics, without HTTP, to measure
+    the fan-out alone. ``memory`` returns the resident memory in bytes.
     """
 
     delimiter = b"\n"
@@ -52,7 +52,7 @@ class Control(LineOnlyReceiver):
 
 def main() -> None:
     pin(0)
-    log = open(sys.argv[1] + ".log", "w")  # noqa: SIM115 - open for the life of the process
+    log = open(sys.argv[1] + ".log", "w")  # noqa: SIM115 - open until the process ends
     globalLogBeginner.beginLoggingTo([textFileLogObserver(log)], redirectStandardIO=False)
     use_monotonic_clock(reactor)
     service = TopicService(config.read(Path(sys.argv[1])), reactor)

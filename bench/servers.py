@@ -1,4 +1,4 @@
-"""The servers under load: started on free loopback ports, on one core, and ended."""
+"""Starts and stops the servers, on free loopback ports and on one core."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Topicsvc:
         self.process = _start("bench.server", str(directory / "topicsvc.toml"))
         self.plain_port, self.tls_port, self.admin_port, control = _ports(self.process)
         self._control = socket.create_connection(("127.0.0.1", control))
-        # Each session has a token of its own: one whose signature is known costs less.
+        # Each session has its own token: a token that was verified before costs less.
         self._tokens = [
             sign_token(key, SENDER, ["/cell1/*"], ["receive", "send"], 2**31 + number)
             for number in range(TOKENS)
@@ -62,7 +62,7 @@ class Topicsvc:
         self._context = authority.client_context()
 
     def target(self, tls: bool = False, body: int = BODY) -> Target:
-        """For messages with bodies of so many bytes."""
+        """Return the target for messages with `body` bytes."""
         return Target(
             port=self.tls_port if tls else self.plain_port,
             path="/cell1/__topic/box1/col.topic.t%d",
@@ -77,7 +77,7 @@ class Topicsvc:
         self._control.sendall(b"burst %d\n" % topics)
 
     def memory(self) -> int:
-        """Resident bytes."""
+        """Return the resident memory in bytes."""
         self._control.sendall(b"memory\n")
         return int(self._control.makefile("rb").readline())
 
@@ -90,7 +90,7 @@ class Topicsvc:
 
 
 class Nchan:
-    """nginx's push module, in one worker."""
+    """A peer: nginx's push module, with one worker."""
 
     def __init__(self, directory: Path, authority: Authority) -> None:
         if shutil.which("nginx") is None or not Path(NCHAN_MODULE).exists():
@@ -155,7 +155,7 @@ class Nchan:
 
 
 class Library:
-    """A server of a few lines on a library's own broadcast."""
+    """A peer: a short server that uses a library's own broadcast."""
 
     def __init__(self, module: str) -> None:
         self.process = _start(f"bench.peers.{module}")
@@ -177,11 +177,11 @@ Server = TypeVar("Server", Topicsvc, Nchan, Library)
 
 @contextlib.contextmanager
 def running(make: Callable[[], Server]) -> Iterator[Server]:
-    """A server for the time of a block."""
+    """A server that runs during a ``with`` block."""
     before = len(_started)
     try:
         yield make()
-    finally:  # also one that has started and cannot be reached
+    finally:  # also if `make` has started a process and failed
         for process in _started[before:]:
             process.terminate()
             try:

@@ -1,4 +1,4 @@
-"""Sessions for the load, opened and started by raw sockets."""
+"""Opens sessions over raw sockets."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ class Target:
     """A server under load.
 
     Attributes:
-        port: where it listens on the loopback address.
-        path: of the WebSocket URL; ``%d`` is the number of the topic.
-        tokens: what is presented after the handshake, by each session the next; none: the
-            handshake is all.
-        request: makes the bytes that send one message to a topic.
-        by_websocket: data is sent through a WebSocket, not by HTTP.
+        port: its port on the loopback address.
+        path: path of the WebSocket URL; ``%d`` is the number of the topic.
+        request: returns the bytes that send one message to a topic.
         frame: bytes of one message on a subscriber's socket.
-        context: for TLS.
+        tokens: tokens to present after the handshake, one for each session in turn. If empty,
+            a session is complete after its handshake.
+        by_websocket: whether messages are sent through a WebSocket instead of HTTP.
+        context: the TLS context; None: no TLS.
+        host: value of the ``Host`` header.
     """
 
     port: int
@@ -76,7 +77,7 @@ class Target:
 
 @dataclass
 class Figures:
-    """What one measurement found; times in seconds."""
+    """The figures of one measurement; times in seconds."""
 
     deliveries: int = 0
     seconds: float = 0.0
@@ -93,14 +94,14 @@ class Figures:
 
 
 def masked(opcode: int, payload: bytes) -> bytes:
-    """A client's frame. The mask is zero: its cost is the server's, not ours."""
+    """Return a client's frame. The mask is zero, so that masking costs the load nothing."""
     size = len(payload)
     length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
     return bytes([0x80 | opcode]) + length + b"\0\0\0\0" + payload
 
 
 def open_session(target: Target, topic: int = 0) -> socket.socket:
-    """One session, ready to receive; blocking."""
+    """Open one session and return its blocking socket."""
     sock = target.connect()
     sock.sendall(target.handshake(topic))
     head = b""
@@ -117,15 +118,18 @@ def open_session(target: Target, topic: int = 0) -> socket.socket:
 
 
 def open_sessions(target: Target, count: int, topics: int = 1) -> list[socket.socket]:
-    """Many sessions, spread over `topics`."""
+    """Open `count` sessions, distributed over `topics`."""
     return [open_session(target, number % topics) for number in range(count)]
 
 
 def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, list[socket.socket]]:
-    """Start `count` sessions, `at_once` at a time; return what was found, and the sessions.
+    """Start `count` sessions, `at_once` at a time, over plain TCP.
 
-    A session has started when its Success has come, or its handshake where that is all. Each
-    shows a token of its own. Plain TCP only.
+    A session has started when its ``Success`` arrives, or its handshake response if there are
+    no tokens. Each session presents its own token.
+
+    Returns:
+        The figures, and the sockets of the sessions.
     """
     address, handshake = ("127.0.0.1", target.port), target.handshake(0)
     presents = [target.present(number) for number in range(count if target.tokens else 0)]
@@ -134,7 +138,7 @@ def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, l
     done: list[socket.socket] = []
     begun = 0
     waited = 0.0
-    began = time.perf_counter()
+    started = time.perf_counter()
     while len(done) < count:
         while begun < count and len(states) < at_once:
             sock = socket.socket()
@@ -145,11 +149,11 @@ def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, l
             states[fd] = sock, begun
             begun += 1
         before = time.perf_counter()
-        ready = poll.poll(WAIT) or fail("nobody answers")
+        ready = poll.poll(WAIT) or fail("no response")
         waited += time.perf_counter() - before
         for fd, _ in ready:
             sock, number = states[fd]
-            # An answer is one small segment: it comes whole or not at all.
+            # A response is one small segment, so it arrives whole.
             data = sock.recv(4096)
             if SUCCESS in data or (not presents and data.startswith(UPGRADED)):
                 poll.unregister(fd)
@@ -160,16 +164,17 @@ def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, l
                 sock.send(presents[number])
             else:
                 fail(f"no session: {data!r}")
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     poll.close()
     return Figures(count, seconds, idle=waited / seconds), done
 
 
 def pin(core: int) -> None:
-    """Keep this process on one core, where there are several."""
+    """Run this process on one core only."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[core % len(cores)]})
 
 
-def fail(why: str) -> bytes:
-    raise SystemExit(f"bench: {why}")
+def fail(reason: str) -> bytes:
+    """End the benchmark with an error."""
+    raise SystemExit(f"bench: {reason}")

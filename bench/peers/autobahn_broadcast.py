@@ -1,4 +1,4 @@
-"""A peer: a stock Autobahn server that sends each message it gets to everybody."""
+"""A peer: an unchanged Autobahn server that sends each message to all connections."""
 
 import sys
 

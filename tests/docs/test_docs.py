@@ -1,4 +1,4 @@
-"""What is documented is true."""
+"""The documentation agrees with the code: settings, options, figures, errors and links."""
 
 from __future__ import annotations
 
@@ -154,10 +154,14 @@ class CommandTests(SynchronousTestCase):
             main([command, "--help"])
         return out.getvalue()
 
-    def test_the_bench_has_the_options_that_its_page_names(self) -> None:
+    def test_the_bench_has_the_options_that_its_pages_name(self) -> None:
         source = page("bench/__main__.py")
-        for option in re.findall(r"python -m bench (--\w+)", page("docs/performance.md")):
-            self.assertIn(f'"{option}"', source)
+        for name in ("docs/performance.md", "bench/README.md"):
+            commands = re.findall(r"python -m bench (.*)", page(name))
+            options = [each for command in commands for each in re.findall(r"--\w+", command)]
+            self.assertTrue(options, name)
+            for option in options:
+                self.assertIn(f'"{option}"', source)
 
     def test_the_readme_begins_with_the_two_commands(self) -> None:
         text = page("README.md")
@@ -166,6 +170,15 @@ class CommandTests(SynchronousTestCase):
 
     def test_ci_runs_the_readme_s_test_command(self) -> None:
         self.assertIn(" python -m twisted.trial tests", page(".ci/run"))
+
+
+class PerformanceTests(SynchronousTestCase):
+    def test_each_figure_of_the_summary_is_in_the_results(self) -> None:
+        summary = page("docs/performance.md").split("## How to repeat it")[0]
+        summary += page("docs/performance.md").split("## Ratios for other machines")[1]
+        results = page("bench/RESULTS.md")
+        for figure in re.findall(r"\d[\d,]*\.\d+|\d{1,3},\d{3}(?:,\d{3})*", summary):
+            self.assertIn(figure, results)
 
 
 class ProtocolTests(SynchronousTestCase):

@@ -1,7 +1,7 @@
-"""Composition: all settings, as frozen values.
+"""All settings, as frozen values.
 
-docs/configuration.md explains each. How they are read, and what is said of wrong ones, is in
-the modules beside.
+docs/configuration.md explains each setting. `topicsvc.config` reads them from TOML and reports
+invalid ones.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class SendSettings:
-    """Whether and how data is taken over HTTP; lengths in bytes."""
+    """Sending over HTTP; `max_body` in bytes."""
 
     enabled: bool = True
     max_body: int = MEBIBYTE
@@ -53,7 +53,7 @@ class SendSettings:
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """Tokens are judged here, with this key."""
+    """Tokens are validated in this process, with `key`."""
 
     kind: ClassVar = "local"
     key: bytes = field(repr=False)
@@ -61,11 +61,11 @@ class LocalSettings:
 
 @dataclass(frozen=True, slots=True)
 class PersoniumSettings:
-    """Tokens are judged by a Personium unit.
+    """Tokens are validated by a Personium unit.
 
     Attributes:
-        unit: its HTTP API.
-        authorities: who vouches for its certificate; None: whom the system trusts.
+        unit: the unit's URLs.
+        authorities: trusted certificate authorities; None: the system's.
     """
 
     kind: ClassVar = "personium"
@@ -77,12 +77,12 @@ class PersoniumSettings:
 
 @dataclass(frozen=True, slots=True)
 class IntrospectionSettings:
-    """Tokens are judged by an OAuth 2.0 server with introspection.
+    """Tokens are validated by an OAuth 2.0 server with introspection (RFC 7662).
 
     Attributes:
-        authorities: who vouches for its certificate; None: whom the system trusts.
-        issuer: who must have made a token; None: not looked at.
-        audience: for whom it must have been made; None: not looked at.
+        authorities: trusted certificate authorities; None: the system's.
+        issuer: required ``iss``; None: not checked.
+        audience: required ``aud``; None: not checked.
     """
 
     kind: ClassVar = "introspection"
@@ -100,13 +100,13 @@ ValidatorSettings = PersoniumSettings | IntrospectionSettings | LocalSettings
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
-    """How tokens are checked, whoever judges them; times in seconds.
+    """How tokens are checked, for every kind of validator; times in seconds.
 
     Attributes:
-        timeout: for one whole check.
-        concurrency: checks under way at once.
-        cache: how long a grant may be reused; 0: it is not.
-        recheck: between two checks of a live session; 0: there is one, at its start.
+        timeout: most time for one check.
+        concurrency: most checks in progress.
+        cache: how long a grant may be reused; 0: not at all.
+        recheck: time between two checks of a session's token; 0: it is not checked again.
     """
 
     timeout: float = 10
@@ -127,9 +127,9 @@ class ActiveMQSettings:
     """Messages go through ActiveMQ.
 
     Attributes:
-        endpoint: endpoint string of its STOMP transport, ``tcp:`` or ``tls:``.
-        login: who we are to it; None: nobody in particular.
-        closes_on_loss: whether sessions are closed when the broker is lost.
+        endpoint: endpoint string of the broker's STOMP transport, ``tcp:`` or ``tls:``.
+        login: user name and password; None: no login.
+        closes_on_loss: whether sessions are closed when the broker connection is lost.
     """
 
     kind: ClassVar = "activemq"
@@ -143,10 +143,10 @@ class KafkaSettings:
     """Messages go through Kafka.
 
     Attributes:
-        bootstrap: ``host:port`` of some of its servers, joined by commas.
-        login: who we are to it; None: nobody in particular.
-        authorities: who vouches for its certificate, in PEM; None: TLS is not spoken.
-        closes_on_loss: whether sessions are closed when the broker is lost.
+        bootstrap: ``host:port`` of some of the brokers, joined by commas.
+        login: user name and password; None: no login.
+        authorities: trusted certificate authorities, in PEM; None: no TLS.
+        closes_on_loss: whether sessions are closed when the broker connection is lost.
     """
 
     kind: ClassVar = "kafka"
@@ -162,7 +162,7 @@ BrokerSettings = MemorySettings | ActiveMQSettings | KafkaSettings
 
 @dataclass(frozen=True, slots=True)
 class StopSettings:
-    """How the service ends; times in seconds."""
+    """How the service stops; times in seconds."""
 
     drain: float = 5
 
@@ -177,20 +177,20 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """What an operator may set about bounds; see docs/configuration.md. 0: no bound.
+    """Limits on clients; docs/configuration.md explains each. 0: no limit.
 
     Attributes:
-        connections: in all; 0: see `Limits.max_connections`.
-        per_address: connections.
-        waiting: connections that have not shown a live token; see `Limits.max_unauthenticated`.
+        connections: connections in all; 0: see `Limits.max_connections`.
+        per_address: connections of one address.
+        unauthenticated: connections without a valid token; see `Limits.max_unauthenticated`.
         unauthenticated_per_address: the same, of one address.
-        accepts_per_second: new connections.
-        failed_tokens_per_minute: of one address, whatever the topic.
-        messages_per_minute: of one session; its pings are counted apart, up to the same number.
-        frames_per_message: that a client's message may be cut into.
-        queued_bytes: for all slow readers together.
-        trusted_proxies: whose forwarded headers are believed.
-        allowed_origins: of pages that may connect, as `topicsvc.admission.origins` writes them;
+        accepts_per_second: new connections a second.
+        failed_tokens_per_minute: failed tokens of one address, on all topics.
+        messages_per_minute: messages of one session; pings have the same limit of their own.
+        frames_per_message: frames of one message of a client.
+        queued_bytes: bytes queued for all slow readers together.
+        trusted_proxies: proxies whose forwarded headers are used.
+        allowed_origins: origins that may connect, normalized by `topicsvc.admission.origins`;
             empty: any.
     """
 
@@ -209,14 +209,14 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What an operator may set about a session; see docs/configuration.md.
+    """Settings of sessions; docs/configuration.md explains each.
 
     Attributes:
-        token_timeout: seconds to present a live token.
+        token_timeout: seconds to present a valid token.
         ping_interval: seconds between two pings of a connection.
-        ping_limit: unanswered pings in a row that end it.
+        ping_limit: unanswered pings in a row after which the connection is closed.
         max_message: most bytes of a client's message.
-        send_queue: most bytes that wait for one slow reader.
+        send_queue: most bytes queued for one slow reader.
         timestamps: the unit of ``Timestamp`` in replies.
     """
 
@@ -230,11 +230,11 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a scope is good for.
+    """The rights that a scope grants on some topics.
 
     Attributes:
         scope: one scope of a token.
-        topics: where.
+        topics: the topics that the rule covers.
         may: ``receive``, ``send`` or both.
     """
 
@@ -243,7 +243,7 @@ class Rule:
     may: frozenset[str]
 
     def rights(self, scopes: frozenset[str], topic: TopicAddress) -> frozenset[str]:
-        """What this rule lets a token with `scopes` do on `topic`."""
+        """Return the rights that this rule gives a token with `scopes` on `topic`."""
         if self.scope in scopes and any(pattern.matches(topic) for pattern in self.topics):
             return self.may
         return frozenset()
@@ -254,10 +254,10 @@ class Config:
     """All settings; docs/configuration.md explains each.
 
     Attributes:
-        listen: endpoint strings to serve clients on, at least one.
-        admin: endpoint string of the admin side; None: off.
-        unit: the unit's own name and the hosts that are served.
-        topics: which topics exist, for validators that cannot ask; empty: all.
+        listen: endpoint strings for clients, at least one.
+        admin: endpoint string of the admin site; None: no admin site.
+        unit: the unit's URL and the hosts that are served.
+        topics: the topics that exist, for validators that cannot check this; empty: all.
     """
 
     listen: tuple[str, ...]

@@ -1,13 +1,13 @@
-"""Pure: which URL names which topic, and the one grammar of names.
+"""Topic names and URLs, and the grammar of both.
 
-A topic has four spellings, and this module is the only place that knows them::
+A topic has four forms. No other module knows them::
 
     wss://cell1.unit1.example/__topic/box1/dir.col.topic.name       cell by host
     wss://unit1.example/cell1/__topic/box1/dir.col.topic.name       cell by path
-    https://cell1.unit1.example/box1/dir/col/topic/name             where data is sent
-    cell1.box1.dir.col.topic.name                                   in the broker
+    https://cell1.unit1.example/box1/dir/col/topic/name             send URL
+    cell1.box1.dir.col.topic.name                                   name in the broker
 
-No name can hold a dot, so no two topics share a broker name, and none can hold a
+No part of a name contains a dot, so no two topics share a broker name. No part contains a
 character that a broker reads as a wildcard, a list or an option.
 """
 
@@ -36,16 +36,16 @@ __all__ = [
 CellUrlStyle = Literal["host", "path"]
 
 MAX_PARTS = 16
-"""Most parts of a path below the box, ``topic`` and the topic's name included."""
+"""Most parts of a path below the box, including ``topic`` and the topic's name."""
 
-MAX_KEPT = 1024
-"""Addresses of topics that are kept as they were read; the longest takes some 3 KB."""
+MAX_CACHED = 1024
+"""Most parsed URLs that are cached; the longest takes some 3 KB."""
 
 MAX_NAME = 249
-"""Most characters of a broker name: what Kafka allows."""
+"""Most characters of a broker name: Kafka's limit."""
 
 ONE_HOST = "exactly one Host header is needed"
-"""What is wrong with a request that has another number of them."""
+"""The error for a request with another number of ``Host`` headers."""
 
 _CELL = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 _BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}|__")
@@ -55,7 +55,7 @@ _WEBSOCKET_MARK = "__topic"
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?|\[[0-9a-f:.]+\]")
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:]*)(:(?P<port>[0-9]{1,5}))?")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_UNPRINTED = re.compile(rb"[^!-~]")
+_NOT_VISIBLE_ASCII = re.compile(rb"[^!-~]")
 
 
 def _is_part(name: str) -> bool:
@@ -68,7 +68,7 @@ def _is_part(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TopicAddress:
-    """One topic. Every instance obeys the grammar; there is no other way to make one.
+    """One topic. The constructor checks the grammar, so every instance is valid.
 
     Attributes:
         cell: ``[a-z0-9][a-z0-9-]{0,127}``.
@@ -77,7 +77,8 @@ class TopicAddress:
         topic: the topic's name.
 
     Raises:
-        PathRefused: a name outside the grammar, or too many or too long in all.
+        PathRefused: a part is outside the grammar, or there are too many parts, or they are
+            too long together.
     """
 
     cell: str
@@ -101,10 +102,10 @@ class TopicAddress:
 
     @classmethod
     def from_parts(cls, cell: str, box: str, parts: list[str]) -> TopicAddress:
-        """Build an address from the path below the box: ``[*collection, "topic", name]``.
+        """Make an address from the path below the box: ``[*collection, "topic", name]``.
 
         Raises:
-            PathRefused: the last part but one is not ``topic``, or a bad name.
+            PathRefused: the last part but one is not ``topic``, or a part is outside the grammar.
         """
         if len(parts) < 3 or parts[-2] != "topic":
             raise PathRefused("not the path of a topic")
@@ -112,10 +113,10 @@ class TopicAddress:
 
     @classmethod
     def from_path(cls, path: str) -> TopicAddress:
-        """Read ``/cell1/box1/dir/col/topic/name``, as it is written in settings.
+        """Parse ``/cell1/box1/dir/col/topic/name``, the form used in settings.
 
         Raises:
-            PathRefused: anything else.
+            PathRefused: `path` has another form, or a part is outside the grammar.
         """
         root, *segments = path.split("/")
         if root or len(segments) < 5:
@@ -129,12 +130,12 @@ class TopicAddress:
 
     @property
     def broker_name(self) -> str:
-        """The name of this topic in the broker; injective, because no part holds a dot."""
+        """The name of this topic in the broker; unique, because no part contains a dot."""
         return ".".join(self.parts)
 
     @property
     def path(self) -> str:
-        """``/cell1/box1/dir/col/topic/name``, as it is written in settings."""
+        """``/cell1/box1/dir/col/topic/name``, the form used in settings."""
         return "/" + "/".join(self.parts)
 
     @property
@@ -150,17 +151,22 @@ class TopicAddress:
 
 @dataclass(frozen=True, slots=True)
 class TopicPattern:
-    """Which topics a setting or a token speaks of: one path, or all below a ``/*``."""
+    """The topics that a setting or a token refers to: one path, or all below a ``/*``.
+
+    Attributes:
+        prefix: the path, without the ``*``.
+        exact: whether only the topic with this path matches.
+    """
 
     prefix: str
     exact: bool
 
     @classmethod
     def parse(cls, text: str) -> TopicPattern:
-        """Read ``/cell1/box1/col/topic/name``, ``/cell1/box1/*`` or ``/*``.
+        """Parse ``/cell1/box1/col/topic/name``, ``/cell1/box1/*`` or ``/*``.
 
         Raises:
-            PathRefused: anything else; a ``*`` stands only alone, at the end.
+            PathRefused: `text` has another form. A ``*`` is allowed only as the last segment.
         """
         if not text.endswith("/*"):
             return cls(TopicAddress.from_path(text).path, True)
@@ -176,20 +182,20 @@ class TopicPattern:
         return cls(text[:-1], False)
 
     def matches(self, topic: TopicAddress) -> bool:
-        """Whether this pattern speaks of `topic`."""
+        """Whether this pattern covers `topic`."""
         return topic.path == self.prefix if self.exact else topic.path.startswith(self.prefix)
 
 
 class Unit:
-    """A Personium unit seen from outside: the hosts it answers to and the URLs of its cells.
+    """The public hosts and URLs of a Personium unit.
 
     Args:
         url: the unit's own URL, ``https://unit1.example/``.
-        hosts: the host names that are served; none: the host of `url` alone.
-        cell_urls: how this unit writes the URL of a cell: ``host`` or ``path``.
+        hosts: the host names that are served; empty: only the host of `url`.
+        cell_urls: where the unit's URLs have the cell: in the ``host`` or the ``path``.
 
     Raises:
-        ValueError: `url` or a host cannot be used; the text says why.
+        ValueError: `url` or a host is not usable; the message explains why.
     """
 
     __slots__ = ("_cell_urls", "_hosts", "_netloc", "_scheme", "_send", "_websocket")
@@ -203,7 +209,7 @@ class Unit:
         if split.path not in ("", "/") or split.query or split.fragment or "@" in split.netloc:
             raise ValueError("a unit's URL is https://{host}[:{port}]/ and nothing more")
         try:
-            # Reading the port is what makes urlsplit look at it.
+            # Reading the attribute makes urlsplit check the port.
             port = "" if split.port is None else f":{split.port}"
             if split.port == 0:
                 raise ValueError
@@ -214,9 +220,10 @@ class Unit:
         self._netloc = host + port
         self._hosts = frozenset(name.lower() for name in hosts) or frozenset({host})
         self._cell_urls = cell_urls
-        # The same topics are asked for again and again. What is refused is not kept.
-        self._websocket = lru_cache(MAX_KEPT)(self._websocket_topic)
-        self._send = lru_cache(MAX_KEPT)(self._send_topic)
+        # Requests repeat the same URLs. lru_cache does not keep exceptions, so refused URLs
+        # take no memory.
+        self._websocket = lru_cache(MAX_CACHED)(self._websocket_topic)
+        self._send = lru_cache(MAX_CACHED)(self._send_topic)
         for name in (host, *self._hosts):
             if not _HOST.fullmatch(name):
                 raise ValueError(f"{name!r} is not a host name{_as_punycode(name)}")
@@ -233,39 +240,40 @@ class Unit:
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The host names that are served, each also with a cell in front."""
+        """The host names that are served, each also with a cell as first label."""
         return self._hosts
 
     @property
     def url(self) -> str:
-        """The unit's URL, with its closing slash."""
+        """The unit's URL, with a trailing slash."""
         return f"{self._scheme}://{self._netloc}/"
 
     def cell_url(self, cell: str) -> str:
-        """The URL of a cell, with its closing slash."""
+        """The URL of a cell, with a trailing slash."""
         if self._cell_urls == "host":
             return f"{self._scheme}://{cell}.{self._netloc}/"
         return f"{self.url}{cell}/"
 
     def cell_host(self, cell: str) -> str | None:
-        """The host that is the cell's own; None: its URL stands below the unit's."""
+        """The cell's own host; None: the unit's URLs have the cell in the path."""
         if self._cell_urls == "path":
             return None
         return f"{cell}.{self._netloc.partition(':')[0]}"
 
     def collection_url(self, topic: TopicAddress) -> str:
-        """The URL of the stream collection that holds `topic`."""
+        """The URL of the stream collection that contains `topic`."""
         return self.cell_url(topic.cell) + quote("/".join((topic.box, *topic.collection)))
 
     def topic_url(self, topic: TopicAddress) -> str:
-        """The URL that data is sent to."""
+        """The send URL of `topic`."""
         return self.cell_url(topic.cell) + quote("/".join(topic.parts[1:]))
 
     def websocket_topic(self, hosts: Sequence[bytes] | None, path: bytes) -> TopicAddress:
-        """Read the Host headers and the path of a WebSocket URL, in either form.
+        """Parse the Host headers and the path of a WebSocket URL, with the cell in either place.
 
         Raises:
-            HostRefused, PathRefused: it names no topic of this unit.
+            HostRefused: there is not exactly one Host header, or it is not this unit's.
+            PathRefused: the path is not that of a topic.
         """
         return self._websocket(_only(hosts), path)
 
@@ -276,10 +284,11 @@ class Unit:
         return TopicAddress.from_parts(cell, segments[1], segments[2].split("."))
 
     def send_topic(self, hosts: Sequence[bytes] | None, path: bytes) -> TopicAddress:
-        """Read the Host headers and the path of a send URL, in either form.
+        """Parse the Host headers and the path of a send URL, with the cell in either place.
 
         Raises:
-            HostRefused, PathRefused: it names no topic of this unit.
+            HostRefused: there is not exactly one Host header, or it is not this unit's.
+            PathRefused: the path is not that of a topic.
         """
         return self._send(_only(hosts), path)
 
@@ -290,11 +299,11 @@ class Unit:
         return TopicAddress.from_parts(cell, segments[0], segments[1:])
 
     def is_websocket_path(self, path: bytes) -> bool:
-        """Whether a path is in the WebSocket side's part of the URL space."""
+        """Whether `path` is a WebSocket URL's."""
         return _WEBSOCKET_MARK.encode() in path.split(b"/")[1:3]
 
     def _resolve(self, host: bytes, path: bytes) -> tuple[str, list[str]]:
-        """Find the cell that host and path name, and the path's segments below it."""
+        """Return the cell that host and path name, and the path's segments below it."""
         cell = self._cell_of_host(host)
         segments = _segments(path)
         if cell is None:
@@ -319,12 +328,12 @@ class Unit:
 
 
 def _as_punycode(name: str) -> str:
-    """What to write instead of a name of another script (RFC 3492)."""
+    """A hint for host names that are not ASCII (RFC 3492)."""
     return "" if name.isascii() else "; other scripts are written as xn--..."
 
 
 def _only(hosts: Sequence[bytes] | None) -> bytes:
-    """The one Host header.
+    """Return the only Host header.
 
     Raises:
         HostRefused: there is none, or more than one.
@@ -338,10 +347,10 @@ def _segments(path: bytes) -> list[str]:
     """Split a request path and decode each segment once.
 
     Raises:
-        PathRefused: not absolute, a bad escape, not UTF-8, or a character that a URL
-            cannot hold unescaped.
+        PathRefused: the path is not absolute, has an invalid escape or a character that must
+            be escaped, or is not UTF-8.
     """
-    if _UNPRINTED.search(path) or _BAD_ESCAPE.search(path):
+    if _NOT_VISIBLE_ASCII.search(path) or _BAD_ESCAPE.search(path):
         raise PathRefused("not a URL path")
     root, *segments = path.split(b"/")
     if root or not segments:

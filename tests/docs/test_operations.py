@@ -16,6 +16,7 @@ from tests.support import promql
 from topicsvc import demo
 from topicsvc.service import TopicService
 from topicsvc.websocket import close_reasons
+from topicsvc.websocket.session_log import SessionLog
 
 PAGE = "docs/operations.md"
 OF_THE_SCRAPE = {"job", "instance"}
@@ -68,17 +69,25 @@ class PageTests(SynchronousTestCase):
             }
             self.assertEqual(set(re.findall(r'"(\w+)"', row[0])), known)
 
-    def test_every_reason_is_there_with_what_to_do_and_no_other(self) -> None:
-        rows = re.findall(
-            r"^\| ([A-Z][\w \-]+) \| `(\w+)` \|[^|]*\|([^|]*)\|$", page(PAGE), re.MULTILINE
-        )
+    def test_every_reason_is_there_with_its_label_and_no_other(self) -> None:
+        rows = re.findall(r"^\| ([A-Z][\w \-]+) \| `(\w+)` \|[^|]*\|$", page(PAGE), re.MULTILINE)
         self.assertEqual(
-            {reason: (label, advice.strip()) for reason, label, advice in rows},
-            {
-                reason: (close_reasons.metric_label(reason), do)
-                for reason, do in close_reasons.CLOSE_REASONS.items()
-            },
+            dict(rows),
+            {reason: close_reasons.metric_label(reason) for reason in close_reasons.CLOSE_REASONS},
         )
+
+    def test_every_advice_is_there_word_by_word_and_no_other(self) -> None:
+        rows = re.findall(r"^\| ([A-Z][\w \-]+) \| ([^`|]+) \|$", page(PAGE), re.MULTILINE)
+        self.assertEqual(
+            dict(rows),
+            {reason: advice for reason, advice in close_reasons.CLOSE_REASONS.items() if advice},
+        )
+
+    def test_the_samples_are_in_the_form_of_the_log(self) -> None:
+        text = " ".join(page(PAGE).split())
+        advice = close_reasons.advice("Slow consumer")
+        self.assertIn(f": Slow consumer (1092610 bytes waited); {advice} ", text)
+        self.assertIn(f'"system":"{SessionLog._log.namespace}", "message"', text)
 
     def test_the_settings_that_an_advice_names_exist(self) -> None:
         for advice in close_reasons.CLOSE_REASONS.values():

@@ -232,13 +232,13 @@ class TopicService(Service):
     def _reload(self, changes: Changes) -> None:
         replacements = self._read_certificates()
         validators = None
-        if changes.judge:
+        if changes.validation:
             validators = ValidatorStack(changes.settings, self._reactor, self._now, self._checks)
         # From here on nothing can be wrong any more.
         self._go_over(changes.settings, validators)
-        for what in changes.waiting:
+        for what in changes.needs_restart:
             self._log.warn("{what}: needs a restart; the old value holds", what=what)
-        taken = [*changes.taken, *(replace() for replace in replacements)]
+        taken = [*changes.applied, *(replace() for replace in replacements)]
         self._log.info("reloaded: {what}", what=", ".join(taken) or "nothing has changed")
 
     def _read_certificates(self) -> list[Callable[[], str]]:

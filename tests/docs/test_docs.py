@@ -129,7 +129,7 @@ class OperationTests(SynchronousTestCase):
             r"^\| (`listen`.*?) \| nothing: the log", page("docs/configuration.md"), re.MULTILINE
         )
         told = set(re.findall(r"`\[?([\w.]+)\]?`", row))
-        known = " ".join(changes._FIXED.values()).replace(" or ", " ")
+        known = " ".join(changes._NEEDS_RESTART.values()).replace(" or ", " ")
         self.assertEqual(told, set(re.findall(r"[\w.]+", known)))
 
 

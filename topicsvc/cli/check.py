@@ -20,7 +20,7 @@ def run(options: Namespace) -> None:
         Failed: a setting cannot be used; a line for each.
     """
     try:
-        config.read(options.config, look=partial(endpoint_problems, is_start=False))
+        config.read(options.config, extra_check=partial(endpoint_problems, is_start=False))
     except ConfigError as error:
         raise Failed(*error.problems) from error
     say(f"{options.config}: good")

@@ -1,6 +1,6 @@
-"""Composition: settings, from a TOML file and options to one frozen `Config`.
+"""Reads settings from a TOML file and command-line options into one frozen `Config`.
 
-All that is wrong is found in one reading.
+All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from topicsvc.topics import CellUrlStyle, Unit
 
 __all__ = ["load", "read", "read_secret"]
 
-Look = Callable[["Config"], Iterable[str]]
-"""Says what else is wrong with settings, a line for each, as far as they could be read."""
+ExtraCheck = Callable[["Config"], Iterable[str]]
+"""Returns further problems of settings, one line for each. Invalid settings have their defaults."""
 
 
 def read(
-    path: Path, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+    path: Path,
+    listen: Iterable[str] = (),
+    admin: str | None = None,
+    extra_check: ExtraCheck | None = None,
 ) -> Config:
     """Read a configuration file; see `load`.
 
@@ -46,62 +49,65 @@ def read(
         raise ConfigError([f"{path}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8"]) from error
-    return load(text, listen, admin, look)
+    return load(text, listen, admin, extra_check)
 
 
 def load(
-    text: str, listen: Iterable[str] = (), admin: str | None = None, look: Look | None = None
+    text: str,
+    listen: Iterable[str] = (),
+    admin: str | None = None,
+    extra_check: ExtraCheck | None = None,
 ) -> Config:
-    """Read settings in TOML. Options that are given override it.
+    """Read settings in TOML; command-line options override them.
 
     Args:
-        text: the file.
-        listen: endpoints in place of the file's.
-        admin: the admin side's endpoint in place of the file's.
-        look: looks at what only others understand, so that all is said in one go.
+        text: the content of the file.
+        listen: overrides the endpoints of the file, if not empty.
+        admin: overrides the admin endpoint of the file.
+        extra_check: finds problems that need more than the file, to report all at once.
 
     Raises:
-        ConfigError: with all that is wrong.
+        ConfigError: with all problems.
     """
     try:
         members = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([f"not TOML: {error}"]) from error
     table = Table(members)
-    written = table.texts("listen")
-    endpoints = tuple(listen) or written
+    from_file = table.texts("listen")
+    endpoints = tuple(listen) or from_file
     if not endpoints:
         table.problem("listen", "nothing to listen on", 'an endpoint, ["tcp:8080"]')
     config = _config(table, endpoints, admin)
-    table.finish(() if look is None else look(config))
+    table.raise_problems(() if extra_check is None else extra_check(config))
     return config
 
 
 def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     default = SessionSettings()
     if table.given("topics") == []:
-        table.problem("topics", "empty", '["/cell1/box1/*"], or nothing at all')
-    written_admin = table.text("admin", "", 'an endpoint, "tcp:9090:interface=127.0.0.1"')
+        table.problem("topics", "empty", '["/cell1/box1/*"], or leave the setting out')
+    admin_from_file = table.text("admin", "", 'an endpoint, "tcp:9090:interface=127.0.0.1"')
     session = table.table("session")
     send = table.table("send")
     stop = table.table("stop")
     validator = table.table("validator")
     return Config(
         listen=listen,
-        admin=admin or written_admin,
+        admin=admin or admin_from_file,
         unit=_unit(table, validator),
         topics=tuple(read_topics(table)),
         session=SessionSettings(
             token_timeout=session.number("token_timeout", default.token_timeout, 1, DAY),
             ping_interval=session.number("ping_interval", default.ping_interval, 1, DAY),
-            ping_limit=session.whole("ping_limit", default.ping_limit, 1, 1000),
-            max_message=session.whole("max_message", default.max_message, 1024, MEBIBYTE),
-            send_queue=session.whole("send_queue", default.send_queue, 65536, 2**30),
+            ping_limit=session.integer("ping_limit", default.ping_limit, 1, 1000),
+            max_message=session.integer("max_message", default.max_message, 1024, MEBIBYTE),
+            send_queue=session.integer("send_queue", default.send_queue, 65536, 2**30),
             timestamps=session.choice("timestamps", ("seconds", "milliseconds")),
         ),
         send=SendSettings(
             enabled=send.flag("enabled", True),
-            max_body=send.whole("max_body", MEBIBYTE, 1, 2**30),
+            max_body=send.integer("max_body", MEBIBYTE, 1, 2**30),
             trust_via=send.flag("trust_via", False),
         ),
         validator=read_validator(validator, table),

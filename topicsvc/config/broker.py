@@ -1,4 +1,4 @@
-"""Composition: ``[broker]``, what carries messages."""
+"""Reads ``[broker]``: the message broker."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["read_broker"]
 
 
 def read_broker(table: Table) -> BrokerSettings:
-    """Read it; without a kind messages stay in this process."""
-    # A setting of every kind, though the memory broker is never lost.
+    """Read ``[broker]``; the default is the memory broker."""
+    # Every kind has this setting, although the memory broker is never lost.
     closes_on_loss = table.choice("on_loss", ("keep", "close")) == "close"
     kind = table.choice("kind", ("memory", "activemq", "kafka"))
-    if table.given("kind") not in (None, kind):  # which has been said
-        table.pass_over()
+    if table.given("kind") not in (None, kind):  # an invalid kind, which is reported already
+        table.ignore_unknown()
     match kind:
         case "activemq":
             return _activemq(table, closes_on_loss)
@@ -33,9 +33,9 @@ def _activemq(table: Table, closes_on_loss: bool) -> ActiveMQSettings:
     allowed = '"tcp:localhost:61613" or "tls:broker.example:61614"'
     endpoint = table.text("endpoint", None, allowed) or ""
     if endpoint and not _BROKER_ENDPOINT.match(endpoint):
-        table.problem("endpoint", f"{endpoint!r} is neither", allowed)
+        table.problem("endpoint", f"{endpoint!r} is not a tcp: or tls: endpoint", allowed)
     elif any(not 0 < int(port) < 65536 for port in _BROKER_PORT.findall(endpoint)):
-        table.problem("endpoint", f"{endpoint!r}: no such port, 1 to 65535", allowed)
+        table.problem("endpoint", f"{endpoint!r}: the port is not from 1 to 65535", allowed)
     return ActiveMQSettings(endpoint, _login(table), closes_on_loss)
 
 
@@ -53,7 +53,7 @@ def _kafka(table: Table, closes_on_loss: bool) -> KafkaSettings:
     allowed = '"host1:9092,host2:9092"'
     bootstrap = table.text("bootstrap", None, allowed) or ""
     if bootstrap and not _BOOTSTRAP.fullmatch(bootstrap):
-        table.problem("bootstrap", f"{bootstrap!r} is no list of servers", allowed)
+        table.problem("bootstrap", f"{bootstrap!r} is not a list of servers", allowed)
     authorities = table.file("ca_file", _pem, None, required=False)
     return KafkaSettings(bootstrap, _login(table), authorities, closes_on_loss)
 
@@ -63,18 +63,18 @@ _BOOTSTRAP = re.compile(rf"{_SERVER}(?:,{_SERVER})*", re.ASCII)
 
 
 def _pem(path: Path) -> str:
-    """Read certificates as they are; what is wrong with them: see `read_authorities`."""
+    """Return the certificates of a file as PEM text; for the errors see `read_authorities`."""
     read_authorities(path)
     return path.read_text("ascii", "replace")
 
 
 def _login(table: Table) -> Login | None:
-    """User name and password; both or neither."""
-    username = table.text("username", "", "a text") or ""
+    """Read the user name and the password; both or neither must be given."""
+    username = table.text("username", "", "a string") or ""
     if not username.isprintable():
-        table.problem("username", "holds a control character", "a text on one line")
+        table.problem("username", "contains a control character", "a string on one line")
     if not username and not table.text("password_file", "", "the path of a file"):
         return None
     if not username:
-        table.problem("username", "missing", "a text, beside password_file")
+        table.problem("username", "missing", "a string, as password_file is set")
     return Login(username, table.file("password_file", read_line, ""))

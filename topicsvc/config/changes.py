@@ -1,4 +1,4 @@
-"""Composition: what of two configurations a running service can go over to."""
+"""Compares two configurations: which changes can be applied to a running service."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from topicsvc.settings import (
 
 __all__ = ["Changes", "compare"]
 
-_FIXED = {
+_NEEDS_RESTART = {
     "listen": "listen",
     "admin": "admin",
     "unit": "unit_url, hosts or validator.cell_urls",
     "broker": "[broker]",
 }
-"""What a process is built around, and how an operator knows it."""
+"""The fields of `Config` that cannot change while the service runs, and how the log names them."""
 
 _NAMES = {"topics": "topics", "checks": "[validator]"}
 
-_JUDGED = ("validator", "checks", "topics")
-"""What a judge of tokens is made of."""
+_VALIDATION = ("validator", "checks", "topics")
+"""The fields of `Config` that determine how tokens are validated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changes, and what would have to.
+    """The result of a comparison.
 
     Attributes:
-        settings: what holds from now on.
-        taken: which settings are new, as an operator knows them.
-        waiting: which need a restart; the old ones hold until then.
-        judge: whether tokens are judged in another way.
+        settings: the settings to apply now.
+        applied: names of the settings that change now, for the log.
+        needs_restart: names of the settings that change only at a restart, for the log.
+        validation: whether the validation of tokens changes now.
     """
 
     settings: Config
-    taken: tuple[str, ...]
-    waiting: tuple[str, ...]
-    judge: bool
+    applied: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+    validation: bool
 
 
 def compare(old: Config, new: Config) -> Changes:
-    """How a service with `old` can follow `new`.
+    """Determine which changes from `old` to `new` can be applied while the service runs.
 
-    A judge may ask the unit that the settings name, so with a new unit it waits as well.
+    Token validation may use the unit's URL. If the unit changes, changes of the validation
+    therefore need a restart too.
     """
     changed = {
         each.name for each in fields(Config) if getattr(old, each.name) != getattr(new, each.name)
     }
-    waiting = {_FIXED[name] for name in changed & set(_FIXED)}
-    left = changed & set(_FIXED)
-    if "unit" in left and changed & set(_JUDGED):
-        left |= changed & set(_JUDGED)
-        waiting.add("[validator] and topics, with it")
-    taken = changed - left
+    needs_restart = {_NEEDS_RESTART[name] for name in changed & set(_NEEDS_RESTART)}
+    kept = changed & set(_NEEDS_RESTART)
+    if "unit" in kept and changed & set(_VALIDATION):
+        kept |= changed & set(_VALIDATION)
+        needs_restart.add("[validator] and topics (because the unit changes)")
+    applied = changed - kept
     return Changes(
-        replace(new, **{name: getattr(old, name) for name in left}),
-        tuple(sorted({_NAMES.get(name, f"[{name}]") for name in taken})),
-        tuple(sorted(waiting)),
-        bool(taken & set(_JUDGED)),
+        replace(new, **{name: getattr(old, name) for name in kept}),
+        tuple(sorted({_NAMES.get(name, f"[{name}]") for name in applied})),
+        tuple(sorted(needs_restart)),
+        bool(applied & set(_VALIDATION)),
     )

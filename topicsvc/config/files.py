@@ -1,4 +1,4 @@
-"""Composition: secrets, which stand in files of their own."""
+"""Reads the files that settings name: secrets and certificates of authorities."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["read_authorities", "read_line", "read_secret"]
 
 
 def read_secret(path: Path) -> str:
-    """Read a secret: the text of a file, without the newline that closes it.
+    """Read a secret: the content of a file in UTF-8, without one newline at its end.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: there is no secret in it.
+        ValueError: the file is empty or not UTF-8.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -24,12 +24,17 @@ def read_secret(path: Path) -> str:
         raise ValueError("not UTF-8") from None
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret:
-        raise ValueError("it is empty")
+        raise ValueError("the file is empty")
     return secret
 
 
 def read_line(path: Path) -> str:
-    """Read a secret that goes into a header: see `read_secret`; it is one line."""
+    """Read a secret that is sent in a header, and so must be one line.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as `read_secret`, or the content is not one printable line.
+    """
     secret = read_secret(path)
     if not secret.isprintable():
         raise ValueError("not one line of printable text")
@@ -40,17 +45,17 @@ _PEM_END = b"-----END CERTIFICATE-----"
 
 
 def read_authorities(path: Path) -> Any:
-    """Read the certificates, in PEM, of the authorities to trust instead of the system's.
+    """Read certificates of authorities, in PEM, that replace the system's trusted authorities.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: there is no certificate in it.
+        ValueError: the file has no certificate, or one that cannot be parsed.
     """
     *blocks, _ = path.read_bytes().split(_PEM_END)
     try:
         certificates = [Certificate.loadPEM(block + _PEM_END + b"\n") for block in blocks]
     except (CryptoError, ValueError):
-        raise ValueError("a certificate in it cannot be read") from None
+        raise ValueError("a certificate in it cannot be parsed") from None
     if not certificates:
-        raise ValueError("no certificate in PEM is in it")
+        raise ValueError("it contains no certificate in PEM")
     return trustRootFromCertificates(certificates)

@@ -1,4 +1,4 @@
-"""Composition: ``[limits]``, how much of everything there may be."""
+"""Reads ``[limits]``: limits on untrusted clients."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ T = TypeVar("T")
 
 
 def read_limits(table: Table) -> LimitSettings:
-    """Read it; each bound has a default."""
+    """Read ``[limits]``; each limit has a default."""
     default = LimitSettings()
     table.renamed("waiting", "unauthenticated")
     table.renamed("waiting_per_address", "unauthenticated_per_address")
 
-    def bound(key: str, least: int = 0, most: int = 10**6) -> int:
-        return table.whole(key, getattr(default, key), least, most)
+    def limit(key: str, least: int = 0, most: int = 10**6) -> int:
+        return table.integer(key, getattr(default, key), least, most)
 
     return LimitSettings(
-        connections=bound("connections"),
-        per_address=bound("per_address"),
-        unauthenticated=bound("unauthenticated"),
-        unauthenticated_per_address=bound("unauthenticated_per_address"),
-        accepts_per_second=bound("accepts_per_second"),
-        failed_tokens_per_minute=bound("failed_tokens_per_minute"),
-        messages_per_minute=bound("messages_per_minute"),
-        frames_per_message=bound("frames_per_message", least=1, most=MEBIBYTE),
-        queued_bytes=bound("queued_bytes", least=MEBIBYTE, most=2**40),
-        trusted_proxies=_each(table, "trusted_proxies", parse_network, _NETWORK),
-        allowed_origins=frozenset(_each(table, "allowed_origins", parse_origin, _ORIGIN)),
+        connections=limit("connections"),
+        per_address=limit("per_address"),
+        unauthenticated=limit("unauthenticated"),
+        unauthenticated_per_address=limit("unauthenticated_per_address"),
+        accepts_per_second=limit("accepts_per_second"),
+        failed_tokens_per_minute=limit("failed_tokens_per_minute"),
+        messages_per_minute=limit("messages_per_minute"),
+        frames_per_message=limit("frames_per_message", least=1, most=MEBIBYTE),
+        queued_bytes=limit("queued_bytes", least=MEBIBYTE, most=2**40),
+        trusted_proxies=_parse_each(table, "trusted_proxies", parse_network, _NETWORK),
+        allowed_origins=frozenset(_parse_each(table, "allowed_origins", parse_origin, _ORIGIN)),
     )
 
 
-def _each(table: Table, key: str, parse: Callable[[str], T], allowed: str) -> tuple[T, ...]:
-    """What `parse` makes of each text of a list."""
+def _parse_each(table: Table, key: str, parse: Callable[[str], T], allowed: str) -> tuple[T, ...]:
+    """Parse each string of a list; report the ones that cannot be parsed."""
     parsed = []
     for text in table.texts(key):
         try:

@@ -1,6 +1,7 @@
-"""Composition: one table of a TOML file, whose values are looked at as they are taken.
+"""Reads and validates the values of one table of a TOML file.
 
-What is wrong is kept until all has been taken: the key, what is wrong, what is allowed.
+Problems are collected until all values are read. Each names the key, the problem and what is
+allowed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ T = TypeVar("T")
 
 
 class Table:
-    """One table of the file: hands out its values and keeps a list of what is wrong.
+    """One table of the file: returns its values and collects problems.
 
     Args:
-        members: the table as TOML gave it.
-        name: its place in the file, ``session``; the whole file has none.
+        members: the table as `tomllib` returned it.
+        name: its name in the file, such as ``session``; empty for the whole file.
+        problems: the list to which problems are added.
+
+    Attributes:
+        keys: the keys that were read, with their defaults.
     """
 
     def __init__(
@@ -36,42 +41,41 @@ class Table:
         self.keys: dict[str, Any] = {}
 
     def given(self, key: str) -> Any:
-        """The value in the file, whatever it is; None: there is none."""
+        """The value in the file, of any type; None: not given."""
         return self._members.get(key)
 
-    def pass_over(self) -> None:
-        """Say nothing of the settings that nobody asks for: what they mean is not known."""
+    def ignore_unknown(self) -> None:
+        """Do not report keys that are not read, as it is not known which ones are allowed."""
         self.keys.update(self._members)
 
     def renamed(self, old: str, new: str) -> None:
-        """Tell an operator whose file still has the key `old` that it is called `new` now."""
+        """Let the problem of the old key `old` name the new key `new`."""
         self._renamed[old] = new
 
     def problem(self, key: str, wrong: str, allowed: str) -> None:
-        """Note that the value of `key` cannot be used."""
+        """Add a problem: the value of `key` cannot be used."""
         line = f"{self._full(key)}: {wrong}; allowed: {allowed}"
         if line not in self._problems:
             self._problems.append(line)
 
-    def finish(self, more: Iterable[str] = ()) -> None:
-        """Look for settings that nobody asked for; raise if anything is wrong.
+    def raise_problems(self, more: Iterable[str] = ()) -> None:
+        """Look for unknown keys, and raise if there is any problem.
 
         Args:
-            more: problems that others have found; of a key that is known to be wrong
-                nothing more is said.
+            more: further problems. Those of keys that have a problem already are left out.
 
         Raises:
-            ConfigError: with all problems noted.
+            ConfigError: with all problems.
         """
         self._report_unknown()
-        wrong = {line.partition(":")[0] for line in self._problems}
-        self._problems += [line for line in more if line.partition(":")[0] not in wrong]
+        reported = {line.partition(":")[0] for line in self._problems}
+        self._problems += [line for line in more if line.partition(":")[0] not in reported]
         if self._problems:
             raise ConfigError(self._problems)
 
     def table(self, key: str) -> Table:
-        """A table within this one; empty where it is absent."""
-        members = self._take(key, {})
+        """A table in this one; empty if it is not given."""
+        members = self._read(key, {})
         if not isinstance(members, dict):
             self.problem(key, "not a table", f"[{self._full(key)}]")
             members = {}
@@ -80,8 +84,8 @@ class Table:
         return table
 
     def tables(self, key: str) -> list[Table]:
-        """A list of tables within this one; empty where it is absent."""
-        value = self._take(key, [])
+        """A list of tables in this one; empty if it is not given."""
+        value = self._read(key, [])
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             self.problem(key, "not a list of tables", f"[[{self._full(key)}]]")
             value = []
@@ -93,50 +97,56 @@ class Table:
         return tables
 
     def text(self, key: str, default: str | None, allowed: str) -> str | None:
-        """A text that is not empty. With no default it is required, with an empty one optional."""
-        value = self._take(key, default)
+        """A string that is not empty.
+
+        Args:
+            key: the key.
+            default: the default value. None: the key is required. Empty: it is optional.
+            allowed: what is allowed, for the problem's text.
+        """
+        value = self._read(key, default)
         if value == "" and key not in self._members:
             return None
         if not isinstance(value, str) or not value:
-            self.problem(key, "missing" if value is None else f"{value!r} is no text", allowed)
+            self.problem(key, "missing" if value is None else f"{value!r} is not a string", allowed)
             return None
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts; empty where it is absent."""
-        value = self._take(key, [])
+        """A list of strings; empty if it is not given."""
+        value = self._read(key, [])
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            self.problem(key, f"{value!r} is no list of texts", '["...", "..."]')
+            self.problem(key, f"{value!r} is not a list of strings", '["...", "..."]')
             return ()
         return tuple(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
-        value = self._take(key, default)
+        value = self._read(key, default)
         if not isinstance(value, bool):
-            self.problem(key, f"{value!r} is neither", "true or false")
+            self.problem(key, f"{value!r} is not a boolean", "true or false")
             return default
         return value
 
     def number(self, key: str, default: float, least: float, most: float) -> float:
-        """A number between two bounds."""
+        """A number from `least` to `most`."""
         return self._bounded(key, default, least, most, (int, float), "a number")
 
-    def whole(self, key: str, default: int, least: int, most: int) -> int:
-        """A whole number between two bounds."""
+    def integer(self, key: str, default: int, least: int, most: int) -> int:
+        """A whole number from `least` to `most`."""
         return self._bounded(key, default, least, most, (int,), "a whole number")
 
     def choice(self, key: str, allowed: tuple[T, ...], required: bool = False) -> T:
-        """One of `allowed`; the first is the default, unless one must be given."""
-        value = self._take(key, None if required else allowed[0])
+        """One of `allowed`; the first is the default, unless the key is required."""
+        value = self._read(key, None if required else allowed[0])
         if value not in allowed:
-            wrong = "missing" if value is None else f"{value!r} is none of them"
+            wrong = "missing" if value is None else f"{value!r} is not one of these"
             self.problem(key, wrong, ", ".join(f'"{choice}"' for choice in allowed))
             return allowed[0]
         return value  # type: ignore[no-any-return]
 
     def file(self, key: str, reader: Callable[[Path], T], default: T, required: bool = True) -> T:
-        """What `reader` makes of the file that `key` names."""
+        """The content of the file that `key` names, as `reader` returns it."""
         name = self.text(key, None if required else "", "the path of a file")
         if name is None:
             return default
@@ -151,14 +161,14 @@ class Table:
     def _bounded(
         self, key: str, default: T, least: Any, most: Any, kinds: tuple[type, ...], what: str
     ) -> T:
-        value: Any = self._take(key, default)
+        value: Any = self._read(key, default)
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
         if not is_number or not least <= value <= most:
-            self.problem(key, f"{value!r} is not", f"{what} from {least} to {most}")
+            self.problem(key, f"{value!r} is not valid", f"{what} from {least} to {most}")
             return default
         return value  # type: ignore[no-any-return]
 
-    def _take(self, key: str, default: Any) -> Any:
+    def _read(self, key: str, default: Any) -> Any:
         self.keys[key] = default
         return self._members.get(key, default)
 

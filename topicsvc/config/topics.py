@@ -1,4 +1,4 @@
-"""Composition: the topics that a table names."""
+"""Reads topic patterns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["read_topics"]
 
 
 def read_topics(table: Table) -> Iterable[TopicPattern]:
-    """Read ``topics``, a list of patterns."""
+    """Read ``topics``, a list of topic patterns."""
     for text in table.texts("topics"):
         try:
             yield TopicPattern.parse(text)

@@ -1,4 +1,4 @@
-"""Composition: ``[validator]``, who judges tokens."""
+"""Reads ``[validator]``: how tokens are validated."""
 
 from __future__ import annotations
 
@@ -28,37 +28,39 @@ CELL_URLS: tuple[CellUrlStyle, ...] = ("host", "path")
 
 
 def kind_of(table: Table) -> str | None:
-    """Which validator is wanted; None: nobody knows, and it has been said."""
+    """The kind of validator; None: missing or invalid, which is reported."""
     kind: str = table.choice("kind", tuple(_VALIDATORS), required=True)
     return kind if table.given("kind") == kind else None
 
 
-def read_validator(table: Table, whole: Table) -> ValidatorSettings:
-    """Read who judges; `whole` is the file, for what stands outside of the table."""
+def read_validator(table: Table, root: Table) -> ValidatorSettings:
+    """Read ``[validator]``; `root` is the table of the whole file, which has ``unit_url``."""
     kind = kind_of(table)
     if kind is None:
-        table.pass_over()
+        table.ignore_unknown()
         return LocalSettings(b"")
-    return _VALIDATORS[kind](table, whole)
+    return _VALIDATORS[kind](table, root)
 
 
-def _personium(table: Table, whole: Table) -> PersoniumSettings:
+def _personium(table: Table, root: Table) -> PersoniumSettings:
     allowed = 'a URL, "https://unit1.example/"'
-    url = table.text("url", "", allowed) or whole.text("unit_url", "", allowed)
+    url = table.text("url", "", allowed) or root.text("unit_url", "", allowed)
     cell_urls = table.choice("cell_urls", CELL_URLS)
     unit = Unit("https://invalid/")
     try:
         unit = Unit(url or unit.url, cell_urls=cell_urls)
     except ValueError as error:
-        if table.given("url"):  # of unit_url it has been said before
+        if table.given("url"):  # a wrong unit_url is reported already
             table.problem("url", str(error), allowed)
     if cell_urls == "host" and _is_address(urlsplit(unit.url).hostname or ""):
         table.problem(
-            "cell_urls", "a cell's host cannot stand before an IP address", '"path", or a host name'
+            "cell_urls",
+            "an IP address cannot have a cell's name in front",
+            '"path", or a host name',
         )
     return PersoniumSettings(
         unit=unit,
-        username=table.text("username", None, "a text") or "",
+        username=table.text("username", None, "a string") or "",
         password=table.file("password_file", read_secret, ""),
         authorities=table.file("ca_file", read_authorities, None, required=False),
     )
@@ -67,14 +69,18 @@ def _personium(table: Table, whole: Table) -> PersoniumSettings:
 def _introspection(table: Table, _: Table) -> IntrospectionSettings:
     url = table.text("url", None, _INTROSPECTION_URL)
     if url is not None and not _is_plain_url(url):
-        table.problem("url", "no URL that can be asked", _INTROSPECTION_URL)
+        table.problem(
+            "url",
+            "not a plain http or https URL (ASCII, no credentials, no fragment)",
+            _INTROSPECTION_URL,
+        )
     return IntrospectionSettings(
         url=url or "",
-        client_id=table.text("client_id", None, "a text") or "",
+        client_id=table.text("client_id", None, "a string") or "",
         client_secret=table.file("client_secret_file", read_secret, ""),
         authorities=table.file("ca_file", read_authorities, None, required=False),
-        issuer=table.text("issuer", "", "a text"),
-        audience=table.text("audience", "", "a text"),
+        issuer=table.text("issuer", "", "a string"),
+        audience=table.text("audience", "", "a string"),
         rules=tuple(map(_rule, table.tables("rules"))),
     )
 
@@ -82,13 +88,13 @@ def _introspection(table: Table, _: Table) -> IntrospectionSettings:
 def _rule(table: Table) -> Rule:
     may = table.texts("may")
     if not may or not set(may) <= set(RIGHTS):
-        table.problem("may", f"{list(may)!r} is not", '["receive"], ["send"] or both')
+        table.problem("may", f"{list(may)!r} is not valid", '["receive"], ["send"] or both')
     topics = tuple(read_topics(table))
     if not table.texts("topics"):
-        table.problem("topics", "none", 'a list, ["/cell1/box1/*"]')
+        table.problem("topics", "empty", 'a list, ["/cell1/box1/*"]')
     scope = table.text("scope", None, "one scope") or ""
     if scope and scope.split() != [scope]:
-        table.problem("scope", f"{scope!r} is not", "one scope, without blanks")
+        table.problem("scope", f"{scope!r} is not valid", "one scope, without blanks")
     return Rule(scope, topics, frozenset(may))
 
 
@@ -106,21 +112,21 @@ _INTROSPECTION_URL = 'a URL, "https://as.example/token/introspect"'
 
 
 def read_checks(table: Table) -> CheckSettings:
-    """Read how tokens are checked, whoever judges them."""
+    """Read the settings that all kinds of validators share."""
     default = CheckSettings()
     recheck = table.number("recheck", default.recheck, 0, DAY)
-    if 0 < recheck < 1:  # all its time would go into it
-        table.problem("recheck", f"{recheck!r} is not", f"0, or a number from 1 to {DAY}")
+    if 0 < recheck < 1:  # the service would spend all its time on rechecks
+        table.problem("recheck", f"{recheck!r} is not valid", f"0, or a number from 1 to {DAY}")
     return CheckSettings(
         timeout=table.number("timeout", default.timeout, 0.1, 300),
-        concurrency=table.whole("concurrency", default.concurrency, 1, 1000),
+        concurrency=table.integer("concurrency", default.concurrency, 1, 1000),
         cache=table.number("cache", default.cache, 0, DAY),
         recheck=recheck,
     )
 
 
 def _is_address(host: str) -> bool:
-    """Whether `host` is an IP address and not a name."""
+    """Whether `host` is an IP address, not a name."""
     try:
         ip_address(host)
     except ValueError:

@@ -191,7 +191,7 @@ class CheckTests(CommandTestCase):
             "unit_url or hosts: not an http",
             "session.ping_interval: 'often' is not",
             "validator.password_file: nowhere/password: No such file",
-            "broker.endpoint: 'udp:x' is neither",
+            "broker.endpoint: 'udp:x' is not a tcp: or tls: endpoint",
         ):
             self.assertIn(words, err)
         self.assertEqual(err.count("\n"), 9, err)

@@ -1,3 +1,5 @@
+"""The settings of ``[broker]``, and the broker that is made from them."""
+
 from __future__ import annotations
 
 from itertools import count
@@ -61,7 +63,7 @@ class BrokerSettingsTests(SynchronousTestCase):
             ActiveMQSettings("tcp:localhost:61613"),
         )
 
-    def test_all_of_activemq(self) -> None:
+    def test_every_setting_of_activemq(self) -> None:
         settings = self.broker(
             'kind = "activemq"\nendpoint = "tls:broker.example:61614"\non_loss = "close"\n'
             f'username = "topicsvc"\n{self.file("open:sesame ")}'
@@ -70,7 +72,7 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.assertEqual(settings, ActiveMQSettings("tls:broker.example:61614", login, True))
         self.assertNotIn("sesame", repr(settings))
 
-    def test_a_line_break_at_the_end_of_the_password_file_is_no_part_of_it(self) -> None:
+    def test_a_newline_at_the_end_of_the_password_file_is_ignored(self) -> None:
         file = self.file("sesame\n")
         settings = self.broker(
             f'kind = "activemq"\nendpoint = "tcp:localhost:61613"\nusername = "topicsvc"\n{file}'
@@ -84,7 +86,7 @@ class BrokerSettingsTests(SynchronousTestCase):
             KafkaSettings("localhost:9092"),
         )
 
-    def test_all_of_kafka(self) -> None:
+    def test_every_setting_of_kafka(self) -> None:
         authority = Authority(self.directory)
         settings = self.broker(
             'kind = "kafka"\nbootstrap = "host1:9092,[::1]:9092,10.0.0.1:9092"\n'
@@ -98,11 +100,11 @@ class BrokerSettingsTests(SynchronousTestCase):
         )
         self.assertNotIn("sesame", repr(settings))
 
-    def test_how_kafka_is_reached(self) -> None:
+    def test_the_security_protocol_of_kafka(self) -> None:
         login = Login("topicsvc", "sesame")
         protocols = [
-            connection_options("h:1", who, ca)["security.protocol"]
-            for who in (None, login)
+            connection_options("h:1", each, ca)["security.protocol"]
+            for each in (None, login)
             for ca in (None, "PEM")
         ]
         self.assertEqual(protocols, ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])
@@ -110,14 +112,14 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.assertEqual(options["sasl.mechanism"], "PLAIN")
         self.assertEqual(options["ssl.ca.pem"], "PEM")
 
-    def test_kafka_without_its_client(self) -> None:
+    def test_kafka_without_its_client_library(self) -> None:
         self.patch(broker_table, "find_spec", lambda _: None)
         problems = self.problems('kind = "kafka"\nbootstrap = "localhost:9092"')
         self.assertEqual(len(problems), 1)
         self.assertTrue(problems[0].startswith("broker.kind: "))
         self.assertIn("pip install 'topicsvc[kafka]'", problems[0])
 
-    def test_what_is_wrong_with_kafka_is_said_in_one_line_each(self) -> None:
+    def test_each_wrong_setting_of_kafka_is_one_problem(self) -> None:
         base = 'kind = "kafka"\nbootstrap = "localhost:9092"\n'
         cases = {
             'kind = "kafka"': "broker.bootstrap: missing",
@@ -136,7 +138,7 @@ class BrokerSettingsTests(SynchronousTestCase):
             self.assertTrue(problems[0].startswith(expected), problems[0])
             self.assertNotIn("sesame", problems[0])
 
-    def test_what_is_wrong_is_said_in_one_line_each(self) -> None:
+    def test_each_wrong_setting_is_one_problem(self) -> None:
         base = 'kind = "activemq"\nendpoint = "tcp:localhost:61613"\n'
         cases = {
             'kind = "rabbit"': "broker.kind",
@@ -150,7 +152,7 @@ class BrokerSettingsTests(SynchronousTestCase):
             base + 'on_loss = "panic"': "broker.on_loss",
             base + 'username = "topicsvc"': "broker.password_file: missing",
             base + self.file("sesame"): "broker.username: missing",
-            base + 'username = "a\\nb"\n' + self.file("sesame"): "broker.username: holds",
+            base + 'username = "a\\nb"\n' + self.file("sesame"): "broker.username: contains",
             base + 'username = "a"\n' + self.file("two\nlines"): "broker.password_file",
             base + 'username = "a"\n' + self.file(""): "broker.password_file",
             base + "bootstrap = 1": "broker.bootstrap: there is no such setting",
@@ -164,7 +166,7 @@ class BrokerSettingsTests(SynchronousTestCase):
     def service(self, text: str) -> TopicService:
         return TopicService(self.load(text), MemoryReactorClock())
 
-    def test_the_service_has_the_broker_that_was_asked_for(self) -> None:
+    def test_the_service_uses_the_configured_broker(self) -> None:
         memory = self.service("")
         activemq = self.service('kind = "activemq"\nendpoint = "tcp:localhost:61613"')
         self.assertIsInstance(memory.broker, MemoryBroker)
@@ -173,13 +175,13 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.assertIsInstance(kafka.broker, KafkaBroker)
         self.assertFalse(kafka._parts()["broker"])
 
-    def test_readiness_asks_the_broker(self) -> None:
+    def test_readiness_includes_the_broker(self) -> None:
         memory = self.service("")
         activemq = self.service('kind = "activemq"\nendpoint = "tcp:localhost:61613"')
         self.assertTrue(memory._parts()["broker"])
         self.assertFalse(activemq._parts()["broker"])
 
-    def test_an_endpoint_that_cannot_be_made(self) -> None:
+    def test_an_endpoint_that_cannot_be_parsed(self) -> None:
         for endpoint, wrong in (
             ("tcp:localhost:http", "'http' is not a number"),
             ("tcp:localhost", "port= is missing"),

@@ -1,4 +1,4 @@
-"""What of two configurations a running service goes over to."""
+"""Which changes of a configuration are applied to a running service."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class CompareTests(SynchronousTestCase):
     def compare(self, **changed: Any) -> Changes:
         return compare(OLD, replace(OLD, **changed))
 
-    def test_nothing(self) -> None:
+    def test_equal_configurations(self) -> None:
         same = Unit("https://unit1.example/")
         changes = self.compare(unit=same, validator=PersoniumSettings(same, "u", "secret"))
-        self.assertEqual((changes.taken, changes.waiting, changes.judge), ((), (), False))
+        self.assertEqual(
+            (changes.applied, changes.needs_restart, changes.validation), ((), (), False)
+        )
 
-    def test_what_is_taken(self) -> None:
+    def test_settings_that_are_applied_at_once(self) -> None:
         for field, value, name in (
             ("session", SessionSettings(ping_interval=1), "[session]"),
             ("send", SendSettings(max_body=1), "[send]"),
@@ -43,11 +45,11 @@ class CompareTests(SynchronousTestCase):
             ("topics", (TopicPattern.parse("/*"),), "topics"),
         ):
             changes = self.compare(**{field: value})
-            self.assertEqual((changes.taken, changes.waiting), ((name,), ()))
+            self.assertEqual((changes.applied, changes.needs_restart), ((name,), ()))
             self.assertEqual(getattr(changes.settings, field), value)
-            self.assertEqual(changes.judge, field in ("validator", "checks", "topics"))
+            self.assertEqual(changes.validation, field in ("validator", "checks", "topics"))
 
-    def test_what_needs_a_restart(self) -> None:
+    def test_settings_that_need_a_restart(self) -> None:
         for field, value, name in (
             ("listen", ("tcp:2",), "listen"),
             ("admin", "tcp:3", "admin"),
@@ -55,15 +57,15 @@ class CompareTests(SynchronousTestCase):
             ("unit", Unit("https://unit2.example/"), "unit_url, hosts or validator.cell_urls"),
         ):
             changes = self.compare(**{field: value}, stop=StopSettings(1))
-            self.assertEqual((changes.taken, changes.waiting), (("[stop]",), (name,)))
+            self.assertEqual((changes.applied, changes.needs_restart), (("[stop]",), (name,)))
             self.assertEqual(changes.settings, replace(OLD, stop=StopSettings(1)))
 
-    def test_another_unit_is_not_asked_before_the_restart(self) -> None:
+    def test_with_another_unit_validation_changes_at_the_restart(self) -> None:
         unit = Unit("https://unit2.example/")
         changes = self.compare(unit=unit, validator=PersoniumSettings(unit, "u", "secret"))
         self.assertEqual(changes.settings, OLD)
-        self.assertFalse(changes.judge)
-        self.assertIn("[validator] and topics, with it", changes.waiting)
+        self.assertFalse(changes.validation)
+        self.assertIn("[validator] and topics (because the unit changes)", changes.needs_restart)
 
-    def test_no_secret_is_in_a_name(self) -> None:
-        self.assertNotIn("secret", str(self.compare(validator=LocalSettings(b"k")).taken))
+    def test_no_secret_is_in_the_names(self) -> None:
+        self.assertNotIn("secret", str(self.compare(validator=LocalSettings(b"k")).applied))

@@ -1,4 +1,4 @@
-"""Settings, and the message that every wrong one gets."""
+"""Settings, and the problem that each wrong setting gets."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class ConfigTestCase(SynchronousTestCase):
             self.assertNotIn("\n", problem)
 
 
-class GoodTests(ConfigTestCase):
-    def test_the_least_there_is_and_its_defaults(self) -> None:
+class ValidConfigTests(ConfigTestCase):
+    def test_the_smallest_file_and_the_defaults(self) -> None:
         settings = self.load()
         self.assertEqual(settings.listen, ("tcp:8080",))
         self.assertEqual(settings.unit.url, "https://unit1.example/")
@@ -128,20 +128,20 @@ class GoodTests(ConfigTestCase):
         self.assertNotIn(repr(settings.validator.key), repr(settings))
 
 
-class BadTests(ConfigTestCase):
-    def test_no_toml(self) -> None:
+class InvalidConfigTests(ConfigTestCase):
+    def test_a_file_that_is_not_toml(self) -> None:
         self.assert_problems("listen = [", "not TOML: ")
 
-    def test_no_file(self) -> None:
+    def test_a_missing_file(self) -> None:
         problems = self.assertRaises(ConfigError, config.read, Path("nowhere.toml")).problems
         self.assertEqual(problems, ("nowhere.toml: No such file or directory",))
 
-    def test_an_empty_file_lacks_what_is_required(self) -> None:
+    def test_an_empty_file_lacks_the_required_settings(self) -> None:
         self.assert_problems(
             "", "listen: nothing to listen on", "unit_url: missing", "validator.kind: missing"
         )  # fmt: skip
 
-    def test_each_wrong_setting_is_named_with_what_is_allowed(self) -> None:
+    def test_each_problem_names_the_setting_and_what_is_allowed(self) -> None:
         for changes, beginning, allowed in (
             ("[session]\ntoken_timeout = 0", "session.token_timeout: 0", "from 1 to 86400"),
             ('[session]\nping_interval = "1"', "session.ping_interval: '1'", "a number"),
@@ -194,7 +194,7 @@ class BadTests(ConfigTestCase):
     def test_wrong_settings_at_the_top(self) -> None:
         for top, beginning in (
             ("admin = 9090", "admin: 9090"),
-            ('hosts = "unit1.example"', "hosts: 'unit1.example' is no list"),
+            ('hosts = "unit1.example"', "hosts: 'unit1.example' is not a list"),
             ('hosts = ["a b"]', "unit_url or hosts: 'a b' is not a host name"),
             ('topics = ["/cell1"]', "topics: '/cell1'"),
             ("session = 1", "session: not a table"),
@@ -202,14 +202,14 @@ class BadTests(ConfigTestCase):
             with self.subTest(top=top):
                 self.assert_problems(self.text(top=top), beginning)
 
-    def test_a_key_that_cannot_be_read(self) -> None:
+    def test_a_key_file_that_cannot_be_read(self) -> None:
         self.key_file = Path("nowhere")
         self.assert_problems(self.text(), "validator.key_file: nowhere: No such file")
         self.key_file = Path(self.mktemp())
         self.key_file.write_text("short")
         self.assert_problems(self.text(), f"validator.key_file: {self.key_file}: ")
 
-    def test_all_that_is_wrong_is_said_at_once(self) -> None:
+    def test_all_problems_are_reported_at_once(self) -> None:
         self.assert_problems(
             self.text("[session]\nping_limit = 0\nnonsense = 1\n[stop]\ndrain = -1"),
             "session.ping_limit", "stop.drain", "session.nonsense",
@@ -223,7 +223,7 @@ class BadTests(ConfigTestCase):
             ["1", "true", '""', '"x"', "[]", "[1]", "{}", "{kind = 1}", "nan", "1e999"]
         ),
     )
-    def test_any_value_anywhere_is_good_or_a_config_error(self, key: str, value: str) -> None:
+    def test_any_value_is_valid_or_a_config_error(self, key: str, value: str) -> None:
         try:
             config.load(f"{key} = {value}")
         except ConfigError as error:

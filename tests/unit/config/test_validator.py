@@ -60,7 +60,7 @@ class SettingsTestCase(TestCase):
 
 
 class PersoniumSettingsTests(SettingsTestCase):
-    def test_the_least_there_is(self) -> None:
+    def test_the_required_settings(self) -> None:
         settings = self.personium()
         validator = settings.validator
         assert isinstance(validator, PersoniumSettings)
@@ -81,7 +81,7 @@ class PersoniumSettingsTests(SettingsTestCase):
         self.assertIsNotNone(validator.authorities)
         self.assertEqual(settings.checks, CheckSettings(2.5, 5, 30, 60))
 
-    def test_wrong_ones(self) -> None:
+    def test_wrong_settings(self) -> None:
         for more, beginning, allowed in (
             ('url = "ftp://x/"', "validator.url: ", "https://unit1.example/"),
             ('url = "https://canary:canary@x/"', "validator.url: ", "https://unit1.example/"),
@@ -102,7 +102,7 @@ class PersoniumSettingsTests(SettingsTestCase):
             with self.subTest(more):
                 self.assert_problem(beginning, allowed, self.personium, more)
 
-    def test_what_is_missing_is_named(self) -> None:
+    def test_missing_settings_are_named(self) -> None:
         problems = self.assertRaises(ConfigError, self.load, 'kind = "personium"').problems
         self.assertEqual(
             [problem.partition(":")[0] for problem in problems],
@@ -118,7 +118,7 @@ class PersoniumSettingsTests(SettingsTestCase):
 
 
 class IntrospectionSettingsTests(SettingsTestCase):
-    def test_the_least_there_is(self) -> None:
+    def test_the_required_settings(self) -> None:
         validator = self.introspection().validator
         assert isinstance(validator, IntrospectionSettings)
         self.assertEqual(
@@ -153,7 +153,7 @@ class IntrospectionSettingsTests(SettingsTestCase):
             ),
         )
 
-    def test_wrong_ones(self) -> None:
+    def test_wrong_settings(self) -> None:
         rule = '[[validator.rules]]\nscope = "{}"\ntopics = ["{}"]\nmay = ["{}"]'
         for more, beginning, allowed in (
             ('cell_urls = "path"', "validator.cell_urls: there is no such setting", ""),
@@ -164,14 +164,14 @@ class IntrospectionSettingsTests(SettingsTestCase):
             (rule.format("a", "/*", "fly"), "validator.rules[0].may: ['fly']", '["receive"]'),
             (rule.format("a", "/*", "send") + "\nx = 1", "validator.rules[0].x: there", "may"),
             ('[[validator.rules]]\nscope = "a"\ntopics = []\nmay = ["send"]',
-             "validator.rules[0].topics: none", "a list"),
+             "validator.rules[0].topics: empty", "a list"),
             ('[[validator.rules]]\nscope = "a"\ntopics = ["/*"]',
              "validator.rules[0].may: []", '["send"]'),
         ):  # fmt: skip
             with self.subTest(more):
                 self.assert_problem(beginning, allowed, self.introspection, more)
 
-    def test_urls_that_cannot_be_asked(self) -> None:
+    def test_urls_that_cannot_be_used(self) -> None:
         for url in ("", "as.example", "ftp://as.example/", "https://", "https://as.example/#x",
                     "https://canary:canary@as.example/", "https://as.example/ x",
                     "https://as.example:99999/", "https://\xe9.example/"):  # fmt: skip
@@ -187,23 +187,23 @@ class SecretFileTests(SettingsTestCase):
         self.secret_file.write_bytes(content)
         return config.read_secret(self.secret_file)
 
-    def test_one_closing_newline_is_not_part_of_it(self) -> None:
+    def test_one_newline_at_the_end_is_ignored(self) -> None:
         self.assertEqual(self.read(b"x\n"), "x")
         self.assertEqual(self.read(b"x\r\n"), "x")
         self.assertEqual(self.read(b"x"), "x")
         self.assertEqual(self.read(b" x \n\n"), " x \n")
 
-    def test_no_secret_in_it(self) -> None:
+    def test_files_without_a_secret(self) -> None:
         for content in (b"", b"\n", b"\r\n", b"\xff"):
             self.assertRaises(ValueError, self.read, content)
 
-    def test_secrets_are_in_no_representation(self) -> None:
+    def test_no_secret_is_in_a_representation(self) -> None:
         for settings in (self.personium(), self.introspection()):
             self.assertNotIn("canary", repr(settings))
 
 
 class WiringTests(SettingsTestCase):
-    """What is built; nothing is started, and nobody is asked."""
+    """The validators that the service makes; nothing is started, and no request is sent."""
 
     def build(self, settings: Config) -> Any:
         from twisted.internet import reactor
@@ -212,30 +212,30 @@ class WiringTests(SettingsTestCase):
         self.addCleanup(service._validators.stop)
         return service._validators
 
-    def test_the_unit_tells_itself_which_topics_exist(self) -> None:
-        judge = self.build(self.personium(top='topics = ["/cell1/*"]'))
-        self.assertIsInstance(judge.validator, SingleFlight)
+    def test_the_list_of_topics_is_not_used_with_a_unit(self) -> None:
+        stack = self.build(self.personium(top='topics = ["/cell1/*"]'))
+        self.assertIsInstance(stack.validator, SingleFlight)
 
-    def test_of_an_oauth_server_a_list_tells_it(self) -> None:
-        judge = self.build(self.introspection(top='topics = ["/cell1/*"]'))
-        self.assertIsInstance(judge.validator, TopicFilter)
+    def test_the_list_of_topics_is_used_with_an_oauth_server(self) -> None:
+        stack = self.build(self.introspection(top='topics = ["/cell1/*"]'))
+        self.assertIsInstance(stack.validator, TopicFilter)
         self.assertIsInstance(self.build(self.introspection()).validator, SingleFlight)
 
-    def test_a_cache_where_it_is_wanted(self) -> None:
+    def test_a_cache_is_made_if_configured(self) -> None:
         self.assertIsInstance(self.build(self.personium("cache = 5")).validator, GrantCache)
 
-    def test_live_sessions_are_looked_at_where_it_is_wanted_and_never_from_the_cache(self) -> None:
+    def test_rechecks_are_made_if_configured_and_do_not_use_the_cache(self) -> None:
         self.assertIsNone(self.build(self.personium("cache = 5")).revocation)
-        judge = self.build(self.personium("cache = 5\nrecheck = 60\nconcurrency = 32"))
-        self.assertEqual((judge.revocation.interval, judge.revocation.at_once), (60, 8))
-        self.assertIs(judge.revocation.validator, judge.validator.fresh)
+        stack = self.build(self.personium("cache = 5\nrecheck = 60\nconcurrency = 32"))
+        self.assertEqual((stack.revocation.interval, stack.revocation.at_once), (60, 8))
+        self.assertIs(stack.revocation.validator, stack.validator.fresh)
 
-    def test_even_one_at_a_time_is_some(self) -> None:
-        judge = self.build(self.introspection("recheck = 1\nconcurrency = 1"))
-        self.assertEqual(judge.revocation.at_once, 1)
+    def test_at_least_one_recheck_at_once(self) -> None:
+        stack = self.build(self.introspection("recheck = 1\nconcurrency = 1"))
+        self.assertEqual(stack.revocation.at_once, 1)
 
-    def test_a_key_of_ours_needs_none_of_it(self) -> None:
+    def test_local_validation_needs_no_http_agent(self) -> None:
         key_file = self.directory / "key"
         write_key(key_file, make_key())
-        judge = self.build(self.load(f'kind = "local"\nkey_file = "{key_file}"'))
-        self.assertIsNone(judge._agent)
+        stack = self.build(self.load(f'kind = "local"\nkey_file = "{key_file}"'))
+        self.assertIsNone(stack._agent)

@@ -41,7 +41,9 @@ def run(options: Namespace) -> None:
         say(f"{finding.level:<4}  {finding.what}: {finding.text}")
 
     try:
-        settings = config.read(options.config, look=partial(endpoint_problems, is_start=False))
+        settings = config.read(
+            options.config, extra_check=partial(endpoint_problems, is_start=False)
+        )
     except ConfigError as error:
         for problem in error.problems:
             tell(CheckResult("FAIL", "settings", problem))

@@ -163,14 +163,6 @@ class CommandTests(SynchronousTestCase):
             for option in options:
                 self.assertIn(f'"{option}"', source)
 
-    def test_the_readme_begins_with_the_two_commands(self) -> None:
-        text = page("README.md")
-        self.assertIn("\n    pip install . && twistd -n topicsvc --demo\n", text)
-        self.assertIn("\n    pip install '.[test]' && python -m twisted.trial tests\n", text)
-
-    def test_ci_runs_the_readme_s_test_command(self) -> None:
-        self.assertIn(" python -m twisted.trial tests", page(".ci/run"))
-
 
 class PerformanceTests(SynchronousTestCase):
     def test_each_figure_of_the_summary_is_in_the_results(self) -> None:
@@ -262,7 +254,7 @@ class SecurityTests(SynchronousTestCase):
 
 class LinkTests(SynchronousTestCase):
     def test_every_link_within_the_project_leads_somewhere(self) -> None:
-        for path in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")]:
             for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text("utf-8")):
                 self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
 

@@ -1,31 +1,32 @@
 #!/bin/sh
-# What the integration tests need beside the Python packages of the extra "test"; on Debian, as root.
+# Installs on Debian, as root, what the integration tests need beside the extra "test".
+# No service is started: each test starts the servers that it uses.
 set -eu
 cd "$(dirname "$0")"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 
-# A certified OAuth 2.0 server, for test_oidc.
+# test_oidc: a certified OAuth 2.0 server, oidc-provider, from npm.
 command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends nodejs npm
 npm ci --prefix oidc --no-audit --no-fund
 
-# ActiveMQ, and a JDK for its JMS peer (tests/integration/jms). Nothing is started as a service:
-# the tests run a broker of their own.
+# test_activemq, test_stop, test_doctor: ActiveMQ, and a JDK for the JMS client in jms/.
 apt-get install -y -qq --no-install-recommends activemq
 command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends default-jdk-headless
 
-# Kafka, one node of which the tests start: its artifacts come from Maven's repository.
+# test_kafka: Kafka, as artifacts of Maven's repository.
 command -v mvn >/dev/null || apt-get install -y -qq --no-install-recommends maven
 mvn -q -B -f kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$PWD/kafka/jars"
 
-# A scanner of TLS servers, for test_tls_scan, with the tools that it calls; and a browser.
+# test_tls_scan: the TLS scanner testssl.sh and the programs that it calls.
+# test_key_update: openssl. test_examples: the browser chromium.
 apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium
 
-# What stands in front of a topicsvc, with the files of examples/, and what reads systemd's units.
+# test_proxies: nginx and HAProxy. test_units, test_deployment: systemd-analyze.
 apt-get install -y -qq --no-install-recommends nginx-light haproxy systemd
 
-# Prometheus and its promtool, for test_metrics. Nothing is started as a service.
+# test_metrics: Prometheus and promtool.
 apt-get install -y -qq --no-install-recommends prometheus
 
-# What sets the time of day for one process alone, for test_clock.
+# test_clock: libfaketime sets the time of day of one process. test_commands: curl.
 apt-get install -y -qq --no-install-recommends faketime curl

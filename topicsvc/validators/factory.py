@@ -61,7 +61,7 @@ class ValidatorStack:
         validator = fresh
         if checks.cache:
             cached = GrantCache(fresh, reactor, now, checks.cache, stats)
-            validator, fresh = cached, cached.fresh
+            validator, fresh = cached, cached.uncached
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
             validator = TopicFilter(validator, settings.topics)
         self.validator = validator

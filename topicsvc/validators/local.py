@@ -14,7 +14,6 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from topicsvc.errors import PathRefused, TokenInactive
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress, TopicPattern
+from topicsvc.validators.token_cache import TokenCache
 
 __all__ = [
-    "MAX_KNOWN",
+    "MAX_TOKENS",
     "RIGHTS",
     "LocalValidator",
     "make_key",
@@ -40,8 +40,8 @@ __all__ = [
 
 RIGHTS = ("receive", "send")
 
-MAX_KNOWN = 10000
-"""Tokens whose signatures are remembered: some 8 MB."""
+MAX_TOKENS = 10000
+"""Tokens whose verified claims are cached: some 8 MB."""
 
 _ALGORITHM = "HS256"
 _KEY_BYTES = 32
@@ -106,54 +106,51 @@ class _PreparedKey(HMACAlgorithm):
 
 
 class LocalValidator:
-    """Judges tokens by their signature and claims.
+    """Validates tokens by their signature and claims.
 
-    A sender shows its token with each message: a signature that was found good is looked at
-    no more. Such tokens are known by a keyed hash, whose key is made anew in each process.
+    A sender shows its token with each message, so the claims of a token whose signature has
+    been verified are cached. Expiry and topics are checked at each use.
 
     Args:
-        key: what tokens are signed with.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
-        most: tokens that are remembered; past it the oldest goes first.
+        key: the key that tokens are signed with.
+        now: the time of day, in seconds since the epoch, which decides about expiry.
+        max_tokens: tokens that are cached. If there are more, the oldest is evicted.
     """
 
-    def __init__(self, key: bytes, now: Callable[[], float], most: int = MAX_KNOWN) -> None:
+    def __init__(self, key: bytes, now: Callable[[], float], max_tokens: int = MAX_TOKENS) -> None:
         self._key = key
         self._now = now
         self._signatures = PyJWS(algorithms=[_ALGORITHM])
         self._signatures.unregister_algorithm(_ALGORITHM)
         self._signatures.register_algorithm(_ALGORITHM, _PreparedKey(HMACAlgorithm.SHA256))
-        self._known: dict[bytes, _Token] = {}
-        self._most = most
-        self._secret = secrets.token_bytes(32)
+        self._cache = TokenCache[_Token](max_tokens)
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """See `topicsvc.interfaces.TokenValidator`; answers at once."""
+        """See `topicsvc.interfaces.TokenValidator`; the Deferred has fired already."""
         try:
             return succeed(self._grant(token, topic))
-        except TokenInactive as no:
-            return fail(no)
+        except TokenInactive as refusal:
+            return fail(refusal)
 
     def _grant(self, token: str, topic: TopicAddress) -> Grant:
-        known = self._look_up(token)
+        claims = self._claims(token)
         now = self._now()
-        if known.grant.is_expired(now):
+        if claims.grant.is_expired(now):
             raise TokenInactive("expired")
-        if known.not_before > now:
+        if claims.not_before > now:
             raise TokenInactive("not yet valid")
-        if not any(pattern.matches(topic) for pattern in known.topics):
-            # It lives, and has no right here: a client must not throw it away.
-            return Grant(known.grant.subject, known.grant.expires_at, False, False)
-        return known.grant
+        if not any(pattern.matches(topic) for pattern in claims.topics):
+            # The token is valid and has no right here: a client must not throw it away.
+            return Grant(claims.grant.subject, claims.grant.expires_at, False, False)
+        return claims.grant
 
-    def _look_up(self, token: str) -> _Token:
-        name = blake2b(token.encode("utf-8"), digest_size=32, key=self._secret).digest()
-        known = self._known.get(name)
-        if known is None:
-            known = self._known[name] = self._read(token)
-            if len(self._known) > self._most:
-                del self._known[next(iter(self._known))]
-        return known
+    def _claims(self, token: str) -> _Token:
+        key = self._cache.key(token)
+        claims = self._cache.get(key)
+        if claims is None:
+            claims = self._read(token)
+            self._cache.put(key, claims)
+        return claims
 
     def _read(self, token: str) -> _Token:
         """Look at signature and claims; the time is the caller's."""

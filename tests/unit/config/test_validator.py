@@ -228,7 +228,7 @@ class WiringTests(SettingsTestCase):
         self.assertIsNone(self.build(self.personium("cache = 5")).revocation)
         stack = self.build(self.personium("cache = 5\nrecheck = 60\nconcurrency = 32"))
         self.assertEqual((stack.revocation.interval, stack.revocation.at_once), (60, 8))
-        self.assertIs(stack.revocation.validator, stack.validator.fresh)
+        self.assertIs(stack.revocation.validator, stack.validator.uncached)
 
     def test_at_least_one_recheck_at_once(self) -> None:
         stack = self.build(self.introspection("recheck = 1\nconcurrency = 1"))

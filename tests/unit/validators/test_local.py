@@ -124,16 +124,16 @@ class LocalValidatorTests(SynchronousTestCase):
         self.clock.rightNow = 2000.0
         self.failureResultOf(self.ask(token), TokenInactive)
 
-    def test_what_is_remembered_is_bounded_and_holds_no_token(self) -> None:
-        validator = LocalValidator(KEY, self.clock.seconds, most=3)
+    def test_the_cache_is_bounded_and_holds_no_token(self) -> None:
+        validator = LocalValidator(KEY, self.clock.seconds, max_tokens=3)
         tokens = [self.sign(exp=1500 + number) for number in range(5)]
         for token in [*tokens, *tokens]:
             self.successResultOf(validator.validate(token, TOPIC))
-            self.assertLessEqual(len(validator._known), 3)
+            self.assertLessEqual(len(validator._cache), 3)
         self.failureResultOf(validator.validate("x.y.z", TOPIC), TokenInactive)
-        self.assertEqual(len(validator._known), 3)
+        self.assertEqual(len(validator._cache), 3)
         for token in tokens:
-            self.assertNotIn(token, repr(validator._known))
+            self.assertNotIn(token, repr(validator._cache._entries))
 
     @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1))
     def test_any_text_is_refused(self, text: str) -> None:

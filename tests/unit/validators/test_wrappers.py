@@ -236,7 +236,7 @@ class CachedTests(WrapperTestCase):
         super().setUp()
         self.tally = TokenCheckStats()
         self.validator = GrantCache(
-            self.judge, self.clock, self.clock.seconds, 30, self.tally, most=3
+            self.judge, self.clock, self.clock.seconds, 30, self.tally, max_grants=3
         )
 
     def ask(self, token: str = "a", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
@@ -259,7 +259,7 @@ class CachedTests(WrapperTestCase):
         self.grant()
         self.ask()
         self.ask("b")
-        self.validator.fresh.validate("a", TOPIC)
+        self.validator.uncached.validate("a", TOPIC)
         self.assertEqual((self.tally.cache_hits, self.tally.cache_misses), (1, 2))
 
     def test_never_past_its_expiry(self) -> None:
@@ -305,7 +305,7 @@ class CachedTests(WrapperTestCase):
 
     def test_a_grant_of_no_right_is_not_kept(self) -> None:
         self.grant("a")
-        check = self.validator.fresh.validate("a", TOPIC)
+        check = self.validator.uncached.validate("a", TOPIC)
         self.judge.last.grant(9000, may_receive=False, may_send=False)
         self.successResultOf(check)
         self.assertEqual(len(self.validator), 0)
@@ -325,20 +325,20 @@ class CachedTests(WrapperTestCase):
 
     def test_no_token_is_kept(self) -> None:
         self.grant("canary-token")
-        [name] = self.validator._kept
-        self.assertNotIn(b"canary", name)
-        self.assertEqual(len(name), 32)
+        [key] = self.validator._cache._entries
+        self.assertNotIn(b"canary", key)
+        self.assertEqual(len(key), 32)
 
-    def test_names_differ_between_processes(self) -> None:
+    def test_keys_differ_between_processes(self) -> None:
         other = GrantCache(self.judge, self.clock, self.clock.seconds, 30)
         self.assertNotEqual(
-            self.validator._name("a", TOPIC),
-            other._name("a", TOPIC),
+            self.validator._key("a", TOPIC),
+            other._key("a", TOPIC),
         )
 
     def test_who_must_know_what_holds_now_is_not_answered_from_memory(self) -> None:
         self.grant()
-        check = self.validator.fresh.validate("a", TOPIC)
+        check = self.validator.uncached.validate("a", TOPIC)
         self.assertNoResult(check)
         self.judge.last.grant(5000)
         self.successResultOf(check)
@@ -346,7 +346,7 @@ class CachedTests(WrapperTestCase):
 
     def test_a_revoked_token_is_forgotten(self) -> None:
         self.grant()
-        check = self.validator.fresh.validate("a", TOPIC)
+        check = self.validator.uncached.validate("a", TOPIC)
         self.judge.last.refuse()
         self.failureResultOf(check, TokenInactive)
         self.assertNoResult(self.ask())

@@ -1,10 +1,8 @@
-"""Adapter: around a validator, a memory for what was granted a moment ago."""
+"""Caches grants for some seconds, so that a validator is not asked for each use of a token."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from hashlib import blake2b
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -14,29 +12,29 @@ from topicsvc.errors import TokenInactive
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.stats import TokenCheckStats
+from topicsvc.validators.token_cache import TokenCache
 
-__all__ = ["MAX_KEPT", "GrantCache"]
+__all__ = ["MAX_GRANTS", "GrantCache"]
 
-MAX_KEPT = 20000
-"""Grants that are kept: some 10 MB; past it the oldest goes first."""
+MAX_GRANTS = 20000
+"""Grants that are cached: some 10 MB. If there are more, the oldest is evicted."""
 
 
 class GrantCache:
-    """Answers from memory what was granted less than some seconds ago.
+    """Reuses a grant for the same token and topic.
 
-    Only grants are kept, never past their expiry, and under a keyed hash of token and
-    topic: the key is made anew in each process and the token itself is not kept.
+    Only grants of some right are cached, and never past their expiry.
 
     Args:
-        validator: asked.
-        clock: tells the time.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
-        seconds: how long a grant may be reused.
-        stats: where it is counted how often memory could answer.
-        most: grants that are kept.
+        validator: validates tokens that are not in the cache.
+        clock: measures how long a grant is cached.
+        now: the time of day, in seconds since the epoch, which decides about expiry.
+        seconds: how long a grant may be reused, from the start of its check.
+        stats: counts hits and misses.
+        max_grants: grants that are cached.
 
     Attributes:
-        fresh: the same validator, for those who must know what holds now.
+        uncached: validates without reading the cache. Its results are cached.
     """
 
     def __init__(
@@ -46,73 +44,64 @@ class GrantCache:
         now: Callable[[], float],
         seconds: float,
         stats: TokenCheckStats | None = None,
-        most: int = MAX_KEPT,
+        max_grants: int = MAX_GRANTS,
     ) -> None:
         self._validator = validator
         self._clock = clock
         self._now = now
         self._seconds = seconds
-        self._most = most
-        self._key = secrets.token_bytes(32)
-        self._kept: dict[bytes, _Kept] = {}
+        self._cache = TokenCache[_CachedGrant](max_grants, self._is_current)
         self._stats = stats or TokenCheckStats()
-        self.fresh: TokenValidator = _Fresh(self)
+        self.uncached: TokenValidator = _Uncached(self)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._cache)
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
-        kept = self._kept.get(self._name(token, topic))
-        if kept is not None and self._is_good(kept):
+        cached = self._cache.get(self._key(token, topic))
+        if cached is not None and self._is_current(cached):
             self._stats.cache_hits += 1
-            return succeed(kept.grant)
+            return succeed(cached.grant)
         self._stats.cache_misses += 1
-        return self.ask(token, topic)
+        return self.validate_uncached(token, topic)
 
-    def ask(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """Ask in any case, and remember the answer."""
-        name = self._name(token, topic)
-        asked = self._validator.validate(token, topic)
-        return asked.addCallbacks(
-            self._keep,
-            self._forget,
-            callbackArgs=(name, self._clock.seconds()),
-            errbackArgs=(name,),
+    def validate_uncached(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """Validate without reading the cache, and cache the result."""
+        key = self._key(token, topic)
+        check = self._validator.validate(token, topic)
+        return check.addCallbacks(
+            self._granted,
+            self._failed,
+            callbackArgs=(key, self._clock.seconds()),
+            errbackArgs=(key,),
         )
 
-    def _name(self, token: str, topic: TopicAddress) -> bytes:
+    def _key(self, token: str, topic: TopicAddress) -> bytes:
         # No token holds a NUL.
-        text = f"{token}\0{topic.path}".encode()
-        return blake2b(text, digest_size=32, key=self._key).digest()
+        return self._cache.key(f"{token}\0{topic.path}")
 
-    def _is_good(self, kept: _Kept) -> bool:
-        return self._clock.seconds() < kept.until and not kept.grant.is_expired(self._now())
+    def _is_current(self, cached: _CachedGrant) -> bool:
+        return self._clock.seconds() < cached.until and not cached.grant.is_expired(self._now())
 
-    def _keep(self, grant: Grant, name: bytes, asked_at: float) -> Grant:
-        """Keep `grant`; its time runs from the moment of the question."""
-        kept = self._kept.get(name)
-        if kept is not None and kept.grant is grant:
-            return grant  # this question was shared: whoever asked it first is the one to count
-        self._kept.pop(name, None)
-        if not grant.may_receive and not grant.may_send:
-            return grant  # as good as a no, which is not kept either
-        self._kept[name] = _Kept(grant, asked_at + self._seconds)
-        while self._kept:
-            oldest, kept = next(iter(self._kept.items()))
-            if len(self._kept) <= self._most and self._is_good(kept):
-                break
-            del self._kept[oldest]
+    def _granted(self, grant: Grant, key: bytes, started_at: float) -> Grant:
+        cached = self._cache.get(key)
+        if cached is not None and cached.grant is grant:
+            return grant  # several requests shared one check: its start counts
+        if grant.may_receive or grant.may_send:
+            self._cache.put(key, _CachedGrant(grant, started_at + self._seconds))
+        else:
+            self._cache.discard(key)  # no right is as good as a refusal, which is not cached
         return grant
 
-    def _forget(self, failure: Failure, name: bytes) -> Failure:
+    def _failed(self, failure: Failure, key: bytes) -> Failure:
         if failure.check(TokenInactive):
-            self._kept.pop(name, None)
+            self._cache.discard(key)
         return failure
 
 
-class _Kept:
-    """A grant and until when it may be reused, by the clock; its expiry is another matter."""
+class _CachedGrant:
+    """A grant, and the time of the clock (in seconds) until which it may be reused."""
 
     __slots__ = ("grant", "until")
 
@@ -121,8 +110,8 @@ class _Kept:
         self.until = until
 
 
-class _Fresh:
-    """The same validator, for those who must know what holds now."""
+class _Uncached:
+    """The same validator, past the cache."""
 
-    def __init__(self, cached: GrantCache) -> None:
-        self.validate = cached.ask
+    def __init__(self, cache: GrantCache) -> None:
+        self.validate = cache.validate_uncached

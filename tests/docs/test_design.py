@@ -47,7 +47,7 @@ class LayerTests(SynchronousTestCase):
     def test_the_table_lists_each_module_in_its_package(self) -> None:
         text = re.sub(r"\n +", " ", section("The layers"))
         rows = re.findall(r"^\* `([\w/.]+)`: .*?(?: Modules: (.*))?\.$", text, re.MULTILINE)
-        told = {name: set(re.findall(r"`(\w+)`", inside)) for name, inside in rows}
+        documented = {name: set(re.findall(r"`(\w+)`", inside)) for name, inside in rows}
         known: dict[str, set[str]] = {}
         for name, path in modules().items():
             package, _, last = name.rpartition(".")
@@ -57,7 +57,7 @@ class LayerTests(SynchronousTestCase):
                 known.setdefault(package.replace(".", "/") + "/", set()).add(last)
             else:
                 known[f"{name}.py"] = set()
-        self.assertEqual(told, known)
+        self.assertEqual(documented, known)
 
     def test_each_file_that_the_page_names_exists(self) -> None:
         for name in re.findall(r"`([\w/]+\.py)`", page(PAGE)):
@@ -113,12 +113,14 @@ class PrivateNameTests(SynchronousTestCase):
                 self.assertRegex(source, rf"\b{name}\b", f"{file} does not use {name}")
 
     def test_the_tested_versions_are_allowed_by_the_package(self) -> None:
-        told = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", page(PAGE), re.MULTILINE)
-        self.assertGreater(len(told), 3)
+        documented = re.findall(
+            r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", page(PAGE), re.MULTILINE
+        )
+        self.assertGreater(len(documented), 3)
         wanted = dict(
             re.findall(r"^ {4}([\w-]+)(?:\[\w+\])?>=([\d.]+)$", page("setup.cfg"), re.MULTILINE)
         )
-        for library, least, tested in told:
+        for library, least, tested in documented:
             self.assertEqual(wanted[library], least, library)
             self.assertGreaterEqual(version(tested), version(least), library)
 
@@ -194,8 +196,8 @@ def inherited(module: str) -> Iterator[str]:
     for kind in vars(importlib.import_module(module)).values():
         if isinstance(kind, type) and kind.__module__ == module:
             libraries = [each for each in kind.__mro__ if is_of_library(each)]
-            theirs = {name for each in libraries for name in names_of(each)}
-            yield from names_of(kind) & theirs
+            inherited_names = {name for each in libraries for name in names_of(each)}
+            yield from names_of(kind) & inherited_names
 
 
 def is_of_library(kind: type) -> bool:

@@ -74,31 +74,31 @@ class ConfigurationTests(SynchronousTestCase):
         for claim in ("exp", "nbf", "sub", "may"):
             del self.rows[claim]
 
-    def test_every_setting_is_there_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_settings(self) -> None:
         self.assertEqual(set(self.rows), set(settings()))
 
-    def test_every_default_is_the_true_one(self) -> None:
+    def test_each_default_is_that_of_the_code(self) -> None:
         for key, default in settings().items():
-            told = self.rows[key].strip()
-            if default in ("", []) and told:
-                self.assertNotIn('"', told, key)  # in words
+            documented = self.rows[key].strip()
+            if default in ("", []) and documented:
+                self.assertNotIn('"', documented, key)  # described in words
             elif default in (None, []):
-                self.assertEqual(told, "", key)
+                self.assertEqual(documented, "", key)
             else:
-                self.assertEqual(tomllib.loads(f"x = {told}")["x"], default, key)
+                self.assertEqual(tomllib.loads(f"x = {documented}")["x"], default, key)
 
-    def test_every_option_is_there_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_options(self) -> None:
         options = service.Options()
         known = {name for name in options.longOpt if name not in ("help", "reactor")}
-        told = re.findall(r"^\| `--(\w+)", page("docs/configuration.md"), re.MULTILINE)
-        self.assertEqual(set(told), {name.rstrip("=") for name in known})
+        documented = re.findall(r"^\| `--(\w+)", page("docs/configuration.md"), re.MULTILINE)
+        self.assertEqual(set(documented), {name.rstrip("=") for name in known})
 
-    def test_every_example_is_good(self) -> None:
+    def test_each_complete_example_is_a_valid_configuration(self) -> None:
         examples = 0
         for name in ("README.md", "docs/configuration.md", "docs/validators.md"):
             for example in re.findall(r"```toml\n(.*?)```", page(name), re.DOTALL):
                 if "listen" not in example:
-                    continue  # a piece of one
+                    continue  # an incomplete example
                 key_file = Path(self.mktemp())
                 write_key(key_file, make_key())
                 text = re.sub(r'_file = ".*"', f'_file = "{key_file}"', example)
@@ -111,7 +111,7 @@ class ConfigurationTests(SynchronousTestCase):
 
 
 class OperationTests(SynchronousTestCase):
-    def test_every_figure_is_the_true_one(self) -> None:
+    def test_each_figure_is_that_of_the_code(self) -> None:
         text = " ".join(page("docs/configuration.md").split())
         parts = service.SENDS_GRACE, server.CLOSE_TIMEOUT, service.STOP_MARGIN
         for figure in (
@@ -124,18 +124,18 @@ class OperationTests(SynchronousTestCase):
             self.assertIn(figure, text)
         self.assertIn(f"warns {endpoints.FEW_DAYS} days before", page("docs/deployment.md"))
 
-    def test_what_needs_a_restart_is_told(self) -> None:
+    def test_the_page_lists_the_settings_that_need_a_restart(self) -> None:
         [row] = re.findall(
             r"^\| (`listen`.*?) \| nothing: the log", page("docs/configuration.md"), re.MULTILINE
         )
-        told = set(re.findall(r"`\[?([\w.]+)\]?`", row))
+        documented = set(re.findall(r"`\[?([\w.]+)\]?`", row))
         known = " ".join(changes._NEEDS_RESTART.values()).replace(" or ", " ")
-        self.assertEqual(told, set(re.findall(r"[\w.]+", known)))
+        self.assertEqual(documented, set(re.findall(r"[\w.]+", known)))
 
 
 class CommandTests(SynchronousTestCase):
-    def test_every_command_of_the_docs_is_understood(self) -> None:
-        """Those that need a service are run in tests.integration.test_commands."""
+    def test_each_option_of_a_documented_command_exists(self) -> None:
+        """Commands that need a service are run in tests.integration.test_commands."""
         seen = set()
         for name in ("README.md", "docs/configuration.md"):
             for line in re.findall(r"^ {4}topicsvc (.*)$", page(name), re.MULTILINE):
@@ -174,20 +174,22 @@ class PerformanceTests(SynchronousTestCase):
 
 
 class ProtocolTests(SynchronousTestCase):
-    def test_every_error_of_the_http_side_is_there_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_errors_of_the_http_side(self) -> None:
         known = {
             each.code for each in vars(responses).values() if isinstance(each, responses.ApiError)
         }
         self.assertEqual(set(re.findall(r"PR\d{3}-\w\w-\d{4}", page("docs/protocol.md"))), known)
 
-    def test_every_close_code_is_there(self) -> None:
-        told = re.findall(r"^\| (1\d{3}(?:, 1\d{3})*) \|", page("docs/protocol.md"), re.MULTILINE)
+    def test_the_page_lists_each_close_code(self) -> None:
+        documented = re.findall(
+            r"^\| (1\d{3}(?:, 1\d{3})*) \|", page("docs/protocol.md"), re.MULTILINE
+        )
         self.assertLessEqual(
             {str(code) for code in (GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER)},
-            set(", ".join(told).split(", ")),
+            set(", ".join(documented).split(", ")),
         )
 
-    def test_every_sample_reply_is_in_the_form_of_the_wire(self) -> None:
+    def test_the_page_shows_replies_exactly_as_they_are_sent(self) -> None:
         from topicsvc.websocket import messages
 
         text = page("docs/protocol.md")
@@ -204,19 +206,19 @@ class SecurityTests(SynchronousTestCase):
         text = page("docs/security.md")
         self.rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
 
-    def test_every_bound_that_counts_is_there_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_limits_that_are_counted(self) -> None:
         self.assertEqual(set(self.rows), set(limits.COUNTED_SETTINGS))
 
-    def test_every_default_is_the_true_one(self) -> None:
+    def test_each_default_is_that_of_the_code(self) -> None:
         default = LimitSettings()
         words = {"none": 0, "any": frozenset(), "256 MiB": 256 * 2**20}
         words["the limit of open files less 256, but at least half of it"] = 0
         words["1000, but at most three quarters of `connections`"] = 1000
-        for name, told in self.rows.items():
-            value = words[told] if told in words else int(told)
+        for name, documented in self.rows.items():
+            value = words[documented] if documented in words else int(documented)
             self.assertEqual(value, getattr(default, name), name)
 
-    def test_every_figure_is_the_true_one(self) -> None:
+    def test_each_figure_is_that_of_the_code(self) -> None:
         text = page("docs/security.md")
         head = site.TopicChannel.totalHeadersSize // 1024
         stall = round(STALL_TIMEOUT)
@@ -246,17 +248,20 @@ class SecurityTests(SynchronousTestCase):
         ):
             self.assertIn(figure, text)
 
-    def test_every_close_reason_is_in_the_protocol(self) -> None:
-        told = page("docs/protocol.md")
+    def test_each_close_reason_is_in_the_protocol_page(self) -> None:
+        protocol = page("docs/protocol.md")
         for reason in re.findall(r"close 1008 `([\w ]+)`", page("docs/security.md")):
-            self.assertIn(reason, told)
+            self.assertIn(reason, protocol)
 
 
 class LinkTests(SynchronousTestCase):
-    def test_every_link_within_the_project_leads_somewhere(self) -> None:
-        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")]:
+    def test_each_link_within_the_project_leads_to_a_file(self) -> None:
+        for path in [
+            *ROOT.glob("*.md"),
+            *(path for part in ("docs", "bench", "tests") for path in (ROOT / part).glob("*.md")),
+        ]:
             for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text("utf-8")):
                 self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
 
-    def test_the_changelog_knows_this_version(self) -> None:
+    def test_the_changelog_has_this_version(self) -> None:
         self.assertIn(f"\n## {topicsvc.__version__}", page("CHANGELOG.md"))

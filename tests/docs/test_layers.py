@@ -26,7 +26,10 @@ LAYERS = [
     ["topics", "strict_json", "listening", "process"],
     ["scheduling", "errors", "explain", "histogram", "logs"],
 ]
-"""From the top down. Packages and modules of one layer do not import one another."""
+"""From the top down. Packages and modules of one layer do not import one another.
+
+docs/design.md shows the same list.
+"""
 
 PURE = {
     "admission.addresses",
@@ -51,7 +54,7 @@ PURE = {
     "websocket.messages",
     "websocket.session",
 }
-"""Rules without I/O: they need only the standard library and one another."""
+"""Modules without I/O. They import only the standard library and one another."""
 
 NO_SOCKETS = {
     "admission",
@@ -63,15 +66,15 @@ NO_SOCKETS = {
     "websocket.revalidation",
     "websocket.session_log",
 }
-"""Application code: Deferreds and a clock, but no sockets, parsers or protocols."""
+"""Modules with Deferreds and a clock, but without sockets, parsers or protocols."""
 
 MAY_READ_THE_CLOCK = {"cli", "config", "demo", "options", "process.setup", "service"}
-"""Composition, which injects the clock into the rest."""
+"""Code that passes the clock to all other code."""
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """All modules below ``topicsvc``, by their names without that prefix."""
+    """Return the files of all modules, by module name without ``topicsvc.``."""
     found = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")
     }
@@ -81,7 +84,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(path: Path) -> frozenset[str]:
-    """The modules that a file imports, for types too; names from ``topicsvc`` with its prefix."""
+    """Return the modules that a file imports, also for types."""
     return frozenset(_imports(path))
 
 
@@ -92,7 +95,7 @@ def _imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             found = {f"{node.module}.{alias.name}" for alias in node.names}
-            # A module that is imported from its package is no import of the package's own code.
+            # ``from package import module`` imports the module, not the package's own code.
             within = {name for name in found if name.removeprefix("topicsvc.") in modules()}
             yield from within or {node.module or ""}
 
@@ -104,7 +107,7 @@ def is_below(name: str, packages: set[str]) -> bool:
 class LayerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.modules = modules()
-        self.ours = {
+        self.imports = {
             name: {
                 each.removeprefix("topicsvc.")
                 for each in imports(path)
@@ -117,7 +120,7 @@ class LayerTests(SynchronousTestCase):
         self.number = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
     def top(self, name: str) -> str:
-        """``web.send`` is part of ``web``."""
+        """Return the package or module in `LAYERS`: ``web`` for ``web.send``."""
         return name.split(".", maxsplit=1)[0]
 
     def assertNoCircle(self, graph: dict[str, set[str]]) -> None:
@@ -126,13 +129,13 @@ class LayerTests(SynchronousTestCase):
         except CycleError as error:
             self.fail(f"an import circle: {' -> '.join(error.args[1])}")
 
-    def test_each_module_is_in_the_list(self) -> None:
+    def test_each_module_is_in_a_layer(self) -> None:
         self.assertEqual({self.top(name) for name in self.modules} - {"__main__"}, set(self.number))
 
     def test_imports_only_go_down(self) -> None:
         wrong = {
             f"{name} imports {other}"
-            for name, others in self.ours.items()
+            for name, others in self.imports.items()
             for other in others
             if self.top(other) != self.top(name)
             and self.number[self.top(other)] <= self.number[self.top(name)]
@@ -140,19 +143,18 @@ class LayerTests(SynchronousTestCase):
         self.assertEqual(wrong, set())
 
     def test_no_circle_between_modules(self) -> None:
-        # `from package import module` is no import of the package's other modules.
-        self.assertNoCircle(self.ours)
+        self.assertNoCircle(self.imports)
 
     def test_no_circle_between_packages(self) -> None:
         packages: dict[str, set[str]] = {}
-        for name, others in self.ours.items():
+        for name, others in self.imports.items():
             package = name if self.modules[name].name == "__init__.py" else name.rpartition(".")[0]
             package = package or name
             for other in others:
                 is_package = self.modules[other].name == "__init__.py"
-                its = other if is_package else other.rpartition(".")[0] or other
-                if its != package and not its.startswith(f"{package}."):
-                    packages.setdefault(package, set()).add(its)
+                imported = other if is_package else other.rpartition(".")[0] or other
+                if imported != package and not imported.startswith(f"{package}."):
+                    packages.setdefault(package, set()).add(imported)
         self.assertNoCircle(packages)
 
     def test_pure_modules_need_only_the_standard_library(self) -> None:
@@ -166,15 +168,15 @@ class LayerTests(SynchronousTestCase):
                 foreign.discard("twisted")  # Deferred, in the signatures
             with self.subTest(module=name):
                 self.assertEqual(foreign, set())
-                self.assertLessEqual(self.ours[name], PURE)
+                self.assertLessEqual(self.imports[name], PURE)
 
-    def test_application_code_has_no_sockets_and_parses_nothing(self) -> None:
+    def test_modules_with_a_clock_have_no_sockets_and_parse_nothing(self) -> None:
         for name, path in self.modules.items():
             if is_below(name, NO_SOCKETS):
                 known = {each.split(".")[0] for each in imports(path)}
                 self.assertEqual(known & {"socket", "json", "autobahn", "treq"}, set(), name)
 
-    def test_only_composition_reads_the_clock(self) -> None:
+    def test_only_the_listed_modules_read_the_clock(self) -> None:
         for name, path in self.modules.items():
             if not is_below(name, MAY_READ_THE_CLOCK):
                 self.assertNotIn("time", {each.split(".")[0] for each in imports(path)}, name)

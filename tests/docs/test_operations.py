@@ -1,4 +1,4 @@
-"""docs/operations.md, the dashboard and the alerts speak of what is really there."""
+"""docs/operations.md, the dashboard and the alerts use metrics, labels and values that exist."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from topicsvc.websocket import close_reasons
 from topicsvc.websocket.session_log import SessionLog
 
 PAGE = "docs/operations.md"
-OF_THE_SCRAPE = {"job", "instance"}
+SCRAPE_LABELS = {"job", "instance"}
 """Labels that Prometheus adds."""
 
 
 def scrape() -> list[Metric]:
-    """What a service without clients shows."""
+    """Return the metrics of a service without clients."""
     service = TopicService(demo.settings([], None), reactor)
     _, text = service.metrics.page("")
     return list(text_string_to_metric_families(text.decode()))
@@ -35,26 +35,28 @@ def labels_of(family: Metric) -> set[str]:
 
 
 class PageTests(SynchronousTestCase):
-    def test_every_metric_is_there_with_its_type_and_labels_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_metrics_with_type_and_labels(self) -> None:
         rows = re.findall(r"^\| `(topicsvc_\w+)` \| (\w+) \|([^|]*)\|", page(PAGE), re.MULTILINE)
-        told = {name: (type_, set(re.findall(r"`(\w+)`", labels))) for name, type_, labels in rows}
+        documented = {
+            name: (type_, set(re.findall(r"`(\w+)`", labels))) for name, type_, labels in rows
+        }
         known = {}
         for family in scrape():
             if family.name.startswith("topicsvc_"):
                 name = family.name + ("_total" if family.type == "counter" else "")
                 known[name] = (family.type, labels_of(family))
-        self.assertEqual(told, known)
+        self.assertEqual(documented, known)
         self.assertGreater(len(known), 20)
 
-    def test_the_process_metrics_that_it_names_are_there_and_no_other(self) -> None:
-        told = set(re.findall(r"`(process_\w+)`", page(PAGE)))
+    def test_the_page_lists_exactly_the_process_metrics(self) -> None:
+        documented = set(re.findall(r"`(process_\w+)`", page(PAGE)))
         known = {
             sample.name for family in scrape() for sample in family.samples
             if family.name.startswith("process_")
         }  # fmt: skip
-        self.assertEqual(told, known)
+        self.assertEqual(documented, known)
 
-    def test_the_values_of_labels_that_it_names_are_the_true_ones(self) -> None:
+    def test_the_page_lists_the_values_of_labels(self) -> None:
         for metric, label in (
             ("topicsvc_sessions", "state"),
             ("topicsvc_token_checks_total", "outcome"),
@@ -69,35 +71,35 @@ class PageTests(SynchronousTestCase):
             }
             self.assertEqual(set(re.findall(r'"(\w+)"', row[0])), known)
 
-    def test_every_reason_is_there_with_its_label_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_close_reasons_with_their_labels(self) -> None:
         rows = re.findall(r"^\| ([A-Z][\w \-]+) \| `(\w+)` \|[^|]*\|$", page(PAGE), re.MULTILINE)
         self.assertEqual(
             dict(rows),
             {reason: close_reasons.metric_label(reason) for reason in close_reasons.CLOSE_REASONS},
         )
 
-    def test_every_advice_is_there_word_by_word_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_advice(self) -> None:
         rows = re.findall(r"^\| ([A-Z][\w \-]+) \| ([^`|]+) \|$", page(PAGE), re.MULTILINE)
         self.assertEqual(
             dict(rows),
             {reason: advice for reason, advice in close_reasons.CLOSE_REASONS.items() if advice},
         )
 
-    def test_the_samples_are_in_the_form_of_the_log(self) -> None:
+    def test_the_samples_of_log_lines_are_exact(self) -> None:
         text = " ".join(page(PAGE).split())
         advice = close_reasons.advice("Slow consumer")
         self.assertIn(f": Slow consumer (1092610 bytes waited); {advice} ", text)
         self.assertIn(f'"system":"{SessionLog._log.namespace}", "message"', text)
 
-    def test_the_settings_that_an_advice_names_exist(self) -> None:
+    def test_each_setting_in_an_advice_exists(self) -> None:
         for advice in close_reasons.CLOSE_REASONS.values():
             for name in re.findall(r"\b[a-z]+\.[a-z]+_[a-z_]+\b", advice):
                 self.assertIn(name, settings())
 
-    def test_every_part_of_readiness_is_there_and_no_other(self) -> None:
+    def test_the_page_lists_exactly_the_parts_of_readiness(self) -> None:
         service = TopicService(demo.settings([], None), reactor)
-        told = re.findall(r"^\| `(\w+)` \| (?!\w+ \|)", page(PAGE), re.MULTILINE)
-        self.assertEqual(set(told), set(service._parts()))
+        documented = re.findall(r"^\| `(\w+)` \| (?!\w+ \|)", page(PAGE), re.MULTILINE)
+        self.assertEqual(set(documented), set(service._parts()))
         sample = re.search(r'^    (\{"ready".*\})$', page(PAGE), re.MULTILINE)
         assert sample is not None
         self.assertEqual(set(json.loads(sample[1])["parts"]), set(service._parts()))
@@ -111,12 +113,12 @@ class QueryTests(SynchronousTestCase):
         }
 
     def check(self, expression: str) -> promql.Expression:
-        """Every name, label and value in `expression` is real, and counters are used as such."""
+        """Check the names, labels, values and functions of `expression`."""
         found = promql.read(expression)
         self.assertTrue(found.uses, expression)
-        allowed = set(OF_THE_SCRAPE)
+        allowed = set(SCRAPE_LABELS)
         for use in found.uses:
-            if use.name == "up":  # Prometheus' own
+            if use.name == "up":  # a metric of Prometheus itself
                 continue
             self.assertIn(use.name, self.samples, expression)
             family = self.samples[use.name]
@@ -128,17 +130,17 @@ class QueryTests(SynchronousTestCase):
             is_counted = bool(promql.OVER_TIME & set(use.functions))
             self.assertEqual(is_counted, family.type in ("counter", "histogram"), expression)
             for label, operator, value in use.matchers:
-                self.assertIn(label, labels | OF_THE_SCRAPE, expression)
-                if label not in OF_THE_SCRAPE:
+                self.assertIn(label, labels | SCRAPE_LABELS, expression)
+                if label not in SCRAPE_LABELS:
                     self.assertIn(operator, ("=", "=~"))
-                    real = {sample.labels.get(label) for sample in family.samples}
-                    self.assertLessEqual(set(value.split("|")), real, expression)
+                    values = {sample.labels.get(label) for sample in family.samples}
+                    self.assertLessEqual(set(value.split("|")), values, expression)
         self.assertLessEqual(set(found.groups), allowed, expression)
         if "histogram_quantile" in expression:
             self.assertIn("le", found.groups)
         return found
 
-    def test_a_query_that_is_wrong_is_noticed(self) -> None:
+    def test_a_wrong_query_fails_the_check(self) -> None:
         for wrong in (
             "topicsvc_session",
             'topicsvc_sessions{stat="active"}',
@@ -161,37 +163,37 @@ class QueryTests(SynchronousTestCase):
         dashboard = json.loads(page("examples/grafana-dashboard.json"))
         return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
-    def test_every_query_of_the_dashboard_is_about_what_is_there(self) -> None:
+    def test_each_query_of_the_dashboard_passes_the_check(self) -> None:
         used = set()
         for panel in self.panels():
             for target in panel["targets"]:
                 found = self.check(target["expr"])
                 used |= {use.name for use in found.uses}
-                by = set(found.groups) or OF_THE_SCRAPE
+                by = set(found.groups) or SCRAPE_LABELS
                 legend = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
                 self.assertLessEqual(legend, by, panel["title"])
-                for use in found.uses:  # of the processes that are chosen, and no others
+                for use in found.uses:  # only the processes that the user has selected
                     matched = [(label, value) for label, _, value in use.matchers]
                     self.assertIn(("job", "$job"), matched)
                     self.assertIn(("instance", "$instance"), matched)
         known = {family.name for family in self.families if family.name.startswith("topicsvc_")}
         self.assertEqual(known - {self.samples[name].name for name in used}, set())
 
-    def test_the_dashboard_s_data_source_is_chosen_when_it_is_shown(self) -> None:
+    def test_the_user_selects_the_data_source_of_the_dashboard(self) -> None:
         dashboard = json.loads(page("examples/grafana-dashboard.json"))
         variables = {each["name"]: each for each in dashboard["templating"]["list"]}
         self.assertEqual(variables["datasource"]["type"], "datasource")
         for panel in self.panels():
             self.assertEqual(panel["datasource"]["uid"], "${datasource}")
-        for name in OF_THE_SCRAPE:
+        for name in SCRAPE_LABELS:
             query = variables[name]["query"]["query"]
             match = re.fullmatch(r"label_values\((\w+)(?:\{.*\})?, (\w+)\)", query)
             assert match is not None
             self.assertEqual((match[1] in self.samples, match[2]), (True, name))
 
-    def test_panels_do_not_overlap_and_have_names_of_their_own(self) -> None:
+    def test_panels_do_not_overlap_and_have_different_titles(self) -> None:
         dashboard = json.loads(page("examples/grafana-dashboard.json"))
-        taken, ids, titles = set(), set(), set()
+        occupied, ids, titles = set(), set(), set()
         for panel in dashboard["panels"]:
             at = panel["gridPos"]
             cells = {
@@ -199,15 +201,15 @@ class QueryTests(SynchronousTestCase):
                 for x in range(at["x"], at["x"] + at["w"])
                 for y in range(at["y"], at["y"] + at["h"])
             }
-            self.assertFalse(cells & taken, panel["title"])
+            self.assertFalse(cells & occupied, panel["title"])
             self.assertLessEqual(at["x"] + at["w"], 24)
-            taken |= cells
+            occupied |= cells
             ids.add(panel["id"])
             titles.add((panel["type"], panel["title"]))
         self.assertEqual(len(ids), len(dashboard["panels"]))
         self.assertEqual(len(titles), len(dashboard["panels"]))
 
-    def test_every_alert_is_about_what_is_there(self) -> None:
+    def test_each_alert_passes_the_check(self) -> None:
         text = page("examples/prometheus-alerts.yml")
         alerts = re.findall(r"- alert: (\w+)\n +expr: (?:>-\n((?: {10}.*\n)+)|(.*)\n)", text)
         self.assertEqual(len(alerts), text.count("- alert:"))

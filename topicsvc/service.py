@@ -1,6 +1,6 @@
-"""Composition: plain wiring, from a `Config` to a running service.
+"""Builds the service from a `Config`, and starts, reloads and stops it.
 
-`Options` and `makeService` are what ``twistd topicsvc`` calls.
+``twistd topicsvc`` calls `Options` and `makeService`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.process.setup import fail_to_start, max_open_files, tune_gc, use_monotonic_clock
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import SystemdNotifier
-from topicsvc.settings import (
-    Config,
-)
+from topicsvc.settings import Config
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.handshake import UpgradeResource
@@ -53,25 +51,28 @@ from topicsvc.websocket.server import CLOSE_TIMEOUT, WebSocketServer
 
 __all__ = ["Options", "TopicService", "makeService"]
 
-
 SENDS_GRACE = 3.0
-"""Seconds that sends which are under way may take when the service stops."""
+"""Seconds that sends in flight may still take when the service stops."""
 
 STOP_MARGIN = 5.0
-"""Seconds for all that is neither a send, nor the drain, nor a close handshake."""
+"""Seconds for the other steps of a stop: not sends, drain or the last close handshake."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_TURN = 0.01
+_POLL_INTERVAL = 0.01
+"""Seconds between two checks whether all accepted messages are delivered."""
 
 
 def makeService(options: Options) -> IService:
-    """What ``twistd`` runs. A wrong setting ends the process with one line for each."""
+    """Make the service for ``twistd``; if a setting is wrong, end the process instead.
+
+    Each problem is printed on one line.
+    """
     from twisted.internet import reactor
 
-    wrong = logs.problem(getattr(options, "parent", None) or {})
-    if wrong is not None:
-        fail_to_start([wrong])
+    problem = logs.problem(getattr(options, "parent", None) or {})
+    if problem is not None:
+        fail_to_start([problem])
     use_monotonic_clock(reactor)
     try:
         settings = options.settings()
@@ -79,7 +80,7 @@ def makeService(options: Options) -> IService:
     except ConfigError as error:
         fail_to_start(error.problems)
     tune_gc()
-    service.reread = (lambda: settings) if options["demo"] else options.settings
+    service.read_settings = (lambda: settings) if options["demo"] else options.settings
     if options["demo"]:
         service.on_start = lambda ports: demo.announce(settings, ports, time.time())
     return service
@@ -87,15 +88,22 @@ def makeService(options: Options) -> IService:
 
 @implementer(IService)
 class TopicService(Service):
-    """The whole service: starts from the inside out, stops from the outside in.
+    """The whole service.
+
+    It starts the broker first and the listeners last. It stops the listeners first, then the
+    sessions, and the broker after them.
 
     Args:
         settings: all settings.
-        reactor: the reactor; also the clock, which measures how long something takes.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
+        reactor: the reactor, which is also the clock for durations and timers.
+        now: returns the time of day, in seconds since the epoch; token expiry is measured by it.
+
+    Attributes:
+        on_start: called with the ports when the service has started; None: nothing is called.
+        read_settings: reads the settings again for a reload; None: no reload on SIGHUP.
 
     Raises:
-        ConfigError: endpoints cannot be made.
+        ConfigError: an endpoint cannot be used.
     """
 
     name = "topicsvc"
@@ -105,7 +113,7 @@ class TopicService(Service):
         self, settings: Config, reactor: Any, now: Callable[[], float] = time.time
     ) -> None:
         self.on_start: Any = None
-        self.reread: Callable[[], Config] | None = None
+        self.read_settings: Callable[[], Config] | None = None
         self._settings = settings
         self._reactor = reactor
         self._now = now
@@ -116,8 +124,8 @@ class TopicService(Service):
         if problems:
             raise ConfigError(problems)
         self.broker = make_broker(settings.broker, reactor, now)
-        self._checks = TokenCheckStats()
-        self._validators = ValidatorStack(settings, reactor, now, self._checks)
+        self._check_stats = TokenCheckStats()
+        self._validators = ValidatorStack(settings, reactor, now, self._check_stats)
         validator = self._validators.validator
         self.limits = Limits(reactor, now, settings.limits, max_open_files())
         self._hub = Hub(self.broker, reactor, now, data_frame)
@@ -131,7 +139,7 @@ class TopicService(Service):
             revocation=self._validators.revocation,
             limits=self.limits,
         )
-        self._send = SendResource(
+        self._send_resource = SendResource(
             settings.unit,
             validator,
             self.broker,
@@ -142,14 +150,14 @@ class TopicService(Service):
         self._tree = TopicTree(
             settings.unit,
             UpgradeResource(settings.unit, self.websocket_server.new_connection),
-            self._send if settings.send.enabled else None,
+            self._send_resource if settings.send.enabled else None,
         )
         self._site = TopicSite(self._tree, reactor, settings.send.max_body, self.limits)
         self._listeners = [
             Listener("listen", text, self._site, reactor) for text in settings.listen
         ]
-        self._admin: list[Listener] = []
-        self._lag = ReactorLag(reactor)
+        self._admin_listeners: list[Listener] = []
+        self._reactor_lag = ReactorLag(reactor)
         self._memory_trimmer = MemoryTrimmer(
             reactor, lambda: self.limits.connections.total, malloc_trim
         )
@@ -160,8 +168,8 @@ class TopicService(Service):
                 broker=self.broker,
                 site=self._site,
                 limits=self.limits,
-                checks=self._checks,
-                lag=self._lag,
+                checks=self._check_stats,
+                lag=self._reactor_lag,
                 kinds=lambda: {
                     "validator": self._settings.validator.kind,
                     "broker": self._settings.broker.kind,
@@ -169,34 +177,34 @@ class TopicService(Service):
             )
         )
         if settings.admin:
-            admin = AdminSite(AdminTree(self._parts, self.metrics), reactor)
-            self._admin.append(Listener("admin", settings.admin, admin, reactor))
+            admin = AdminSite(AdminTree(self._health_parts, self.metrics), reactor)
+            self._admin_listeners.append(Listener("admin", settings.admin, admin, reactor))
 
     @property
     def ports(self) -> list[IListeningPort]:
-        """What is listening: one port for each endpoint, in the order of the settings."""
-        listeners = [*self._listeners, *self._admin]
+        """The listening ports, one for each endpoint, in the order of the settings."""
+        listeners = [*self._listeners, *self._admin_listeners]
         return [listener.port for listener in listeners if listener.port is not None]
 
     def privilegedStartService(self) -> None:
-        """Bind the ports, while the process may still take those below 1024."""
+        """Bind the ports, while the process still has the right to bind those below 1024."""
         super().privilegedStartService()  # type: ignore[no-untyped-call]
-        for listener in [*self._listeners, *self._admin]:
+        for listener in [*self._listeners, *self._admin_listeners]:
             try:
                 listener.bind()
-            except Exception as error:  # whatever an endpoint raises
+            except Exception as error:  # endpoints raise various ones
                 fail_to_start([f"{listener.setting}: {listener.text}: {explain(error)}"])
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        if self.reread is not None:
-            # Before anybody can know that we are there: until then SIGHUP kills.
+        if self.read_settings is not None:
+            # Without this handler SIGHUP kills the process, so it is installed first.
             self._signals.handle(signal.SIGHUP, self.reload)
-        self._lag.startService()
+        self._reactor_lag.startService()
         self._memory_trimmer.startService()
         self.broker.startService()
         self.websocket_server.startService()
-        for listener in [*self._listeners, *self._admin]:
+        for listener in [*self._listeners, *self._admin_listeners]:
             listener.start()
         self._log.info(
             "topicsvc {version} serves {count} {ports}",
@@ -206,46 +214,54 @@ class TopicService(Service):
         )
         if self.on_start is not None:
             self.on_start(self.ports)
-        self._reactor.callWhenRunning(self._running)
+        self._reactor.callWhenRunning(self._on_reactor_running)
 
-    def _running(self) -> None:
-        """The reactor has taken up the signals that end it, and turns."""
+    def _on_reactor_running(self) -> None:
+        """The reactor runs, and has installed its handlers of the signals that stop it."""
         for number in _STOP_SIGNALS:
             self._signals.count(number)
         self._notifier.ready()
 
     def reload(self) -> None:
-        """Read settings and certificates again and go over to them: all, or none of it."""
-        if self._stopping is not None or self.reread is None:
+        """Read settings and certificates again, and apply them if none of them is wrong."""
+        if self._stopping is not None or self.read_settings is None:
             return
         self._notifier.reloading()
         try:
-            self._reload(compare(self._settings, self.reread()))
+            self._reload(compare(self._settings, self.read_settings()))
         except ConfigError as error:
             for problem in error.problems:
-                self._log.error("not reloaded, the old settings hold: {problem}", problem=problem)
+                self._log.error(
+                    "not reloaded, the old settings stay in effect: {problem}", problem=problem
+                )
         except Exception:
-            self._log.failure("a fault of ours: not reloaded")
+            self._log.failure("internal error: not reloaded")
         finally:
             self._notifier.ready()
 
     def _reload(self, changes: Changes) -> None:
-        replacements = self._read_certificates()
+        certificates = self._read_certificates()
         validators = None
         if changes.validation:
-            validators = ValidatorStack(changes.settings, self._reactor, self._now, self._checks)
-        # From here on nothing can be wrong any more.
-        self._go_over(changes.settings, validators)
+            validators = ValidatorStack(
+                changes.settings, self._reactor, self._now, self._check_stats
+            )
+        # From here on nothing can fail.
+        self._apply(changes.settings, validators)
         for what in changes.needs_restart:
-            self._log.warn("{what}: needs a restart; the old value holds", what=what)
-        taken = [*changes.applied, *(replace() for replace in replacements)]
-        self._log.info("reloaded: {what}", what=", ".join(taken) or "nothing has changed")
+            self._log.warn("{what}: needs a restart; the old value stays in effect", what=what)
+        applied = [*changes.applied, *(replace() for replace in certificates)]
+        self._log.info("reloaded: {what}", what=", ".join(applied) or "nothing has changed")
 
     def _read_certificates(self) -> list[Callable[[], str]]:
-        """What puts all certificates in place, once all of them are known to be good."""
+        """Read the certificates of all endpoints; return the functions that put them in place.
+
+        Raises:
+            ConfigError: a certificate cannot be used.
+        """
         replacements = []
         problems = []
-        for listener in [*self._listeners, *self._admin]:
+        for listener in [*self._listeners, *self._admin_listeners]:
             try:
                 replace = listener.read_certificates()
             except ValueError as error:
@@ -257,98 +273,104 @@ class TopicService(Service):
             raise ConfigError(problems)
         return replacements
 
-    def _go_over(self, settings: Config, validators: ValidatorStack | None) -> None:
+    def _apply(self, settings: Config, validators: ValidatorStack | None) -> None:
         self._settings = settings
         if validators is not None:
             old, self._validators = self._validators, validators
-            # Checks that are under way there end there.
-            old.stop().addErrback(lambda failure: self._log.failure("closing failed", failure))
+            # Checks in flight still finish with the old validator.
+            old.stop().addErrback(
+                lambda failure: self._log.failure("stopping the old validator failed", failure)
+            )
         self.websocket_server.configure(
             self._validators.validator,
             settings.session,
             settings.stop.drain,
             self._validators.revocation,
         )
-        self._send.configure(self._validators.validator, settings.send.trust_via)
-        self._tree.set_send(self._send if settings.send.enabled else None)
+        self._send_resource.configure(self._validators.validator, settings.send.trust_via)
+        self._tree.set_send(self._send_resource if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits
 
     def stopService(self) -> Deferred[None]:
-        """Stop without losing anything; fires when that is done or has taken too long.
+        """Stop without losing accepted messages.
 
-        A second signal ends it at once.
+        A second signal aborts the stop.
+
+        Returns:
+            Fires when the service has stopped, or when stopping was aborted or took too long.
         """
         super().stopService()  # type: ignore[no-untyped-call]
-        bound = SENDS_GRACE + self._settings.stop.drain + CLOSE_TIMEOUT + STOP_MARGIN
+        timeout = SENDS_GRACE + self._settings.stop.drain + CLOSE_TIMEOUT + STOP_MARGIN
         self._log.info(
             "stopping: {sessions} sessions are closed within {drain} seconds",
             sessions=len(self.websocket_server),
             drain=self._settings.stop.drain,
         )
-        self._notifier.stopping(bound)
+        self._notifier.stopping(timeout)
         stopping: Deferred[None] = self._stop()
         self._stopping = stopping
 
-        def hurry() -> None:
+        def stop_at_once() -> None:
             self._log.warn("stopping at once: a second signal")
             stopping.cancel()
 
         for number in _STOP_SIGNALS:
-            self._signals.handle_once(number, hurry)
+            self._signals.handle_once(number, stop_at_once)
 
-        def too_late(_: object, seconds: float) -> None:
-            self._log.error("stopping has taken {seconds} s: the rest is cut", seconds=seconds)
+        def log_timeout(_: object, seconds: float) -> None:
+            self._log.error("stopping took longer than {seconds} s: aborted", seconds=seconds)
 
-        def ended(result: Any) -> Any:
-            self._lag.stopService()
+        def finish(result: Any) -> Any:
+            self._reactor_lag.stopService()
             self._memory_trimmer.stopService()
             self._signals.restore()
             self._notifier.stopped()
             return result
 
-        stopping.addTimeout(bound, self._reactor, too_late)
+        stopping.addTimeout(timeout, self._reactor, log_timeout)
         stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)
-        stopping.addBoth(ended)
-        if self._signals.counted > 1:  # the second came in the same turn as the first
-            self._reactor.callLater(0, hurry)  # when the ports are closed, which takes a turn
+        stopping.addBoth(finish)
+        if self._signals.counted > 1:  # two signals arrived in one reactor iteration
+            self._reactor.callLater(0, stop_at_once)  # after the iteration that closes the ports
         return stopping
 
     @inlineCallbacks
     def _stop(self) -> Generator[Deferred[Any], Any, None]:
-        """From the outside in: the admin side answers to the end, and says that we stop."""
+        """Stop the parts in order. The admin site stops last, and reports not ready until then."""
         self._tree.drain()
         yield gatherResults([listener.stop() for listener in self._listeners])
-        yield self._accepted_is_delivered()
-        # Before the close frames: what is accepted after them would reach nobody here.
-        self._send.cancel_pending()
+        yield self._wait_until_delivered()
+        # Before the close frames: later messages would reach no session of this process.
+        self._send_resource.cancel_pending()
         yield maybeDeferred(self.websocket_server.stopService)
         yield self._validators.stop()
         yield maybeDeferred(self.broker.stopService)
-        yield gatherResults([listener.stop() for listener in self._admin])
+        yield gatherResults([listener.stop() for listener in self._admin_listeners])
 
     @inlineCallbacks
-    def _accepted_is_delivered(self) -> Generator[Deferred[Any], Any, None]:
-        """Wait until what senders were told is taken is written to all sessions here.
+    def _wait_until_delivered(self) -> Generator[Deferred[Any], Any, None]:
+        """Wait until all accepted messages are written to the sessions of this process.
 
-        Not for ever: a validators or a broker that hangs holds nobody up for long.
+        Waits at most `SENDS_GRACE` seconds, even if a validator or the broker hangs.
         """
-        until = self._reactor.seconds() + SENDS_GRACE
-        answered = self._send.all_answered()
-        while not answered.called and self._reactor.seconds() < until:
-            yield deferLater(self._reactor, _TURN)
-        # A broker outside brings back a moment later what it has taken.
-        while not self._is_delivered and self._reactor.seconds() < until:
-            yield deferLater(self._reactor, _TURN)
+        deadline = self._reactor.seconds() + SENDS_GRACE
+        answered = self._send_resource.all_answered()
+        while not answered.called and self._reactor.seconds() < deadline:
+            yield deferLater(self._reactor, _POLL_INTERVAL)
+        # An external broker returns an accepted message a moment later.
+        while not self._is_delivered and self._reactor.seconds() < deadline:
+            yield deferLater(self._reactor, _POLL_INTERVAL)
 
     @property
     def _is_delivered(self) -> bool:
-        """Whether all that is accepted is written to the sessions here."""
+        """Whether all accepted messages are written to the sessions of this process."""
         return self.broker.is_settled and self._hub.is_idle
 
-    def _parts(self) -> dict[str, bool]:
+    def _health_parts(self) -> dict[str, bool]:
+        """The parts that ``/health/ready`` reports, and whether each is ready."""
         return {
-            "listening": len(self.ports) == len(self._listeners) + len(self._admin),
+            "listening": len(self.ports) == len(self._listeners) + len(self._admin_listeners),
             "accepting": self._stopping is None,
             "broker": self.broker.is_up,
         }

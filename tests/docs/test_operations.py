@@ -99,10 +99,10 @@ class PageTests(SynchronousTestCase):
     def test_the_page_lists_exactly_the_parts_of_readiness(self) -> None:
         service = TopicService(demo.settings([], None), reactor)
         documented = re.findall(r"^\| `(\w+)` \| (?!\w+ \|)", page(PAGE), re.MULTILINE)
-        self.assertEqual(set(documented), set(service._parts()))
+        self.assertEqual(set(documented), set(service._health_parts()))
         sample = re.search(r'^    (\{"ready".*\})$', page(PAGE), re.MULTILINE)
         assert sample is not None
-        self.assertEqual(set(json.loads(sample[1])["parts"]), set(service._parts()))
+        self.assertEqual(set(json.loads(sample[1])["parts"]), set(service._health_parts()))
 
 
 class QueryTests(SynchronousTestCase):

@@ -95,7 +95,7 @@ class CertificateTests(ReloadTestCase):
         self.renew()
         (self.pems / "unit.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense")
         told = self.reload(self.service, "not reloaded")
-        self.assertIn("not reloaded, the old settings hold: listen: 'tls:", told)
+        self.assertIn("not reloaded, the old settings stay in effect: listen: 'tls:", told)
         self.assertEqual(self.serials(), before, "of the good file neither")
         self.bundle()
         self.authority.issue(*NAMES, name="other")
@@ -163,16 +163,20 @@ class SettingsTests(ReloadTestCase):
         self.change("[validator]", "[session]\nmax_message = 2000\nping_limit = 0\n[validator]")
         self.change(str(self.key_file), "nowhere")
         told = self.reload(self.service, "key_file")
-        self.assertIn("not reloaded, the old settings hold: session.ping_limit: 0 is not", told)
-        self.assertIn("not reloaded, the old settings hold: validator.key_file: nowhere: ", told)
+        self.assertIn(
+            "not reloaded, the old settings stay in effect: session.ping_limit: 0 is not", told
+        )
+        self.assertIn(
+            "not reloaded, the old settings stay in effect: validator.key_file: nowhere: ", told
+        )
         self.assertTrue(self.is_welcome(self.token()))
         client = self.connect(self.port, HOST, WEBSOCKET_PATH)
         client.send("x" * 3000)
         self.assertEqual(json.loads(client.recv())["Reason"], "Invalid message")
         self.file.write_text("not TOML")
-        self.reload(self.service, "not reloaded, the old settings hold: not TOML")
+        self.reload(self.service, "not reloaded, the old settings stay in effect: not TOML")
         self.file.unlink()
-        self.reload(self.service, "not reloaded, the old settings hold: .*No such file")
+        self.reload(self.service, "not reloaded, the old settings stay in effect: .*No such file")
         self.assertTrue(self.is_welcome(self.token()))
 
     def test_what_cannot_change_is_said(self) -> None:

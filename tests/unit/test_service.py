@@ -113,9 +113,11 @@ class TopicServiceTests(TestCase):
         service.privilegedStartService()
         service.startService()
         self.assertEqual(len(service.ports), 2)
-        self.assertEqual(service._parts(), {"listening": True, "accepting": True, "broker": True})
+        self.assertEqual(
+            service._health_parts(), {"listening": True, "accepting": True, "broker": True}
+        )
         yield service.stopService()
-        self.assertEqual(service._parts()["accepting"], False)
+        self.assertEqual(service._health_parts()["accepting"], False)
 
     def test_a_socket_that_systemd_has_not_opened_ends_the_start_with_one_line(self) -> None:
         settings = self.settings("", "systemd:domain=INET:index=0")
@@ -141,7 +143,7 @@ class TopicServiceTests(TestCase):
         for _ in range(2):
             refused = service._validators.validator.validate("nonsense", demo.TOPIC)
             self.failureResultOf(refused, TokenInactive)
-            service.reread = self.settings  # with another key
+            service.read_settings = self.settings  # with another key
             service.reload()
         self.assertIsNot(service._validators, judge)
         _, text = service.metrics.page("")
@@ -150,10 +152,12 @@ class TopicServiceTests(TestCase):
     def test_other_bounds_hold_at_once_and_what_was_refused_stays_counted(self) -> None:
         service = TopicService(self.settings(), reactor)
         first = ClientQuota.admit(service.limits, "192.0.2.1")
-        service.reread = lambda: replace(self.settings(), limits=LimitSettings(connections=1))
+        service.read_settings = lambda: replace(
+            self.settings(), limits=LimitSettings(connections=1)
+        )
         service.reload()
         self.assertEqual(ClientQuota.admit(service.limits, "192.0.2.2").refused_by, "connections")
-        service.reread = self.settings
+        service.read_settings = self.settings
         service.reload()
         second = ClientQuota.admit(service.limits, "192.0.2.2")
         self.assertIsNone(second.refused_by)

@@ -144,7 +144,7 @@ class ServiceStopTests(SynchronousTestCase):
         )
         self.service = TopicService(settings, self.clock, self.clock.seconds)
         self.validator = FakeValidator()
-        self.service._send.configure(self.validator, False)
+        self.service._send_resource.configure(self.validator, False)
         self.service.broker.startService()
         self.service.websocket_server.startService()
         self.addCleanup(self.service._signals.restore)
@@ -155,7 +155,7 @@ class ServiceStopTests(SynchronousTestCase):
 
     def test_it_ends_in_time_whatever_hangs(self) -> None:
         stopping = self.service.stopService()
-        self.assertFalse(self.service._parts()["accepting"])
+        self.assertFalse(self.service._health_parts()["accepting"])
         bound = service.SENDS_GRACE + 2 + 5 + service.STOP_MARGIN
         self.pass_time(bound - 1)
         self.assertNoResult(stopping)
@@ -179,7 +179,7 @@ class ServiceStopTests(SynchronousTestCase):
         stops: list[object] = []
         before = signal.signal(signal.SIGTERM, lambda *_: stops.append(_))
         self.addCleanup(signal.signal, signal.SIGTERM, before)
-        self.service._running()
+        self.service._on_reactor_running()
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
         self.assertEqual(len(stops), 1)
@@ -214,7 +214,7 @@ class ServiceStopTests(SynchronousTestCase):
 
     def test_a_send_under_way_holds_up_the_close_frames_but_not_for_long(self) -> None:
         asked: Deferred[None] = Deferred()
-        self.service._send._in_flight[asked] = None
+        self.service._send_resource._in_flight[asked] = None
         stops = self.stops_of_sessions()
         asked.addErrback(lambda _: None)
         self.service.stopService()

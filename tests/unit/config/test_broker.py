@@ -173,13 +173,13 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.assertIsInstance(activemq.broker, ActiveMQBroker)
         kafka = self.service('kind = "kafka"\nbootstrap = "localhost:9092"')
         self.assertIsInstance(kafka.broker, KafkaBroker)
-        self.assertFalse(kafka._parts()["broker"])
+        self.assertFalse(kafka._health_parts()["broker"])
 
     def test_readiness_includes_the_broker(self) -> None:
         memory = self.service("")
         activemq = self.service('kind = "activemq"\nendpoint = "tcp:localhost:61613"')
-        self.assertTrue(memory._parts()["broker"])
-        self.assertFalse(activemq._parts()["broker"])
+        self.assertTrue(memory._health_parts()["broker"])
+        self.assertFalse(activemq._health_parts()["broker"])
 
     def test_an_endpoint_that_cannot_be_parsed(self) -> None:
         for endpoint, wrong in (

@@ -92,7 +92,7 @@ class WiringTests(TestCase):
     def serve(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.service = TopicService(self.settings(endpoint), reactor)
-        self.service.reread = lambda: self.settings(endpoint)
+        self.service.read_settings = lambda: self.settings(endpoint)
         self.service.privilegedStartService()
         self.service.startService()
         self.addCleanup(self.service.stopService)

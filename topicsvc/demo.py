@@ -1,4 +1,4 @@
-"""Composition: ``--demo``, the whole service alone, with all that is needed to try it."""
+"""The settings of ``--demo``, and the commands that it prints to try the service."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import IListeningPort
 
 from topicsvc.errors import ConfigError
-from topicsvc.settings import (
-    Config,
-    LocalSettings,
-)
+from topicsvc.settings import Config, LocalSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.local import RIGHTS, make_key, sign_token
 
@@ -22,7 +19,7 @@ __all__ = ["ENDPOINT", "TOPIC", "announce", "settings"]
 
 ENDPOINT = "tcp:8080:interface=127.0.0.1"
 TOPIC = TopicAddress("cell1", "box1", ("stream-collection1",), "name")
-TOKEN_LIFE = 3600
+TOKEN_LIFETIME = 3600
 
 _HOST = "127.0.0.1"
 _KIND = re.compile(r"(tcp|ssl|tls):")
@@ -31,10 +28,10 @@ _ANY = "0.0.0.0"  # noqa: S104 - compared with, not listened on
 
 
 def settings(listen: Sequence[str], admin: str | None) -> Config:
-    """The settings of a demo: memory broker, local tokens, authentication on.
+    """Return the settings of a demo: memory broker, local validator, a new key.
 
     Raises:
-        ConfigError: clients could not be told where to connect.
+        ConfigError: the first endpoint is not TCP or TLS, so it has no URL to print.
     """
     endpoints = tuple(listen) or (ENDPOINT,)
     kind = _KIND.match(endpoints[0])
@@ -54,9 +51,9 @@ def settings(listen: Sequence[str], admin: str | None) -> Config:
 
 
 def announce(config: Config, ports: Sequence[IListeningPort], now: float) -> None:
-    """Print what to try.
+    """Print the commands to try.
 
-    It goes to the real standard output: as log lines it could not be pasted.
+    They go to the real standard output: with the prefix of log lines they could not be pasted.
     """
     out = sys.__stdout__
     if out is not None:
@@ -65,7 +62,7 @@ def announce(config: Config, ports: Sequence[IListeningPort], now: float) -> Non
 
 
 def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:
-    """What a demo prints once it listens."""
+    """The text that a demo prints when it listens."""
     is_tls = not config.listen[0].startswith("tcp:")
     address: Any = ports[0].getHost()
     host = _HOST if address.host == _ANY else address.host
@@ -80,23 +77,23 @@ def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:
         config.unit.cell_url(TOPIC.cell),
         [TOPIC.path],
         RIGHTS,
-        int(now) + TOKEN_LIFE,
+        int(now) + TOKEN_LIFETIME,
     )
     return f"""
-This is a demo of topicsvc: one process, nothing is stored, its key dies with it.
+This is a demo of topicsvc. It stores nothing; its key and tokens are valid until it ends.
 
 WebSocket URL of the topic {TOPIC.path}:
     {websocket_url}
-A token that may receive and send there for one hour:
+A token that may receive from it and send to it for one hour:
     {token}
 
-In a second terminal, receive:
+To receive, in a second terminal:
     export TOPICSVC_TOKEN={token}
     topicsvc subscribe {websocket_url}
-In a third, send:
+To send, in a third terminal:
     export TOPICSVC_TOKEN={token}
     topicsvc send {send_url} '{{"hoge":"testmessage","flag":true}}'
-or, without topicsvc:
+or without the topicsvc command:
     curl -H "Authorization: Bearer $TOPICSVC_TOKEN" -d '{{"hoge":"testmessage"}}' {send_url}
 
 """

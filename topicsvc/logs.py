@@ -1,4 +1,4 @@
-"""Adapter: the log as JSON, one object a line, for machines.
+"""Writes the log as JSON, one object on each line.
 
 ``twistd --nodaemon --logger topicsvc.logs.json_lines topicsvc ...``
 """
@@ -18,35 +18,42 @@ from twisted.python.failure import Failure
 __all__ = ["as_json", "json_lines", "problem"]
 
 _LEGACY = frozenset({"format", "isError", "message", "system", "time", "why"})
-"""What Twisted's older log adds to its events."""
+"""Keys that Twisted's legacy log adds to its events."""
 
 
 def json_lines() -> FileLogObserver:
-    """An observer that writes to standard output; twistd calls this before it redirects that."""
+    """Make an observer that writes to standard output.
+
+    twistd calls this before it redirects standard output to the log.
+    """
     return FileLogObserver(sys.stdout, as_json)
 
 
 def problem(twistd: Mapping[str, Any]) -> str | None:
-    """What keeps `json_lines` from being read by anybody; None: nothing, or it is not used.
+    """Why the output of `json_lines` would be lost; None: it is not lost, or not in use.
 
     Args:
-        twistd: its options.
+        twistd: the options of twistd.
     """
     if twistd.get("logger") is not json_lines:
         return None
     if not twistd.get("nodaemon"):
-        return "a daemon has no standard output for JSON: give twistd --nodaemon too"
+        return (
+            "--logger writes JSON to standard output, which a daemon does not have: add --nodaemon"
+        )
     if twistd.get("logfile") or twistd.get("syslog"):
-        return "JSON goes to standard output: --logger excludes --logfile and --syslog"
+        return "--logger writes JSON to standard output: remove --logfile and --syslog"
     return None
 
 
 def as_json(event: LogEvent) -> str:
-    """One line for one event.
+    """Format one event as one line.
 
-    ``time``, ``level``, ``system`` and ``message`` are always there; the rest are the event's own
-    fields, those that JSON knows. Of an exception its type is told, the way it went and what the
-    system calls it, not its text: that may quote what a client has sent.
+    ``time``, ``level``, ``system`` and ``message`` are always present. The other members are the
+    event's own fields that are strings, numbers, booleans or None.
+
+    An exception adds its type (``error``), its ``traceback`` and, for an error of the operating
+    system, ``strerror``. Its text is left out, because it may quote data of a client.
     """
     failure = event.get("log_failure") or event.get("failure")
     at = datetime.fromtimestamp(event["log_time"], UTC)
@@ -57,8 +64,8 @@ def as_json(event: LogEvent) -> str:
         "message": _message(event, failure),
     }
     for key, value in event.items():
-        is_ours = key not in _LEGACY and key not in record and not key.startswith("log_")
-        if is_ours and _is_plain(value):
+        is_field = key not in _LEGACY and key not in record and not key.startswith("log_")
+        if is_field and _is_plain(value):
             record[key] = value
     if isinstance(failure, Failure):
         record |= _failure(failure)
@@ -67,20 +74,20 @@ def as_json(event: LogEvent) -> str:
 
 def _message(event: LogEvent, failure: object) -> str:
     if failure is not None and "log_legacy" in event:
-        # The older log's text of a failure is the whole of it.
+        # The legacy log formats the whole failure, its text included.
         return str(event.get("why") or "Unhandled error")
     return formatEvent(event)
 
 
 def _failure(failure: Failure) -> dict[str, Any]:
     kind = failure.type
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "error": "unknown" if kind is None else f"{kind.__module__}.{kind.__qualname__}",
         "traceback": [f"{file}:{line} in {name}" for name, file, line, *_ in failure.frames],
     }
     if isinstance(failure.value, OSError) and failure.value.strerror:
-        told["strerror"] = failure.value.strerror
-    return told
+        members["strerror"] = failure.value.strerror
+    return members
 
 
 def _is_plain(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Composition: the command line of ``twistd topicsvc``."""
+"""The command line of ``twistd topicsvc``."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ from topicsvc.brokers.factory import make_broker
 from topicsvc.errors import ConfigError
 from topicsvc.listening.listener import endpoint_problem
 from topicsvc.process.setup import fail_to_start
-from topicsvc.settings import (
-    Config,
-)
+from topicsvc.settings import Config
 
 __all__ = ["Options", "endpoint_problems"]
 
 
 class Options(usage.Options):
-    """The command line of ``twistd topicsvc``."""
+    """The options of ``twistd topicsvc``."""
 
     synopsis = "[--config FILE] [--listen ENDPOINT]... [--admin ENDPOINT] [--demo]"
     longdesc = (
         "Serves the topics of Personium stream collections over WebSocket. "
-        "docs/configuration.md explains the file."
+        "docs/configuration.md describes the file."
     )
     optParameters: ClassVar = [
         ["config", "c", None, "Read the settings from this TOML file."],
         [
             *("admin", "a", None),
-            "Serve health and metrics on this endpoint, as in tcp:9090:interface=127.0.0.1.",
+            "Serve health and metrics on this endpoint, e.g. tcp:9090:interface=127.0.0.1. "
+            "Overrides the file.",
         ],
     ]
     optFlags: ClassVar = [
-        ["demo", None, "Run alone, with a key and a token made on the spot."],
+        ["demo", None, "Run a demo without a file: with a new key, and a token to try it."],
     ]
 
     def __init__(self) -> None:
@@ -45,7 +44,7 @@ class Options(usage.Options):
         self["listen"] = []
 
     def opt_listen(self, endpoint: str) -> None:
-        """Serve clients on this endpoint, as in tcp:8080; may be repeated. Overrides the file."""
+        """Serve clients on this endpoint, e.g. tcp:8080. May be repeated. Overrides the file."""
         self["listen"].append(endpoint)
 
     opt_l = opt_listen
@@ -57,7 +56,7 @@ class Options(usage.Options):
 
     def parseArgs(self, *rest: str) -> None:
         if rest:
-            raise usage.UsageError(f"{rest[0]!r} is no option")
+            raise usage.UsageError(f"{rest[0]!r} is not an option")
 
     def parseOptions(self, options: Any = None) -> None:
         try:
@@ -76,11 +75,11 @@ class Options(usage.Options):
                 "nothing to run: give --config FILE, or try --demo (docs/configuration.md)"
             )
         if self["config"]:
-            # It is read again after a daemon has gone to another directory.
+            # A daemon reads it again after it has changed its directory.
             self["config"] = str(Path(self["config"]).absolute())
 
     def settings(self) -> Config:
-        """The configuration that these options ask for.
+        """Read the configuration that these options select.
 
         Raises:
             ConfigError: a setting cannot be used.
@@ -91,7 +90,12 @@ class Options(usage.Options):
 
 
 def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
-    """What is wrong with the endpoints, a line for each; see `endpoint_problem`."""
+    """Return the problems of the endpoints and the broker, one line for each.
+
+    Args:
+        settings: the settings.
+        is_start: see `endpoint_problem`.
+    """
     from twisted.internet import reactor
 
     texts = [("listen", text) for text in settings.listen]
@@ -99,9 +103,11 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
         texts.append(("admin", settings.admin))
     problems = []
     for setting, text in texts:
-        wrong = endpoint_problem(text, reactor, is_start)
-        if wrong is not None:
-            problems.append(f"{setting}: {text!r}: {wrong}; allowed: a Twisted endpoint, tcp:8080")
+        problem = endpoint_problem(text, reactor, is_start)
+        if problem is not None:
+            problems.append(
+                f"{setting}: {text!r}: {problem}; allowed: a Twisted endpoint, tcp:8080"
+            )
     try:
         make_broker(settings.broker, reactor, time.time)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The time of day is set: back by an hour or forward. What lasts a while lasts as long as ever."""
+"""If the time of day is set back or forward by an hour, durations stay the same."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HOUR = 3600.0
 PING = 9
 
 
-class SteadyReactorTests(SynchronousTestCase):
-    """A reactor of Twisted's, whose two sources of time are the test's."""
+class MonotonicClockTests(SynchronousTestCase):
+    """A real reactor whose two clocks are controlled by the test."""
 
     def setUp(self) -> None:
         self.monotonic = 77.0
@@ -36,7 +36,7 @@ class SteadyReactorTests(SynchronousTestCase):
         self.wall += seconds
         self.reactor.runUntilCurrent()
 
-    def test_what_it_tells_goes_on_from_where_it_was_and_nobody_sets_it(self) -> None:
+    def test_the_clock_continues_and_cannot_be_set(self) -> None:
         for _ in range(2):
             setup.use_monotonic_clock(self.reactor)
             self.assertEqual(self.reactor.seconds(), 1_500_000_000)
@@ -44,7 +44,7 @@ class SteadyReactorTests(SynchronousTestCase):
         self.pass_time(5)
         self.assertEqual(self.reactor.seconds(), 1_500_000_005)
 
-    def test_its_timers_keep_to_that(self) -> None:
+    def test_timers_use_the_monotonic_clock(self) -> None:
         for jump in (-HOUR, HOUR):
             called: list[str] = []
             before = self.reactor.callLater(10, called.append, "before")
@@ -64,14 +64,15 @@ class SteadyReactorTests(SynchronousTestCase):
             self.wall -= jump
 
 
-class JumpTests(ServiceTestCase):
-    """Each test is run with the time of day set back and set forward while something lasts."""
+class SetBackTests(ServiceTestCase):
+    """The time of day is set back by `jump` in each test; `SetForwardTests` sets it forward."""
 
     recheck = 120.0
     limits_settings = LimitSettings(failed_tokens_per_minute=1, messages_per_minute=3)
     jump = -HOUR
 
     def pings(self, client: Client) -> int:
+        """How many pings the client got since the last call."""
         return [opcode for opcode, _ in client.frames()].count(PING)
 
     def test_pings_keep_their_interval(self) -> None:
@@ -81,7 +82,7 @@ class JumpTests(ServiceTestCase):
             self.advance(60)
             self.assertEqual(self.pings(client), 1)
 
-    def test_the_token_timeout_is_as_long_as_ever(self) -> None:
+    def test_the_token_timeout_keeps_its_length(self) -> None:
         client = self.connect()
         self.wall.jump(self.jump)
         self.advance(59)
@@ -89,7 +90,7 @@ class JumpTests(ServiceTestCase):
         self.advance(1)
         client.assert_closed(1008, "Token timeout")
 
-    def test_a_close_handshake_is_waited_for_as_long_as_ever(self) -> None:
+    def test_the_close_timeout_keeps_its_length(self) -> None:
         client = self.connect()
         self.advance(60)
         self.wall.jump(self.jump)
@@ -98,7 +99,7 @@ class JumpTests(ServiceTestCase):
         self.advance(1)
         self.assertIsNotNone(client.transport.lost)
 
-    def test_a_request_is_waited_for_as_long_as_ever(self) -> None:
+    def test_the_request_timeout_keeps_its_length(self) -> None:
         client = self.client()
         client.transport.protocol.dataReceived(b"GET / HT")
         self.wall.jump(self.jump)
@@ -107,7 +108,7 @@ class JumpTests(ServiceTestCase):
         self.advance(1)
         self.assertTrue(client.transport.disconnecting)
 
-    def test_a_session_ends_when_the_time_of_day_is_that_of_its_expiry(self) -> None:
+    def test_a_session_expires_by_the_time_of_day(self) -> None:
         client = self.subscribe(life=100)
         expires_at = self.now + 100
         self.wall.jump(self.jump / 30)
@@ -126,11 +127,11 @@ class JumpTests(ServiceTestCase):
         self.bring()
         client.assert_nothing()
 
-    def test_replies_tell_the_time_of_day(self) -> None:
+    def test_replies_have_the_time_of_day(self) -> None:
         self.wall.jump(self.jump)
         self.subscribe()
 
-    def test_tokens_are_looked_at_again_once_in_each_interval(self) -> None:
+    def test_rechecks_keep_their_interval(self) -> None:
         self.subscribe(life=10 * HOUR)
         for count in (1, 2):
             self.wall.jump(self.jump)
@@ -138,7 +139,7 @@ class JumpTests(ServiceTestCase):
             self.assertEqual(len(self.rechecker.questions), count)
             self.rechecker.last.grant(self.now + 10 * HOUR)
 
-    def test_an_address_is_barred_for_a_minute(self) -> None:
+    def test_an_address_is_blocked_for_a_minute(self) -> None:
         client = self.connect()
         client.present("wrong")
         self.validator.last.refuse()
@@ -149,7 +150,7 @@ class JumpTests(ServiceTestCase):
         self.advance(10)
         self.assertEqual(self.limits.token_attempts.blocked_for("192.0.2.7"), 0)
 
-    def test_messages_have_their_minute(self) -> None:
+    def test_the_message_rate_is_measured_by_durations(self) -> None:
         client = self.subscribe(life=10 * HOUR)
         for number in range(2):
             client.present(f"token{number}")
@@ -159,7 +160,7 @@ class JumpTests(ServiceTestCase):
         client.send_frame(1, token_request("one more"))
         client.assert_closed(1008, "Too many messages")
 
-    def test_a_send_is_judged_by_the_time_of_day(self) -> None:
+    def test_the_token_of_a_send_expires_by_the_time_of_day(self) -> None:
         client = self.client()
         expires_at = self.now + 600
         client.request("POST", SEND_PATH, {"Authorization": "Bearer x"}, b"1")
@@ -169,35 +170,35 @@ class JumpTests(ServiceTestCase):
         self.assertEqual(client.status, 401 if self.jump > 0 else 200)
 
 
-class ForwardTests(JumpTests):
+class SetForwardTests(SetBackTests):
     jump = HOUR
 
 
-class CachedTests(SynchronousTestCase):
+class GrantCacheTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.wall = Wall(self.clock, 1_500_000_000)
-        self.judge = FakeValidator()
-        self.validator = GrantCache(self.judge, self.clock, self.wall, 30)
+        self.innermost = FakeValidator()
+        self.validator = GrantCache(self.innermost, self.clock, self.wall, 30)
         self.expires_at = self.wall() + 600
-        self.ask()
-        self.judge.last.grant(self.expires_at)
+        self.reaches_validator()
+        self.innermost.last.grant(self.expires_at)
 
-    def ask(self) -> bool:
-        """Ask for a verdict; whether the judge was."""
-        before = len(self.judge.questions)
+    def reaches_validator(self) -> bool:
+        """Validate a token; returns whether the cache asked the validator."""
+        before = len(self.innermost.questions)
         self.validator.validate("a", TopicAddress("cell1", "box1", ("col",), "name"))
-        return len(self.judge.questions) > before
+        return len(self.innermost.questions) > before
 
-    def test_a_grant_is_kept_for_as_long_as_ever_where_the_time_of_day_is_set_back(self) -> None:
+    def test_the_cache_time_keeps_its_length_if_the_time_of_day_is_set_back(self) -> None:
         self.wall.jump(-HOUR)
         self.clock.advance(29)
-        self.assertFalse(self.ask())
+        self.assertFalse(self.reaches_validator())
         self.clock.advance(1)
-        self.assertTrue(self.ask())
+        self.assertTrue(self.reaches_validator())
 
-    def test_none_outlives_its_expiry_by_the_time_of_day(self) -> None:
+    def test_a_cached_grant_expires_by_the_time_of_day(self) -> None:
         self.wall.jump(599)
-        self.assertFalse(self.ask())
+        self.assertFalse(self.reaches_validator())
         self.wall.jump(1)
-        self.assertTrue(self.ask())
+        self.assertTrue(self.reaches_validator())

@@ -1,4 +1,4 @@
-"""The log as JSON."""
+"""The log as JSON, one object on each line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from twisted.internet.defer import fail
 from twisted.logger import Logger, globalLogPublisher
-from twisted.python import log as older_log
+from twisted.python import log as legacy_log
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.logs import as_json, json_lines, problem
 
 
-class JsonTests(SynchronousTestCase):
+class AsJsonTests(SynchronousTestCase):
     log = Logger()
 
     def setUp(self) -> None:
@@ -37,34 +37,36 @@ class JsonTests(SynchronousTestCase):
         self.assertRegex(record.pop("time"), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$")
         self.assertEqual(
             record,
-            {"level": "warn", "system": "tests.unit.test_logs.JsonTests",
+            {"level": "warn", "system": "tests.unit.test_logs.AsJsonTests",
              "message": "it is lost\nfor 1.2 s",
              "what": "lost", "seconds": 1.25, "n": None},
         )  # fmt: skip
 
-    def test_what_json_does_not_know_is_in_the_message_alone(self) -> None:
+    def test_values_of_other_types_are_only_in_the_message(self) -> None:
         self.log.info("{path} {number} {thing}", path=b"/\xff", number=float("inf"), thing=self.id)
         [record] = self.records
         self.assertEqual(set(record), {"time", "level", "system", "message"})
         self.assertIn("inf", record["message"])
 
-    def test_a_failure_tells_its_type_and_its_way_but_not_its_text(self) -> None:
+    def test_a_failure_has_type_and_traceback_but_no_text(self) -> None:
         try:
             raise KeyError("a-secret-token")
         except KeyError:
-            self.log.failure("it failed for {who}", who="somebody")
-        older_log.err(KeyError("a-secret-token"), "the older log")
+            self.log.failure("it failed for {name}", name="somebody")
+        legacy_log.err(KeyError("a-secret-token"), "the legacy log")
         fail(KeyError("a-secret-token"))
         self.assertGreaterEqual(len(self.flushLoggedErrors(KeyError)), 3)
         self.assertNotIn("a-secret-token", "".join(self.lines))
-        first, older, *_, unhandled = self.records
+        first, legacy, *_, unhandled = self.records
         self.assertEqual(first["message"], "it failed for somebody")
         self.assertEqual(first["error"], "builtins.KeyError")
         self.assertRegex(first["traceback"][-1], r"test_logs\.py:\d+ in test_a_failure")
-        self.assertEqual((older["message"], older["error"]), ("the older log", "builtins.KeyError"))
+        self.assertEqual(
+            (legacy["message"], legacy["error"]), ("the legacy log", "builtins.KeyError")
+        )
         self.assertEqual(unhandled["error"], "builtins.KeyError")
 
-    def test_the_system_s_own_words_are_told(self) -> None:
+    def test_an_os_error_has_its_strerror(self) -> None:
         try:
             Path("/nowhere/at/all").read_bytes()
         except OSError:
@@ -72,7 +74,7 @@ class JsonTests(SynchronousTestCase):
         self.flushLoggedErrors(OSError)
         self.assertEqual(self.records[0]["strerror"], "No such file or directory")
 
-    def test_it_writes_to_standard_output_as_it_was(self) -> None:
+    def test_it_writes_to_standard_output_before_redirection(self) -> None:
         out = io.StringIO()
         self.patch(sys, "stdout", out)
         observer = json_lines()
@@ -82,7 +84,7 @@ class JsonTests(SynchronousTestCase):
 
 
 class ProblemTests(SynchronousTestCase):
-    def test_where_nobody_would_read_it_it_is_refused(self) -> None:
+    def test_output_that_would_be_lost_is_refused(self) -> None:
         good = {"logger": json_lines, "nodaemon": True, "logfile": None, "syslog": False}
         self.assertIsNone(problem(good))
         self.assertIsNone(problem({}))

@@ -1,4 +1,4 @@
-"""Sessions and sends when the settings change under them."""
+"""Sessions and sends when the settings change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ReconfigureTests(ServiceTestCase):
             validator or self.validator, replace(self.settings, **new), 0, revocation
         )
 
-    def test_a_live_session_is_pinged_in_the_new_interval(self) -> None:
+    def test_an_open_session_gets_the_new_ping_interval(self) -> None:
         client = self.subscribe()
         self.change(ping_interval=6)
         self.advance(6.1)
@@ -35,7 +35,7 @@ class ReconfigureTests(ServiceTestCase):
         client.vanish()
         self.assert_nothing_left()
 
-    def test_new_sessions_have_the_new_bounds_and_old_ones_theirs(self) -> None:
+    def test_new_settings_apply_to_new_sessions_only(self) -> None:
         old = self.subscribe()
         self.change(max_message=1024, timestamps="milliseconds")
         old.send_text("x" * 2000)
@@ -44,14 +44,14 @@ class ReconfigureTests(ServiceTestCase):
         new.send_text("x" * 2000)
         [(opcode, payload)] = new.frames()
         self.assertEqual((opcode, payload[:2]), (8, b"\x03\xf1"))
-        told = self.connect()
-        told.present("t")
+        refused = self.connect()
+        refused.present("t")
         self.validator.last.refuse()
-        self.assertIn(b'"Timestamp":%d}' % (self.now * 1000), told.frames()[0][1])
-        for client in (old, new, told):
+        self.assertIn(b'"Timestamp":%d}' % (self.now * 1000), refused.frames()[0][1])
+        for client in (old, new, refused):
             client.vanish()
 
-    def test_a_shorter_time_for_tokens_holds_for_those_who_come(self) -> None:
+    def test_a_shorter_token_timeout_applies_to_new_connections(self) -> None:
         early = self.connect()
         self.advance(1)
         self.change(token_timeout=5)
@@ -62,9 +62,9 @@ class ReconfigureTests(ServiceTestCase):
         late.vanish()
         self.assert_nothing_left()
 
-    def test_tokens_are_shown_to_the_new_judge_and_old_questions_end_with_the_old_one(self) -> None:
-        asked = self.connect()
-        asked.present("old")
+    def test_new_checks_use_the_new_validator_and_checks_in_flight_the_old(self) -> None:
+        waiting = self.connect()
+        waiting.present("old")
         other = FakeValidator()
         self.change(other)
         client = self.connect()
@@ -73,13 +73,13 @@ class ReconfigureTests(ServiceTestCase):
         self.assertEqual(self.validator.last.token, "old")
         self.validator.last.grant(self.now + 60)
         self.broker.confirm()
-        asked.assert_success(60)
+        waiting.assert_success(60)
         other.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
-        asked.vanish()
+        waiting.vanish()
         client.vanish()
 
-    def test_revocation_is_looked_for_from_now_on(self) -> None:
+    def test_rechecks_can_be_switched_on_and_off(self) -> None:
         old = self.subscribe()
         self.change(recheck=60)
         new = self.subscribe()
@@ -90,7 +90,7 @@ class ReconfigureTests(ServiceTestCase):
         old.present("again")
         self.validator.last.grant(self.now + 3600)
         self.advance(61)
-        self.assertEqual(len(self.rechecker.questions), 2, "but the one that is shown")
+        self.assertEqual(len(self.rechecker.questions), 2, "but a token that it presents later")
         self.change(recheck=0)
         self.rechecker.last.grant(self.now + 3600)
         self.advance(200)
@@ -98,7 +98,7 @@ class ReconfigureTests(ServiceTestCase):
         old.vanish()
         new.vanish()
 
-    def test_sends_are_judged_by_the_new_one_and_can_be_switched_off(self) -> None:
+    def test_sends_use_the_new_validator_and_can_be_switched_off(self) -> None:
         tree = self.site.resource
         send = tree._send
         other = FakeValidator()

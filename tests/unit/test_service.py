@@ -1,4 +1,4 @@
-"""Wiring: options, the plugin, starting and stopping, and what a wrong option gets."""
+"""The plugin, options, starting and stopping the service, and the demo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 
 class PluginTests(SynchronousTestCase):
-    def test_twistd_knows_topicsvc(self) -> None:
+    def test_twistd_finds_topicsvc(self) -> None:
         [maker] = [each for each in getPlugins(IServiceMaker) if each.tapname == "topicsvc"]
         self.assertIs(maker.options, Options)
         self.assertTrue(IService.providedBy(maker.makeService(self.demo_options())))
@@ -40,12 +40,12 @@ class PluginTests(SynchronousTestCase):
 
 class OptionTests(SynchronousTestCase):
     def refused(self, *arguments: str) -> str:
-        """The one line that a wrong option gets; it is also the exit code's text."""
+        """Parse wrong options; returns the one line with which the process ends."""
         ended = self.assertRaises(SystemExit, Options().parseOptions, list(arguments))
         self.assertNotIn("\n", ended.code)
         return ended.code
 
-    def test_nothing_to_run(self) -> None:
+    def test_without_options_there_is_nothing_to_run(self) -> None:
         line = self.refused()
         self.assertTrue(line.startswith("topicsvc: nothing to run: give --config FILE"), line)
         self.assertIn("--demo", line)
@@ -69,7 +69,7 @@ class OptionTests(SynchronousTestCase):
         self.assertEqual(self.assertRaises(SystemExit, Options().opt_version).code, 0)
         self.assertEqual(out.getvalue(), f"topicsvc {topicsvc.__version__}\n")
 
-    def test_a_wrong_setting_ends_the_start_with_a_line_for_each(self) -> None:
+    def test_each_wrong_setting_is_one_line_when_the_start_fails(self) -> None:
         file = Path(self.mktemp())
         file.write_text("nonsense = 1")
         options = Options()
@@ -80,7 +80,7 @@ class OptionTests(SynchronousTestCase):
             ["listen", "unit_url", "validator.kind", "nonsense"],
         )
 
-    def test_endpoints_that_cannot_be(self) -> None:
+    def test_endpoints_that_cannot_be_used(self) -> None:
         for endpoint in ("nonsense:1", "tcp:port", "tcp:99999", "unix:/tmp/x",
                          "tcp", "", "ssl:443:privateKey=nowhere",
                          "tls:nowhere:port=443", "tcp:1:2:3:4:5"):  # fmt: skip
@@ -119,37 +119,37 @@ class TopicServiceTests(TestCase):
         yield service.stopService()
         self.assertEqual(service._health_parts()["accepting"], False)
 
-    def test_a_socket_that_systemd_has_not_opened_ends_the_start_with_one_line(self) -> None:
+    def test_a_missing_systemd_socket_is_one_problem(self) -> None:
         settings = self.settings("", "systemd:domain=INET:index=0")
         [line] = self.assertRaises(ConfigError, TopicService, settings, reactor).problems
         self.assertIn("start the .socket unit", line)
 
     @inlineCallbacks
-    def test_a_taken_port_ends_the_start_with_one_line(self) -> object:
+    def test_a_port_in_use_is_one_line_when_the_start_fails(self) -> object:
         first = TopicService(self.settings(), reactor)
         first.privilegedStartService()
         first.startService()
-        taken = f"tcp:{first.ports[0].getHost().port}:interface=127.0.0.1"
-        second = TopicService(self.settings("", LOOPBACK, taken), reactor)
+        in_use = f"tcp:{first.ports[0].getHost().port}:interface=127.0.0.1"
+        second = TopicService(self.settings("", LOOPBACK, in_use), reactor)
         line = self.assertRaises(SystemExit, second.privilegedStartService).code
-        self.assertEqual(line.split(": ")[:3], ["topicsvc", "listen", taken])
+        self.assertEqual(line.split(": ")[:3], ["topicsvc", "listen", in_use])
         self.assertIn("in use", line)
         yield second.stopService()
         yield first.stopService()
 
-    def test_what_is_counted_outlives_a_reload(self) -> None:
+    def test_counts_of_token_checks_survive_a_reload(self) -> None:
         service = TopicService(self.settings(), reactor)
-        judge = service._validators
+        before = service._validators
         for _ in range(2):
             refused = service._validators.validator.validate("nonsense", demo.TOPIC)
             self.failureResultOf(refused, TokenInactive)
             service.read_settings = self.settings  # with another key
             service.reload()
-        self.assertIsNot(service._validators, judge)
+        self.assertIsNot(service._validators, before)
         _, text = service.metrics.page("")
         self.assertIn(b'topicsvc_token_checks_total{outcome="refused"} 2.0\n', text)
 
-    def test_other_bounds_hold_at_once_and_what_was_refused_stays_counted(self) -> None:
+    def test_new_limits_apply_at_once_and_refusals_stay_counted(self) -> None:
         service = TopicService(self.settings(), reactor)
         first = ClientQuota.admit(service.limits, "192.0.2.1")
         service.read_settings = lambda: replace(
@@ -167,7 +167,7 @@ class TopicServiceTests(TestCase):
         first.leave()
         second.leave()
 
-    def test_0_connections_is_the_file_limit_less_a_reserve(self) -> None:
+    def test_0_connections_means_the_file_limit_less_a_reserve(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         service = TopicService(self.settings(), reactor)
         self.assertEqual(service.limits.max_connections, max(soft - 256, soft // 2))
@@ -180,10 +180,10 @@ class DemoTests(SynchronousTestCase):
         self.validator = LocalValidator(settings.validator.key, reactor.seconds)
         return demo.text(settings, [port()], reactor.seconds())
 
-    def test_it_listens_on_loopback_unless_told_otherwise(self) -> None:
+    def test_it_listens_on_loopback_by_default(self) -> None:
         self.assertEqual(demo.settings([], None).listen, ("tcp:8080:interface=127.0.0.1",))
 
-    def test_it_says_that_it_is_a_demo_and_how_to_try_it(self) -> None:
+    def test_its_text_has_the_commands_to_try_it(self) -> None:
         text = self.text()
         self.assertIn("demo", text.strip().splitlines()[0])
         self.assertIn("/cell1/box1/stream-collection1/topic/name", text)
@@ -192,7 +192,7 @@ class DemoTests(SynchronousTestCase):
         self.assertIn("topicsvc send http://127.0.0.1:81/cell1/box1/", text)
         self.assertIn("curl ", text)
 
-    def test_its_token_is_good_for_an_hour(self) -> None:
+    def test_its_token_is_valid_for_an_hour(self) -> None:
         token = self.text().split("one hour:\n")[1].split()[0]
         grant = self.successResultOf(self.validator.validate(token, demo.TOPIC))
         self.assertTrue(grant.may_receive and grant.may_send)

@@ -1,4 +1,4 @@
-"""Stopping in order: senders are answered, what they sent is delivered, then all are closed."""
+"""Stopping in order: sends are answered and delivered, then all sessions are closed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DrainTests(ServiceTestCase):
             self.assertTrue(client.transport.disconnecting)
         self.assertEqual(self.validator.questions, [])
 
-    def test_a_send_that_is_under_way_is_answered_as_ever(self) -> None:
+    def test_a_send_in_flight_is_answered(self) -> None:
         client = self.client()
         client.request("POST", SEND_PATH, AUTHORIZED, b"1")
         answered = self.send.all_answered()
@@ -58,7 +58,7 @@ class DrainTests(ServiceTestCase):
         self.successResultOf(answered)
         self.successResultOf(self.send.all_answered())
 
-    def test_one_whose_judge_hangs_gets_503_in_the_end(self) -> None:
+    def test_a_send_whose_validator_hangs_gets_503(self) -> None:
         client = self.client()
         client.request("POST", SEND_PATH, AUTHORIZED, b"1")
         answered = self.send.all_answered()
@@ -69,14 +69,14 @@ class DrainTests(ServiceTestCase):
         self.successResultOf(answered)
         self.assertEqual(self.broker.published, [])
 
-    def test_a_sender_that_leaves_is_not_waited_for(self) -> None:
+    def test_a_sender_that_disconnects_is_not_waited_for(self) -> None:
         client = self.client()
         client.request("POST", SEND_PATH, AUTHORIZED, b"1")
         answered = self.send.all_answered()
         client.vanish()
         self.successResultOf(answered)
 
-    def test_the_hub_is_idle_when_all_is_written(self) -> None:
+    def test_the_hub_is_idle_when_all_messages_are_written(self) -> None:
         client = self.subscribe()
         self.assertTrue(self.hub.is_idle)
         self.broker.bring(Message(harness.TOPIC, None, b"1"))
@@ -85,20 +85,20 @@ class DrainTests(ServiceTestCase):
         self.assertTrue(self.hub.is_idle)
         self.assertEqual(len(client.texts()), 1)
 
-    def test_each_is_closed_at_a_moment_of_its_own_within_its_share(self) -> None:
+    def test_sessions_are_closed_evenly_over_the_drain_with_jitter(self) -> None:
         self.websocket_server._drain = 5.0
         clients = [self.subscribe() for _ in range(10)]
         self.websocket_server.stopService()
-        moments = []
+        times = []
         for tick in range(5001):
             for client in clients:
                 if client.transport.written:
                     client.transport.written.clear()
-                    moments.append(tick / 1000)
+                    times.append(tick / 1000)
             self.clock.advance(0.001)
-        shares = [int(moment / 0.5) for moment in moments]
-        self.assertEqual(sorted(shares), list(range(10)), "no window gets more than its share")
-        self.assertGreater(len({round(moment % 0.5, 2) for moment in moments}), 1, "with jitter")
+        shares = [int(time / 0.5) for time in times]
+        self.assertEqual(sorted(shares), list(range(10)), "one session in each tenth of the drain")
+        self.assertGreater(len({round(time % 0.5, 2) for time in times}), 1, "with jitter")
         for client in clients:
             client.vanish()
 
@@ -120,8 +120,8 @@ class ClockReactor(Clock):
         return getattr(reactor, name)
 
 
-class SlowToStop(FakeBroker):
-    """A broker whose goodbye takes for ever."""
+class NeverStops(FakeBroker):
+    """A broker that never finishes stopping."""
 
     def startService(self) -> None: ...
 
@@ -130,11 +130,11 @@ class SlowToStop(FakeBroker):
 
 
 class ServiceStopTests(SynchronousTestCase):
-    """Fixture: the whole service, whose broker never says goodbye."""
+    """The whole service, with a broker that never finishes stopping."""
 
     def setUp(self) -> None:
         self.clock = ClockReactor()
-        self.broker = SlowToStop(confirms_at_once=True)
+        self.broker = NeverStops(confirms_at_once=True)
         self.patch(service, "make_broker", lambda *_: self.broker)
         settings = Config(
             ("tcp:0:interface=127.0.0.1",),
@@ -153,16 +153,16 @@ class ServiceStopTests(SynchronousTestCase):
         for _ in range(int(seconds * 20)):
             self.clock.advance(0.05)
 
-    def test_it_ends_in_time_whatever_hangs(self) -> None:
+    def test_stopping_ends_in_time_if_the_broker_hangs(self) -> None:
         stopping = self.service.stopService()
         self.assertFalse(self.service._health_parts()["accepting"])
-        bound = service.SENDS_GRACE + 2 + 5 + service.STOP_MARGIN
-        self.pass_time(bound - 1)
+        timeout = service.SENDS_GRACE + 2 + 5 + service.STOP_MARGIN
+        self.pass_time(timeout - 1)
         self.assertNoResult(stopping)
         self.pass_time(2)
         self.successResultOf(stopping)
 
-    def test_a_second_signal_ends_it_at_once(self) -> None:
+    def test_a_second_signal_aborts_the_stop(self) -> None:
         import os
         import signal
 
@@ -173,7 +173,7 @@ class ServiceStopTests(SynchronousTestCase):
         self.clock.advance(0)
         self.successResultOf(stopping)
 
-    def test_a_second_signal_before_it_has_begun_counts(self) -> None:
+    def test_a_second_signal_before_the_stop_counts_too(self) -> None:
         import signal
 
         stops: list[object] = []
@@ -188,14 +188,14 @@ class ServiceStopTests(SynchronousTestCase):
         self.successResultOf(stopping)
 
     def stops_of_sessions(self) -> list[float]:
-        """When the sessions begin to be closed."""
+        """Record the times at which the closing of sessions begins."""
         stops: list[float] = []
         self.patch(
             self.service.websocket_server, "stopService", lambda: stops.append(self.clock.seconds())
         )
         return stops
 
-    def test_what_a_broker_has_accepted_holds_up_the_close_frames_until_it_is_brought(self) -> None:
+    def test_close_frames_wait_for_accepted_messages(self) -> None:
         stops = self.stops_of_sessions()
         self.broker.waiting.append(Message(harness.TOPIC, None, b"1"))
         self.service.stopService()
@@ -205,21 +205,21 @@ class ServiceStopTests(SynchronousTestCase):
         self.pass_time(0.1)
         self.assertEqual(len(stops), 1)
 
-    def test_but_not_for_long(self) -> None:
+    def test_close_frames_wait_for_accepted_messages_only_for_a_time(self) -> None:
         stops = self.stops_of_sessions()
         self.broker.waiting.append(Message(harness.TOPIC, None, b"1"))
         self.service.stopService()
         self.pass_time(service.SENDS_GRACE + 0.5)
         self.assertEqual(len(stops), 1)
 
-    def test_a_send_under_way_holds_up_the_close_frames_but_not_for_long(self) -> None:
-        asked: Deferred[None] = Deferred()
-        self.service._send_resource._in_flight[asked] = None
+    def test_close_frames_wait_for_a_send_in_flight_only_for_a_time(self) -> None:
+        send: Deferred[None] = Deferred()
+        self.service._send_resource._in_flight[send] = None
         stops = self.stops_of_sessions()
-        asked.addErrback(lambda _: None)
+        send.addErrback(lambda _: None)
         self.service.stopService()
         self.pass_time(service.SENDS_GRACE - 0.5)
         self.assertEqual(stops, [])
         self.pass_time(1)
         self.assertEqual(len(stops), 1)
-        self.assertTrue(asked.called, "and is told in the end")
+        self.assertTrue(send.called, "the send is answered in the end")

@@ -46,6 +46,18 @@ def page(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
+def pages() -> list[Path]:
+    """Return the files of all pages."""
+    return [path for part in (".", "docs", "bench", "tests") for path in (ROOT / part).glob("*.md")]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the names by which links reach the headings of a page, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def settings() -> dict[str, object]:
     """Every setting of every kind, with its default."""
     found: dict[str, object] = {}
@@ -256,12 +268,16 @@ class SecurityTests(SynchronousTestCase):
 
 class LinkTests(SynchronousTestCase):
     def test_each_link_within_the_project_leads_to_a_file(self) -> None:
-        for path in [
-            *ROOT.glob("*.md"),
-            *(path for part in ("docs", "bench", "tests") for path in (ROOT / part).glob("*.md")),
-        ]:
+        for path in pages():
             for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text("utf-8")):
                 self.assertTrue((path.parent / target).exists(), f"{path.name}: {target}")
+
+    def test_each_link_to_a_section_leads_to_a_heading(self) -> None:
+        for path in pages():
+            links = re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", path.read_text("utf-8"))
+            for target, anchor in links:
+                linked = path.parent / target if target else path
+                self.assertIn(anchor, anchors(linked.read_text("utf-8")), f"{path.name}: {target}")
 
     def test_the_changelog_has_this_version(self) -> None:
         self.assertIn(f"\n## {topicsvc.__version__}", page("CHANGELOG.md"))

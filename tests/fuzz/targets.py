@@ -265,15 +265,15 @@ def _converse(choice: bytes, data: bytes, is_proxied: bool = False) -> None:
             for question in service.validator.questions:
                 if not question.answer.called:
                     judge(question)
-            service.turn()
+            service.iterate()
         service.advance(LONG)
         for published in service.broker.published:
             assert json_text(published.body) == published.body
             assert len(published.body) <= MAX_BODY
         assert b"TwistedWeb" not in client.transport.written
         client.transport.drain()
-        client.vanish()
-        service.turn()
+        client.disconnect()
+        service.iterate()
         service.assert_nothing_left()
 
 

@@ -111,7 +111,7 @@ class LogTests(CanaryTestCase):
                 yield sleep(0.002)
             for _, payload in frames:
                 self.assert_clean("a reply", payload.decode("latin-1"))
-            lasting.vanish()
+            lasting.disconnect()
         self.unit.recovers()
         revoked = self.connect()
         revoked.present(LIVE)
@@ -158,7 +158,7 @@ class LogTests(CanaryTestCase):
                 yield sleep(0.005)
                 text = client.read_answer()
             texts.append(f"{client.status} {client.headers} {text.decode()}")
-            client.vanish()
+            client.disconnect()
         return texts
 
 

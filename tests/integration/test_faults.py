@@ -414,7 +414,7 @@ class CellByHostTests(OverTLS):
             client.present("live")
             text, _ = yield self.reply(client)
             self.assertIn("Token inactive", text)
-            client.vanish()
+            client.disconnect()
         self.assertEqual(len({headers["host"] for _, _, headers in self.unit.requests}), 20)
         self.assertEqual(authorities.loaded, 1, "with the system's each is nearly a megabyte")
         pool = self.service._validators._agent._pool

@@ -391,7 +391,7 @@ class IsolationTests(ValidatedServiceTestCase):
                 yield self.ask_for_data(client, target, lines, expected, what)
             else:
                 yield self.send_data(client, target, lines, expected, what)
-            client.vanish()
+            client.disconnect()
             self.assert_only_asked_about(expected, what)
         port = self.unit_port.getHost().port
         self.assertEqual({each[1] for each in self.connected}, {port})

@@ -96,7 +96,7 @@ class OidcTests(ValidatedServiceTestCase):
         while not client.status:
             yield sleep(0.01)
             client.read_answer()
-        client.vanish()
+        client.disconnect()
         return client.status
 
     @inlineCallbacks

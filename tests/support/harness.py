@@ -1,6 +1,6 @@
-"""The whole HTTP and WebSocket side in memory and in virtual time, with a client that looks.
+"""The HTTP and WebSocket side in memory and in virtual time, with a client that checks it.
 
-A test speaks of what a client does and sees::
+A test describes what a client sends and receives::
 
     client = self.connect()
     client.present("a-token")
@@ -36,10 +36,10 @@ from topicsvc.websocket.messages import data_frame
 from topicsvc.websocket.server import WebSocketServer
 
 EPOCH = 1518612600.0
-"""When every test begins: the time in the specification's samples."""
+"""Time of day at the start of every test: that of the specification's samples."""
 
-SINCE_THE_START = 5000.0
-"""What the clock tells then: it is no time of day."""
+CLOCK_AT_START = 5000.0
+"""The clock's seconds at that time; they are not a time of day."""
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 SENDER = "https://cell2.unit1.example/"
@@ -55,12 +55,12 @@ class MemoryTransport:
     """A TCP transport whose peer is the test.
 
     Attributes:
-        written: what the peer can read.
-        is_congested: the peer reads nothing: what is written stays in the buffer.
-        lost: why the connection is gone; None: it is not.
-        has_ended: our half is closed.
-        is_reading: what the peer sends is read at once.
-        unread: what the peer has sent while it was not.
+        written: bytes that the peer can read.
+        is_congested: whether the peer has stopped reading; written bytes stay in the buffer.
+        lost: the reason of the lost connection; None: it is connected.
+        has_ended: whether this side has closed its half.
+        is_reading: whether bytes of the peer are read at once.
+        unread: bytes that the peer has sent while reading was paused.
     """
 
     disconnecting = False
@@ -92,7 +92,7 @@ class MemoryTransport:
         self.write(b"".join(chunks))
 
     def drain(self) -> None:
-        """The peer reads again, all that waits."""
+        """The peer reads everything that is buffered, and goes on reading."""
         self.is_congested = False
         self.written += self.buffered
         self.buffered.clear()
@@ -165,7 +165,7 @@ class MemoryTransport:
 
 
 class Client:
-    """Somebody at the other end of a `MemoryTransport`."""
+    """The client at the other end of a `MemoryTransport`."""
 
     def __init__(self, test: ServiceTestCase, host: str = "192.0.2.7", site: Any = None) -> None:
         self.test = test
@@ -175,7 +175,7 @@ class Client:
         self.status = 0
         self.headers: dict[str, list[str]] = {}
 
-    # What it does.
+    # Sends.
 
     def send_raw(self, data: bytes) -> None:
         if self.transport.lost is None:
@@ -189,7 +189,7 @@ class Client:
         body: bytes = b"",
         version: str = "HTTP/1.1",
     ) -> bytes:
-        """Send one HTTP request; return the answer's body as far as it has come."""
+        """Send one HTTP request; return the response's body as far as it has arrived."""
         pairs = list(headers.items()) if isinstance(headers, dict) else list(headers or [])
         if not any(name.lower() == "host" for name, _ in pairs):
             pairs.insert(0, ("Host", HOST))
@@ -222,13 +222,13 @@ class Client:
     def present(self, token: str) -> None:
         self.send_text(json.dumps({"AccessToken": token}))
 
-    def vanish(self) -> None:
+    def disconnect(self) -> None:
         self.transport.lose(ConnectionDone())
 
-    # What it sees.
+    # Receives.
 
     def read_answer(self) -> bytes:
-        """Take one HTTP answer off what was written, as far as it has come."""
+        """Take one HTTP response from the written bytes, as far as it has arrived."""
         head, found, rest = bytes(self.transport.written).partition(b"\r\n\r\n")
         if not found:
             return b""
@@ -243,12 +243,12 @@ class Client:
         return body
 
     def frames(self) -> list[tuple[int, bytes]]:
-        """Take all frames off what was written: opcode and payload."""
+        """Take all frames from the written bytes: opcode and payload."""
         data, frames = bytes(self.transport.written), []
         self.transport.written.clear()
         while data:
             opcode, size, at = data[0] & 0x0F, data[1], 2
-            assert data[0] & 0xF0 == 0x80, "a server's frame is whole and has no reserved bits"
+            assert data[0] & 0xF0 == 0x80, "a server's frame is final and has no reserved bits"
             assert size < 128, "a server's frame has no mask"
             if size > 125:
                 width = 2 if size == 126 else 8
@@ -258,7 +258,7 @@ class Client:
         return frames
 
     def texts(self) -> list[bytes]:
-        """Take all frames, which must be text messages."""
+        """Take all frames; fail if one is not a text message."""
         frames = self.frames()
         self.test.assertEqual({opcode for opcode, _ in frames} - {1}, set(), frames)
         return [payload for _, payload in frames]
@@ -271,21 +271,21 @@ class Client:
         self.test.assert_success_text(text, expires_in)
 
     def assert_error(self, response: str, reason: str) -> None:
-        """The next and only message is this error; nothing is closed."""
+        """The only frame is this error; there is no close."""
         [text] = self.texts()
         self.test.assert_error_text(text, response, reason)
 
-    def assert_refused(self, response: str, reason: str, code: int, why: str = "") -> None:
-        """This error, then this close, then silence."""
+    def assert_refused(self, response: str, reason: str, code: int, close_reason: str = "") -> None:
+        """The frames are this error and this close."""
         (opcode, text), close = self.frames()
         self.test.assertEqual(opcode, 1)
         self.test.assert_error_text(text, response, reason)
-        self.test.assert_close(close, code, why or reason)
+        self.test.assert_close(close, code, close_reason or reason)
 
-    def assert_closed(self, code: int, why: str) -> None:
-        """Nothing but this close."""
+    def assert_closed(self, code: int, reason: str) -> None:
+        """The only frame is this close."""
         [close] = self.frames()
-        self.test.assert_close(close, code, why)
+        self.test.assert_close(close, code, reason)
 
 
 HANDSHAKE = {
@@ -297,7 +297,7 @@ HANDSHAKE = {
 
 
 class ServiceTestCase(SynchronousTestCase):
-    """A service with fakes behind it."""
+    """A service whose validator and broker are fakes."""
 
     settings = SessionSettings()
     unit = Unit("https://unit1.example/")
@@ -309,7 +309,7 @@ class ServiceTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.clock.rightNow = SINCE_THE_START
+        self.clock.rightNow = CLOCK_AT_START
         self.wall = Wall(self.clock, EPOCH)
         self.validator = FakeValidator()
         self.broker = FakeBroker()
@@ -344,7 +344,7 @@ class ServiceTestCase(SynchronousTestCase):
         self._port = 50000
 
     def tearDown(self) -> None:
-        # Every reason is one that an operator can look up: see topicsvc.websocket.close_reasons.
+        # Every close reason is in topicsvc.websocket.close_reasons.
         self.assertEqual(self.websocket_server.context.session_log.ended["other"], 0)
 
     def next_port(self) -> int:
@@ -356,13 +356,13 @@ class ServiceTestCase(SynchronousTestCase):
         return self.wall()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, not more than a second at once, as it does for a reactor."""
+        """Advance the clock in steps of at most 1 s, so that timers run in their order."""
         end = self.clock.seconds() + seconds
         while self.clock.seconds() < end:
             self.clock.advance(min(1, end - self.clock.seconds()))
 
-    def turn(self) -> None:
-        """Let the reactor turn once."""
+    def iterate(self) -> None:
+        """Run one reactor iteration."""
         self.clock.advance(0)
 
     def client(self, address: str = "192.0.2.7") -> Client:
@@ -371,25 +371,25 @@ class ServiceTestCase(SynchronousTestCase):
     def connect(
         self, path: str = WEBSOCKET_PATH, host: str = HOST, address: str = "192.0.2.7"
     ) -> Client:
-        """A client whose opening handshake is done."""
+        """A client whose opening handshake is complete."""
         client = self.client(address)
         self.assertEqual(client.upgrade(path, host), 101)
         return client
 
-    def subscribe(self, life: float = 3600) -> Client:
-        """A client whose session is active for `life` seconds."""
+    def subscribe(self, lifetime: float = 3600) -> Client:
+        """A client whose session is active for `lifetime` seconds."""
         client = self.connect()
         client.present("first-token")
-        self.validator.last.grant(self.now + life)
+        self.validator.last.grant(self.now + lifetime)
         if not self.broker.subscriptions[-1].answer.called:
             self.broker.confirm()
-        client.assert_success(int(life))
+        client.assert_success(int(lifetime))
         return client
 
-    def bring(self, body: bytes = b"1", sender: str | None = SENDER) -> None:
-        """The broker brings a message, and the reactor turns."""
+    def deliver(self, body: bytes = b"1", sender: str | None = SENDER) -> None:
+        """The broker delivers a message, and the hub delivers it to the sessions."""
         self.broker.bring(Message(TOPIC, sender, body))
-        self.turn()
+        self.iterate()
 
     def assert_success_text(self, text: bytes, expires_in: int) -> None:
         golden = b'{"Response":"AccessToken","Result":"Success","ExpiresIn":%d,"Timestamp":%d}'
@@ -399,14 +399,14 @@ class ServiceTestCase(SynchronousTestCase):
         golden = b'{"Response":"%s","Result":"Error","Reason":"%s","Timestamp":%d}'
         self.assertEqual(text, golden % (response.encode(), reason.encode(), int(self.now)))
 
-    def assert_close(self, frame: tuple[int, bytes], code: int, why: str) -> None:
+    def assert_close(self, frame: tuple[int, bytes], code: int, reason: str) -> None:
         opcode, payload = frame
         self.assertEqual(
-            (opcode, int.from_bytes(payload[:2], "big"), payload[2:].decode()), (8, code, why)
+            (opcode, int.from_bytes(payload[:2], "big"), payload[2:].decode()), (8, code, reason)
         )
 
     def assert_nothing_left(self) -> None:
-        """Nobody is connected, nothing is subscribed, asked or timed."""
+        """No connection, subscription, check or timer is left."""
         self.assertEqual(len(self.websocket_server), 0)
         self.assertEqual(self.hub.topics, 0)
         self.assertEqual(self.broker.live, [])

@@ -1,4 +1,4 @@
-"""What hypothesis draws addresses from."""
+"""Hypothesis strategies for topic addresses."""
 
 from __future__ import annotations
 

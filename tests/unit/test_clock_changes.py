@@ -76,7 +76,7 @@ class SetBackTests(ServiceTestCase):
         return [opcode for opcode, _ in client.frames()].count(PING)
 
     def test_pings_keep_their_interval(self) -> None:
-        client = self.subscribe(life=10 * HOUR)
+        client = self.subscribe(lifetime=10 * HOUR)
         for _ in range(3):
             self.wall.jump(self.jump)
             self.advance(60)
@@ -109,10 +109,10 @@ class SetBackTests(ServiceTestCase):
         self.assertTrue(client.transport.disconnecting)
 
     def test_a_session_expires_by_the_time_of_day(self) -> None:
-        client = self.subscribe(life=100)
+        client = self.subscribe(lifetime=100)
         expires_at = self.now + 100
         self.wall.jump(self.jump / 30)
-        self.bring()
+        self.deliver()
         if self.jump > 0:
             client.assert_nothing()
             self.advance(60)
@@ -121,10 +121,10 @@ class SetBackTests(ServiceTestCase):
         self.assertEqual(len(client.texts()), 1)
         self.advance(expires_at - self.now - 1)
         client.frames()
-        self.bring()
+        self.deliver()
         self.assertEqual(len(client.texts()), 1)
         self.advance(1)
-        self.bring()
+        self.deliver()
         client.assert_nothing()
 
     def test_replies_have_the_time_of_day(self) -> None:
@@ -132,7 +132,7 @@ class SetBackTests(ServiceTestCase):
         self.subscribe()
 
     def test_rechecks_keep_their_interval(self) -> None:
-        self.subscribe(life=10 * HOUR)
+        self.subscribe(lifetime=10 * HOUR)
         for count in (1, 2):
             self.wall.jump(self.jump)
             self.advance(self.recheck)
@@ -151,7 +151,7 @@ class SetBackTests(ServiceTestCase):
         self.assertEqual(self.limits.token_attempts.blocked_for("192.0.2.7"), 0)
 
     def test_the_message_rate_is_measured_by_durations(self) -> None:
-        client = self.subscribe(life=10 * HOUR)
+        client = self.subscribe(lifetime=10 * HOUR)
         for number in range(2):
             client.present(f"token{number}")
             self.validator.last.grant(self.now + 10 * HOUR)

@@ -32,7 +32,7 @@ class ReconfigureTests(ServiceTestCase):
         self.change(ping_interval=600)
         self.advance(60)
         client.assert_nothing()
-        client.vanish()
+        client.disconnect()
         self.assert_nothing_left()
 
     def test_new_settings_apply_to_new_sessions_only(self) -> None:
@@ -49,17 +49,17 @@ class ReconfigureTests(ServiceTestCase):
         self.validator.last.refuse()
         self.assertIn(b'"Timestamp":%d}' % (self.now * 1000), refused.frames()[0][1])
         for client in (old, new, refused):
-            client.vanish()
+            client.disconnect()
 
     def test_a_shorter_token_timeout_applies_to_new_connections(self) -> None:
         early = self.connect()
         self.advance(1)
         self.change(token_timeout=5)
-        early.vanish()
+        early.disconnect()
         late = self.connect()
         self.advance(5.1)
         late.assert_closed(1008, "Token timeout")
-        late.vanish()
+        late.disconnect()
         self.assert_nothing_left()
 
     def test_new_checks_use_the_new_validator_and_checks_in_flight_the_old(self) -> None:
@@ -76,8 +76,8 @@ class ReconfigureTests(ServiceTestCase):
         waiting.assert_success(60)
         other.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
-        waiting.vanish()
-        client.vanish()
+        waiting.disconnect()
+        client.disconnect()
 
     def test_rechecks_can_be_switched_on_and_off(self) -> None:
         old = self.subscribe()
@@ -95,8 +95,8 @@ class ReconfigureTests(ServiceTestCase):
         self.rechecker.last.grant(self.now + 3600)
         self.advance(200)
         self.assertEqual(len(self.rechecker.questions), 2)
-        old.vanish()
-        new.vanish()
+        old.disconnect()
+        new.disconnect()
 
     def test_sends_use_the_new_validator_and_can_be_switched_off(self) -> None:
         tree = self.site.resource

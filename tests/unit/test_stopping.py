@@ -73,7 +73,7 @@ class DrainTests(ServiceTestCase):
         client = self.client()
         client.request("POST", SEND_PATH, AUTHORIZED, b"1")
         answered = self.send.all_answered()
-        client.vanish()
+        client.disconnect()
         self.successResultOf(answered)
 
     def test_the_hub_is_idle_when_all_messages_are_written(self) -> None:
@@ -81,7 +81,7 @@ class DrainTests(ServiceTestCase):
         self.assertTrue(self.hub.is_idle)
         self.broker.bring(Message(harness.TOPIC, None, b"1"))
         self.assertFalse(self.hub.is_idle)
-        self.turn()
+        self.iterate()
         self.assertTrue(self.hub.is_idle)
         self.assertEqual(len(client.texts()), 1)
 
@@ -100,7 +100,7 @@ class DrainTests(ServiceTestCase):
         self.assertEqual(sorted(shares), list(range(10)), "one session in each tenth of the drain")
         self.assertGreater(len({round(time % 0.5, 2) for time in times}), 1, "with jitter")
         for client in clients:
-            client.vanish()
+            client.disconnect()
 
 
 class ClockReactor(Clock):

@@ -200,7 +200,7 @@ class ValidatedServiceTestCase(TestCase):
         seconds = reactor.seconds() - begun
         yield sleep(0.05)  # what comes after the verdict counts as well
         looking.stop()
-        client.vanish()
+        client.disconnect()
         return Outcome(text, code, seconds, most - before)
 
     def assert_outcome(self, what: str, outcome: Outcome, reply: tuple[str, int | None]) -> None:

@@ -52,7 +52,7 @@ class AdminTestCase(ServiceTestCase):
         """One request to the admin side."""
         client = Client(self, site=self.admin)
         body = client.request(method, path, headers)
-        client.vanish()
+        client.disconnect()
         return client, body
 
     def scrape(self) -> dict[str, float]:
@@ -193,13 +193,13 @@ class FigureTests(AdminTestCase):
                 'sessions_ended_total{reason="connection_lost"}': 0,
             }
         )
-        refused.vanish()
+        refused.disconnect()
         self.assert_figures({'sessions{state="closing"}': 0, "topics": 1})
 
     def test_data(self) -> None:
         clients = [self.subscribe() for _ in range(3)]
-        self.bring(b"1")
-        self.bring(b"22")
+        self.deliver(b"1")
+        self.deliver(b"22")
         size = sum(len(payload) + 2 for _, payload in clients[0].frames())
         self.assert_figures(
             {
@@ -215,7 +215,7 @@ class FigureTests(AdminTestCase):
         self.broker.bring(Message(TOPIC, SENDER, b"1"))
         size = len(b'{"From":"%s","Body":1}' % SENDER.encode()) + 2
         self.assert_figures({"hub_queued_bytes": size})
-        self.turn()
+        self.iterate()
         self.assertEqual(len(client.texts()), 1)
         self.assert_figures({"hub_queued_bytes": 0})
 
@@ -223,7 +223,7 @@ class FigureTests(AdminTestCase):
         slow, _ = self.subscribe(), self.subscribe()
         slow.transport.is_congested = True
         for _ in range(5):
-            self.bring(b'"%s"' % (b"x" * 20000))
+            self.deliver(b'"%s"' % (b"x" * 20000))
         samples = self.scrape()
         self.assertEqual(samples["topicsvc_slow_readers"], 1)
         # What a transport of the plain kind holds is known as a bound: see transmit.
@@ -246,7 +246,7 @@ class FigureTests(AdminTestCase):
                 case "unavailable":
                     question.be_unavailable()
                 case "cancelled":
-                    client.vanish()
+                    client.disconnect()
                 case "failed":
                     question.answer.errback(ZeroDivisionError())
                     self.flushLoggedErrors(ZeroDivisionError)
@@ -303,7 +303,7 @@ class FigureTests(AdminTestCase):
         first, _ = self.client(), self.client()
         self.connect()
         self.assert_figures({"http_connections": 2})
-        first.vanish()
+        first.disconnect()
         self.assert_figures({"http_connections": 1, 'sessions{state="waiting"}': 1})
 
     def test_lag(self) -> None:

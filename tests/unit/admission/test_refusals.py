@@ -59,7 +59,7 @@ class StrangerTestCase(ServiceTestCase):
         client.present(token)
         self.validator.last.refuse()
         client.frames()
-        client.vanish()
+        client.disconnect()
 
 
 class ConnectionTests(StrangerTestCase):
@@ -71,11 +71,11 @@ class ConnectionTests(StrangerTestCase):
         self.assertEqual(second.headers["connection"], ["close"])
         self.assertTrue(second.transport.has_ended)
         self.advance(site.CLOSE_TIMEOUT)
-        self.turn()
+        self.iterate()
         self.assertTrue(second.transport.lost.check(ConnectionAborted))
         self.assertEqual(self.limits.polite_refusals, 0)
-        first.vanish()
-        self.connect().vanish()
+        first.disconnect()
+        self.connect().disconnect()
         self.assert_nothing_left()
 
     def test_whatever_it_asks_for(self) -> None:
@@ -96,7 +96,7 @@ class ConnectionTests(StrangerTestCase):
         self.connect()
         silent = self.client()
         self.advance(site.HEAD_TIMEOUT)
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(silent.transport.lost)
         self.assertEqual(self.limits.polite_refusals, 0)
 
@@ -106,7 +106,7 @@ class ConnectionTests(StrangerTestCase):
         for _ in range(MAX_POLITE_REFUSALS):
             self.client()
         dropped = self.client()
-        self.turn()
+        self.iterate()
         self.assertTrue(dropped.transport.lost.check(ConnectionAborted))
         self.assertEqual(bytes(dropped.transport.written), b"")
         self.assertEqual(self.limits.refusals["connections"], MAX_POLITE_REFUSALS + 1)
@@ -138,7 +138,7 @@ class WaitingTests(StrangerTestCase):
         self.validator.last.grant(self.now + 60)
         self.connect()
         self.assert_turned_away(self.client())
-        second.vanish()
+        second.disconnect()
         self.connect()
         self.assertEqual(self.limits.refusals["unauthenticated"], 3)
 
@@ -156,11 +156,11 @@ class WaitingTests(StrangerTestCase):
         self.connect()
         self.client()
         self.advance(10)
-        self.turn()
+        self.iterate()
         self.connect()
         self.advance(60)
         self.advance(5)
-        self.turn()
+        self.iterate()
         self.assert_nothing_left()
 
 
@@ -182,7 +182,7 @@ class LateTests(StrangerTestCase):
     def assert_last(self, client: Client) -> None:
         """What was answered was the last that this connection is answered."""
         self.assertEqual(client.headers.get("connection", [""])[-1].split(", ")[-1], "close")
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
 
     def test_whole_requests_hold_no_place_for_longer(self) -> None:
@@ -201,7 +201,7 @@ class LateTests(StrangerTestCase):
                     self.assertEqual(self.ask(client, method, path, headers=headers), status)
                     self.assertNotIn("close", client.headers.get("connection", []))
                     self.advance(TOKEN_DEADLINE / 2)
-                self.turn()
+                self.iterate()
                 self.assertIsNotNone(client.transport.lost)
                 self.assertEqual(self.limits.unauthenticated.total, 0)
         self.assert_nothing_left()
@@ -230,7 +230,7 @@ class LateTests(StrangerTestCase):
             self.assertNotIn("connection", client.headers)
             self.advance(site.IDLE_TIMEOUT - 1)
             self.assertEqual(self.ask(client), 200)
-        client.vanish()
+        client.disconnect()
         self.assert_nothing_left()
 
     def test_a_token_that_is_found_to_be_no_good_late(self) -> None:
@@ -252,7 +252,7 @@ class LateTests(StrangerTestCase):
         self.advance(1)
         client.assert_closed(1008, "Token timeout")
         self.advance(5)
-        self.turn()
+        self.iterate()
         self.assert_nothing_left()
 
     def test_what_is_said_of_an_upgrade_stays_said(self) -> None:
@@ -279,7 +279,7 @@ class LateTests(StrangerTestCase):
             self.assertEqual(self.ask(client, headers={"X-Forwarded-For": address}), 200)
             self.assertNotIn("connection", client.headers)
             self.advance(TOKEN_DEADLINE / 2)
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
         self.assert_nothing_left()
 
@@ -310,7 +310,7 @@ class FailedTokenTests(StrangerTestCase):
         new.assert_refused("AccessToken", "Service unavailable", 1013)
         live.present("another")
         live.assert_error("AccessToken", "Service unavailable")
-        self.bring()
+        self.deliver()
         self.assertEqual(len(live.texts()), 1)
         self.assertEqual(len(self.validator.questions), asked)
         self.assertEqual(self.limits.refusals["failed_tokens_per_minute"], 2)
@@ -366,7 +366,7 @@ class FailedTokenTests(StrangerTestCase):
         for client in clients:
             client.present("a-token")
         for client in reversed(clients):
-            client.vanish()
+            client.disconnect()
         self.assertEqual(len(self.validator.questions), 2)
         self.assertTrue(all(each.was_cancelled for each in self.validator.questions))
         self.assert_nothing_left()
@@ -389,7 +389,7 @@ class MessageTests(StrangerTestCase):
         client.send_text("it goes on")
         client.assert_nothing()
         self.advance(5)
-        self.turn()
+        self.iterate()
         self.assert_nothing_left()
 
     def test_messages(self) -> None:
@@ -505,13 +505,13 @@ class AheadTests(StrangerTestCase):
         self.broker.confirm()
         client.assert_success(60)
         for number in range(1, 7):
-            self.turn()
+            self.iterate()
             self.assertEqual(self.validator.last.token, self.long_token(number))
             self.validator.last.grant(self.now + number)
             client.assert_success(number)
         self.assertTrue(client.transport.is_reading)
         self.assertEqual(len(self.validator.questions), 7)
-        client.vanish()
+        client.disconnect()
         self.assert_nothing_left()
 
     def test_one_long_token_is_read(self) -> None:
@@ -531,7 +531,7 @@ class AheadTests(StrangerTestCase):
             client.send_raw(b"".join(pieces))
             self.assertFalse(client.transport.is_reading)
             self.assertLessEqual(self.waiting(client), MAX_WAITING_BYTES + size + TRANSPORT_BUFFER)
-            client.vanish()
+            client.disconnect()
         self.assert_nothing_left()
 
     def test_it_is_read_again_when_the_session_ends(self) -> None:
@@ -541,8 +541,8 @@ class AheadTests(StrangerTestCase):
         client.send_raw(close(1000))
         self.validator.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
-        self.turn()
-        self.turn()
+        self.iterate()
+        self.iterate()
         self.assertTrue(client.transport.lost.check(ConnectionDone), "its close frame was read")
         self.assert_nothing_left()
 
@@ -563,31 +563,31 @@ class QueueTests(StrangerTestCase):
         slowest, slow, quick = self.subscribe(), self.subscribe(), self.subscribe()
         slowest.transport.is_congested = True
         for _ in range(5):
-            self.bring(b'"%s"' % (b"x" * 40_000))
+            self.deliver(b'"%s"' % (b"x" * 40_000))
         slow.transport.is_congested = True
         while not self.limits.refusals["queued_bytes"]:
-            self.bring(b'"%s"' % (b"x" * 40_000))
+            self.deliver(b'"%s"' % (b"x" * 40_000))
         self.assertEqual(self.limits.refusals["queued_bytes"], 1)
         self.assertLessEqual(self.websocket_server.context.slow_consumers.total, 400_000)
         slowest.transport.drain()
         self.assert_close(slowest.frames()[-1], 1008, "Slow consumer")
         received = len(quick.texts())
-        self.bring()
+        self.deliver()
         slow.transport.drain()
         self.assertEqual(len(slow.texts()), received + 1)
         self.assertEqual(self.websocket_server.context.slow_consumers.total, 0)
         for client in (slowest, slow, quick):
-            client.vanish()
+            client.disconnect()
         self.assert_nothing_left()
 
     def test_of_many_pings_the_newest_alone_waits(self) -> None:
         self.set(messages_per_minute=0)
         client = self.subscribe()
         client.transport.is_congested = True
-        self.bring(b'"%s"' % (b"x" * 70_000))
+        self.deliver(b'"%s"' % (b"x" * 70_000))
         for number in range(2000):
             client.send_frame(9, b"%d" % number)
-        self.bring(b"1")
+        self.deliver(b"1")
         client.transport.drain()
         _, (_, second), pong = client.frames()
         self.assertTrue(second.endswith(b'"Body":1}'), second)
@@ -648,8 +648,8 @@ class ProxyTests(StrangerTestCase):
         self.assertEqual(client.status, 200)
         client.request("OPTIONS", SEND_PATH, {"X-Forwarded-For": BOB})
         self.assertEqual(client.status, 503)
-        client.vanish()
-        kept.vanish()
+        client.disconnect()
+        kept.disconnect()
         self.assert_nothing_left()
 
 
@@ -665,7 +665,7 @@ class UnixSocketTests(StrangerTestCase):
         for _ in range(3):
             self.refuse(self.connect())
         self.connect()
-        self.connect().vanish()
+        self.connect().disconnect()
 
     def test_but_in_all(self) -> None:
         self.set(connections=1)
@@ -753,7 +753,7 @@ class ProxyProtocolTests(StrangerTestCase):
             client = Client(self, PROXY, factory)
             client.send_raw(NONSENSE[number % len(NONSENSE)])
             client.send_raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            self.turn()
+            self.iterate()
             self.assertTrue(client.transport.lost.check(ConnectionAborted))
             self.assertEqual(bytes(client.transport.written), b"")
         self.assert_nothing_left()
@@ -771,7 +771,7 @@ class ProxyProtocolTests(StrangerTestCase):
                 self.assertIsNone(client.transport.lost)
                 self.clock.advance(1)
                 client.send_raw(drip)
-            self.turn()
+            self.iterate()
             self.assertIsNotNone(client.transport.lost)
 
     def test_the_time_for_a_head_begins_before_it(self) -> None:
@@ -780,7 +780,7 @@ class ProxyProtocolTests(StrangerTestCase):
         client.send_raw(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443\r\nGET / HTTP".encode())
         self.assertIsNone(client.transport.lost)
         self.advance(1)
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
 
 

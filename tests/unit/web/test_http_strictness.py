@@ -127,7 +127,7 @@ class StrictnessTests(ServiceTestCase):
         client, statuses = self.answers(request(first, host, *HEADERS, end="\n"))
         self.assertEqual(statuses, [])
         self.advance(site.HEAD_TIMEOUT)
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
         self.assert_refused(request(f"{first}\nX: 1", host, *HEADERS))
 
@@ -160,7 +160,7 @@ class StrictnessTests(ServiceTestCase):
         for first, status in ((f"POST {SEND_PATH}", 400), ("OPTIONS *", 200)):
             client, statuses = self.answers(request(f"{first} HTTP/1.0") + SECOND.encode())
             self.assertEqual(statuses, [status])
-            self.turn()
+            self.iterate()
             self.assertIsNotNone(client.transport.lost)
 
     def test_a_handshake_has_no_body(self) -> None:
@@ -180,7 +180,7 @@ class StrictnessTests(ServiceTestCase):
         body = client.read_answer()
         self.assertEqual((client.status, json.loads(body)["code"]), (400, "PR400-SV-0001"))
         self.advance(site.CLOSE_TIMEOUT)
-        self.turn()
+        self.iterate()
         self.assert_nothing_left()
 
     def test_no_answer_has_a_banner_or_a_page(self) -> None:
@@ -207,5 +207,5 @@ class StrictnessTests(ServiceTestCase):
         for data in (upgrade("X : 1"), b"x" * 17000, send("Content-Length: 1, 1")):
             self.answers(data)
         self.advance(site.CLOSE_TIMEOUT)
-        self.turn()
+        self.iterate()
         self.assert_nothing_left()

@@ -57,7 +57,7 @@ class SendTests(HttpTestCase):
         subscriber = self.subscribe()
         self.begin()
         self.validator.last.grant(self.now + 60)
-        self.turn()
+        self.iterate()
         self.assertEqual(subscriber.texts(), [b'{"From":"https://cell2.unit1.example/","Body":1}'])
 
     def test_both_forms_of_the_cell(self) -> None:
@@ -231,7 +231,7 @@ class SendErrorTests(HttpTestCase):
         answer = client.request("POST", SEND_PATH, BEARER, b"1")
         self.assert_answer(client, answer, 503, "PR503-SV-0001", "Too many concurrent requests.")
         self.assertEqual(client.headers["retry-after"], ["1"])
-        waiting[0].vanish()
+        waiting[0].disconnect()
         self.begin()
 
     def test_no_more_is_taken_while_too_much_waits_for_its_delivery(self) -> None:
@@ -248,7 +248,7 @@ class SendErrorTests(HttpTestCase):
             self.assert_answer(client, answer, 503, "PR503-SV-0001", text)
             self.assertEqual(client.headers["retry-after"], ["1"])
         self.assertEqual(self.broker.published, [])
-        self.turn()
+        self.iterate()
         self.assertEqual(len(session.texts()), 1, "sessions go on")
         client = self.begin()
         self.validator.last.grant(self.now + 60)
@@ -276,7 +276,7 @@ class BodyLimitTests(HttpTestCase):
         client.send_raw(b"x" * 100_000)
         self.assertEqual(bytes(client.transport.written), b"")
         self.advance(site.CLOSE_TIMEOUT)
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
         self.assertEqual(self.validator.questions, [])
 
@@ -494,7 +494,7 @@ class DeadlineTests(HttpTestCase):
                 client.send_raw(drip)
         self.assertIsNone(client.transport.lost)
         self.clock.advance(1)
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
         self.assertEqual(self.clock.getDelayedCalls()[1:], [])  # but the heart
 
@@ -542,7 +542,7 @@ class DeadlineTests(HttpTestCase):
         client.transport.is_congested = True
         client.request("OPTIONS", SEND_PATH)
         self.advance(site.IDLE_TIMEOUT + site.CLOSE_TIMEOUT)
-        self.turn()
+        self.iterate()
         self.assertEqual(client.transport.lost.type.__name__, "ConnectionAborted")
 
     def test_a_websocket_is_not(self) -> None:

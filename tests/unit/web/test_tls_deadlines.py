@@ -118,7 +118,7 @@ class TlsTests(ServiceTestCase):
             if drip:
                 client.transport.protocol.dataReceived(drip[at : at + 1])
             self.clock.advance(1)
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
 
     def test_a_handshake_that_does_not_begin(self) -> None:
@@ -173,7 +173,7 @@ class TlsTests(ServiceTestCase):
         client = TlsClient(self)
         client.shake()
         client.write(UPGRADE)
-        self.turn()
+        self.iterate()
         client.take()
         self.assertIn(b"101", client.read)
         client.write(b"\x88\x80\0\0\0\0")
@@ -222,5 +222,5 @@ class TlsTests(ServiceTestCase):
         hello = client.hello()
         client.transport.protocol.dataReceived(hello)
         self.assertEqual(bytes(client.transport.written), b"")
-        self.turn()
+        self.iterate()
         self.assertTrue(client.transport.lost.check(ConnectionAborted))

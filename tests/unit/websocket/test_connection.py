@@ -102,7 +102,7 @@ class SessionTableTests(ServiceTestCase):
 
     def test_data_is_delivered(self) -> None:
         client = self.subscribe()
-        self.bring(b'{"hoge":"testmessage", "flag":true}')
+        self.deliver(b'{"hoge":"testmessage", "flag":true}')
         self.assertEqual(
             client.texts(),
             [b'{"From":"https://cell2.unit1.example/","Body":{"hoge":"testmessage", "flag":true}}'],
@@ -112,25 +112,25 @@ class SessionTableTests(ServiceTestCase):
         client = self.subscribe()
         client.present("second-token")
         self.assertEqual(self.validator.last.token, "second-token")
-        self.bring()
+        self.deliver()
         self.assertEqual(len(client.texts()), 1)
 
     def test_a_new_token_extends_the_session(self) -> None:
-        client = self.subscribe(life=10)
+        client = self.subscribe(lifetime=10)
         client.present("second-token")
         self.validator.last.grant(self.now + 20)
         client.assert_success(20)
         self.clock.advance(15)
-        self.bring()
+        self.deliver()
         self.assertEqual(len(client.texts()), 1)
 
     def test_a_new_token_may_shorten_the_session(self) -> None:
-        client = self.subscribe(life=30)
+        client = self.subscribe(lifetime=30)
         client.present("second-token")
         self.validator.last.grant(self.now + 10)
         client.assert_success(10)
         self.clock.advance(10)
-        self.bring()
+        self.deliver()
         client.assert_nothing()
 
     def test_a_refused_new_token_is_the_end(self) -> None:
@@ -141,14 +141,14 @@ class SessionTableTests(ServiceTestCase):
         self.assertEqual(self.broker.live, [])
 
     def test_an_undecided_new_token_leaves_the_old_grant(self) -> None:
-        client = self.subscribe(life=30)
+        client = self.subscribe(lifetime=30)
         client.present("second-token")
         self.validator.last.be_unavailable()
         client.assert_error("AccessToken", "Service unavailable")
-        self.bring()
+        self.deliver()
         self.assertEqual(len(client.texts()), 1)
         self.clock.advance(30)
-        self.bring()
+        self.deliver()
         client.assert_nothing()
 
     def test_any_other_message_ends_an_active_session(self) -> None:
@@ -160,45 +160,45 @@ class SessionTableTests(ServiceTestCase):
     # expired
 
     def test_nothing_is_delivered_after_expiry_to_the_millisecond(self) -> None:
-        client = self.subscribe(life=10)
+        client = self.subscribe(lifetime=10)
         self.clock.advance(9.999)
-        self.bring(b'"in time"')
+        self.deliver(b'"in time"')
         self.assertEqual(len(client.texts()), 1)
         self.clock.advance(0.001)
-        self.bring(b'"too late"')
+        self.deliver(b'"too late"')
         client.assert_nothing()
 
     def test_a_message_after_expiry_is_told_so_even_a_token(self) -> None:
         for text in ('{"AccessToken":"new"}', "hello"):
-            client = self.subscribe(life=10)
+            client = self.subscribe(lifetime=10)
             self.clock.advance(10)
             client.send_text(text)
             client.assert_refused("Unknown", "Session expired", 1008)
         self.assertEqual({asked.token for asked in self.validator.questions}, {"first-token"})
 
     def test_a_binary_message_after_expiry_is_told_so_too(self) -> None:
-        client = self.subscribe(life=10)
+        client = self.subscribe(lifetime=10)
         self.clock.advance(10)
         client.send_frame(2, b"x")
         client.assert_refused("Unknown", "Session expired", 1008)
 
     def test_the_next_heartbeat_closes_an_expired_session(self) -> None:
-        client = self.subscribe(life=61)
+        client = self.subscribe(lifetime=61)
         self.advance(119)
         self.assertEqual([opcode for opcode, _ in client.frames()], [9])
         self.advance(1)
         client.assert_closed(1008, "Session expired")
 
     def test_a_token_sent_in_time_is_answered_even_if_the_old_one_ran_out_meanwhile(self) -> None:
-        client = self.subscribe(life=59)
+        client = self.subscribe(lifetime=59)
         self.clock.advance(58)
         client.present("second-token")
         self.advance(2)
-        self.bring()
+        self.deliver()
         self.assertEqual([opcode for opcode, _ in client.frames()], [9])
         self.validator.last.grant(self.now + 60)
         client.assert_success(60)
-        self.bring()
+        self.deliver()
         self.assertEqual(len(client.texts()), 1)
 
 
@@ -227,7 +227,7 @@ class RequestTests(ServiceTestCase):
         self.assertTrue(self.validator.last.was_cancelled)
 
     def test_what_came_in_time_is_answered_in_its_turn_though_time_runs_out(self) -> None:
-        client = self.subscribe(life=10)
+        client = self.subscribe(lifetime=10)
         client.present("second-token")
         client.present("third-token")
         self.clock.advance(11)
@@ -238,7 +238,7 @@ class RequestTests(ServiceTestCase):
         client.assert_success(60)
 
     def test_what_came_too_late_is_not(self) -> None:
-        client = self.subscribe(life=10)
+        client = self.subscribe(lifetime=10)
         client.present("second-token")
         self.clock.advance(11)
         client.present("third-token")
@@ -299,7 +299,7 @@ class RequestTests(ServiceTestCase):
         client.assert_refused("Unknown", "Invalid message", 1008)
         client.present("too-late")
         client.send_frame(9, b"ping")
-        self.bring()
+        self.deliver()
         self.advance(4)
         client.assert_nothing()
         self.assertEqual(len(self.validator.questions), 1)
@@ -323,7 +323,7 @@ class OrderTests(ServiceTestCase):
         subscription.answer.addCallback(lambda it: (self.broker.bring(self.data(b"1")), it)[1])
         self.broker.confirm()
         self.broker.bring(self.data(b"2"))
-        self.turn()
+        self.iterate()
         success, *data = client.texts()
         self.assert_success_text(success, 60)
         self.assertEqual(
@@ -350,7 +350,7 @@ class OrderTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60)
         self.broker.confirm()
         self.assertEqual(published, [True])
-        self.turn()
+        self.iterate()
         success, data = client.texts()
         self.assert_success_text(success, 60)
         self.assertEqual(data, b'{"From":"%s","Body":"between"}' % SENDER.encode())
@@ -360,8 +360,8 @@ class OrderTests(ServiceTestCase):
         for number in range(50):
             self.broker.bring(self.data(b"%d" % number))
             if number % 7 == 0:
-                self.turn()
-        self.turn()
+                self.iterate()
+        self.iterate()
         self.assertEqual(
             client.texts(),
             [b'{"From":"%s","Body":%d}' % (SENDER.encode(), number) for number in range(50)],
@@ -383,7 +383,7 @@ class HeartbeatTests(ServiceTestCase):
             client.send_frame(10, payload)
 
     def test_ten_unanswered_pings_are_the_end(self) -> None:
-        client = self.subscribe(life=36000)
+        client = self.subscribe(lifetime=36000)
         self.advance(600)
         self.assertEqual([opcode for opcode, _ in client.frames()], [9] * 10)
         self.advance(59)
@@ -395,7 +395,7 @@ class HeartbeatTests(ServiceTestCase):
         self.assert_nothing_left()
 
     def test_one_pong_starts_the_count_anew(self) -> None:
-        client = self.subscribe(life=36000)
+        client = self.subscribe(lifetime=36000)
         self.advance(600)
         pings = client.frames()
         client.send_frame(10, pings[3][1])
@@ -405,7 +405,7 @@ class HeartbeatTests(ServiceTestCase):
         client.assert_closed(1008, "No pong")
 
     def test_unsolicited_pongs_bank_no_credit(self) -> None:
-        client = self.subscribe(life=36000)
+        client = self.subscribe(lifetime=36000)
         for payload in (
             b"",
             b"\0\0\0\0",
@@ -435,7 +435,7 @@ class HeartbeatTests(ServiceTestCase):
         self.assertEqual(client.frames(), [(10, b"abc")])
 
     def test_a_long_pause_of_ours_does_not_count_as_missed_pings(self) -> None:
-        client = self.subscribe(life=10**6)
+        client = self.subscribe(lifetime=10**6)
         self.clock.advance(86400)
         self.assertEqual([opcode for opcode, _ in client.frames()], [9])
 
@@ -444,7 +444,7 @@ class FarewellTests(ServiceTestCase):
     def test_a_client_that_vanishes_during_the_check_leaves_nothing(self) -> None:
         client = self.connect()
         client.present("a-token")
-        client.vanish()
+        client.disconnect()
         self.assertTrue(self.validator.last.was_cancelled)
         self.assertEqual(self.broker.subscriptions, [])
         self.assert_nothing_left()
@@ -453,23 +453,23 @@ class FarewellTests(ServiceTestCase):
         client = self.connect()
         client.present("a-token")
         self.validator.last.grant(self.now + 60)
-        client.vanish()
+        client.disconnect()
         self.broker.confirm()
         self.assert_nothing_left()
 
     def test_a_client_that_vanishes_from_an_active_session_leaves_nothing(self) -> None:
         client = self.subscribe()
         client.present("second-token")
-        client.vanish()
+        client.disconnect()
         self.assertTrue(self.validator.last.was_cancelled)
-        self.bring()
+        self.deliver()
         self.assert_nothing_left()
 
     def test_a_client_that_closes_is_answered(self) -> None:
         client = self.subscribe()
         client.send_frame(8, b"\x03\xe8bye")
         self.assertEqual(client.frames(), [(8, b"\x03\xe8")])
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
         self.assert_nothing_left()
 
@@ -484,7 +484,7 @@ class FarewellTests(ServiceTestCase):
         client.assert_refused("Unknown", "Invalid message", 1008)
         self.assertIsNone(client.transport.lost)
         client.send_frame(8, b"\x03\xf0")
-        self.turn()
+        self.iterate()
         self.assertIsNotNone(client.transport.lost)
         self.assert_nothing_left()
 
@@ -494,17 +494,17 @@ class FarewellTests(ServiceTestCase):
         self.clock.advance(4.999)
         self.assertIsNone(client.transport.lost)
         self.clock.advance(0.001)
-        self.turn()
+        self.iterate()
         self.assertEqual(client.transport.lost.type.__name__, "ConnectionAborted")
         self.assert_nothing_left()
 
     def test_a_peer_that_closes_but_never_reads_is_aborted(self) -> None:
         client = self.subscribe()
         client.transport.is_congested = True
-        self.bring(b'"%s"' % (b"x" * 70000))
+        self.deliver(b'"%s"' % (b"x" * 70000))
         client.send_frame(8, b"\x03\xe8")
         self.clock.advance(5)
-        self.turn()
+        self.iterate()
         self.assertEqual(client.transport.lost.type.__name__, "ConnectionAborted")
         self.assert_nothing_left()
 
@@ -540,7 +540,7 @@ class FarewellTests(ServiceTestCase):
         client.present("more")
         client.assert_nothing()
         self.advance(5)
-        self.turn()
+        self.iterate()
         self.assert_nothing_left()
 
     def test_bad_utf8_is_1007(self) -> None:
@@ -560,14 +560,14 @@ class SlowReaderTests(ServiceTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
         slow.transport.is_congested = True
         for _ in range(12):
-            self.bring(b'"%s"' % (b"x" * 20000))
+            self.deliver(b'"%s"' % (b"x" * 20000))
         self.assertEqual(len(quick.texts()), 12)
         self.assertEqual(len(self.websocket_server), 2)
         slow.transport.drain()
         *data, close = slow.frames()
         self.assertLess(len(data), 12)
         self.assert_close(close, 1008, "Slow consumer")
-        self.bring()
+        self.deliver()
         slow.assert_nothing()
         self.assertEqual(len(quick.texts()), 1)
         [event] = [event for event in events if event.get("reason") == "Slow consumer"]
@@ -579,16 +579,16 @@ class SlowReaderTests(ServiceTestCase):
         slow = self.subscribe()
         slow.transport.is_congested = True
         for _ in range(12):
-            self.bring(b'"%s"' % (b"x" * 20000))
+            self.deliver(b'"%s"' % (b"x" * 20000))
         self.clock.advance(5)
-        self.turn()
+        self.iterate()
         self.assertEqual(slow.transport.lost.type.__name__, "ConnectionAborted")
         self.assert_nothing_left()
 
     def test_a_reader_that_stalls_for_ten_seconds_is_slow(self) -> None:
         slow = self.subscribe()
         slow.transport.is_congested = True
-        self.bring(b'"%s"' % (b"x" * 70000))
+        self.deliver(b'"%s"' % (b"x" * 70000))
         self.advance(9)
         self.assertEqual(len(self.websocket_server), 1)
         self.advance(1)
@@ -599,9 +599,9 @@ class SlowReaderTests(ServiceTestCase):
     def test_a_reader_that_catches_up_gets_all_in_order(self) -> None:
         client = self.subscribe()
         client.transport.is_congested = True
-        self.bring(b'"%s"' % (b"x" * 70000))
+        self.deliver(b'"%s"' % (b"x" * 70000))
         for number in range(10):
-            self.bring(b"%d" % number)
+            self.deliver(b"%d" % number)
         self.advance(5)
         client.transport.drain()
         bodies = [text.rpartition(b":")[2] for text in client.texts()]
@@ -610,8 +610,8 @@ class SlowReaderTests(ServiceTestCase):
     def test_a_close_waits_behind_the_data(self) -> None:
         client = self.subscribe()
         client.transport.is_congested = True
-        self.bring(b'"%s"' % (b"x" * 70000))
-        self.bring(b"1")
+        self.deliver(b'"%s"' % (b"x" * 70000))
+        self.deliver(b"1")
         client.send_text("nonsense")
         client.transport.drain()
         _, second, (_, error), close = client.frames()
@@ -626,7 +626,7 @@ class SlowReaderTests(ServiceTestCase):
             client.send_frame(9, b"x" * 125)
         self.assertLess(len(client.transport.buffered), 200_000)
         self.clock.advance(5)
-        self.turn()
+        self.iterate()
         self.assert_nothing_left()
 
 
@@ -638,7 +638,7 @@ class FreedTests(ServiceTestCase):
         protocol = ref(transport.protocol)
         transport.lose(ConnectionDone())
         transport.protocol = transport.producer = None
-        self.turn()
+        self.iterate()
         self.assertIsNone(protocol())
 
     def setUp(self) -> None:
@@ -673,7 +673,7 @@ class StopTests(ServiceTestCase):
         for client in clients:
             client.assert_closed(1001, "Going away")
             client.send_frame(8, b"\x03\xe9")
-        self.turn()
+        self.iterate()
         self.successResultOf(stopping)
         self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])
 
@@ -681,7 +681,7 @@ class StopTests(ServiceTestCase):
         self.subscribe()
         stopping = self.websocket_server.stopService()
         self.advance(10)
-        self.turn()
+        self.iterate()
         self.successResultOf(stopping)
 
     def test_nobody_comes_in_while_it_stops(self) -> None:
@@ -695,7 +695,7 @@ class StopTests(ServiceTestCase):
             self.assertEqual(early.headers["retry-after"], ["1"])
             self.assertEqual(stopping is None, is_alone)
         self.advance(10)
-        self.turn()
+        self.iterate()
         self.successResultOf(stopping)
 
     def test_stopping_without_clients_takes_no_time(self) -> None:

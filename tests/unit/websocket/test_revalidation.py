@@ -56,7 +56,7 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         self.rechecker.last.be_unavailable()
         client.assert_nothing()
-        self.bring(b"1")
+        self.deliver(b"1")
         self.assertEqual(len(client.texts()), 1)
         self.wait_for_recheck()
 
@@ -68,15 +68,15 @@ class RevocationTests(ServiceTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_a_grant_is_silent_and_its_expiry_counts(self) -> None:
-        client = self.subscribe(life=3600)
+        client = self.subscribe(lifetime=3600)
         self.wait_for_recheck()
         self.rechecker.last.grant(self.now + 5)
         client.assert_nothing()
         self.advance(4)
-        self.bring(b"1")
+        self.deliver(b"1")
         self.assertEqual(len(client.texts()), 1)
         self.advance(1)
-        self.bring(b"2")
+        self.deliver(b"2")
         client.assert_nothing()
 
     def test_it_goes_on_for_as_long_as_the_session_lives(self) -> None:
@@ -170,26 +170,26 @@ class RevocationTests(ServiceTestCase):
         self.assertEqual(self.rechecker.questions, [])
 
     def test_a_session_that_runs_out_meanwhile_is_closed_at_the_next_beat(self) -> None:
-        client = self.subscribe(life=INTERVAL + 1)
+        client = self.subscribe(lifetime=INTERVAL + 1)
         self.wait_for_recheck()
         self.advance(61)
         self.assertTrue(self.rechecker.last.was_cancelled)
         self.assert_close(client.frames()[-1], 1008, "Session expired")
 
     def test_a_session_that_has_run_out_is_not_brought_back_without_a_word(self) -> None:
-        client = self.subscribe(life=INTERVAL + 1)
+        client = self.subscribe(lifetime=INTERVAL + 1)
         expiry = self.now + INTERVAL + 1
         self.wait_for_recheck()
         self.clock.advance(expiry - self.now)
-        self.bring(b"1")
+        self.deliver(b"1")
         self.rechecker.last.grant(self.now + 3600)
-        self.bring(b"2")
+        self.deliver(b"2")
         client.assert_nothing()
         client.present("second-token")
         client.assert_refused("Unknown", "Session expired", 1008)
 
     def test_what_was_asked_before_it_ran_out_is_answered(self) -> None:
-        client = self.subscribe(life=INTERVAL + 1)
+        client = self.subscribe(lifetime=INTERVAL + 1)
         expiry = self.now + INTERVAL + 1
         self.wait_for_recheck()
         client.present("second-token")
@@ -201,7 +201,7 @@ class RevocationTests(ServiceTestCase):
     def test_a_client_that_leaves_meanwhile(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
-        client.vanish()
+        client.disconnect()
         self.assertTrue(self.rechecker.last.was_cancelled)
         self.assert_nothing_left()
 
@@ -215,14 +215,14 @@ class RevocationTests(ServiceTestCase):
         self.rechecker.questions[2].be_unavailable()
         self.assertEqual(len(self.rechecker.questions), 5)
         for client in clients:
-            client.vanish()
+            client.disconnect()
         self.assert_nothing_left()
 
     def test_stopping(self) -> None:
         self.subscribe()
         self.wait_for_recheck()
         self.websocket_server.stopService()
-        self.turn()
+        self.iterate()
         self.assertTrue(self.rechecker.last.was_cancelled)
 
 

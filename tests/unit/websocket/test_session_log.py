@@ -54,12 +54,12 @@ class JournalTests(ServiceTestCase):
     def test_one_line_when_it_begins_and_one_when_it_ends(self) -> None:
         client = self.subscribe()
         self.assertIn("session 1 of 192.0.2.7:50001 on " + TOPIC.path + " begins", self.lines[0])
-        self.bring(b'"abc"')
-        self.bring(b'"de"')
+        self.deliver(b'"abc"')
+        self.deliver(b'"de"')
         [first, second] = client.frames()
         self.advance(7.5)
         client.frames()
-        client.vanish()
+        client.disconnect()
         self.assertEqual(len(self.lines), 2)
         size = len(first[1]) + len(second[1]) + 2 * 2
         self.assertIn(
@@ -69,7 +69,7 @@ class JournalTests(ServiceTestCase):
         )
 
     def test_its_fields_are_there_for_machines(self) -> None:
-        self.subscribe().vanish()
+        self.subscribe().disconnect()
         ended = self.events[-1]
         fields = {key: ended[key] for key in ("session", "peer", "topic", "seconds", "messages",
                   "size", "reason", "detail", "has_begun")}  # fmt: skip
@@ -84,7 +84,7 @@ class JournalTests(ServiceTestCase):
     def test_who_shows_no_token_has_only_the_line_of_the_end(self) -> None:
         client = self.connect()
         self.advance(60)
-        client.vanish()
+        client.disconnect()
         [line] = self.lines
         self.assertIn("ends after 60.0 s, 0 messages, 0 bytes: Token timeout; ", line)
         [event] = [each for each in self.events if "session" in each]
@@ -104,7 +104,7 @@ class JournalTests(ServiceTestCase):
             self.assertEqual(event["reason"], name)
             is_autobahn_s = name in ("Protocol error", "Invalid UTF-8", "Message too big")
             self.assertEqual(bool(event["detail"]), is_autobahn_s, name)
-            client.vanish()
+            client.disconnect()
             self.assertEqual(len([each for each in self.events if "session" in each]), 1)
             self.events.clear()
 
@@ -120,26 +120,26 @@ class JournalTests(ServiceTestCase):
 
     def test_the_sums_are_those_of_all_sessions_alive_and_gone(self) -> None:
         clients = [self.subscribe() for _ in range(3)]
-        self.bring(b"1")
+        self.deliver(b"1")
         size = len(clients[0].frames()[0][1]) + 2
         self.assertEqual(self.websocket_server.delivered, (3, 3 * size))
         clients[0].send_frame(8, b"\x03\xe8")
         self.assertEqual(self.session_log.states, {"waiting": 0, "active": 2, "closing": 1})
         self.assertEqual(self.websocket_server.delivered, (3, 3 * size))
-        clients[0].vanish()
+        clients[0].disconnect()
         self.assertEqual(self.websocket_server.delivered, (3, 3 * size))
-        self.bring(b"2")
+        self.deliver(b"2")
         self.assertEqual(self.websocket_server.delivered, (5, 5 * size))
 
     def test_messages_that_go_out_together_count_each(self) -> None:
         client = self.subscribe()
         for body in (b"1", b"22", b"333"):
             self.broker.bring(Message(TOPIC, SENDER, body))
-        self.turn()
+        self.iterate()
         frames = client.frames()
         size = sum(len(payload) + 2 for _, payload in frames)
         self.assertEqual(self.websocket_server.delivered, (3, size))
-        client.vanish()
+        client.disconnect()
         self.assertIn(f" 3 messages, {size} bytes: ", self.lines[-1])
 
     def test_who_leaves_during_a_walk_and_is_not_reached_is_not_counted(self) -> None:
@@ -153,15 +153,15 @@ class JournalTests(ServiceTestCase):
             return taken + deliver(channel, share - 1)
 
         self.websocket_server.context.hub._advance = leaves_meanwhile
-        self.bring(b"1")
+        self.deliver(b"1")
         self.assertEqual(self.websocket_server.delivered[0], 2)
         self.assertEqual([len(each.frames()) for each in clients[:2]], [1, 1])
         self.assertIn(" 0 messages, 0 bytes: Connection lost", self.lines[-1])
 
     def test_what_is_not_delivered_after_expiry_is_not_counted(self) -> None:
-        self.subscribe(life=5)
+        self.subscribe(lifetime=5)
         self.advance(5)
-        self.bring()
+        self.deliver()
         self.assertEqual(self.websocket_server.delivered, (0, 0))
 
     def test_states_add_up(self) -> None:
@@ -179,8 +179,8 @@ class JournalTests(ServiceTestCase):
         check(1, 1, 0)
         first.send_text("hello")
         check(0, 1, 1)
-        first.vanish()
-        second.vanish()
+        first.disconnect()
+        second.disconnect()
         check(0, 0, 0)
         self.assertEqual((self.session_log.opened, self.session_log.began), (2, 1))
         self.assertEqual(self.session_log.ended, {"invalid_message": 1, "connection_lost": 1})
@@ -189,6 +189,6 @@ class JournalTests(ServiceTestCase):
         client = self.connect()
         client.present("a-secret-token")
         self.validator.last.refuse()
-        client.vanish()
+        client.disconnect()
         for event in self.events:
             self.assertNotIn("a-secret-token", repr(event))

@@ -1,21 +1,21 @@
-"""Pure: every exception that topicsvc raises on purpose.
+"""Defines every exception that topicsvc raises on purpose.
 
 ::
 
     TopicsvcError
-    |-- AddressError            a URL that names nothing here
-    |   |-- HostRefused         the Host is not this unit            (HTTP 400)
-    |   `-- PathRefused         the path is no topic of this unit    (HTTP 404)
-    |-- InvalidMessage          a request that is not a token message
+    |-- AddressError            a URL that is not the URL of a topic
+    |   |-- HostRefused         the Host header is wrong            (HTTP 400)
+    |   `-- PathRefused         the path is not a topic's path      (HTTP 404)
+    |-- InvalidMessage          a message that is not a token message
     |-- InvalidBody             a sent body that is not one JSON value
-    |-- TokenInactive           a plain "no" about a token
-    |   `-- TopicNotFound       the token lives, the topic does not exist
-    |-- Unavailable             nobody could be asked
+    |-- TokenInactive           the token is refused
+    |   `-- TopicNotFound       the token is valid, the topic does not exist
+    |-- Unavailable             no result now; the same request may succeed later
     |   |-- ValidatorUnavailable
     |   |-- BrokerUnavailable
-    |   `-- TooManyFailedTokens     who shows a token has shown too many bad ones
+    |   `-- TooManyFailedTokens     an address has presented too many invalid tokens
     |-- StompError              bytes that are not STOMP 1.2
-    `-- ConfigError             settings that cannot be used, each with its key
+    `-- ConfigError             invalid settings, each with its key
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ __all__ = [
 
 
 class TopicsvcError(Exception):
-    """The root of the tree."""
+    """The base class of all of them."""
 
 
 class AddressError(TopicsvcError):
-    """A URL that names nothing here."""
+    """A URL is not the URL of a topic."""
 
 
 class HostRefused(AddressError):
@@ -53,62 +53,61 @@ class HostRefused(AddressError):
 
 
 class PathRefused(AddressError):
-    """The path is not that of a topic: a wrong shape or a name outside the grammar."""
+    """The path is not that of a topic: a wrong shape, or a name outside the grammar."""
 
 
 class InvalidMessage(TopicsvcError):
-    """A client's message that is not a token message."""
+    """A client's message is not a token message."""
 
 
 class InvalidBody(TopicsvcError):
-    """A sent body that is not one JSON value in UTF-8."""
+    """A sent body is not one JSON value in UTF-8."""
 
 
 class TokenInactive(TopicsvcError):
-    """The token was judged, and the answer is no."""
+    """The token was validated and is refused."""
 
 
 class TopicNotFound(TokenInactive):
-    """The token is live but the topic does not exist.
+    """The token is valid, but the topic does not exist.
 
-    A WebSocket client is told no more than for any other refused token; the send side
-    answers 404.
+    A WebSocket client gets the same reply as for any refused token. A send gets HTTP 404.
     """
 
 
 class Unavailable(TopicsvcError):
-    """The question could not be decided now; the same request may succeed later."""
+    """There is no result now; the same request may succeed later."""
 
 
 class ValidatorUnavailable(Unavailable):
-    """The token could not be judged: its judge is down, slow or answers nonsense."""
+    """The validator cannot be reached, is too slow, or its response cannot be parsed."""
 
 
 class BrokerUnavailable(Unavailable):
-    """The broker cannot take a message or confirm a subscription now."""
+    """The broker cannot accept a message or confirm a subscription now."""
 
 
 class TooManyFailedTokens(Unavailable):
-    """Nobody was asked about a token: too many from its address were no good.
+    """The token was not validated, because its address presented too many invalid ones.
 
     Attributes:
-        seconds: until tokens from there are looked at again.
+        seconds: until tokens of this address are validated again.
     """
 
     def __init__(self, seconds: float) -> None:
-        super().__init__("too many tokens from this address were no good")
+        super().__init__("too many tokens from this address were not valid")
         self.seconds = seconds
 
 
 class StompError(TopicsvcError):
-    """A broker's bytes, or a frame for it, are not STOMP 1.2."""
+    """A broker's bytes, or a frame for the broker, are not STOMP 1.2."""
 
 
 class ConfigError(TopicsvcError):
-    """Settings that cannot be used.
+    """The settings cannot be used.
 
     Attributes:
-        problems: one line for each, naming the key, what is wrong and what is allowed.
+        problems: one line for each problem, with the key, the problem and the allowed values.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
-"""Pure: what is counted: plain numbers, added to where things happen, read when somebody asks.
+"""Counts values in buckets. `topicsvc.admin.metrics` gives the counts to Prometheus.
 
-Whoever counts knows nothing of who reads: `topicsvc.admin.metrics` gives these to Prometheus.
+prometheus_client's Histogram takes a lock for each value; this one needs none.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ __all__ = ["Histogram"]
 
 
 class Histogram:
-    """How often values fell where.
+    """Counts of values in buckets.
 
     Args:
-        bounds: the upper bounds of the buckets, in order; one more, without bound, is added.
+        bounds: upper bounds of the buckets, ascending. A bucket without a bound is added.
 
     Attributes:
-        counts: values in each bucket alone.
-        sum: of all values.
+        counts: number of values in each bucket; not cumulative.
+        sum: sum of all values.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -31,14 +31,14 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count `value`; one below 0 counts as 0."""
+        """Count `value`. A negative value counts as 0."""
         if value < 0:
             value = 0.0
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def cumulative(self) -> list[tuple[float, int]]:
-        """Each bound, and how many values were at most that; the last bound is infinite."""
+        """Return each bound with the number of values up to it; the last bound is infinite."""
         total, found = 0, []
         for bound, count in zip((*self.bounds, inf), self.counts, strict=True):
             total += count

@@ -78,7 +78,7 @@ class FigureTests(SynchronousTestCase):
             f"{SessionSettings().token_timeout:.0f} s for a valid token",
             f"{server.CLOSE_TIMEOUT:.0f} s for a close handshake",
             f"{STALL_TIMEOUT:.0f} s for a client that reads nothing",
-            f"{http_agent.MAX_ANSWER >> 10} KiB for each response",
+            f"{http_agent.MAX_RESPONSE >> 10} KiB for each response",
             f"counts for another {token_attempts.ABANDONED_CHECK_TTL:.0f} s",
             f"up to {limits.MAX_POLITE_REFUSALS} at once and {limits.MAX_POLITE_REFUSALS} a second",
             f"Both take at most {service.SENDS_GRACE:.0f} s",

@@ -94,7 +94,7 @@ class LogTests(CanaryTestCase):
         events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
-        self.patch(outage_log, "SILENCE", 0)  # every outage has its line
+        self.patch(outage_log, "LOG_INTERVAL", 0)  # every outage has its line
         self.start(self.settings("cache = 1\nrecheck = 1"))
         for fault, method in FAULTS:
             self.unit.recovers()
@@ -120,7 +120,7 @@ class LogTests(CanaryTestCase):
         text, _ = yield self.reply(revoked)
         self.assertIn("Token inactive", text)
         self.assert_judged()
-        self.assertIn("tokens cannot be judged", " ".join(map(eventAsText, events)))
+        self.assertIn("tokens cannot be validated", " ".join(map(eventAsText, events)))
         self.assertGreater(len([e for e in events if e.get("log_level") == LogLevel.info]), 20)
         for event in events:
             self.assert_clean("an event", eventAsText(event))
@@ -169,7 +169,7 @@ class ProcessTests(CanaryTestCase):
 
     def assert_log(self, text: str) -> None:
         """There was something to be found in the log."""
-        self.assertIn("tokens cannot be judged", text)
+        self.assertIn("tokens cannot be validated", text)
         self.assertRegex(text, r"session \d+ of \S+ on /cell1/box1/col/topic/name begins")
         self.assertIn("Token inactive; ", text)
 

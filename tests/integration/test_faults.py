@@ -403,7 +403,7 @@ class CellByHostTests(OverTLS):
     def test_hosts_that_clients_make_up_cost_nothing_for_good(self) -> Test:
         before = reactor.installNameResolver(LoopbackResolver())
         self.addCleanup(reactor.installNameResolver, before)
-        self.patch(http_agent, "_MOST_OPENED", 5)
+        self.patch(http_agent, "_POOL_RESET_AFTER", 5)
         settings = self.settings()
         authorities = CountedAuthorities(settings.validator.authorities)
         judge = replace(settings.validator, authorities=authorities)

@@ -1,1 +1,1 @@
-"""Adapters: who judges tokens."""
+"""Validates tokens: three kinds of validators, and wrappers around them."""

@@ -1,4 +1,4 @@
-"""Composition: who judges tokens, with all that stands around."""
+"""Makes the validator that the settings ask for, with its wrappers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 
 from topicsvc.interfaces import Revocation, TokenValidator
-from topicsvc.settings import (
-    Config,
-    IntrospectionSettings,
-    PersoniumSettings,
-)
+from topicsvc.settings import Config, IntrospectionSettings, PersoniumSettings
 from topicsvc.validators.http_agent import BoundedAgent
 from topicsvc.validators.http_client import HttpClient
 from topicsvc.validators.introspection import IntrospectionValidator
@@ -31,20 +27,27 @@ __all__ = ["ValidatorStack"]
 
 
 class ValidatorStack:
-    """Who judges tokens, with all that stands around.
+    """A validator and its wrappers, as the settings ask for them.
 
-    From the outside in: which topics exist, what was granted a moment ago, what is under
-    way, the log of outages, how many at once, how long at most; then the validator itself.
+    From the outside in: topic filter, cache, single flight, statistics, outage log, limit of
+    concurrent checks, timeout, validator. The outer two are optional. A local validator has
+    only them and the statistics.
+
+    Args:
+        settings: all settings.
+        reactor: makes connections and measures time.
+        now: the time of day, in seconds since the epoch, which decides about expiry.
+        stats: counts the checks; it outlives a reload, which makes a new stack.
 
     Attributes:
-        validator: for tokens that are shown.
-        revocation: for those of live sessions; None: they are not looked at again.
-        innermost: the validator itself.
-        http: what carries questions to it; None: it asks nobody.
+        validator: for the tokens that clients present.
+        revocation: for the tokens of sessions; None: they are not checked again.
+        base_validator: the validator without its wrappers.
+        http_client: sends its requests; None: it sends none.
     """
 
-    _PERSONIUM_QUESTIONS = 3
-    _RECHECKS_SHARE = 4
+    _PERSONIUM_REQUESTS = 3
+    _RECHECK_SHARE = 4
 
     def __init__(
         self, settings: Config, reactor: Any, now: Callable[[], float], stats: TokenCheckStats
@@ -53,39 +56,43 @@ class ValidatorStack:
         self._reactor = reactor
         self._now = now
         self._agent: BoundedAgent | None = None
-        self.http: HttpClient | None = None
-        self.innermost: TokenValidator
+        self.http_client: HttpClient | None = None
+        self.base_validator: TokenValidator
         self._stats = stats
         checks = settings.checks
-        fresh = self._fresh()
-        validator = fresh
+        uncached = self._uncached()
+        validator = uncached
         if checks.cache:
-            cached = GrantCache(fresh, reactor, now, checks.cache, stats)
-            validator, fresh = cached, cached.uncached
+            cached = GrantCache(uncached, reactor, now, checks.cache, stats)
+            validator, uncached = cached, cached.uncached
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
             validator = TopicFilter(validator, settings.topics)
         self.validator = validator
         self.revocation: Revocation | None = None
         if checks.recheck:
-            # Clients that wait for an answer come first.
-            at_once = max(1, checks.concurrency // self._RECHECKS_SHARE)
-            self.revocation = Revocation(fresh, checks.recheck, at_once)
+            # Clients that wait for the result of a check come first.
+            at_once = max(1, checks.concurrency // self._RECHECK_SHARE)
+            self.revocation = Revocation(uncached, checks.recheck, at_once)
 
     def stop(self) -> Deferred[None]:
-        """Close the connections to the validators."""
+        """Close the connections to the validator's server."""
         return succeed(None) if self._agent is None else self._agent.close()
 
-    def _fresh(self) -> TokenValidator:
+    def _uncached(self) -> TokenValidator:
+        """Make the validator, with the wrappers that every check passes."""
         settings, checks, clock = self._settings.validator, self._settings.checks, self._reactor
         match settings:
             case PersoniumSettings():
-                http = self._client(settings.authorities, self._PERSONIUM_QUESTIONS)
-                self.innermost = PersoniumValidator(
-                    http, settings.unit, settings.username, settings.password, self._now
+                self.base_validator = PersoniumValidator(
+                    self._make_client(settings.authorities, self._PERSONIUM_REQUESTS),
+                    settings.unit,
+                    settings.username,
+                    settings.password,
+                    self._now,
                 )
             case IntrospectionSettings():
-                self.innermost = IntrospectionValidator(
-                    self._client(settings.authorities, 1),
+                self.base_validator = IntrospectionValidator(
+                    self._make_client(settings.authorities, 1),
                     settings.url,
                     settings.client_id,
                     settings.client_secret,
@@ -95,15 +102,15 @@ class ValidatorStack:
                     settings.audience,
                 )
             case _:
-                self.innermost = LocalValidator(settings.key, self._now)
-                return MeasuredValidator(self.innermost, clock, self._stats)
+                self.base_validator = LocalValidator(settings.key, self._now)
+                return MeasuredValidator(self.base_validator, clock, self._stats)
         limited = ConcurrencyLimit(
-            TimeoutValidator(self.innermost, clock, checks.timeout), clock, checks.concurrency
+            TimeoutValidator(self.base_validator, clock, checks.timeout), clock, checks.concurrency
         )
         return SingleFlight(MeasuredValidator(OutageLog(limited, clock), clock, self._stats))
 
-    def _client(self, authorities: Any, questions: int) -> HttpClient:
-        connections = questions * self._settings.checks.concurrency
+    def _make_client(self, authorities: Any, requests_per_check: int) -> HttpClient:
+        connections = requests_per_check * self._settings.checks.concurrency
         self._agent = BoundedAgent(self._reactor, authorities, connections)
-        self.http = HttpClient(self._agent)
-        return self.http
+        self.http_client = HttpClient(self._agent)
+        return self.http_client

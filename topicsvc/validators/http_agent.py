@@ -1,4 +1,4 @@
-"""Adapter: connections to a judge of tokens: verified, pooled, bounded, and left abruptly."""
+"""Connects to a validator's server: verified, pooled, limited, and closed without waiting."""
 
 from __future__ import annotations
 
@@ -31,45 +31,44 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from topicsvc.validators.http_client import MAX_BODY
-from topicsvc.validators.resolver import SparingReactor
+from topicsvc.validators.resolver import CoalescingResolver, ReactorWithResolver
 
-__all__ = ["MAX_ANSWER", "BoundedAgent"]
+__all__ = ["MAX_RESPONSE", "BoundedAgent"]
 
-MAX_ANSWER = 2 * MAX_BODY
-"""Most bytes that one answer may take on the wire, with its head and its chunks' frames."""
+MAX_RESPONSE = 2 * MAX_BODY
+"""Most bytes of one response on the wire, with its headers and the framing of its chunks."""
 
 IDLE_TIMEOUT = 15
-"""Seconds that a connection is kept for the next question.
+"""Seconds for which an idle connection is kept for the next request.
 
-Where cells have hosts of their own a connection serves one cell alone, so none is kept long.
+If cells have hosts of their own, a connection serves one cell only. So the time is short.
 """
 
-
-_MOST_OPENED = 1000
-"""WebSocketServer after which the pool starts afresh: it forgets no host that it has ever seen."""
+_POOL_RESET_AFTER = 1000
+"""New connections after which the pool is emptied: it never forgets a host by itself."""
 
 
 @implementer(IAgent)
 class BoundedAgent:
-    """Carries requests that are safe to repeat.
+    """Sends requests that may safely be repeated.
 
-    A server may close a kept connection at the moment at which the next request is written
-    to it. Such a request is sent once more, over a connection of its own.
+    A server may close a kept connection while the next request is being written to it. Such
+    a request is sent once more, over a new connection.
 
     Args:
-        reactor: makes connections and keeps the time.
-        authorities: who may vouch for the server; None: whom the system trusts.
-        kept: most connections that are kept open for later questions.
+        reactor: makes connections and measures time.
+        authorities: certificates that may vouch for the server; None: those of the system.
+        max_kept: most idle connections that are kept for later requests.
     """
 
-    def __init__(self, reactor: Any, authorities: Any, kept: int) -> None:
+    def __init__(self, reactor: Any, authorities: Any, max_kept: int) -> None:
         self._pool = HTTPConnectionPool(reactor)
-        self._pool.maxPersistentPerHost = kept
+        self._pool.maxPersistentPerHost = max_kept
         self._pool.cachedConnectionTimeout = IDLE_TIMEOUT
         self._pool.retryAutomatically = False
-        endpoints = _Endpoints(reactor, authorities, kept, self._pool.closeCachedConnections)
-        self._kept = Agent.usingEndpointFactory(reactor, endpoints, self._pool)
-        self._fresh = Agent.usingEndpointFactory(reactor, endpoints)
+        endpoints = _Endpoints(reactor, authorities, max_kept, self._pool.closeCachedConnections)
+        self._pooled = Agent.usingEndpointFactory(reactor, endpoints, self._pool)
+        self._unpooled = Agent.usingEndpointFactory(reactor, endpoints)
 
     def request(
         self,
@@ -79,25 +78,25 @@ class BoundedAgent:
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
         """See `twisted.web.iweb.IAgent`."""
-        asked: Deferred[IResponse] = self._kept.request(method, uri, headers, bodyProducer)
+        response: Deferred[IResponse] = self._pooled.request(method, uri, headers, bodyProducer)
 
-        def again(failure: Failure) -> Any:
+        def retry(failure: Failure) -> Any:
             if not _was_closed(failure):
                 return failure
-            once_more: Deferred[IResponse] = self._fresh.request(method, uri, headers, bodyProducer)
-            return once_more
+            second: Deferred[IResponse] = self._unpooled.request(method, uri, headers, bodyProducer)
+            return second
 
-        asked.addErrback(again)
-        return asked
+        response.addErrback(retry)
+        return response
 
     def close(self) -> Deferred[None]:
-        """Close the connections that are kept; fires when they are closed."""
+        """Close idle connections; fires when they are closed."""
         closing: Deferred[None] = self._pool.closeCachedConnections()
         return closing
 
 
 def _was_closed(failure: Failure) -> bool:
-    """Whether the connection ended before a byte of the answer came, and not by our wish."""
+    """Whether the peer closed the connection before the first byte of its response."""
     if not failure.check(ResponseNeverReceived, RequestTransmissionFailed):
         return False
     reasons: list[Failure] = getattr(failure.value, "reasons", [])
@@ -106,24 +105,25 @@ def _was_closed(failure: Failure) -> bool:
 
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
-    """Where a request goes; counts the connections that are open.
+    """Makes the endpoint of a request, and counts open connections.
 
-    A client chooses a cell, and with it a host. So all hosts share one context for TLS: with
-    the system's authorities in it, each of its own would be a megabyte and 6 ms.
+    A client chooses a cell, and with it a host. So all hosts share one TLS context: with the
+    system's authorities, a context for each host would cost 1 MB and 6 ms.
     """
 
     def __init__(
         self,
         reactor: Any,
         authorities: Any,
-        kept: int,
-        close_kept: Callable[[], Deferred[None]],
+        max_kept: int,
+        close_idle: Callable[[], Deferred[None]],
     ) -> None:
-        # All that may be under way ask of hosts of their own, and once more.
-        self._reactor = SparingReactor(reactor, 2 * kept)
+        # Each request in progress may be to another host, and may be repeated.
+        resolver = CoalescingResolver(reactor, 2 * max_kept)
+        self._reactor = ReactorWithResolver(reactor, resolver)
         self._tls = CertificateOptions(trustRoot=authorities or platformTrust())
-        self._kept = kept
-        self._close_kept = close_kept
+        self._max_kept = max_kept
+        self._close_idle = close_idle
         self._open = 0
         self._opened = 0
 
@@ -132,28 +132,28 @@ class _Endpoints:
         host = uri.host.decode("ascii")
         endpoint: Any = HostnameEndpoint(self._reactor, host, uri.port)
         if uri.scheme == b"https":
-            # Private to Twisted, but the one way to its check of names with a shared context.
+            # Private to Twisted: the only way to verify host names with a shared context.
             verifying = ClientTLSOptions(self._tls.clientConnectionForTLS, host)
             endpoint = wrapClientTLS(verifying, endpoint)
         return _Endpoint(endpoint, self)
 
-    def opened(self) -> None:
-        """A connection is there."""
+    def connected(self) -> None:
+        """Count a new connection."""
         self._open += 1
         self._opened += 1
-        if self._open > 2 * self._kept or self._opened > _MOST_OPENED:
-            # The pool bounds what it keeps by host; this bounds it over all hosts.
+        if self._open > 2 * self._max_kept or self._opened > _POOL_RESET_AFTER:
+            # The pool limits idle connections for each host; this limits them over all hosts.
             self._opened = 0
-            self._close_kept()
+            self._close_idle()
 
-    def gone(self) -> None:
-        """A connection is lost."""
+    def disconnected(self) -> None:
+        """Count a connection that is closed."""
         self._open -= 1
 
 
 @implementer(IStreamClientEndpoint)
 class _Endpoint:
-    """An endpoint whose connections are bounded."""
+    """An endpoint whose connections are counted and limited."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, endpoints: _Endpoints) -> None:
         self._endpoint = endpoint
@@ -161,14 +161,14 @@ class _Endpoint:
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See `twisted.internet.interfaces.IStreamClientEndpoint`."""
-        return self._endpoint.connect(_Bounding(factory, self._endpoints))
+        return self._endpoint.connect(_LimitingFactory(factory, self._endpoints))
 
 
-class _Bounding(ClientFactory):
-    """Puts a bound on what the protocols of another factory take for one answer.
+class _LimitingFactory(ClientFactory):
+    """Limits how many bytes the protocols of another factory take for one response.
 
-    Twisted's HTTP client bounds neither an answer's headers nor its body, and its way to
-    leave a connection waits for the peer on TLS; both matter when the peer is at fault.
+    Twisted's HTTP client limits neither the headers nor the body of a response. With TLS its
+    way to close a connection waits for the peer. Both matter if the peer misbehaves.
     """
 
     noisy = False
@@ -179,38 +179,38 @@ class _Bounding(ClientFactory):
 
     def buildProtocol(self, addr: Any) -> Any:
         protocol: Any = self._factory.buildProtocol(addr)
-        made, take, lost = (
+        inner_make_connection, inner_data_received, inner_connection_lost = (
             protocol.makeConnection,
             protocol.dataReceived,
             protocol.connectionLost,
         )
-        taken = 0
+        received = 0
         is_lost = False
 
         def make_connection(transport: Any) -> None:
-            def leave() -> None:
-                if not is_lost:  # the pool also leaves those that the peer has left
+            def close() -> None:
+                if not is_lost:  # the pool also closes connections that the peer has closed
                     transport.abortConnection()
 
-            self._endpoints.opened()
-            transport.loseConnection = leave
-            made(transport)
+            self._endpoints.connected()
+            transport.loseConnection = close
+            inner_make_connection(transport)
 
         def data_received(data: bytes) -> None:
-            nonlocal taken
-            taken += len(data)
-            if taken > MAX_ANSWER:
+            nonlocal received
+            received += len(data)
+            if received > MAX_RESPONSE:
                 protocol.transport.abortConnection()
                 return
-            take(data)
+            inner_data_received(data)
             if protocol.state == "QUIESCENT":
-                taken = 0
+                received = 0
 
         def connection_lost(reason: Failure) -> None:
             nonlocal is_lost
             is_lost = True
-            self._endpoints.gone()
-            lost(reason)
+            self._endpoints.disconnected()
+            inner_connection_lost(reason)
 
         protocol.makeConnection = make_connection
         protocol.dataReceived = data_received

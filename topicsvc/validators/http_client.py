@@ -1,7 +1,7 @@
-"""Adapter: one question over HTTP: where to, what came back, and nothing in between.
+"""Sends one HTTP request and reads its response.
 
-No redirect is followed, no cookie kept, no encoding accepted, and no more read than
-`MAX_BODY`. The time that a question may take is its http's: cancelling the Deferred ends it.
+No redirect is followed, no cookie is kept, no content encoding is accepted, and at most
+`MAX_BODY` bytes are read. There is no timeout here: the caller cancels the Deferred.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ __all__ = [
 ]
 
 MAX_BODY = 262144
-"""Most bytes of an answer's body; the longest good one is a few KiB."""
+"""Most bytes of a response body; the longest valid one is a few KiB."""
 
-_TOKEN = re.compile(r"[!-~]+")
+_VISIBLE_ASCII = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back.
+    """A whole response.
 
     Attributes:
         status: HTTP status.
         headers: all headers.
-        body: the whole body.
+        body: all bytes of the body.
     """
 
     status: int
@@ -63,7 +63,7 @@ class Response:
     def header(self, name: str) -> str:
         """The values of a header, joined by commas (RFC 9110, section 5.3).
 
-        Bytes beyond ASCII are opaque (section 5.5): each becomes a character of its own.
+        Bytes beyond ASCII are opaque (section 5.5): each becomes one character.
         """
         return _values(self.headers, name).decode("latin-1")
 
@@ -73,18 +73,18 @@ def _values(headers: Headers, name: str) -> bytes:
 
 
 def bearer(token: str) -> str:
-    """The ``Authorization`` that shows a client's token (RFC 6750, section 2.1).
+    """The value of ``Authorization`` with a client's token (RFC 6750, section 2.1).
 
     Raises:
-        TokenInactive: it holds what no header can; no token does.
+        TokenInactive: the token has characters that no header can carry. No valid one has.
     """
-    if not _TOKEN.fullmatch(token):
+    if not _VISIBLE_ASCII.fullmatch(token):
         raise TokenInactive("not visible ASCII")
     return f"Bearer {token}"
 
 
 def is_host_name(name: str) -> bool:
-    """Whether a host can have this name (RFC 5891): a cell's grammar allows for more."""
+    """Whether a host can have this name (RFC 5891); the grammar of cells allows more names."""
     try:
         idna.encode(name)
     except idna.IDNAError:
@@ -92,39 +92,39 @@ def is_host_name(name: str) -> bool:
     return True
 
 
-def basic(name: str, password: str) -> str:
-    """The ``Authorization`` that shows our own credentials.
+def basic(username: str, password: str) -> str:
+    """The value of ``Authorization`` with the service's own credentials.
 
-    Both parts are form-urlencoded first (RFC 6749, section 2.3.1), so that a colon or a
-    letter outside ASCII may stand in either.
+    Both parts are form-urlencoded first (RFC 6749, section 2.3.1), so that either may have a
+    colon or a letter outside ASCII.
     """
-    pair = f"{quote_plus(name)}:{quote_plus(password)}".encode("ascii")
+    pair = f"{quote_plus(username)}:{quote_plus(password)}".encode("ascii")
     return f"Basic {b64encode(pair).decode('ascii')}"
 
 
 class HttpClient:
-    """Asks.
+    """An HTTP client for small responses.
 
     Args:
-        agent: what carries the requests.
+        agent: sends the requests.
     """
 
     def __init__(self, agent: IAgent) -> None:
-        self._client = HTTPClient(_Plain(agent), _NoCookies(), _Form)
+        self._client = HTTPClient(_IdentityAgent(agent), _NoCookies(), _FormProducer)
 
     @inlineCallbacks
-    def ask(
+    def request(
         self,
         method: str,
         url: str,
         headers: Mapping[str, str],
         form: Mapping[str, str] | None = None,
     ) -> Generator[Deferred[Any], Any, Response]:
-        """Send one request and read its whole answer, whatever its status.
+        """Send one request and read the whole response, with any status.
 
         Fails with:
-            ValidatorUnavailable: no answer came, or none that could be taken. The text
-                tells the kind of fault, and nothing that either side has sent.
+            ValidatorUnavailable: there was no response, or one that is not accepted. The text
+                names the kind of error, and quotes nothing that either side has sent.
         """
         try:
             response = yield self._client.request(
@@ -139,22 +139,22 @@ class HttpClient:
         except (CancelledError, ValidatorUnavailable):
             raise
         except Exception as error:
-            fault = explain_http_error(error)
+            reason = explain_http_error(error)
         else:
             return Response(response.code, response.headers, body)
-        # Outside of the handler, so that the exception does not drag along what was sent.
-        raise ValidatorUnavailable(f"{method}: {fault}")
+        # Outside of the handler: otherwise the context of the exception holds what was sent.
+        raise ValidatorUnavailable(f"{method}: {reason}")
 
 
 class AsciiUrl(URL):
-    """A URL of ASCII alone, which treq would only spoil: an IPv6 address is no name to it."""
+    """A URL of ASCII only, which treq does not encode: it fails with an IPv6 address."""
 
     def to_uri(self) -> URL:
         return self
 
 
 def _read(response: IResponse) -> Deferred[bytes]:
-    """Read a body of at most `MAX_BODY` bytes; cancelling ends its connection."""
+    """Read a body of at most `MAX_BODY` bytes; cancelling closes the connection."""
     collector = _Collector()
     if response.length == 0:
         return succeed(b"")
@@ -163,20 +163,20 @@ def _read(response: IResponse) -> Deferred[bytes]:
 
 
 class _Collector(Protocol):
-    """Takes a body while it arrives."""
+    """Collects a body."""
 
     def __init__(self) -> None:
-        self.body: Deferred[bytes] = Deferred(lambda _: self._leave())
+        self.body: Deferred[bytes] = Deferred(lambda _: self._abort())
         self._parts: list[bytes] = []
-        self._room = MAX_BODY
+        self._remaining = MAX_BODY
 
     def dataReceived(self, data: bytes) -> None:
-        self._room -= len(data)
-        if self._room >= 0:
+        self._remaining -= len(data)
+        if self._remaining >= 0:
             self._parts.append(data)
         elif not self.body.called:
-            self._leave()
-            self.body.errback(ValidatorUnavailable(f"more than {MAX_BODY} bytes"))
+            self._abort()
+            self.body.errback(ValidatorUnavailable(f"a body of more than {MAX_BODY} bytes"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.body.called:
@@ -187,17 +187,17 @@ class _Collector(Protocol):
         else:
             self.body.errback(reason)
 
-    def _leave(self) -> None:
+    def _abort(self) -> None:
         self._parts.clear()
         if self.transport is not None:
             self.transport.loseConnection()
 
 
 @implementer(IAgent)
-class _Plain:
-    """Asks for an answer that is not encoded, and takes no other.
+class _IdentityAgent:
+    """Requests responses without content encoding, and accepts no other.
 
-    It stands below treq, which would offer to decompress and does so without bound.
+    It is below treq, which would offer to decompress, without a limit on the result.
     """
 
     def __init__(self, agent: IAgent) -> None:
@@ -213,30 +213,30 @@ class _Plain:
         """See `twisted.web.iweb.IAgent`."""
         headers = Headers() if headers is None else headers.copy()
         headers.setRawHeaders("accept-encoding", ["identity"])
-        asked = self._agent.request(method, uri, headers, bodyProducer)
-        return asked.addCallback(self._take)
+        response = self._agent.request(method, uri, headers, bodyProducer)
+        return response.addCallback(self._refuse_encoded)
 
-    def _take(self, response: IResponse) -> IResponse | Deferred[IResponse]:
+    def _refuse_encoded(self, response: IResponse) -> IResponse | Deferred[IResponse]:
         encodings = _values(response.headers, "content-encoding")
         if encodings.strip().lower() in (b"", b"identity"):
             return response
-        # Its body is not read: the connection is of no more use.
-        refused: Deferred[bytes] = _read(response)
-        refused.addErrback(lambda _: None)
-        refused.cancel()
-        raise ValidatorUnavailable("an encoded answer")
+        # The body is not read, so the connection cannot be used again.
+        body: Deferred[bytes] = _read(response)
+        body.addErrback(lambda _: None)
+        body.cancel()
+        raise ValidatorUnavailable("an encoded response")
 
 
 class _NoCookies(IndexableCookieJar):
-    """Keeps nothing."""
+    """A cookie jar that keeps nothing."""
 
     def extract_cookies(self, response: object, request: object) -> None:
-        """Forget what the server sets."""
+        """Ignore the server's cookies."""
 
 
 @implementer(IBodyProducer)
-class _Form:
-    """A form that can be sent more than once."""
+class _FormProducer:
+    """Produces a form, any number of times."""
 
     def __init__(self, form: bytes) -> None:
         self._form = form
@@ -247,10 +247,10 @@ class _Form:
         return succeed(None)
 
     def pauseProducing(self) -> None:
-        """All is written at once."""
+        """Do nothing: the form is written at once."""
 
     def resumeProducing(self) -> None:
-        """All is written at once."""
+        """Do nothing: the form is written at once."""
 
     def stopProducing(self) -> None:
-        """All is written at once."""
+        """Do nothing: the form is written at once."""

@@ -1,7 +1,7 @@
-"""Adapter: tokens that any OAuth 2.0 server judges (RFC 7662), with rules of our own.
+"""Validates tokens at an OAuth 2.0 server with token introspection (RFC 7662).
 
-Such a server knows scopes, not topics. Rules say which scope may do what on which topics;
-without a rule there is no right.
+Such a server knows scopes, not topics. Rules in the settings say which scope gives which
+right on which topics. Without a rule there is no right.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ __all__ = ["IntrospectionValidator"]
 
 
 class IntrospectionValidator:
-    """Asks the server.
+    """Validates a token with one introspection request.
 
     Args:
-        http: carries questions.
+        http_client: sends requests.
         url: the server's introspection endpoint.
-        client_id: who we are there.
-        client_secret: what proves it.
-        rules: which scope may do what.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
-        issuer: who must have made a token; None: whoever the server believes.
-        audience: for whom it must have been made; None: anybody.
+        client_id: the client's name there.
+        client_secret: its secret.
+        rules: which scope gives which rights.
+        now: the time of day, in seconds since the epoch, which decides about expiry.
+        issuer: the required ``iss``; None: any.
+        audience: the required ``aud``; None: any.
     """
 
     def __init__(
         self,
-        http: HttpClient,
+        http_client: HttpClient,
         url: str,
         client_id: str,
         client_secret: str,
@@ -46,7 +46,7 @@ class IntrospectionValidator:
         issuer: str | None = None,
         audience: str | None = None,
     ) -> None:
-        self._http = http
+        self._http_client = http_client
         self._url = url
         self._headers = {
             "Authorization": basic(client_id, client_secret),
@@ -61,23 +61,24 @@ class IntrospectionValidator:
     def validate(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Grant]:
         """See `topicsvc.interfaces.TokenValidator`.
 
-        Any status but 200 is the server's trouble or ours: RFC 7662, section 2.3, answers
-        401 to credentials of ours that it does not know, and 200 to a token that it does not.
+        No status but 200 says anything about the token: a server answers 200 to an unknown
+        token, and 401 to unknown client credentials (RFC 7662, section 2.3).
         """
-        bearer(token)
-        answer: Response = yield self._http.ask(
+        bearer(token)  # refuses what no token is
+        response: Response = yield self._http_client.request(
             "POST",
             self._url,
             self._headers,
             {"token": token, "token_type_hint": "access_token"},
         )
-        if answer.status in (401, 403):
+        if response.status in (401, 403):
             raise ValidatorUnavailable(
-                f"introspection: status {answer.status}; are client_id and its secret good?"
+                f"introspection: status {response.status}; "
+                "are client_id and client_secret_file right?"
             )
-        if answer.status != 200:
-            raise ValidatorUnavailable(f"introspection: status {answer.status}")
-        claims = read_claims(answer.body, self._now())
+        if response.status != 200:
+            raise ValidatorUnavailable(f"introspection: status {response.status}")
+        claims = read_claims(response.body, self._now())
         self._check(claims)
         rights = frozenset[str]().union(
             *(rule.rights(claims.scopes, topic) for rule in self._rules)

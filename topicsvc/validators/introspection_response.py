@@ -1,4 +1,4 @@
-"""Pure: what an introspection answer says about a token (RFC 7662, section 2.2)."""
+"""Reads introspection responses (RFC 7662, section 2.2)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.strict_json import reject_constant, reject_duplicates
 
-__all__ = ["LATEST", "Claims", "read_claims"]
+__all__ = ["MAX_TIME", "Claims", "read_claims"]
 
-LATEST = 253402300799
-"""The last second of the year 9999. What lies behind it is no expiry: milliseconds, mostly."""
+MAX_TIME = 253402300799
+"""The last second of the year 9999. A later ``exp`` is invalid; mostly it is in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """A live token, as its server describes it.
+    """What a server says about an active token.
 
     Attributes:
-        subject: whose it is; None: not told.
-        expires_at: seconds since the epoch.
-        scopes: what it is for.
-        issuer: who made it; None: not told.
-        audience: for whom it was made; empty: not told.
+        subject: ``sub``; None: not given.
+        expires_at: ``exp``, in seconds since the epoch.
+        scopes: the members of ``scope``.
+        issuer: ``iss``; None: not given.
+        audience: ``aud``; empty: not given.
     """
 
     subject: str | None
@@ -35,16 +35,16 @@ class Claims:
 
 
 def read_claims(body: bytes, now: float) -> Claims:
-    """Read the answer to "is this token active?", strictly.
+    """Read the body of an introspection response, strictly.
 
     Args:
-        body: the answer.
+        body: the whole body.
         now: seconds since the epoch.
 
     Raises:
-        TokenInactive: it says no, or that the token has run out or is not valid yet.
-        ValidatorUnavailable: it says neither yes nor no in the form that the RFC has, or
-            not until when.
+        TokenInactive: the token is not active, has expired, or is not valid yet.
+        ValidatorUnavailable: the body does not have the form of RFC 7662, or an active token
+            has no ``exp``.
     """
     try:
         members = json.loads(
@@ -71,23 +71,23 @@ def read_claims(body: bytes, now: float) -> Claims:
         raise TokenInactive("not valid yet")
     scope = members.get("scope", "")
     if not isinstance(scope, str):
-        raise ValidatorUnavailable('introspection: "scope" is no text')
+        raise ValidatorUnavailable('introspection: "scope" is not a string')
     return Claims(
         _text(members.get("sub")),
         expires_at,
-        frozenset(scope.split(" ")) - {""},  # and by nothing else: RFC 6749, section 3.3
+        frozenset(scope.split(" ")) - {""},  # separated by spaces only: RFC 6749, section 3.3
         _text(members.get("iss")),
         _audience(members.get("aud")),
     )
 
 
 def _time(members: dict[str, Any], name: str) -> int | None:
-    """A NumericDate in whole seconds; None: not told."""
+    """Return a NumericDate in whole seconds; None: not given."""
     value = members.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LATEST:
-        raise ValidatorUnavailable(f'introspection: "{name}" is no time in seconds')
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TIME:
+        raise ValidatorUnavailable(f'introspection: "{name}" is not a time in seconds')
     return value
 
 
@@ -96,6 +96,6 @@ def _text(value: Any) -> str | None:
 
 
 def _audience(value: Any) -> frozenset[str]:
-    """``aud`` is one text or a list of them."""
+    """Return the strings in ``aud``, which is one or a list of them."""
     members = value if isinstance(value, list) else [value]
     return frozenset(member for member in members if isinstance(member, str))

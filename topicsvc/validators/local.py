@@ -1,8 +1,8 @@
-"""Adapter: tokens that are judged here, with a key of our own.
+"""Validates tokens in this process, with a key file.
 
-A token is a JWT (RFC 7519) signed with HMAC-SHA256. Its claims: ``sub``, whose it is;
-``exp``, until when; ``topics``, a list of paths (``/cell1/box1/*`` for all below); ``may``,
-a list of ``receive`` and ``send``.
+A token is a JWT (RFC 7519) that is signed with HMAC-SHA256. Its claims are ``exp``,
+``topics`` (a list of paths, such as ``/cell1/box1/*`` for all below), ``may`` (a list of
+``receive`` and ``send``) and, optionally, ``sub`` and ``nbf``.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _KEY_BYTES = 32
 
 
 def make_key() -> bytes:
-    """A new random key."""
+    """Return a new random key."""
     return secrets.token_bytes(_KEY_BYTES)
 
 
 def write_key(path: Path, key: bytes) -> None:
-    """Write `key` to a new file that only its owner can read.
+    """Write `key` to a new file that only its owner may read.
 
     Raises:
         OSError: the file exists or cannot be written.
@@ -68,7 +68,7 @@ def read_key(path: Path) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds no key of at least 32 bytes.
+        ValueError: the file has no key of at least 32 bytes.
     """
     try:
         key = base64.b64decode(path.read_bytes().strip(), altchars=b"-_", validate=True)
@@ -82,7 +82,15 @@ def read_key(path: Path) -> bytes:
 def sign_token(
     key: bytes, subject: str | None, topics: Sequence[str], may: Sequence[str], expires_at: int
 ) -> str:
-    """Make a token. `topics` are patterns, `may` some of `RIGHTS`, the time is in seconds."""
+    """Return a signed token.
+
+    Args:
+        key: the key that `LocalValidator` has.
+        subject: ``sub``; None: none.
+        topics: paths or patterns of topics.
+        may: some of `RIGHTS`.
+        expires_at: seconds since the epoch.
+    """
     claims: dict[str, object] = {"exp": expires_at, "topics": list(topics), "may": list(may)}
     if subject is not None:
         claims["sub"] = subject
@@ -91,7 +99,7 @@ def sign_token(
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """What a token of ours says."""
+    """The claims of a token whose signature is valid."""
 
     grant: Grant
     not_before: float
@@ -99,7 +107,7 @@ class _Token:
 
 
 class _PreparedKey(HMACAlgorithm):
-    """HS256 with a key that is known to be one: PyJWT would look again for each token."""
+    """HS256 with a key that is known to be valid. PyJWT would check it for each token."""
 
     def prepare_key(self, key: str | bytes) -> bytes:
         return force_bytes(key)
@@ -153,37 +161,37 @@ class LocalValidator:
         return claims
 
     def _read(self, token: str) -> _Token:
-        """Look at signature and claims; the time is the caller's."""
+        """Verify the signature and read the claims; the caller checks the times."""
         try:
             payload = self._signatures.decode(token, self._key, algorithms=[_ALGORITHM])
             claims = json.loads(payload)
         except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
-            raise TokenInactive("not a token of ours") from error
+            raise TokenInactive("not a token of this key") from error
         if not isinstance(claims, dict):
-            raise TokenInactive("its claims are no object")
+            raise TokenInactive("its claims are not an object")
         subject: Any = claims.get("sub")
         expires_at: Any = claims.get("exp")
         not_before: Any = claims.get("nbf", 0)
         if not (subject is None or isinstance(subject, str)):
-            raise TokenInactive('"sub" is no text')
+            raise TokenInactive('"sub" is not a string')
         if not _is_time(expires_at) or not _is_time(not_before):
-            raise TokenInactive('"exp" or "nbf" is no time')
+            raise TokenInactive('"exp" or "nbf" is not a time')
         may = claims.get("may")
         if not isinstance(may, list):
-            raise TokenInactive('"may" is no list')
+            raise TokenInactive('"may" is not a list')
         grant = Grant(subject, expires_at, "receive" in may, "send" in may)
         return _Token(grant, not_before, _patterns(claims.get("topics")))
 
 
 def _is_time(claim: Any) -> bool:
-    """Whether `claim` is a NumericDate (RFC 7519, section 2) that a clock can show."""
+    """Whether `claim` is a NumericDate (RFC 7519, section 2) of less than 2**53 seconds."""
     return isinstance(claim, (int, float)) and not isinstance(claim, bool) and 0 <= claim < 2**53
 
 
 def _patterns(claim: Any) -> tuple[TopicPattern, ...]:
     if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
-        raise TokenInactive('"topics" is no list of texts')
+        raise TokenInactive('"topics" is not a list of strings')
     try:
         return tuple(map(TopicPattern.parse, claim))
     except PathRefused as error:
-        raise TokenInactive('"topics" holds what is no topic') from error
+        raise TokenInactive('"topics" has an invalid topic') from error

@@ -1,8 +1,8 @@
-"""Adapter: tokens that a Personium unit judges.
+"""Validates tokens at a Personium unit.
 
-Three questions decide, asked together: is this a stream collection with this topic, and
-may the token read its properties (PROPFIND); what may the token do there (OPTIONS); does
-the token live, and until when (introspection).
+Three requests, sent together, decide. PROPFIND: is there a stream collection with this topic,
+and may the token read its properties? OPTIONS: which methods may the token use on the topic?
+Introspection: is the token active, and when does it expire?
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from topicsvc.validators.verdicts import all_or_first_refusal
 
 __all__ = ["PersoniumValidator", "methods"]
 
-_NO = (401, 403)
+_REFUSED = (401, 403)
 
 
 class PersoniumValidator:
-    """Asks the unit.
+    """Validates a token with three requests to the unit.
 
     Args:
-        http: carries questions.
-        unit: the unit's HTTP API and how it writes its cells' URLs.
+        http_client: sends requests.
+        unit: the URL of the unit's HTTP API, and the style of its cells' URLs.
         username: ``io.personium.core.introspect.username`` of the unit.
         password: ``io.personium.core.introspect.password`` of the unit.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
+        now: the time of day, in seconds since the epoch, which decides about expiry.
     """
 
     def __init__(
         self,
-        http: HttpClient,
+        http_client: HttpClient,
         unit: Unit,
         username: str,
         password: str,
         now: Callable[[], float],
     ) -> None:
-        self._http = http
+        self._http_client = http_client
         self._unit = unit
         self._credentials = basic(username, password)
         self._now = now
@@ -55,101 +55,103 @@ class PersoniumValidator:
         authorization = bearer(token)
         host = self._unit.cell_host(topic.cell)
         if host is not None and not is_host_name(host):
-            raise TokenInactive("no such cell: no host has its name")
-        questions: list[Deferred[Any]] = [
-            maybeDeferred(self._find, authorization, topic),
-            maybeDeferred(self._rights, authorization, topic),
-            maybeDeferred(self._life, token, topic),
+            raise TokenInactive("no such cell: no host can have its name")
+        requests: list[Deferred[Any]] = [
+            maybeDeferred(self._find_topic, authorization, topic),
+            maybeDeferred(self._allowed_methods, authorization, topic),
+            maybeDeferred(self._claims, token, topic),
         ]
-        _, rights, claims = yield all_or_first_refusal(questions)
-        if rights is None:
+        _, allowed, claims = yield all_or_first_refusal(requests)
+        if allowed is None:
             raise TopicNotFound(topic.path)
-        return Grant(claims.subject, claims.expires_at, "GET" in rights, "POST" in rights)
+        return Grant(claims.subject, claims.expires_at, "GET" in allowed, "POST" in allowed)
 
     @inlineCallbacks
-    def _find(self, authorization: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, None]:
-        """Whether the topic exists, for somebody who may know."""
-        answer: Response = yield self._http.ask(
+    def check_credentials(self, topic: TopicAddress) -> Generator[Deferred[Any], Any, bool]:
+        """Present the service's own credentials; fires with whether the topic's cell exists.
+
+        Fails with:
+            ValidatorUnavailable: the unit refuses them, or there was no valid response.
+        """
+        response: Response | None = yield self._introspect("none", topic)
+        return response is not None
+
+    @inlineCallbacks
+    def _find_topic(
+        self, authorization: str, topic: TopicAddress
+    ) -> Generator[Deferred[Any], Any, None]:
+        """Find out whether the topic exists, if the token may know."""
+        response: Response = yield self._http_client.request(
             "PROPFIND",
             self._unit.collection_url(topic),
             {"Authorization": authorization, "Depth": "0", "Accept": "application/xml"},
         )
-        if answer.status in _NO:
-            raise TokenInactive(f"PROPFIND: {answer.status}")
-        if answer.status == 404:
+        if response.status in _REFUSED:
+            raise TokenInactive(f"PROPFIND: {response.status}")
+        if response.status == 404:
             raise TopicNotFound(topic.path)
-        if answer.status != 207:
-            raise ValidatorUnavailable(f"PROPFIND: status {answer.status}")
-        if not has_topic(answer.body, answer.header("content-type"), topic.topic):
+        if response.status != 207:
+            raise ValidatorUnavailable(f"PROPFIND: status {response.status}")
+        if not has_topic(response.body, response.header("content-type"), topic.topic):
             raise TopicNotFound(topic.path)
 
     @inlineCallbacks
-    def _rights(
+    def _allowed_methods(
         self, authorization: str, topic: TopicAddress
     ) -> Generator[Deferred[Any], Any, frozenset[str] | None]:
-        """The methods that the token may use on the topic; None: there is no such topic.
+        """Return the methods that the token may use on the topic; None: no such topic.
 
-        A unit says to anybody that a topic is not there, so it is no answer to give away
-        before the token is known to live.
+        A unit tells anybody that a topic does not exist. So None is not a refusal: the
+        caller must not pass it on before the token is known to be valid.
         """
-        answer: Response = yield self._http.ask(
+        response: Response = yield self._http_client.request(
             "OPTIONS", self._unit.topic_url(topic), {"Authorization": authorization}
         )
-        if answer.status in _NO:
-            raise TokenInactive(f"OPTIONS: {answer.status}")
-        if answer.status == 404:
+        if response.status in _REFUSED:
+            raise TokenInactive(f"OPTIONS: {response.status}")
+        if response.status == 404:
             return None
-        if answer.status != 200:
-            raise ValidatorUnavailable(f"OPTIONS: status {answer.status}")
-        allowed = methods(answer.header("allow"))
-        if "OPTIONS" not in allowed:  # it is allowed to everybody
-            raise ValidatorUnavailable("OPTIONS: not allowed, says the answer to it")
+        if response.status != 200:
+            raise ValidatorUnavailable(f"OPTIONS: status {response.status}")
+        allowed = methods(response.header("allow"))
+        if "OPTIONS" not in allowed:  # a unit allows it without any right
+            raise ValidatorUnavailable("OPTIONS: the Allow header does not list OPTIONS")
         return allowed
 
     @inlineCallbacks
-    def _life(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Claims]:
-        """Whose token it is and until when.
-
-        A unit answers 401 and 403 here to credentials of ours that it does not know, and
-        never because of the token.
-        """
-        answer: Response | None = yield self._introspect(token, topic)
-        if answer is None:
+    def _claims(self, token: str, topic: TopicAddress) -> Generator[Deferred[Any], Any, Claims]:
+        """Return the token's subject and expiry."""
+        response: Response | None = yield self._introspect(token, topic)
+        if response is None:
             raise TokenInactive("introspection: no such cell")
-        return read_claims(answer.body, self._now())
-
-    @inlineCallbacks
-    def knows_us(self, topic: TopicAddress) -> Generator[Deferred[Any], Any, bool]:
-        """Show our credentials to the topic's cell; fires with whether there is such a cell.
-
-        Fails with:
-            ValidatorUnavailable: they are not the unit's, or it cannot be asked.
-        """
-        answer: Response | None = yield self._introspect("none", topic)
-        return answer is not None
+        return read_claims(response.body, self._now())
 
     @inlineCallbacks
     def _introspect(
         self, token: str, topic: TopicAddress
     ) -> Generator[Deferred[Any], Any, Response | None]:
-        """What the topic's cell says of a token; None: there is no such cell."""
-        answer: Response = yield self._http.ask(
+        """Introspect a token at the topic's cell; None: there is no such cell.
+
+        A unit answers 401 and 403 to unknown credentials of the service, and never because
+        of the token.
+        """
+        response: Response = yield self._http_client.request(
             "POST",
             self._unit.cell_url(topic.cell) + "__introspect",
             {"Authorization": self._credentials, "Accept": "application/json"},
             {"token": token},
         )
-        if answer.status in _NO:
+        if response.status in _REFUSED:
             raise ValidatorUnavailable(
-                f"introspection: status {answer.status}; are username and password the unit's?"
+                f"introspection: status {response.status}; are username and password the unit's?"
             )
-        if answer.status == 404:
+        if response.status == 404:
             return None
-        if answer.status != 200:
-            raise ValidatorUnavailable(f"introspection: status {answer.status}")
-        return answer
+        if response.status != 200:
+            raise ValidatorUnavailable(f"introspection: status {response.status}")
+        return response
 
 
 def methods(allow: str) -> frozenset[str]:
-    """The methods in an ``Allow`` header (RFC 9110, section 10.2.1)."""
+    """Return the methods in an ``Allow`` header (RFC 9110, section 10.2.1)."""
     return frozenset(method.strip() for method in allow.split(",")) - {""}

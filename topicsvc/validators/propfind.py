@@ -1,4 +1,4 @@
-"""Pure: what a unit's PROPFIND answer says about a stream collection (RFC 4918, section 14)."""
+"""Reads a unit's PROPFIND response about a stream collection (RFC 4918, section 14)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from topicsvc.errors import ValidatorUnavailable
 __all__ = ["MAX_ATTRIBUTES", "MAX_ATTRIBUTE_LENGTH", "MAX_DEPTH", "has_topic"]
 
 MAX_DEPTH = 32
-"""Levels of elements; the answer that is looked for has seven."""
+"""Most levels of elements; a unit's response has seven."""
 
 MAX_ATTRIBUTES = 32
-"""Attributes of one element, declarations of namespaces included; a unit's has three."""
+"""Most attributes of an element, with namespace declarations; a unit's has three."""
 
 MAX_ATTRIBUTE_LENGTH = 256
-"""Characters in the name or the value of an attribute.
+"""Most characters in the name or the value of an attribute.
 
-A namespace is written out in front of every name that has its prefix: a long one with many
-such names is seconds of work and a gigabyte of memory.
+The parser writes the namespace in front of every name that has its prefix. A long namespace
+with many such names would take seconds, and a gigabyte of memory.
 """
 
 _DAV = "DAV:"
@@ -36,57 +36,57 @@ _CHARSET = re.compile(r'charset\s*=\s*"?([A-Za-z0-9._-]+)', re.IGNORECASE)
 
 
 def has_topic(body: bytes, content_type: str, topic: str) -> bool:
-    """Whether `body` tells of a stream collection in which `topic` is registered.
+    """Whether `body` describes a stream collection in which `topic` is registered.
 
-    Only properties under status 200 count. Namespaces count, prefixes do not. What is missing
-    because the unit failed to look for it may be there all the same.
+    Only properties with status 200 count. Namespaces are compared, prefixes are not. If the
+    topic is missing but a status is 5xx, the unit may have failed to look for it.
 
     Args:
-        body: a 207 answer to a PROPFIND of depth 0.
-        content_type: its header; a charset in it goes before what the XML says of itself.
-        topic: the name to look for, letter by letter.
+        body: the body of a 207 response to a PROPFIND of depth 0.
+        content_type: the header; its charset takes precedence over the one in the XML.
+        topic: the name of the topic; case matters.
 
     Raises:
-        ValidatorUnavailable: not XML, or XML with what no unit sends: a document type,
-            which is where entities come from; more than one resource; elements within a
-            status or a name; too deep; too many or too long attributes. Or no yes, and a
-            status of 5xx inside.
+        ValidatorUnavailable: `body` is not XML; it has something that no unit sends, such as
+            a document type (the source of entities), more than one resource, elements within
+            a status or a name, deep nesting, or too many or too long attributes; or the topic
+            is missing and a status is 5xx.
     """
     match = _CHARSET.search(content_type)
     charset = None if match is None else match[1]
     try:
-        _look_over(body, charset)
+        _check_syntax(body, charset)
         return _Reader(charset).read(body, topic)
-    except _Refused as error:
+    except _Unacceptable as error:
         raise ValidatorUnavailable(f"PROPFIND: {error}") from None
     except (ExpatError, LookupError, ValueError):
         raise ValidatorUnavailable("PROPFIND: not XML") from None
 
 
-class _Refused(Exception):
-    """XML of a kind that is not read."""
+class _Unacceptable(Exception):
+    """XML that no unit sends, or a failure of the unit."""
 
 
-def _look_over(body: bytes, charset: str | None) -> None:
-    """Refuse what no unit sends, before names are read with their namespaces.
+def _check_syntax(body: bytes, charset: str | None) -> None:
+    """Refuse what no unit sends, before another parser writes out the namespaces.
 
     Raises:
-        _Refused, ExpatError, LookupError, ValueError: it is not to be read.
+        _Unacceptable, ExpatError, LookupError, ValueError: `body` must not be read.
     """
     depth = 0
 
     def refuse_doctype(*_: object) -> None:
-        raise _Refused("a document type")
+        raise _Unacceptable("a document type")
 
     def start(_: str, attributes: list[str]) -> None:
         nonlocal depth
         depth += 1
         if depth > MAX_DEPTH:
-            raise _Refused("nested too deep")
+            raise _Unacceptable("elements nested too deeply")
         if len(attributes) > 2 * MAX_ATTRIBUTES:
-            raise _Refused("too many attributes")
+            raise _Unacceptable("too many attributes")
         if any(len(text) > MAX_ATTRIBUTE_LENGTH for text in attributes):
-            raise _Refused("a long attribute")
+            raise _Unacceptable("too long an attribute")
 
     def end(_: str) -> None:
         nonlocal depth
@@ -101,10 +101,10 @@ def _look_over(body: bytes, charset: str | None) -> None:
 
 
 class _Reader:
-    """Follows the parser through the elements."""
+    """Collects the topics of a stream collection."""
 
     def __init__(self, charset: str | None) -> None:
-        # Nothing is interned: that would keep each name, with its namespace, to the end.
+        # Without an intern table: it would keep each name with its namespace to the end.
         self._parser: XMLParserType = ParserCreate(charset, " ", None)
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._start
@@ -123,7 +123,7 @@ class _Reader:
         if self._is_stream and topic in self._topics:
             return True
         if self._unit_failed:
-            raise _Refused("a status of 5xx inside")
+            raise _Unacceptable("a status of 5xx inside")
         return False
 
     def _begin_propstat(self) -> None:
@@ -133,7 +133,7 @@ class _Reader:
 
     def _start(self, name: str, _: object) -> None:
         if self._path in (_TOPIC, _STATUS):
-            raise _Refused("an element within a text")
+            raise _Unacceptable("an element within a name or a status")
         self._path += (name,)
         self._text = ""
         if self._path == _PROPSTAT:
@@ -143,7 +143,7 @@ class _Reader:
         elif self._path == _RESPONSE:
             self._responses += 1
             if self._responses > 1:
-                raise _Refused("more than one resource")
+                raise _Unacceptable("more than one resource")
 
     def _end(self, _: str) -> None:
         if self._path == _TOPIC:

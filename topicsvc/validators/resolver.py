@@ -1,12 +1,12 @@
-"""Adapter: names of hosts to addresses: one lookup for each name, and a bound on all.
+"""Resolves host names: one lookup at a time for each name, and a limit on all lookups.
 
-The system's resolver cannot be told to stop. While it hangs, each question that was given up
-would leave a lookup behind that waits for a thread: 15 KiB each, for as long as it hangs.
+The system's resolver cannot be told to stop. While it hangs, each abandoned request would
+leave a lookup behind that waits for a thread: 15 KiB each, for as long as the resolver hangs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -18,48 +18,54 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-__all__ = ["CoalescingResolver", "SparingReactor"]
+__all__ = ["CoalescingResolver", "ReactorWithResolver"]
 
 
 @implementer(IReactorPluggableNameResolver)
-class SparingReactor:
-    """A reactor as it is, but for its lookups.
+class ReactorWithResolver:
+    """A reactor with another name resolver, for the endpoints of one owner.
+
+    `twisted.internet.endpoints.HostnameEndpoint` takes the resolver from its reactor. The
+    alternative, `installNameResolver`, replaces the resolver of the whole process, and a
+    resolver cannot see who needs a name. Unauthenticated clients choose which cells' hosts are
+    looked up. If the resolver hangs, their lookups reach the limit, and a broker that must be
+    connected again would be refused its own lookup. Without a limit nothing bounds memory.
 
     Args:
-        reactor: does everything.
-        most: lookups under way.
+        reactor: does everything else.
+        resolver: looks names up.
     """
 
-    def __init__(self, reactor: Any, most: int) -> None:
+    def __init__(self, reactor: Any, resolver: IHostnameResolver) -> None:
         self._reactor = reactor
-        self.nameResolver = CoalescingResolver(reactor, most)
+        self.nameResolver = resolver
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
     def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
         """See `twisted.internet.interfaces.IReactorPluggableNameResolver`."""
-        before: IHostnameResolver = self._reactor.installNameResolver(resolver)
-        return before
+        previous, self.nameResolver = self.nameResolver, resolver
+        return previous
 
 
 @implementer(IHostnameResolver)
 class CoalescingResolver:
-    """Looks names up by way of a reactor's resolver.
+    """Looks names up with a reactor's resolver; requests for the same name share a lookup.
 
     Args:
-        reactor: has the resolver.
-        most: lookups under way, with those that nobody waits for any more; one more finds
-            no address.
+        reactor: has the resolver. It may be replaced later.
+        max_lookups: lookups in progress, those included that nothing waits for any more. If
+            there are as many, another name has no address.
     """
 
-    def __init__(self, reactor: Any, most: int) -> None:
+    def __init__(self, reactor: Any, max_lookups: int) -> None:
         self._reactor = reactor
-        self._most = most
-        self._in_flight: dict[Any, _Lookup] = {}
+        self._max_lookups = max_lookups
+        self._lookups: dict[Any, _Lookup] = {}
 
     def __len__(self) -> int:
-        return len(self._in_flight)
+        return len(self._lookups)
 
     def resolveHostName(
         self,
@@ -74,13 +80,13 @@ class CoalescingResolver:
         key = hostName, portNumber, types, transportSemantics
         resolution = _Resolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
-        known = self._in_flight.get(key)
-        if known is not None:
-            known.receivers.append(resolutionReceiver)
-        elif len(self._in_flight) >= self._most:
+        lookup = self._lookups.get(key)
+        if lookup is not None:
+            lookup.receivers.append(resolutionReceiver)
+        elif len(self._lookups) >= self._max_lookups:
             resolutionReceiver.resolutionComplete()
         else:
-            lookup = self._in_flight[key] = _Lookup(lambda: self._in_flight.pop(key))
+            lookup = self._lookups[key] = _Lookup(lambda: self._lookups.pop(key))
             lookup.receivers.append(resolutionReceiver)
             self._reactor.nameResolver.resolveHostName(lookup, *key)
         return resolution
@@ -88,10 +94,10 @@ class CoalescingResolver:
 
 @implementer(IResolutionReceiver)
 class _Lookup:
-    """One lookup and who waits for it."""
+    """One lookup, and those that wait for its addresses."""
 
-    def __init__(self, ended: Any) -> None:
-        self._ended = ended
+    def __init__(self, on_complete: Callable[[], object]) -> None:
+        self._on_complete = on_complete
         self._addresses: list[IAddress] = []
         self.receivers: list[IResolutionReceiver] = []
 
@@ -104,7 +110,7 @@ class _Lookup:
 
     def resolutionComplete(self) -> None:
         """See `twisted.internet.interfaces.IResolutionReceiver`."""
-        self._ended()
+        self._on_complete()
         for receiver in self.receivers:
             for address in self._addresses:
                 receiver.addressResolved(address)
@@ -113,10 +119,10 @@ class _Lookup:
 
 @implementer(IHostResolution)
 class _Resolution:
-    """Nothing that can be stopped."""
+    """A resolution that cannot be cancelled."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def cancel(self) -> None:
-        """The lookup goes on: others may wait for it, and no thread can be stopped."""
+        """Do nothing: others may wait for the lookup, and its thread cannot be stopped."""

@@ -1,4 +1,4 @@
-"""Adapter: several questions about one token, asked together."""
+"""Combines the results of several requests about one token."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from topicsvc.errors import TokenInactive
 __all__ = ["all_or_first_refusal"]
 
 
-def all_or_first_refusal(questions: Sequence[Deferred[Any]]) -> Deferred[list[Any]]:
-    """Wait for all answers; fires with them, in the order of the questions.
+def all_or_first_refusal(requests: Sequence[Deferred[Any]]) -> Deferred[list[Any]]:
+    """Wait for all requests; fires with their results, in their order.
 
-    The first plain no ends the rest. One that cannot be decided does not: another may
-    still say no, and the verdict must not hang on who answers first.
+    The first refusal cancels the others. Another failure does not: a later request may still
+    refuse the token, and the result must not depend on the order of the responses.
+    Cancelling the Deferred cancels all requests.
 
     Fails with:
-        TokenInactive: one of them does.
-        whatever else one of them fails with, once all others are answered.
+        TokenInactive: a request failed with it.
+        Exception: the first other failure of a request, after all have ended.
     """
-    answers: dict[int, Any] = {}
-    undecided: list[Failure] = []
-    waiting = len(questions)
+    results: dict[int, Any] = {}
+    failures: list[Failure] = []
+    pending = len(requests)
 
-    def leave(_: object = None) -> None:
-        for question in questions:
-            question.cancel()
+    def cancel_all(_: object = None) -> None:
+        for request in requests:
+            request.cancel()
 
-    def answered(answer: Any, place: int) -> None:
-        answers[place] = answer
-        settle()
+    def succeeded(result: Any, index: int) -> None:
+        results[index] = result
+        ended()
 
     def failed(failure: Failure) -> None:
         if failure.check(TokenInactive) and not verdict.called:
             verdict.errback(failure)
-            leave()
+            cancel_all()
         else:
-            undecided.append(failure)
-            settle()
+            failures.append(failure)
+            ended()
 
-    def settle() -> None:
-        nonlocal waiting
-        waiting -= 1
-        if waiting or verdict.called:
+    def ended() -> None:
+        nonlocal pending
+        pending -= 1
+        if pending or verdict.called:
             return
-        if undecided:
-            verdict.errback(undecided[0])
+        if failures:
+            verdict.errback(failures[0])
         else:
-            verdict.callback([answers[place] for place in range(len(questions))])
+            verdict.callback([results[index] for index in range(len(requests))])
 
-    verdict: Deferred[list[Any]] = Deferred(leave)
-    for place, question in enumerate(questions):
-        question.addCallbacks(answered, failed, callbackArgs=(place,))
+    verdict: Deferred[list[Any]] = Deferred(cancel_all)
+    for index, request in enumerate(requests):
+        request.addCallbacks(succeeded, failed, callbackArgs=(index,))
     return verdict

@@ -47,6 +47,6 @@ class FaultTests(SynchronousTestCase):
                 ResponseNeverReceived([Failure(fault)]),
                 ResponseFailed([Failure(ResponseNeverReceived([Failure(fault)]))]),
             ):
-                asked = HttpClient(FailingAgent(raised)).ask("POST", "https://as.example/", {})
+                asked = HttpClient(FailingAgent(raised)).request("POST", "https://as.example/", {})
                 told = self.failureResultOf(asked, ValidatorUnavailable).value
                 self.assertEqual(str(told), f"POST: {words}")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.validators.introspection_response import LATEST, Claims, read_claims
+from topicsvc.validators.introspection_response import MAX_TIME, Claims, read_claims
 
 NOW = 1544056220.5
 
@@ -72,11 +72,11 @@ class ClaimsTests(SynchronousTestCase):
         self.assert_unreadable(b'{"exp":1544059820}')
 
     def test_expiry_is_a_whole_number_of_seconds(self) -> None:
-        for expiry in ("1544059820", 1544059820.5, True, None, -1, [], LATEST + 1, 10**30,
+        for expiry in ("1544059820", 1544059820.5, True, None, -1, [], MAX_TIME + 1, 10**30,
                        1544059820000):  # fmt: skip
             self.assert_unreadable(answer(exp=expiry))
         self.assert_unreadable(b'{"active":true}')
-        self.assertEqual(read_claims(answer(exp=LATEST), NOW).expires_at, LATEST)
+        self.assertEqual(read_claims(answer(exp=MAX_TIME), NOW).expires_at, MAX_TIME)
 
     def test_scopes_are_parted_by_spaces_and_by_nothing_else(self) -> None:
         for scope in ("a\tb", "a\nb", "a\xa0b", "a\u2003b"):
@@ -115,4 +115,4 @@ class ClaimsTests(SynchronousTestCase):
         except (TokenInactive, ValidatorUnavailable):
             return
         self.assertIs(members["active"], True)
-        self.assertTrue(NOW < claims.expires_at <= LATEST)
+        self.assertTrue(NOW < claims.expires_at <= MAX_TIME)

@@ -18,7 +18,7 @@ from topicsvc.validators.verdicts import all_or_first_refusal
 from topicsvc.validators.wrappers.cache import GrantCache
 from topicsvc.validators.wrappers.concurrency import QUEUE_TIMEOUT, ConcurrencyLimit
 from topicsvc.validators.wrappers.measured import MeasuredValidator
-from topicsvc.validators.wrappers.outage_log import SILENCE, OutageLog
+from topicsvc.validators.wrappers.outage_log import LOG_INTERVAL, OutageLog
 from topicsvc.validators.wrappers.single_flight import SingleFlight
 from topicsvc.validators.wrappers.timeout import TimeoutValidator
 
@@ -421,14 +421,14 @@ class OutagesTests(WrapperTestCase):
     def test_one_line_when_it_begins_and_one_when_it_is_over(self) -> None:
         self.assertEqual(self.logged("grant", "refuse"), [])
         [line] = self.logged("be_unavailable", "be_unavailable", "be_unavailable")
-        self.assertEqual(line, "tokens cannot be judged: said the test")
-        self.advance(SILENCE)
-        self.assertEqual(self.logged("refuse"), ["tokens can be judged again"])
+        self.assertEqual(line, "tokens cannot be validated: said the test")
+        self.advance(LOG_INTERVAL)
+        self.assertEqual(self.logged("refuse"), ["tokens can be validated again"])
         self.assertEqual(self.logged("grant"), [])
 
     def test_a_line_now_and_then_while_it_lasts(self) -> None:
         self.assertEqual(len(self.logged("be_unavailable")), 1)
-        self.advance(SILENCE - 1)
+        self.advance(LOG_INTERVAL - 1)
         self.assertEqual(len(self.logged("be_unavailable", "grant")), 0)
         self.advance(1)
         self.assertEqual(len(self.logged("be_unavailable")), 1)

@@ -104,7 +104,7 @@ class Checks(Reporter):
         asked = topic or TopicAddress(cell, "box", ("col",), "name")
         unknown = f"knows no cell {cell}: give --topic and a token, or look at validator.cell_urls"
         try:
-            unit = stack.innermost
+            unit = stack.base_validator
             if isinstance(unit, PersoniumValidator) and not await self._knows_us(unit, asked):
                 self.warn("validator", f"the unit answers, but {unknown}")
                 return
@@ -122,7 +122,7 @@ class Checks(Reporter):
             self.fail("validator", "it grants a token that nobody has issued")
 
     async def _knows_us(self, unit: PersoniumValidator, topic: TopicAddress) -> bool:
-        asked = unit.knows_us(topic)
+        asked = unit.check_credentials(topic)
         return await asked.addTimeout(self._settings.checks.timeout, self._reactor, _too_late)
 
     def _names_cells_by_host(self, cell: str) -> bool:
@@ -135,9 +135,9 @@ class Checks(Reporter):
         self, stack: ValidatorStack, settings: PersoniumSettings | IntrospectionSettings
     ) -> None:
         url = settings.url if isinstance(settings, IntrospectionSettings) else settings.unit.url
-        assert stack.http is not None  # noqa: S101 - one that asks has one
+        assert stack.http_client is not None  # noqa: S101 - one that asks has one
         try:
-            asked = stack.http.ask("GET", url, {})
+            asked = stack.http_client.request("GET", url, {})
             seconds = self._settings.checks.timeout
             answer = await asked.addTimeout(seconds, self._reactor, _too_late)
         except Exception as error:

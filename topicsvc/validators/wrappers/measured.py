@@ -1,4 +1,4 @@
-"""Adapter: around a validator, the numbers of its checks."""
+"""Counts and times the checks of a validator."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["MeasuredValidator"]
 
 
 class MeasuredValidator:
-    """Counts how checks end, and how long those take that are answered.
+    """Counts checks by outcome, and measures those that are not cancelled.
 
     Args:
-        validator: asked.
-        clock: tells the time.
-        stats: where the numbers are kept.
+        validator: makes the checks.
+        clock: measures them.
+        stats: keeps the counts.
     """
 
     def __init__(
@@ -34,22 +34,22 @@ class MeasuredValidator:
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
-        since = self._clock.seconds()
+        started_at = self._clock.seconds()
         self._stats.in_flight += 1
-        asked = maybeDeferred(self._validator.validate, token, topic)
-        return asked.addBoth(self._ended, since)
+        check = maybeDeferred(self._validator.validate, token, topic)
+        return check.addBoth(self._ended, started_at)
 
-    def _ended(self, result: Any, since: float) -> Any:
+    def _ended(self, result: Any, started_at: float) -> Any:
         outcome = _outcome(result)
         self._stats.in_flight -= 1
         self._stats.outcomes[outcome] += 1
         if outcome != "cancelled":
-            self._stats.seconds.observe(self._clock.seconds() - since)
+            self._stats.seconds.observe(self._clock.seconds() - started_at)
         return result
 
 
 def _outcome(result: Grant | Failure) -> str:
-    """One of `topicsvc.stats.OUTCOMES`."""
+    """Return one of `topicsvc.validators.stats.OUTCOMES`."""
     if not isinstance(result, Failure):
         return "granted"
     for kind, outcome in (

@@ -1,4 +1,4 @@
-"""Adapter: around a validator, what an operator wants to know about it."""
+"""Logs when a validator is unavailable, and when it is available again."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.topics import TopicAddress
 
-__all__ = ["SILENCE", "OutageLog"]
+__all__ = ["LOG_INTERVAL", "OutageLog"]
 
-SILENCE = 10
-"""Seconds at least between two lines that say that tokens cannot be judged."""
+LOG_INTERVAL = 10
+"""Least seconds between two log lines."""
 
 
 class OutageLog:
-    """Logs when tokens cannot be judged, and when they can again; not once for each.
+    """Logs an outage of the validator: its start, a line now and then, and its end.
 
     Args:
-        validator: asked.
-        clock: tells the time.
+        validator: makes the checks.
+        clock: measures the time between two lines.
     """
 
     _log = Logger()
@@ -31,7 +31,7 @@ class OutageLog:
     def __init__(self, validator: TokenValidator, clock: IReactorTime) -> None:
         self._validator = validator
         self._clock = clock
-        self._throttle = LogThrottle(SILENCE)
+        self._throttle = LogThrottle(LOG_INTERVAL)
         self._is_unavailable = False
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
@@ -39,20 +39,20 @@ class OutageLog:
         return self._validator.validate(token, topic).addCallbacks(self._granted, self._failed)
 
     def _granted(self, grant: Grant) -> Grant:
-        self._well()
+        self._available()
         return grant
 
     def _failed(self, failure: Failure) -> Failure:
         if failure.check(TokenInactive):
-            self._well()
+            self._available()
         elif failure.check(ValidatorUnavailable):
             self._is_unavailable = True
             if self._throttle.allow("unavailable", self._clock.seconds()):
-                self._log.warn("tokens cannot be judged: {reason}", reason=str(failure.value))
+                self._log.warn("tokens cannot be validated: {reason}", reason=str(failure.value))
         return failure
 
-    def _well(self) -> None:
+    def _available(self) -> None:
         if self._is_unavailable and self._throttle.allow("unavailable", self._clock.seconds()):
             self._is_unavailable = False
             self._throttle.reset()
-            self._log.info("tokens can be judged again")
+            self._log.info("tokens can be validated again")

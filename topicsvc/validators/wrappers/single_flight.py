@@ -1,4 +1,4 @@
-"""Adapter: around a validator, one question for all who ask the same at the same time."""
+"""Makes one check for all concurrent requests about the same token and topic."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from topicsvc.topics import TopicAddress
 
 __all__ = ["SingleFlight"]
 
-_Question = tuple[str, TopicAddress]
+_Key = tuple[str, TopicAddress]
 
 
 class SingleFlight:
-    """Shares what is under way: same token, same topic, one check, every asker answered.
+    """Shares the result of a check in progress with later requests for the same.
 
     Args:
-        validator: asked.
+        validator: makes the checks.
     """
 
     def __init__(self, validator: TokenValidator) -> None:
         self._validator = validator
-        self._in_flight: dict[_Question, _Check] = {}
+        self._in_flight: dict[_Key, _Check] = {}
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -30,46 +30,46 @@ class SingleFlight:
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`.
 
-        Cancelling ends the check only when nobody else waits for it.
+        Cancelling cancels the check only if nothing else waits for its result.
         """
         key = token, topic
 
-        def leave(asker: Deferred[Grant]) -> None:
-            del check.askers[asker]
-            if not check.askers and self._in_flight.get(key) is check:
+        def cancel(waiter: Deferred[Grant]) -> None:
+            del check.waiters[waiter]
+            if not check.waiters and self._in_flight.get(key) is check:
                 del self._in_flight[key]
-                check.asked.cancel()
+                check.result.cancel()
 
-        asker: Deferred[Grant] = Deferred(leave)
-        known = self._in_flight.get(key)
-        if known is not None:
-            check = known
-            check.askers[asker] = None
-            return asker
+        waiter: Deferred[Grant] = Deferred(cancel)
+        current = self._in_flight.get(key)
+        if current is not None:
+            check = current
+            check.waiters[waiter] = None
+            return waiter
         check = self._in_flight[key] = _Check()
-        check.askers[asker] = None
-        check.asked = maybeDeferred(self._validator.validate, token, topic)
-        check.asked.addBoth(self._ended, key, check)
-        return asker
+        check.waiters[waiter] = None
+        check.result = maybeDeferred(self._validator.validate, token, topic)
+        check.result.addBoth(self._ended, key, check)
+        return waiter
 
-    def _ended(self, result: Grant | Failure, key: _Question, check: _Check) -> None:
+    def _ended(self, result: Grant | Failure, key: _Key, check: _Check) -> None:
         if self._in_flight.get(key) is check:
             del self._in_flight[key]
-        for asker in tuple(check.askers):
-            if asker not in check.askers:
-                continue  # one before it has acted on the verdict and made it leave
-            del check.askers[asker]
+        for waiter in tuple(check.waiters):
+            if waiter not in check.waiters:
+                continue  # a callback of an earlier one has cancelled it
+            del check.waiters[waiter]
             if isinstance(result, Failure):
-                asker.errback(result)
+                waiter.errback(result)
             else:
-                asker.callback(result)
+                waiter.callback(result)
 
 
 class _Check:
-    """One question under way."""
+    """A check in progress, and the Deferreds that wait for its result."""
 
-    __slots__ = ("asked", "askers")
+    __slots__ = ("result", "waiters")
 
     def __init__(self) -> None:
-        self.askers: dict[Deferred[Grant], None] = {}
-        self.asked: Deferred[Grant]
+        self.waiters: dict[Deferred[Grant], None] = {}
+        self.result: Deferred[Grant]

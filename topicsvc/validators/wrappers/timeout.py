@@ -1,4 +1,4 @@
-"""Adapter: around a validator, one deadline for a whole check."""
+"""Limits the duration of a check."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["TimeoutValidator"]
 
 
 class TimeoutValidator:
-    """Ends a check that takes too long, whether or not what it waits for can be cancelled.
+    """Cancels a check that takes too long, and fails even if it cannot be cancelled.
 
     Args:
-        validator: asked.
-        clock: keeps the time.
-        seconds: how long a check may take, from its first byte to its verdict.
+        validator: makes the checks.
+        clock: measures them.
+        seconds: most time of a check, from its start to its result.
     """
 
     def __init__(self, validator: TokenValidator, clock: IReactorTime, seconds: float) -> None:
@@ -30,26 +30,26 @@ class TimeoutValidator:
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
 
-        def leave(_: object) -> None:
+        def cancel(_: object) -> None:
             timer.cancel()
-            asked.cancel()
+            check.cancel()
 
-        def too_late() -> None:
-            answer.errback(ValidatorUnavailable(f"no verdict within {self._seconds} s"))
-            asked.cancel()
+        def time_out() -> None:
+            result.errback(ValidatorUnavailable(f"no result within {self._seconds} s"))
+            check.cancel()
 
         def granted(grant: Grant) -> None:
             if timer.active():
                 timer.cancel()
-                answer.callback(grant)
+                result.callback(grant)
 
         def failed(failure: Failure) -> None:
             if timer.active():
                 timer.cancel()
-                answer.errback(failure)
+                result.errback(failure)
 
-        answer: Deferred[Grant] = Deferred(leave)
-        timer = self._clock.callLater(self._seconds, too_late)
-        asked = maybeDeferred(self._validator.validate, token, topic)
-        asked.addCallbacks(granted, failed)
-        return answer
+        result: Deferred[Grant] = Deferred(cancel)
+        timer = self._clock.callLater(self._seconds, time_out)
+        check = maybeDeferred(self._validator.validate, token, topic)
+        check.addCallbacks(granted, failed)
+        return result

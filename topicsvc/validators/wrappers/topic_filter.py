@@ -1,4 +1,4 @@
-"""Adapter: around a validator that cannot tell which topics exist, a list that can."""
+"""Refuses topics that are not in the settings, for validators that know no topics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ __all__ = ["TopicFilter"]
 
 
 class TopicFilter:
-    """Grants nothing on a topic that is not listed.
+    """Refuses every topic that is not listed.
+
+    The token is validated first, so that only a valid one reveals which topics exist.
 
     Args:
-        validator: asked first, so that only a live token learns what exists.
-        topics: which topics exist.
+        validator: validates tokens.
+        topics: the topics that exist.
     """
 
     def __init__(self, validator: TokenValidator, topics: Sequence[TopicPattern]) -> None:
@@ -27,10 +29,10 @@ class TopicFilter:
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
-        asked = self._validator.validate(token, topic)
-        return asked.addCallback(self._only_existing, topic)
+        check = self._validator.validate(token, topic)
+        return check.addCallback(self._refuse_unlisted, topic)
 
-    def _only_existing(self, grant: Grant, topic: TopicAddress) -> Grant:
+    def _refuse_unlisted(self, grant: Grant, topic: TopicAddress) -> Grant:
         if not any(pattern.matches(topic) for pattern in self._topics):
             raise TopicNotFound(topic.path)
         return grant

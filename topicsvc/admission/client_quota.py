@@ -154,7 +154,7 @@ class ClientQuota:
         if self.address is None:
             asked = maybeDeferred(question)
         else:
-            asked = self._limits.token_attempts.ask(self.address, question)
+            asked = self._limits.token_attempts.run(self.address, question)
         return asked.addCallback(self._granted)
 
     def allow_message(self) -> bool:

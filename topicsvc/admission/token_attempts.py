@@ -1,15 +1,16 @@
-"""Application: how many tokens of one address are tried.
+"""Limits the tokens that fail validation, for each client address.
 
-So many may fail in a minute. While one is being asked about nobody knows whether it will, so no
-more are asked about at once than may still fail. The others wait for their turn, in order: where
-many come at once a good token waits a little, and is not refused because of others that are good.
+An address may present a limited number of tokens that fail in a minute. Whether a token fails is
+known only after its check. So the checks in progress and the failed tokens of an address are
+together never more than the limit. The other tokens wait in order of arrival: valid tokens that
+arrive together wait a little, and are not refused because of one another.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -23,6 +24,7 @@ from topicsvc.errors import (
     ValidatorUnavailable,
 )
 from topicsvc.interfaces import Grant
+from topicsvc.scheduling.concurrency import ConcurrencyQueue
 from topicsvc.scheduling.deadlines import Deadlines
 
 __all__ = [
@@ -34,202 +36,197 @@ __all__ = [
 ]
 
 MAX_ADDRESSES = 10_000
-"""Addresses whose failed tokens are remembered: 2 MB or so. The oldest make room."""
+"""Addresses whose failed tokens are counted, in about 2 MB. A new one replaces the oldest."""
 
 QUEUE_TIMEOUT = 60.0
-"""Seconds that a token waits for its turn: as long as a client has to show it."""
+"""Seconds that a token may wait: as long as a client has to present it."""
 
 ABANDONED_CHECK_TTL = 10.0
-"""Seconds that a question still counts whose asker has gone: somebody may be at work on it."""
+"""Seconds that a check still counts after its client disconnected: the validator may work on it."""
 
 POLL_INTERVAL = 1.0
-"""Seconds between two looks for what time alone has changed for those who wait."""
+"""Seconds between two looks at waiting tokens, which time alone may refuse or start."""
 
 _MINUTE = 60.0
 
 
 class TokenAttempts:
-    """Asks about tokens, and counts for each address those that were no good.
+    """Runs token checks, and counts the failed tokens of each address.
 
     Args:
-        clock: tells and keeps the time.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
-        most: how many may fail in a minute; 0: any number.
-        refused: told of each token that was not asked about, for too many have failed.
+        clock: the reactor, or a clock in its place.
+        now: the time of day, in seconds since the epoch. Expiry is measured by it.
+        max_failures: returns the most tokens of an address that may fail in a minute; 0: no limit.
+        on_refused: called for each token that is refused because too many have failed.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
         now: Callable[[], float],
-        most: Callable[[], int],
-        refused: Callable[[], None],
+        max_failures: Callable[[], int],
+        on_refused: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._now = now
-        self._most = most
-        self._refused = refused
-        self._failed: dict[str, _Failures] = {}
-        self._queues: dict[str, _Queue] = {}
-        self._left: deque[tuple[float, str]] = deque()
-        self._look = Deadlines[str](clock, POLL_INTERVAL, self._fill)
+        self._max_failures = max_failures
+        self._on_refused = on_refused
+        self._failures: dict[str, _FailureCount] = {}
+        self._queues: dict[str, ConcurrencyQueue[_Attempt]] = {}
+        self._abandoned: deque[tuple[float, _Attempt]] = deque()
+        self._poll = Deadlines[str](clock, POLL_INTERVAL, self._fill)
 
-    def ask(self, address: str, question: Callable[[], Deferred[Grant]]) -> Deferred[Grant]:
-        """Ask about a token that somebody at `address` has shown, when its turn has come.
+    def run(self, address: str, check: Callable[[], Deferred[Grant]]) -> Deferred[Grant]:
+        """Run the check of a token that a client at `address` presented, at once or later.
 
         Fails with:
-            TooManyFailedTokens: nobody was asked, because too many from there were no good.
-            ValidatorUnavailable: nobody was asked, because its turn did not come.
-            whatever else the answer to `question` fails with.
+            TooManyFailedTokens: too many tokens from `address` failed; `check` was not called.
+            ValidatorUnavailable: the token waited for too long; `check` was not called.
+            the failure of `check`, otherwise.
         """
-        if not self._most():
-            return maybeDeferred(question)
-        each = _Attempt(address, question, self._clock.seconds(), self)
-        self._queues.setdefault(address, _Queue()).waiting[each] = None
+        if not self._max_failures():
+            return maybeDeferred(check)
+        queue = self._queues.get(address)
+        if queue is None:
+            queue = self._queues[address] = ConcurrencyQueue(self._start, self._may_start)
+        attempt = _Attempt(address, check, self._clock.seconds(), self)
+        queue.add(attempt)
         self._fill(address)
-        return each.answer
+        return attempt.result
 
     def blocked_for(self, address: str) -> float:
-        """Seconds for which no token from `address` is asked about; 0: they are."""
-        most, failures = self._most(), self._failures(address)
-        if not most or failures is None or failures.count < most:
+        """Seconds for which tokens from `address` are refused; 0: they are checked."""
+        limit, failures = self._max_failures(), self._recent_failures(address)
+        if not limit or failures is None or failures.count < limit:
             return 0
         return failures.since + _MINUTE - self._clock.seconds()
 
-    def leave(self, each: _Attempt) -> None:
-        """Whoever asked has gone."""
-        if each.asked is None:
-            del self._queues[each.address].waiting[each]
-            self._fill(each.address)
+    def cancel(self, attempt: _Attempt) -> None:
+        """The client of `attempt` has disconnected."""
+        if attempt.pending is None:
+            self._queues[attempt.address].discard(attempt)
+            self._fill(attempt.address)
         else:
-            each.is_left = True
-            each.asked.cancel()
+            attempt.is_abandoned = True
+            attempt.pending.cancel()
 
     def _fill(self, address: str) -> None:
-        """Ask about those whose turn it is; answers that come at once do not nest."""
-        self._forget_left()
+        """Start or refuse the waiting tokens of `address`, as far as this is decided."""
+        self._forget_abandoned()
         queue = self._queues.get(address)
-        if queue is None or queue.is_filling:
+        if queue is None:
             return
-        queue.is_filling = True
-        while queue.waiting:
-            each = next(iter(queue.waiting))
-            refusal = self._refusal(each)
-            if refusal is None and not self._has_room(address, queue):
-                break
-            del queue.waiting[each]
-            if refusal is None:
-                queue.in_flight += 1
-                each.asked = maybeDeferred(each.question)
-                each.asked.addBoth(self._answered, each, queue)
-            else:
-                each.answer.errback(refusal)
-        queue.is_filling = False
+        queue.fill()
         if queue.waiting:
-            self._look.start(address)
+            self._poll.start(address)
         else:
-            self._look.cancel(address)
-            self._tidy(address, queue)
+            self._poll.cancel(address)
+            self._drop_idle(address, queue)
 
-    def _refusal(self, each: _Attempt) -> Unavailable | None:
-        """Why it need not wait any more; None: its turn may come, or has."""
-        seconds = self.blocked_for(each.address)
+    def _may_start(self, attempt: _Attempt) -> bool:
+        """Whether `attempt` is checked or refused now. Otherwise it waits."""
+        attempt.refusal = self._refusal(attempt)
+        return attempt.refusal is not None or self._is_below_limit(attempt.address)
+
+    def _start(self, attempt: _Attempt) -> bool:
+        if attempt.refusal is not None:
+            attempt.result.errback(attempt.refusal)
+            return False
+        attempt.pending = maybeDeferred(attempt.check)
+        attempt.pending.addBoth(self._done, attempt)
+        return True
+
+    def _refusal(self, attempt: _Attempt) -> Unavailable | None:
+        """The error with which `attempt` ends without a check, if any."""
+        seconds = self.blocked_for(attempt.address)
         if seconds:
-            self._refused()
+            self._on_refused()
             return TooManyFailedTokens(seconds)
-        if self._clock.seconds() - each.since >= QUEUE_TIMEOUT:
-            return ValidatorUnavailable(f"no turn within {QUEUE_TIMEOUT:.0f} s")
+        if self._clock.seconds() - attempt.since >= QUEUE_TIMEOUT:
+            return ValidatorUnavailable(f"not checked within {QUEUE_TIMEOUT:.0f} s")
         return None
 
-    def _has_room(self, address: str, queue: _Queue) -> bool:
-        most, failures = self._most(), self._failures(address)
+    def _is_below_limit(self, address: str) -> bool:
+        limit, failures = self._max_failures(), self._recent_failures(address)
         count = 0 if failures is None else failures.count
-        return not most or count + queue.in_flight < most
+        return not limit or count + len(self._queues[address].in_progress) < limit
 
-    def _answered(self, result: Grant | Failure, each: _Attempt, queue: _Queue) -> None:
-        if each.is_left:
-            self._left.append((self._clock.seconds(), each.address))
+    def _done(self, result: Grant | Failure, attempt: _Attempt) -> None:
+        if attempt.is_abandoned:
+            self._abandoned.append((self._clock.seconds(), attempt))
             return
-        queue.in_flight -= 1
-        if self._is_no_good(result):
-            self._count(each.address)
+        self._queues[attempt.address].done(attempt)
+        if self._is_failed_token(result):
+            self._count_failure(attempt.address)
         if isinstance(result, Failure):
-            each.answer.errback(result)
+            attempt.result.errback(result)
         else:
-            each.answer.callback(result)
-        self._fill(each.address)
+            attempt.result.callback(result)
+        self._fill(attempt.address)
 
-    def _is_no_good(self, result: Grant | Failure) -> bool:
+    def _is_failed_token(self, result: Grant | Failure) -> bool:
         if isinstance(result, Failure):
-            # A live token for a topic that does not exist is no guess at tokens.
+            # A valid token for a topic that does not exist is no guess at tokens.
             return bool(result.check(TokenInactive)) and not result.check(TopicNotFound)
         return result.is_expired(self._now())
 
-    def _count(self, address: str) -> None:
-        failures = self._failures(address)
+    def _count_failure(self, address: str) -> None:
+        failures = self._recent_failures(address)
         if failures is None:
-            if len(self._failed) >= MAX_ADDRESSES:
-                del self._failed[next(iter(self._failed))]
-            failures = self._failed[address] = _Failures(self._clock.seconds())
+            if len(self._failures) >= MAX_ADDRESSES:
+                del self._failures[next(iter(self._failures))]
+            failures = self._failures[address] = _FailureCount(self._clock.seconds())
         failures.count += 1
 
-    def _failures(self, address: str) -> _Failures | None:
-        """Those of `address` in its minute; all whose minute is over are forgotten."""
+    def _recent_failures(self, address: str) -> _FailureCount | None:
+        """The failures of `address` in its current minute; forgets all whose minute has ended."""
         now = self._clock.seconds()
-        while self._failed:
-            # They stand in the order of their beginnings.
-            oldest, failures = next(iter(self._failed.items()))
+        while self._failures:
+            # In the order in which their minutes began.
+            oldest, failures = next(iter(self._failures.items()))
             if now - failures.since < _MINUTE:
                 break
-            del self._failed[oldest]
-        return self._failed.get(address)
+            del self._failures[oldest]
+        return self._failures.get(address)
 
-    def _forget_left(self) -> None:
-        """Questions whose askers have gone some time ago count no more."""
+    def _forget_abandoned(self) -> None:
+        """Stop counting checks that were abandoned `ABANDONED_CHECK_TTL` ago."""
         now = self._clock.seconds()
-        while self._left and now - self._left[0][0] >= ABANDONED_CHECK_TTL:
-            _, address = self._left.popleft()
-            queue = self._queues[address]
-            queue.in_flight -= 1
-            self._tidy(address, queue)
+        while self._abandoned and now - self._abandoned[0][0] >= ABANDONED_CHECK_TTL:
+            _, attempt = self._abandoned.popleft()
+            queue = self._queues[attempt.address]
+            queue.done(attempt)
+            self._drop_idle(attempt.address, queue)
 
-    def _tidy(self, address: str, queue: _Queue) -> None:
-        if not queue.waiting and not queue.in_flight and not queue.is_filling:
+    def _drop_idle(self, address: str, queue: ConcurrencyQueue[_Attempt]) -> None:
+        if queue.is_idle:
             del self._queues[address]
 
 
 @dataclass(slots=True)
-class _Failures:
-    """Tokens of an address that were no good, in the minute that began with the first."""
+class _FailureCount:
+    """The failed tokens of an address in a minute, which began with the first of them."""
 
     since: float
     count: int = 0
 
 
-@dataclass(slots=True)
-class _Queue:
-    """Tokens of an address that are being asked about, or will be."""
-
-    waiting: dict[_Attempt, None] = field(default_factory=dict)
-    in_flight: int = 0
-    is_filling: bool = False
-
-
 class _Attempt:
-    """One token and who waits for its answer."""
+    """One token: how to check it, and the result for its client."""
 
-    __slots__ = ("address", "answer", "asked", "is_left", "question", "since")
+    __slots__ = ("address", "check", "is_abandoned", "pending", "refusal", "result", "since")
 
     def __init__(
         self,
         address: str,
-        question: Callable[[], Deferred[Grant]],
+        check: Callable[[], Deferred[Grant]],
         since: float,
         attempts: TokenAttempts,
     ) -> None:
         self.address = address
-        self.question = question
+        self.check = check
         self.since = since
-        self.answer: Deferred[Grant] = Deferred(lambda _: attempts.leave(self))
-        self.asked: Deferred[Grant] | None = None
-        self.is_left = False
+        self.result: Deferred[Grant] = Deferred(lambda _: attempts.cancel(self))
+        self.pending: Deferred[Grant] | None = None
+        self.refusal: Unavailable | None = None
+        self.is_abandoned = False

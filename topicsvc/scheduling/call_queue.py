@@ -1,4 +1,4 @@
-"""Application: many calls, only some in each turn of the reactor, so that others have theirs."""
+"""Spreads many calls over reactor iterations, so that other events are handled in between."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ __all__ = ["CallQueue"]
 
 
 class CallQueue:
-    """Makes calls in the order in which they were given.
+    """Makes calls in the order in which they were given, a limited number in each iteration.
+
+    Twisted's `Cooperator` makes its first call in a later iteration only, and an exception in one
+    call ends its iterator. Here the first calls are made at once, and an exception is logged.
 
     Args:
-        clock: has the turns.
-        per_iteration: calls in one turn.
+        clock: the reactor, or a clock in its place.
+        per_iteration: the most calls in one reactor iteration.
     """
 
     _log = Logger()
@@ -25,23 +28,23 @@ class CallQueue:
         self.per_iteration = per_iteration
         self._clock = clock
         self._calls: deque[Callable[[], None]] = deque()
-        self._made = 0  # in this turn
+        self._made = 0  # in this iteration
         self._next: IDelayedCall | None = None
 
     def run(self, calls: Iterable[Callable[[], None]]) -> None:
-        """Make these now, as far as this turn reaches; the others in the turns that follow."""
+        """Make these calls now; those over `per_iteration` follow in the next iterations."""
         self._calls.extend(calls)
         while self._calls and self._made < self.per_iteration:
             self._made += 1
             try:
                 self._calls.popleft()()
             except Exception:
-                self._log.failure("a call failed; those behind it are made")
+                self._log.failure("a queued call failed; the calls behind it are made")
         if self._made:
             self._schedule()
 
     def defer(self, calls: Iterable[Callable[[], None]]) -> None:
-        """Make these from the next turn on, and whatever is given after them."""
+        """Make these calls, and all that are given later, from the next iteration on."""
         self._calls.extend(calls)
         self._made = self.per_iteration
         self._schedule()

@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 
+from topicsvc.scheduling.concurrency import ConcurrencyQueue
 from topicsvc.scheduling.timing_wheel import SLOTS, TimingWheel
 
 __all__ = ["Revalidation"]
@@ -34,8 +34,6 @@ class Revalidation(Generic[T]):
         random: spreads members over the interval.
     """
 
-    _log = Logger()
-
     def __init__(
         self,
         clock: IReactorTime,
@@ -45,13 +43,9 @@ class Revalidation(Generic[T]):
         random: Random,
     ) -> None:
         self._interval = interval
-        self._at_once = at_once
-        self._recheck = recheck
         self._random = random
         self._wheel: TimingWheel[T] = TimingWheel()
-        self._due: dict[T, None] = {}
-        self._in_flight: set[T] = set()
-        self._is_filling = False
+        self._due = ConcurrencyQueue[T](recheck, lambda _: len(self._due.in_progress) < at_once)
         self._ticks = LoopingCall.withCount(self._tick)
         self._ticks.clock = clock
 
@@ -63,7 +57,7 @@ class Revalidation(Generic[T]):
         """Stop the rounds. Checks in progress continue."""
         if self._ticks.running:
             self._ticks.stop()
-        self._due.clear()
+        self._due.waiting.clear()
 
     def add(self, member: T) -> None:
         """Check `member` within one interval, and then once in each."""
@@ -72,37 +66,19 @@ class Revalidation(Generic[T]):
     def discard(self, member: T) -> None:
         """Remove `member`, if it is there."""
         self._wheel.discard(member)
-        self._due.pop(member, None)
+        self._due.discard(member)
         self.done(member)
 
     def done(self, member: T) -> None:
         """The check of `member` has ended, with or without a result."""
-        if member in self._in_flight:
-            self._in_flight.remove(member)
-            self._fill()
+        if member in self._due.in_progress:
+            self._due.done(member)
+            self._due.fill()
 
     def _tick(self, slots: int) -> None:
         """Make the members of the next slots due; after a pause, each member once."""
         for _ in range(min(slots, SLOTS)):
             for member in self._wheel.advance():
-                if member not in self._in_flight:
-                    self._due[member] = None
-        self._fill()
-
-    def _fill(self) -> None:
-        """Start checks of due members. A check that ends at once does not recurse."""
-        if self._is_filling:
-            return
-        self._is_filling = True
-        while self._due and len(self._in_flight) < self._at_once:
-            member = next(iter(self._due))
-            del self._due[member]
-            self._in_flight.add(member)
-            try:
-                is_in_progress = self._recheck(member)
-            except Exception:
-                self._log.failure("the recheck of a session's token failed")
-                is_in_progress = False
-            if not is_in_progress:
-                self._in_flight.discard(member)
-        self._is_filling = False
+                if member not in self._due.in_progress:
+                    self._due.add(member)
+        self._due.fill()

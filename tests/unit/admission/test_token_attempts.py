@@ -45,7 +45,7 @@ class TriesTestCase(SynchronousTestCase):
         self.refused += 1
 
     def ask(self, token: str = "a-token", address: str = ANN) -> Deferred[Grant]:
-        return self.attempts.ask(address, lambda: self.validator.validate(token, TOPIC))
+        return self.attempts.run(address, lambda: self.validator.validate(token, TOPIC))
 
     def grant(self, question: Question) -> None:
         question.grant(self.clock.seconds() + 60)
@@ -70,8 +70,8 @@ class TriesTestCase(SynchronousTestCase):
         self.clock.advance(60)
         self.ask(address="whoever comes next")
         self.grant(self.questions[-1])
-        self.assertEqual((self.attempts._failed, self.attempts._queues), ({}, {}))
-        self.assertEqual((len(self.attempts._left), self.clock.getDelayedCalls()), (0, []))
+        self.assertEqual((self.attempts._failures, self.attempts._queues), ({}, {}))
+        self.assertEqual((len(self.attempts._abandoned), self.clock.getDelayedCalls()), (0, []))
 
 
 class FloodTests(TriesTestCase):
@@ -278,14 +278,14 @@ class FailureTests(TriesTestCase):
     def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
         for number in range(MAX_ADDRESSES + 5):
             self.fail(f"address{number}")
-        self.assertEqual(len(self.attempts._failed), MAX_ADDRESSES)
-        self.assertNotIn("address4", self.attempts._failed)
-        self.assertIn("address5", self.attempts._failed)
+        self.assertEqual(len(self.attempts._failures), MAX_ADDRESSES)
+        self.assertNotIn("address4", self.attempts._failures)
+        self.assertIn("address5", self.attempts._failures)
         self.clock.advance(30)
         self.fail("later")
         self.clock.advance(30)
         self.assertEqual(self.attempts.blocked_for("later"), 0)
-        self.assertEqual(list(self.attempts._failed), ["later"])
+        self.assertEqual(list(self.attempts._failures), ["later"])
         self.assert_nothing_kept()
 
 

@@ -90,7 +90,7 @@ class InTimeTests(WrapperTestCase):
 class LimitedTests(WrapperTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.validator = ConcurrencyLimit(self.judge, self.clock, concurrency=2, most=3)
+        self.validator = ConcurrencyLimit(self.judge, self.clock, concurrency=2, max_waiting=3)
 
     def ask(self, *tokens: str) -> list[Deferred[Grant]]:
         return [self.validator.validate(token, TOPIC) for token in tokens]
@@ -156,7 +156,7 @@ class LimitedTests(WrapperTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_verdicts_that_come_at_once_do_not_nest(self) -> None:
-        validator = ConcurrencyLimit(self.judge, self.clock, concurrency=1, most=5000)
+        validator = ConcurrencyLimit(self.judge, self.clock, concurrency=1, max_waiting=5000)
         checks = [validator.validate(str(number), TOPIC) for number in range(5000)]
         self.judge.at_once = lambda token, topic: Grant(token, 2000, True, True)
         self.judge.last.grant(2000, subject="0")

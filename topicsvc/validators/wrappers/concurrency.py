@@ -1,8 +1,6 @@
-"""Adapter: around a validator, a bound on what is asked at once."""
+"""Limits the number of token checks that a validator has in progress at once."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -10,26 +8,27 @@ from twisted.python.failure import Failure
 
 from topicsvc.errors import ValidatorUnavailable
 from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.scheduling.concurrency import ConcurrencyQueue
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.topics import TopicAddress
 
 __all__ = ["MAX_WAITING", "QUEUE_TIMEOUT", "ConcurrencyLimit"]
 
 MAX_WAITING = 4096
-"""Checks that wait for their turn: with a validators that does 300 a second, 14 seconds' worth."""
+"""Checks that may wait: 14 seconds' worth for a validator that does 300 checks a second."""
 
 QUEUE_TIMEOUT = 60
-"""Seconds that a check waits for its turn: as long as a client has to show its token."""
+"""Seconds that a check may wait: as long as a client has to present its token."""
 
 
 class ConcurrencyLimit:
-    """At most some checks under way, a bounded number behind them, in order.
+    """Passes a limited number of checks on at once. The others wait in order of arrival.
 
     Args:
-        validator: asked.
-        clock: keeps the time.
-        concurrency: checks under way at once.
-        most: checks that may wait; one more cannot be decided.
+        validator: validates the tokens.
+        clock: the reactor, or a clock in its place.
+        concurrency: the most checks in progress at once.
+        max_waiting: the most checks that may wait; one more fails with `ValidatorUnavailable`.
     """
 
     def __init__(
@@ -37,74 +36,61 @@ class ConcurrencyLimit:
         validator: TokenValidator,
         clock: IReactorTime,
         concurrency: int,
-        most: int = MAX_WAITING,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self._validator = validator
-        self._free = concurrency
-        self._most = most
-        self._waiting: dict[_Check, None] = {}
+        self._queue = ConcurrencyQueue[_Check](
+            self._start, lambda _: len(self._queue.in_progress) < concurrency, max_waiting
+        )
         self._queue_timeout = Deadlines[_Check](clock, QUEUE_TIMEOUT, self._time_out)
-        self._filling = False
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
         check = _Check(token, topic, self)
-        if self._free:
-            self._start(check)
-        elif len(self._waiting) < self._most:
-            self._waiting[check] = None
-            self._queue_timeout.start(check)
+        if self._queue.add(check):
+            self._queue.fill()
+            if check in self._queue.waiting:
+                self._queue_timeout.start(check)
         else:
-            check.answer.errback(ValidatorUnavailable("too many checks wait for their turn"))
-        return check.answer
+            check.result.errback(ValidatorUnavailable("too many checks are waiting"))
+        return check.result
 
-    def withdraw(self, check: _Check) -> None:
-        """Whoever asked has gone."""
-        if check.asked is not None:
-            check.asked.cancel()
+    def cancel(self, check: _Check) -> None:
+        """The caller no longer needs the result of `check`."""
+        if check.pending is not None:
+            check.pending.cancel()
         else:
-            del self._waiting[check]
+            self._queue.discard(check)
             self._queue_timeout.cancel(check)
 
-    def _start(self, check: _Check) -> None:
-        self._free -= 1
-        check.asked = maybeDeferred(self._validator.validate, check.token, check.topic)
-        check.asked.addBoth(self._ended, check)
+    def _start(self, check: _Check) -> bool:
+        self._queue_timeout.cancel(check)
+        check.pending = maybeDeferred(self._validator.validate, check.token, check.topic)
+        check.pending.addBoth(self._done, check)
+        return True
 
-    def _ended(self, result: Any, check: _Check) -> None:
-        self._free += 1
-        self._fill()
-        if check.answer.called:
+    def _done(self, result: Grant | Failure, check: _Check) -> None:
+        self._queue.done(check)
+        self._queue.fill()
+        if check.result.called:
             return
         if isinstance(result, Failure):
-            check.answer.errback(result)
+            check.result.errback(result)
         else:
-            check.answer.callback(result)
-
-    def _fill(self) -> None:
-        """Start those whose turn it is; verdicts that come at once do not nest."""
-        if self._filling:
-            return
-        self._filling = True
-        while self._free and self._waiting:
-            check = next(iter(self._waiting))
-            del self._waiting[check]
-            self._queue_timeout.cancel(check)
-            self._start(check)
-        self._filling = False
+            check.result.callback(result)
 
     def _time_out(self, check: _Check) -> None:
-        del self._waiting[check]
-        check.answer.errback(ValidatorUnavailable(f"no turn within {QUEUE_TIMEOUT} s"))
+        self._queue.discard(check)
+        check.result.errback(ValidatorUnavailable(f"not checked within {QUEUE_TIMEOUT} s"))
 
 
 class _Check:
-    """One question and who waits for its answer."""
+    """One check: its arguments, and its result for the caller."""
 
-    __slots__ = ("answer", "asked", "token", "topic")
+    __slots__ = ("pending", "result", "token", "topic")
 
-    def __init__(self, token: str, topic: TopicAddress, limited: ConcurrencyLimit) -> None:
+    def __init__(self, token: str, topic: TopicAddress, limit: ConcurrencyLimit) -> None:
         self.token = token
         self.topic = topic
-        self.answer: Deferred[Grant] = Deferred(lambda _: limited.withdraw(self))
-        self.asked: Deferred[Grant] | None = None
+        self.result: Deferred[Grant] = Deferred(lambda _: limit.cancel(self))
+        self.pending: Deferred[Grant] | None = None

@@ -1,4 +1,4 @@
-"""What is counted."""
+"""Values in buckets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from topicsvc.histogram import Histogram
 
 
 class HistogramTests(SynchronousTestCase):
-    def test_a_value_counts_in_the_first_bucket_that_holds_it(self) -> None:
+    def test_a_value_counts_in_the_first_bucket_whose_bound_is_not_below_it(self) -> None:
         histogram = Histogram([1, 2, 5])
         for value in (0.5, 1, 1.5, 2, 5, 6):
             histogram.observe(value)
@@ -20,13 +20,13 @@ class HistogramTests(SynchronousTestCase):
         self.assertEqual(histogram.cumulative(), [(1, 2), (2, 4), (5, 5), (inf, 6)])
         self.assertEqual(histogram.sum, 16)
 
-    def test_a_clock_that_is_set_back_makes_no_negative_sum(self) -> None:
+    def test_a_negative_value_counts_as_0(self) -> None:
         histogram = Histogram([1])
         histogram.observe(-3600)
         self.assertEqual((histogram.counts, histogram.sum), ([1, 0], 0))
 
     @given(st.lists(st.floats(0, 100), max_size=50))
-    def test_the_last_bucket_holds_all(self, values: list[float]) -> None:
+    def test_cumulative_counts(self, values: list[float]) -> None:
         histogram = Histogram([0.1, 1, 10])
         for value in values:
             histogram.observe(value)

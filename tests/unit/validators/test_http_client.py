@@ -1,4 +1,4 @@
-"""What is told of a question over HTTP that got no answer."""
+"""The errors of an HTTP request that gets no response."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from topicsvc.validators.http_client import HttpClient
 
 @implementer(IAgent)
 class FailingAgent:
-    def __init__(self, fault: Exception) -> None:
-        self.fault = fault
+    """Fails every request with one exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
     def request(self, *_: Any, **__: Any) -> Deferred[Any]:
-        return fail(self.fault)
+        return fail(self.error)
 
 
-class FaultTests(SynchronousTestCase):
-    def test_it_is_told_in_words_and_without_what_was_sent(self) -> None:
+class RequestErrorTests(SynchronousTestCase):
+    def test_an_error_is_explained_without_quoting_the_request(self) -> None:
         secret = "a-token"
-        for fault, words in (
+        for cause, words in (
             (error.ConnectionRefusedError(secret), "the connection was refused"),
             (error.DNSLookupError(secret), "no address is known for its host"),
             (error.NoRouteError(secret), "there is no route to its host"),
@@ -43,10 +45,12 @@ class FaultTests(SynchronousTestCase):
             (ValueError(secret), "ValueError"),
         ):  # fmt: skip
             for raised in (
-                fault,
-                ResponseNeverReceived([Failure(fault)]),
-                ResponseFailed([Failure(ResponseNeverReceived([Failure(fault)]))]),
+                cause,
+                ResponseNeverReceived([Failure(cause)]),
+                ResponseFailed([Failure(ResponseNeverReceived([Failure(cause)]))]),
             ):
-                asked = HttpClient(FailingAgent(raised)).request("POST", "https://as.example/", {})
-                told = self.failureResultOf(asked, ValidatorUnavailable).value
-                self.assertEqual(str(told), f"POST: {words}")
+                response = HttpClient(FailingAgent(raised)).request(
+                    "POST", "https://as.example/", {}
+                )
+                error_raised = self.failureResultOf(response, ValidatorUnavailable).value
+                self.assertEqual(str(error_raised), f"POST: {words}")

@@ -1,4 +1,4 @@
-"""What an introspection answer says about a token, judged strictly."""
+"""Introspection responses are read strictly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from topicsvc.validators.introspection_response import MAX_TIME, Claims, read_cl
 NOW = 1544056220.5
 
 
-def answer(**members: Any) -> bytes:
+def response(**members: Any) -> bytes:
+    """The body for an active token, with other members."""
     return json.dumps({"active": True, "exp": 1544059820, **members}).encode()
 
 
@@ -23,10 +24,10 @@ class ClaimsTests(SynchronousTestCase):
     def assert_inactive(self, body: bytes) -> None:
         self.assertRaises(TokenInactive, read_claims, body, NOW)
 
-    def assert_unreadable(self, body: bytes) -> None:
+    def assert_invalid(self, body: bytes) -> None:
         self.assertRaises(ValidatorUnavailable, read_claims, body, NOW)
 
-    def test_a_unit_s_own_answer(self) -> None:
+    def test_the_response_of_a_unit(self) -> None:
         body = (
             b'{"active":true,"exp":1544059820,"iat":1544056220,"client_id":null,"p_roles":[],'
             b'"sub":"https://cell1.unit1.example/#account","iss":"https://cell1.unit1.example/"}'
@@ -40,63 +41,63 @@ class ClaimsTests(SynchronousTestCase):
             ),
         )
 
-    def test_all_that_is_told(self) -> None:
-        body = answer(sub="me", scope="a  b c", iss="them", aud=["x", "y", 1])
+    def test_all_claims(self) -> None:
+        body = response(sub="me", scope="a  b c", iss="them", aud=["x", "y", 1])
         self.assertEqual(
             read_claims(body, NOW),
             Claims("me", 1544059820, frozenset("abc"), "them", frozenset("xy")),
         )
-        self.assertEqual(read_claims(answer(aud="x"), NOW).audience, frozenset("x"))
+        self.assertEqual(read_claims(response(aud="x"), NOW).audience, frozenset("x"))
 
-    def test_what_is_told_in_a_wrong_form_is_not_told(self) -> None:
-        claims = read_claims(answer(sub=1, iss=["them"], aud={"x": 1}), NOW)
+    def test_optional_claims_of_a_wrong_type_are_ignored(self) -> None:
+        claims = read_claims(response(sub=1, iss=["them"], aud={"x": 1}), NOW)
         self.assertEqual(claims, Claims(None, 1544059820))
 
-    def test_a_plain_no(self) -> None:
+    def test_an_inactive_token(self) -> None:
         self.assert_inactive(b'{"active":false}')
         self.assert_inactive(b'{"active": false, "exp": "nonsense"}')
 
-    def test_run_out(self) -> None:
+    def test_an_expired_token(self) -> None:
         for expiry in (0, 1544056219, 1544056220):
-            self.assert_inactive(answer(exp=expiry))
-        read_claims(answer(exp=1544056221), NOW)
+            self.assert_inactive(response(exp=expiry))
+        read_claims(response(exp=1544056221), NOW)
 
-    def test_not_valid_yet(self) -> None:
-        self.assert_inactive(answer(nbf=1544056221))
-        read_claims(answer(nbf=1544056220), NOW)
-        self.assert_unreadable(answer(nbf="soon"))
+    def test_a_token_that_is_not_valid_yet(self) -> None:
+        self.assert_inactive(response(nbf=1544056221))
+        read_claims(response(nbf=1544056220), NOW)
+        self.assert_invalid(response(nbf="soon"))
 
-    def test_active_is_true_or_false_and_nothing_else(self) -> None:
+    def test_active_must_be_true_or_false(self) -> None:
         for active in ("true", "false", 1, 0, None, [], {}, [True]):
-            self.assert_unreadable(answer(active=active))
-        self.assert_unreadable(b'{"exp":1544059820}')
+            self.assert_invalid(response(active=active))
+        self.assert_invalid(b'{"exp":1544059820}')
 
-    def test_expiry_is_a_whole_number_of_seconds(self) -> None:
+    def test_exp_must_be_a_whole_number_of_seconds(self) -> None:
         for expiry in ("1544059820", 1544059820.5, True, None, -1, [], MAX_TIME + 1, 10**30,
                        1544059820000):  # fmt: skip
-            self.assert_unreadable(answer(exp=expiry))
-        self.assert_unreadable(b'{"active":true}')
-        self.assertEqual(read_claims(answer(exp=MAX_TIME), NOW).expires_at, MAX_TIME)
+            self.assert_invalid(response(exp=expiry))
+        self.assert_invalid(b'{"active":true}')
+        self.assertEqual(read_claims(response(exp=MAX_TIME), NOW).expires_at, MAX_TIME)
 
-    def test_scopes_are_parted_by_spaces_and_by_nothing_else(self) -> None:
+    def test_only_spaces_separate_scopes(self) -> None:
         for scope in ("a\tb", "a\nb", "a\xa0b", "a\u2003b"):
-            self.assertEqual(read_claims(answer(scope=scope), NOW).scopes, {scope})
-        self.assertEqual(read_claims(answer(scope=" "), NOW).scopes, frozenset())
+            self.assertEqual(read_claims(response(scope=scope), NOW).scopes, {scope})
+        self.assertEqual(read_claims(response(scope=" "), NOW).scopes, frozenset())
 
-    def test_scope_is_a_text(self) -> None:
-        self.assert_unreadable(answer(scope=["a", "b"]))
+    def test_scope_must_be_a_string(self) -> None:
+        self.assert_invalid(response(scope=["a", "b"]))
 
-    def test_no_json(self) -> None:
+    def test_a_body_that_is_not_a_json_object(self) -> None:
         for body in (
             b"", b"active", b"[true]", b"true", b'"x"', b"\xff", b'{"active":true',
             b'{"active":true,"exp":1e999}', b'{"active":true,"exp":NaN}',
             b'{"active":true,"exp":Infinity}', b'{"active":true,"exp":' + b"9" * 5000 + b"}",
             b"[" * 100000,
         ):  # fmt: skip
-            self.assert_unreadable(body)
+            self.assert_invalid(body)
 
     @given(st.binary(max_size=100))
-    def test_whatever_comes_raises_nothing_else(self, body: bytes) -> None:
+    def test_any_bytes_raise_one_of_the_two_errors(self, body: bytes) -> None:
         self.assertRaises((TokenInactive, ValidatorUnavailable), read_claims, body, NOW)
 
     @given(
@@ -109,7 +110,7 @@ class ClaimsTests(SynchronousTestCase):
             ),
         )
     )
-    def test_a_grant_always_has_a_future_and_an_end(self, members: dict[str, Any]) -> None:
+    def test_claims_always_have_an_expiry_in_the_future(self, members: dict[str, Any]) -> None:
         try:
             claims = read_claims(json.dumps(members).encode(), NOW)
         except (TokenInactive, ValidatorUnavailable):

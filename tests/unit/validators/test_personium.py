@@ -1,7 +1,7 @@
-"""Tokens judged by a unit, and by an OAuth 2.0 server: what is asked, what follows from it.
+"""Validation at a Personium unit, and at an OAuth 2.0 server.
 
-The unit is in this process and over HTTP all the same; what a socket can do to an answer
-is in integration/test_faults.
+The server is in this process; requests reach it over HTTP in memory. Failures of connections
+are tested in integration/test_faults.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ NOW = 1544056220.0
 EXPIRY = 1544059820
 
 
-class JudgeTestCase(SynchronousTestCase):
-    """A unit, and a validator that asks it."""
+class ValidatorTestCase(SynchronousTestCase):
+    """A unit, and a validator that sends requests to it."""
 
     host: str | None = None
 
@@ -55,7 +55,7 @@ class JudgeTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.clock.rightNow = NOW
         self.unit = FakeUnit(self.clock, [TOPIC], self.host)
-        self.unit.tokens["live"] = Token(EXPIRY)
+        self.unit.tokens["good-token"] = Token(EXPIRY)
         self.agent = RequestTraversalAgent(self.unit)
         self.validator: Any = self.build(HttpClient(self.agent))
 
@@ -63,35 +63,35 @@ class JudgeTestCase(SynchronousTestCase):
         unit = Unit("http://unit1.example/", cell_urls="host" if self.host else "path")
         return PersoniumValidator(http, unit, USERNAME, PASSWORD, self.clock.seconds)
 
-    def ask(self, token: str = "live", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
+    def validate(self, token: str = "good-token", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
         check: Deferred[Grant] = self.validator.validate(token, topic)
         self.agent.flush()
         return check
 
     def assert_granted(self, **expected: Any) -> Grant:
-        grant = self.successResultOf(self.ask())
+        grant = self.successResultOf(self.validate())
         for name, value in expected.items():
             self.assertEqual(getattr(grant, name), value)
         return grant
 
-    def assert_refused(self, token: str = "live", topic: TopicAddress = TOPIC) -> None:
-        """A plain no, and not the one that says that the topic is not there."""
-        failure = self.failureResultOf(self.ask(token, topic), TokenInactive)
+    def assert_refused(self, token: str = "good-token", topic: TopicAddress = TOPIC) -> None:
+        """The token is refused, and the reason is not a missing topic."""
+        failure = self.failureResultOf(self.validate(token, topic), TokenInactive)
         self.assertIs(failure.type, TokenInactive)
 
     def assert_not_found(self, topic: TopicAddress = TOPIC) -> None:
-        self.failureResultOf(self.ask(topic=topic), TopicNotFound)
+        self.failureResultOf(self.validate(topic=topic), TopicNotFound)
 
-    def assert_undecided(self) -> str:
-        failure = self.failureResultOf(self.ask(), ValidatorUnavailable)
-        self.assertNotIn("live", str(failure.value))
+    def assert_unavailable(self) -> str:
+        failure = self.failureResultOf(self.validate(), ValidatorUnavailable)
+        self.assertNotIn("good-token", str(failure.value))
         return str(failure.value)
 
 
-class QuestionTests(JudgeTestCase):
-    """What the unit is asked."""
+class RequestTests(ValidatorTestCase):
+    """The requests to the unit."""
 
-    def test_three_questions(self) -> None:
+    def test_three_requests(self) -> None:
         self.assert_granted()
         self.assertEqual(
             sorted((method, path) for method, path, _ in self.unit.requests),
@@ -102,23 +102,23 @@ class QuestionTests(JudgeTestCase):
             ],
         )
 
-    def test_the_token_goes_with_two_and_our_name_with_the_third(self) -> None:
+    def test_two_requests_have_the_token_and_one_has_the_credentials(self) -> None:
         self.assert_granted()
-        shown = {method: headers["authorization"] for method, _, headers in self.unit.requests}
-        self.assertEqual(shown["PROPFIND"], "Bearer live")
-        self.assertEqual(shown["OPTIONS"], "Bearer live")
-        self.assertEqual(shown["POST"], basic(USERNAME, PASSWORD))
+        sent = {method: headers["authorization"] for method, _, headers in self.unit.requests}
+        self.assertEqual(sent["PROPFIND"], "Bearer good-token")
+        self.assertEqual(sent["OPTIONS"], "Bearer good-token")
+        self.assertEqual(sent["POST"], basic(USERNAME, PASSWORD))
 
-    def test_no_encoding_is_accepted_and_no_cookie_kept(self) -> None:
+    def test_no_encoding_is_accepted_and_no_cookie_is_kept(self) -> None:
         self.unit.has(answers(503, Set_Cookie="crumb=1"))
-        self.assert_undecided()
+        self.assert_unavailable()
         self.unit.recovers()
         self.assert_granted()
         for _, _, headers in self.unit.requests:
             self.assertEqual(headers["accept-encoding"], "identity")
             self.assertNotIn("cookie", headers)
 
-    def test_a_unit_on_an_address(self) -> None:
+    def test_a_unit_with_an_ip_address(self) -> None:
         for host in ("127.0.0.1:8080", "[::1]", "[2001:db8::1]:8080"):
             unit = Unit(f"http://{host}/", cell_urls="path")
             http = HttpClient(self.agent)
@@ -127,26 +127,26 @@ class QuestionTests(JudgeTestCase):
             self.assert_granted()
             self.assertEqual({headers["host"] for _, _, headers in self.unit.requests}, {host})
 
-    def test_names_beyond_ascii(self) -> None:
+    def test_names_outside_ascii(self) -> None:
         topic = TopicAddress("cell1", "__", ("\N{HIRAGANA LETTER A}",), "n\xe9")
         self.unit._topics.append(topic)
-        self.successResultOf(self.ask(topic=topic))
+        self.successResultOf(self.validate(topic=topic))
 
     def test_a_saml_token_of_several_kib(self) -> None:
         token = "PEFzc2VydGlvbg==" * 500
         self.unit.tokens[token] = Token(EXPIRY)
-        self.successResultOf(self.ask(token))
+        self.successResultOf(self.validate(token))
 
-    def test_a_token_that_no_header_can_hold_is_not_sent(self) -> None:
+    def test_a_token_that_no_header_can_carry_is_not_sent(self) -> None:
         for token in ("a\r\nX: y", "a b", "\x00", "", "\xe9", "a\n"):
-            self.failureResultOf(self.ask(token), TokenInactive)
+            self.failureResultOf(self.validate(token), TokenInactive)
         self.assertEqual(self.unit.requests, [])
 
 
-class CellByHostTests(JudgeTestCase):
+class CellByHostTests(ValidatorTestCase):
     host = "unit1.example"
 
-    def test_the_cell_is_in_the_host(self) -> None:
+    def test_the_cell_is_part_of_the_host(self) -> None:
         self.assert_granted()
         self.assertEqual(
             sorted((path, headers["host"]) for _, path, headers in self.unit.requests),
@@ -157,22 +157,22 @@ class CellByHostTests(JudgeTestCase):
             ],
         )
 
-    def test_a_cell_that_no_host_can_be_named_after_does_not_exist(self) -> None:
+    def test_a_cell_whose_name_no_host_can_have_is_refused(self) -> None:
         for cell in ("a" * 64, "cell-", "ab--cd", "xn--a"):
             self.assert_refused(topic=TopicAddress(cell, "box1", ("col",), "name"))
         self.assertEqual(self.unit.requests, [])
 
-    def test_a_host_name_s_limits(self) -> None:
+    def test_cells_whose_name_a_host_can_have(self) -> None:
         for cell in ("a" * 63, "a--b", "1", "xn--bcher-kva"):
             self.assert_not_found(TopicAddress(cell, "box1", ("col",), "name"))
             self.assertTrue(self.unit.requests)
 
 
-class VerdictTests(JudgeTestCase):
-    """What follows from the unit's answers."""
+class ResultTests(ValidatorTestCase):
+    """The result of the unit's responses."""
 
-    def test_a_grant_holds_what_the_unit_says(self) -> None:
-        self.unit.tokens["live"].subject = "https://cell2.unit1.example/#me"
+    def test_a_grant_has_what_the_unit_says(self) -> None:
+        self.unit.tokens["good-token"].subject = "https://cell2.unit1.example/#me"
         self.assert_granted(
             subject="https://cell2.unit1.example/#me",
             expires_at=EXPIRY,
@@ -180,36 +180,36 @@ class VerdictTests(JudgeTestCase):
             may_send=True,
         )
 
-    def test_rights_are_the_methods_that_are_allowed(self) -> None:
+    def test_the_rights_are_the_allowed_methods(self) -> None:
         for may, receive, send in (
             ("OPTIONS, GET", True, False),
             ("OPTIONS,POST,PUT", False, True),
             ("OPTIONS", False, False),
             ("OPTIONS, GETTER, XPOST, get", False, False),
         ):
-            self.unit.tokens["live"].may = may
+            self.unit.tokens["good-token"].may = may
             self.assert_granted(may_receive=receive, may_send=send)
 
-    def test_a_token_that_the_unit_does_not_know(self) -> None:
+    def test_an_unknown_token(self) -> None:
         self.assert_refused("unknown")
 
     def test_a_token_that_may_not_read_the_collection(self) -> None:
-        self.unit.tokens["live"].reads_properties = False
+        self.unit.tokens["good-token"].reads_properties = False
         self.assert_refused()
 
-    def test_a_topic_that_is_not_registered_or_in_no_collection(self) -> None:
+    def test_a_topic_that_does_not_exist(self) -> None:
         self.assert_not_found(TopicAddress("cell1", "box1", ("dir", "col"), "other"))
         self.assert_not_found(TopicAddress("cell1", "box1", ("col",), "name"))
         self.assert_not_found(TopicAddress("cell9", "box1", ("dir", "col"), "name"))
 
-    def test_whoever_has_no_live_token_does_not_learn_what_exists(self) -> None:
+    def test_an_invalid_token_does_not_reveal_which_topics_exist(self) -> None:
         other = TopicAddress("cell1", "box1", ("dir", "col"), "other")
         self.assert_refused("unknown", TOPIC)
         self.assert_refused("unknown", other)
         self.unit.has(fake_unit.never_answers, "PROPFIND")
         self.assert_refused("unknown", other)
 
-    def test_the_first_no_ends_the_rest(self) -> None:
+    def test_the_first_refusal_cancels_the_other_requests(self) -> None:
         for method, fault in (
             ("PROPFIND", answers(401)),
             ("PROPFIND", answers(403)),
@@ -221,13 +221,13 @@ class VerdictTests(JudgeTestCase):
             self.unit.recovers()
             self.unit.has(fake_unit.never_answers)
             self.unit.has(fault, method)
-            self.failureResultOf(self.ask(), TokenInactive)
+            self.failureResultOf(self.validate(), TokenInactive)
             self.agent.flush()
             self.assertEqual(self.unit.in_flight, 0, method)
 
-    def test_leaving_ends_all_questions(self) -> None:
+    def test_cancelling_cancels_all_requests(self) -> None:
         self.unit.has(fake_unit.never_answers)
-        check = self.ask()
+        check = self.validate()
         self.assertEqual(self.unit.in_flight, 3)
         check.addErrback(lambda _: None)
         check.cancel()
@@ -235,15 +235,15 @@ class VerdictTests(JudgeTestCase):
         self.assertEqual(self.unit.in_flight, 0)
 
 
-class FaultTests(JudgeTestCase):
-    """A unit at fault: refused is told apart from undecided."""
+class FaultTests(ValidatorTestCase):
+    """A faulty unit: a refused token is not confused with an unavailable unit."""
 
     def test_statuses(self) -> None:
-        for method, status, verdict in (
+        for method, status, expected in (
             *(("PROPFIND", status, TokenInactive) for status in (401, 403, 404)),
             *(("OPTIONS", status, TokenInactive) for status in (401, 403, 404)),
             ("POST", 404, TokenInactive),
-            # A unit says these two to credentials of ours, never to a token.
+            # A unit answers these two to the credentials, never to a token.
             ("POST", 401, ValidatorUnavailable),
             ("POST", 403, ValidatorUnavailable),
             *(
@@ -259,7 +259,7 @@ class FaultTests(JudgeTestCase):
             with self.subTest(method=method, status=status):
                 self.unit.recovers()
                 self.unit.has(answers(status), method)
-                self.failureResultOf(self.ask(), verdict)
+                self.failureResultOf(self.validate(), expected)
 
     def test_a_collection_without_the_topic(self) -> None:
         good = multistatus(["name"])
@@ -278,37 +278,37 @@ class FaultTests(JudgeTestCase):
         self.unit.has(says_of_collection(body, "text/xml; charset=UTF-8"), "PROPFIND")
         self.assert_granted()
 
-    def test_xml_that_is_none_or_too_much(self) -> None:
+    def test_invalid_xml(self) -> None:
         for body in (b"", b"<html>", b"{}", ENTITY_BOMB, EXTERNAL_ENTITY,
                      NAMESPACE_BOMB, PREFIX_BOMB, b"<a>" * 80000):  # fmt: skip
             self.unit.has(says_of_collection(body), "PROPFIND")
-            self.assert_undecided()
+            self.assert_unavailable()
 
-    def test_rights_that_make_no_sense(self) -> None:
+    def test_an_invalid_allow_header(self) -> None:
         for allow in ("", "GET, POST", "options, GET", "OPTION"):
             self.unit.has(answers(200, Allow=allow), "OPTIONS")
-            self.assert_undecided()
+            self.assert_unavailable()
         self.unit.has(answers(200), "OPTIONS")
-        self.assert_undecided()
+        self.assert_unavailable()
 
-    def test_headers_that_are_no_text(self) -> None:
-        for method, header, verdict in (
+    def test_headers_that_are_not_text(self) -> None:
+        for method, header, expected in (
             ("OPTIONS", "Allow", ValidatorUnavailable),
             ("PROPFIND", "Content-Encoding", ValidatorUnavailable),
             ("POST", "Content-Encoding", ValidatorUnavailable),
-            ("PROPFIND", "Content-Type", None),  # where no charset stands in it
+            ("PROPFIND", "Content-Type", None),  # without a charset
             ("POST", "Set-Cookie", None),
         ):
             with self.subTest(method=method, header=header):
                 self.unit.recovers()
                 self.unit.has(adds_header(header, b"\xff\xfe\x80"), method)
-                if verdict is None:
+                if expected is None:
                     self.assert_granted()
                 else:
-                    self.assert_undecided()
+                    self.assert_unavailable()
                 self.assertEqual(self.unit.in_flight, 0)
 
-    def test_introspection_that_makes_no_sense(self) -> None:
+    def test_an_invalid_introspection_response(self) -> None:
         for fault in (
             claims(active="true", exp=EXPIRY),
             claims(active=1, exp=EXPIRY),
@@ -323,9 +323,9 @@ class FaultTests(JudgeTestCase):
             answers(200, b"<html>"),
         ):
             self.unit.has(fault, "POST")
-            self.assert_undecided()
+            self.assert_unavailable()
 
-    def test_a_token_that_has_run_out(self) -> None:
+    def test_an_expired_token(self) -> None:
         for expiry in (0, int(NOW) - 1, int(NOW)):
             self.unit.has(claims(active=True, exp=expiry), "POST")
             self.assert_refused()
@@ -335,32 +335,32 @@ class FaultTests(JudgeTestCase):
         self.unit.has(answers(200, good + b" " * (MAX_BODY - len(good))), "POST")
         self.assert_granted()
         self.unit.has(answers(200, good + b" " * (MAX_BODY - len(good) + 1)), "POST")
-        self.assertIn("262144", self.assert_undecided())
+        self.assertIn("262144", self.assert_unavailable())
 
-    def test_a_gzip_bomb_is_not_unpacked(self) -> None:
+    def test_a_gzip_bomb_is_not_decompressed(self) -> None:
         for method in ("PROPFIND", "OPTIONS", "POST"):
             self.unit.recovers()
             self.unit.has(sends_gzip_bomb, method)
-            self.assertIn("encoded", self.assert_undecided())
+            self.assertIn("encoded", self.assert_unavailable())
 
     def test_no_redirect_is_followed(self) -> None:
         trap = Trap()
         for status in (301, 302, 303, 307, 308):
             self.unit.has(redirects_to("http://unit1.example/trap", status))
-            self.assert_undecided()
+            self.assert_unavailable()
         self.assertEqual(trap.requests, [])
         self.assertEqual([path for _, path, _ in self.unit.requests if "trap" in path], [])
 
-    def test_what_cannot_be_decided_does_not_hide_a_no(self) -> None:
+    def test_a_failed_request_does_not_hide_a_refusal(self) -> None:
         self.unit.has(answers(503), "OPTIONS")
         self.unit.has(claims(active=False), "POST")
         self.assert_refused()
 
-    def test_credentials_that_the_unit_does_not_know(self) -> None:
+    def test_credentials_that_the_unit_refuses(self) -> None:
         unit = Unit("http://unit1.example/", cell_urls="path")
         http, now = HttpClient(self.agent), self.clock.seconds
         self.validator = PersoniumValidator(http, unit, USERNAME, "wrong", now)
-        self.assertIn("username and password", self.assert_undecided())
+        self.assertIn("username and password", self.assert_unavailable())
 
 
 class AllowTests(SynchronousTestCase):
@@ -382,8 +382,8 @@ RULES = [
 ]
 
 
-class IntrospectionTests(JudgeTestCase):
-    """An OAuth 2.0 server, with rules of ours."""
+class IntrospectionTests(ValidatorTestCase):
+    """An OAuth 2.0 server, with rules in the settings."""
 
     issuer: str | None = None
     audience: str | None = None
@@ -394,15 +394,15 @@ class IntrospectionTests(JudgeTestCase):
             self.clock.seconds, self.issuer, self.audience,
         )  # fmt: skip
 
-    def says(self, **members: Any) -> None:
+    def respond(self, **members: Any) -> None:
         self.unit.has(claims(**{"active": True, "exp": EXPIRY, **members}))
 
     def assert_rights(self, scope: str, receive: bool, send: bool) -> None:
-        self.says(scope=scope)
+        self.respond(scope=scope)
         self.assert_granted(may_receive=receive, may_send=send)
 
-    def test_one_question(self) -> None:
-        self.says(scope="news", sub="me")
+    def test_one_request(self) -> None:
+        self.respond(scope="news", sub="me")
         self.assert_granted(subject="me", expires_at=EXPIRY)
         [(method, path, headers)] = self.unit.requests
         self.assertEqual((method, path), ("POST", "/introspect"))
@@ -422,28 +422,32 @@ class IntrospectionTests(JudgeTestCase):
         self.unit.has(claims(active=True, exp=EXPIRY))
         self.assert_granted(may_receive=False, may_send=False)
 
-    def test_a_rule_holds_for_its_topics(self) -> None:
-        self.says(scope="news editor")
-        grant = self.successResultOf(self.ask(topic=TopicAddress("cell1", "box2", ("c",), "n")))
+    def test_a_rule_covers_its_topics_only(self) -> None:
+        self.respond(scope="news editor")
+        grant = self.successResultOf(
+            self.validate(topic=TopicAddress("cell1", "box2", ("c",), "n"))
+        )
         self.assertEqual((grant.may_receive, grant.may_send), (False, False))
-        grant = self.successResultOf(self.ask(topic=TopicAddress("cell1", "box1", ("c",), "n")))
+        grant = self.successResultOf(
+            self.validate(topic=TopicAddress("cell1", "box1", ("c",), "n"))
+        )
         self.assertEqual((grant.may_receive, grant.may_send), (True, False))
 
-    def test_a_plain_no(self) -> None:
-        self.says(active=False)
+    def test_a_refused_token(self) -> None:
+        self.respond(active=False)
         self.assert_refused()
-        self.says(exp=int(NOW))
+        self.respond(exp=int(NOW))
         self.assert_refused()
-        self.says(nbf=int(NOW) + 1)
+        self.respond(nbf=int(NOW) + 1)
         self.assert_refused()
 
-    def test_any_status_but_200_is_no_verdict(self) -> None:
+    def test_any_status_but_200_is_no_result(self) -> None:
         for status in (204, 301, 307, 400, 401, 403, 404, 405, 429, 500, 503):
             self.unit.has(answers(status, b'{"active":false}'))
-            self.assert_undecided()
+            self.assert_unavailable()
 
-    def test_issuer_and_audience_are_not_looked_at_unless_they_are_set(self) -> None:
-        self.says(iss="them", aud="others")
+    def test_issuer_and_audience_are_checked_only_if_they_are_set(self) -> None:
+        self.respond(iss="them", aud="others")
         self.assert_granted()
 
 
@@ -451,10 +455,10 @@ class IssuerAndAudienceTests(IntrospectionTests):
     issuer = "https://as.example/"
     audience = "topicsvc"
 
-    def says(self, **members: Any) -> None:
-        super().says(**{"iss": self.issuer, "aud": ["others", self.audience], **members})
+    def respond(self, **members: Any) -> None:
+        super().respond(**{"iss": self.issuer, "aud": ["others", self.audience], **members})
 
-    def test_issuer_and_audience_are_not_looked_at_unless_they_are_set(self) -> None:
+    def test_issuer_and_audience_are_checked_only_if_they_are_set(self) -> None:
         for members in (
             {"iss": "https://as.example"},
             {"iss": None},
@@ -464,11 +468,11 @@ class IssuerAndAudienceTests(IntrospectionTests):
             {"aud": None},
             {"aud": "topicsvc2"},
         ):
-            self.says(**members)
+            self.respond(**members)
             self.assert_refused()
-        self.says(aud=self.audience)
+        self.respond(aud=self.audience)
         self.assert_granted()
 
     def test_without_a_rule_there_is_no_right(self) -> None:
-        self.says(scope="new")
+        self.respond(scope="new")
         self.assert_granted(may_receive=False, may_send=False)

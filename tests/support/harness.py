@@ -288,6 +288,8 @@ class Client:
         self.test.assert_close(close, code, reason)
 
 
+BEARER = {"Authorization": "Bearer a-token"}
+
 HANDSHAKE = {
     "Upgrade": "websocket",
     "Connection": "Upgrade",
@@ -421,3 +423,24 @@ class ServiceTestCase(SynchronousTestCase):
         )
         self.websocket_server.stopService()
         self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [])
+
+
+class HttpTestCase(ServiceTestCase):
+    """A service, with helpers for HTTP requests."""
+
+    def assert_error_response(
+        self, client: Client, body: bytes, status: int, code: str, text: str
+    ) -> None:
+        self.assertEqual(client.status, status)
+        self.assertEqual(client.headers["content-type"], ["application/json"])
+        golden = '{"code":"%s","message":{"lang":"en","value":"%s"}}'
+        self.assertEqual(body.decode(), golden % (code, text))
+
+    def start_request(
+        self, method: str = "POST", body: bytes = b"1", path: str = SEND_PATH
+    ) -> Client:
+        """A client that has sent a request with a token and waits for the response."""
+        client = self.client()
+        self.assertEqual(client.request(method, path, BEARER, body), b"")
+        self.assertEqual(client.status, 0)
+        return client

@@ -1,4 +1,4 @@
-"""Requests that two readers could read in two ways, and others that are none."""
+"""Ambiguous and invalid HTTP requests."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def send(*headers: str, body: str = "") -> bytes:
 
 
 class StrictnessTests(ServiceTestCase):
-    def answers(self, data: bytes) -> tuple[Client, list[int]]:
-        """Send it; the statuses of all answers."""
+    def responses_to(self, data: bytes) -> tuple[Client, list[int]]:
+        """Send `data`; return the client and the statuses of all responses."""
         client = self.client()
         client.send_raw(data)
         statuses = []
@@ -49,9 +49,9 @@ class StrictnessTests(ServiceTestCase):
         return client, statuses
 
     def assert_refused(self, data: bytes, code: str = "PR400-SV-0001") -> None:
-        """400, and nothing behind it is taken for another request."""
+        """The response is 400, and the bytes after it are not parsed as another request."""
         with self.subTest(data=data):
-            client, statuses = self.answers(data + SECOND.encode())
+            client, statuses = self.responses_to(data + SECOND.encode())
             self.assertEqual((statuses, self.code), ([400], code))
             self.assertEqual(client.headers["access-control-allow-origin"], ["*"])
             self.assertEqual(self.validator.questions, [])
@@ -60,7 +60,7 @@ class StrictnessTests(ServiceTestCase):
             client.send_raw(SECOND.encode())
             self.assertEqual((bytes(client.transport.written), self.validator.questions), (b"", []))
 
-    def test_two_lengths(self) -> None:
+    def test_ambiguous_lengths(self) -> None:
         for make in (send, upgrade):
             for headers in (
                 ["Content-Length: 1", "Content-Length: 1"],
@@ -77,22 +77,22 @@ class StrictnessTests(ServiceTestCase):
             ):
                 self.assert_refused(make(*headers, body="0\r\n\r\n"))
 
-    def test_other_codings(self) -> None:
+    def test_other_transfer_codings(self) -> None:
         for coding in ("identity", "gzip", "gzip, chunked", "chunked, identity", "xchunked",
                        "chunked;x=1", "\x0bchunked"):  # fmt: skip
             self.assert_refused(send(f"Transfer-Encoding: {coding}", body="0\r\n\r\n"))
             self.assert_refused(send("Content-Length: 1", f"Transfer-Encoding: {coding}", body="1"))
 
-    def test_a_coding_before_there_were_any(self) -> None:
+    def test_a_transfer_coding_in_http_1_0(self) -> None:
         first = f"POST {SEND_PATH} HTTP/1.0"
         headers = [f"Host: {HOST}", "Transfer-Encoding: chunked"]
         self.assert_refused(request(first, *headers, body="0\r\n\r\n"))
 
-    def test_chunks_that_are_none(self) -> None:
+    def test_invalid_chunks(self) -> None:
         for body in ("x\r\n", "-1\r\n", "0x1\r\n1\r\n", "1\n1\r\n", "1\r\n12\r\n", " 1\r\n1\r\n"):
             self.assert_refused(send("Transfer-Encoding: chunked", body=body + "0\r\n\r\n"))
 
-    def test_headers_that_are_none(self) -> None:
+    def test_invalid_headers(self) -> None:
         for header in (
             "Content-Length : 0", "Content-Length\t: 0", " Content-Length: 0", "X: 1\r\n folded",
             "X: 1\r\n\tfolded", "no colon", ": no name", "X\x00: 1", "X: 1\x00", "X: 1\n2: 2",
@@ -101,11 +101,11 @@ class StrictnessTests(ServiceTestCase):
             self.assert_refused(upgrade(header))
             self.assert_refused(send(header))
 
-    def test_a_blank_before_the_first_header(self) -> None:
+    def test_whitespace_before_the_first_header(self) -> None:
         first = f"GET {WEBSOCKET_PATH} HTTP/1.1"
         self.assert_refused(request(first, f" Host: {HOST}", f"Host: {HOST}", *HEADERS))
 
-    def test_first_lines_that_are_none(self) -> None:
+    def test_invalid_request_lines(self) -> None:
         for first in (
             "GET", f"GET {WEBSOCKET_PATH}", f"GET {WEBSOCKET_PATH} HTTP/2.0",
             f"GET {WEBSOCKET_PATH} HTTP/1.1 ", f"GET  {WEBSOCKET_PATH} HTTP/1.1",
@@ -115,16 +115,16 @@ class StrictnessTests(ServiceTestCase):
         ):  # fmt: skip
             self.assert_refused(request(first, f"Host: {HOST}", *HEADERS))
 
-    def test_paths_with_other_characters_name_nothing(self) -> None:
+    def test_paths_with_unescaped_characters_get_404(self) -> None:
         for character in ("\x7f", "|", "\\", "{"):
-            _, statuses = self.answers(
+            _, statuses = self.responses_to(
                 request(f"GET /__topic{character} HTTP/1.1", f"Host: {HOST}")
             )
             self.assertEqual(statuses, [404], character)
 
-    def test_bare_line_feeds_end_no_line(self) -> None:
+    def test_a_bare_line_feed_does_not_end_a_line(self) -> None:
         first, host = f"GET {WEBSOCKET_PATH} HTTP/1.1", f"Host: {HOST}"
-        client, statuses = self.answers(request(first, host, *HEADERS, end="\n"))
+        client, statuses = self.responses_to(request(first, host, *HEADERS, end="\n"))
         self.assertEqual(statuses, [])
         self.advance(site.HEAD_TIMEOUT)
         self.iterate()
@@ -138,7 +138,7 @@ class StrictnessTests(ServiceTestCase):
         self.assert_refused(f"GET /{'x' * 17000} HTTP/1.1\r\n".encode())
         self.assert_refused(b"x" * 17000)
 
-    def test_two_hosts_or_none(self) -> None:
+    def test_several_host_headers_or_none(self) -> None:
         for first, headers in (
             (f"GET {WEBSOCKET_PATH}", HEADERS),
             (f"POST {SEND_PATH}", ["Authorization: Bearer a-token"]),
@@ -156,9 +156,9 @@ class StrictnessTests(ServiceTestCase):
                     self.assert_refused(data, "PR400-CM-0005")
         self.assertEqual(self.site.sends[400], 9)
 
-    def test_before_there_were_hosts(self) -> None:
+    def test_http_1_0_without_a_host_header(self) -> None:
         for first, status in ((f"POST {SEND_PATH}", 400), ("OPTIONS *", 200)):
-            client, statuses = self.answers(request(f"{first} HTTP/1.0") + SECOND.encode())
+            client, statuses = self.responses_to(request(f"{first} HTTP/1.0") + SECOND.encode())
             self.assertEqual(statuses, [status])
             self.iterate()
             self.assertIsNotNone(client.transport.lost)
@@ -168,12 +168,12 @@ class StrictnessTests(ServiceTestCase):
             ("Content-Length: 1", "1"),
             ("Transfer-Encoding: chunked", "1\r\n1\r\n0\r\n\r\n"),
         ):
-            _, statuses = self.answers(upgrade(header, body=body))
+            _, statuses = self.responses_to(upgrade(header, body=body))
             self.assertEqual((statuses, self.code), ([400], "PR400-WS-0001"), header)
-        _, statuses = self.answers(upgrade("Content-Length: 0"))
+        _, statuses = self.responses_to(upgrade("Content-Length: 0"))
         self.assertEqual(statuses, [101])
 
-    def test_one_bad_request_after_good_ones_is_told(self) -> None:
+    def test_an_invalid_request_after_a_valid_one_gets_400(self) -> None:
         client = self.client()
         client.request("OPTIONS", SEND_PATH)
         client.send_raw(send("X : 1"))
@@ -183,7 +183,7 @@ class StrictnessTests(ServiceTestCase):
         self.iterate()
         self.assert_nothing_left()
 
-    def test_no_answer_has_a_banner_or_a_page(self) -> None:
+    def test_no_response_has_a_server_header_or_a_page(self) -> None:
         for data in (
             upgrade(),
             upgrade("X : 1"),
@@ -203,9 +203,9 @@ class StrictnessTests(ServiceTestCase):
                 for word in (b"server:", b"twisted", b"autobahn", b"python", b"<html"):
                     self.assertNotIn(word, written)
 
-    def test_none_of_them_has_left_anything(self) -> None:
+    def test_invalid_requests_leave_nothing_behind(self) -> None:
         for data in (upgrade("X : 1"), b"x" * 17000, send("Content-Length: 1, 1")):
-            self.answers(data)
+            self.responses_to(data)
         self.advance(site.CLOSE_TIMEOUT)
         self.iterate()
         self.assert_nothing_left()

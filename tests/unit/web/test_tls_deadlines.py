@@ -28,11 +28,11 @@ from topicsvc.websocket.server import CLOSE_TIMEOUT
 
 
 class TlsClient:
-    """A client that shakes hands when the test says so, and closes only if told.
+    """A TLS client that sends its handshake only when the test calls for it, and never closes.
 
     Attributes:
-        read: what it has read.
-        has_ended: the server has sent its close alert.
+        read: the bytes that it has received.
+        has_ended: whether the server has sent its close alert.
     """
 
     def __init__(self, test: TlsTests) -> None:
@@ -51,9 +51,9 @@ class TlsClient:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return self._out.read()
-        raise AssertionError("that was too quick")
+        raise AssertionError("the handshake ended without an answer")
 
-    def shake(self) -> None:
+    def handshake(self) -> None:
         self._give(self.hello())
         self._tls.do_handshake()
         self._give(self._out.read())
@@ -68,7 +68,7 @@ class TlsClient:
         self.take()
 
     def take(self) -> None:
-        """Take what has come."""
+        """Decrypt the bytes that have arrived."""
         self._in.write(bytes(self.transport.written))
         self.transport.written.clear()
         if not self._tls.version():
@@ -96,7 +96,7 @@ UPGRADE = head(
 
 
 class TlsTests(ServiceTestCase):
-    suppress = (  # of Twisted's own, about its own
+    suppress = (  # warnings inside Twisted
         util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),
         util.suppress(message="X509.* is deprecated", category=DeprecationWarning),
     )
@@ -111,36 +111,36 @@ class TlsTests(ServiceTestCase):
         options = PrivateCertificate.loadPEM(cert.read_bytes() + key.read_bytes()).options()
         self.factory = TLSMemoryBIOFactory(options, False, self.site, self.clock)
 
-    def assert_dropped(self, client: TlsClient, seconds: float, drip: bytes = b"") -> None:
-        """Gone so many seconds from now and no earlier, whatever drips in meanwhile."""
+    def assert_closed_after(self, client: TlsClient, seconds: float, trickle: bytes = b"") -> None:
+        """Closed `seconds` from now, although a byte of `trickle` arrives each second."""
         for at in range(int(seconds)):
             self.assertIsNone(client.transport.lost, f"after {at} s")
-            if drip:
-                client.transport.protocol.dataReceived(drip[at : at + 1])
+            if trickle:
+                client.transport.protocol.dataReceived(trickle[at : at + 1])
             self.clock.advance(1)
         self.iterate()
         self.assertIsNotNone(client.transport.lost)
 
-    def test_a_handshake_that_does_not_begin(self) -> None:
-        self.assert_dropped(TlsClient(self), site.HEAD_TIMEOUT)
+    def test_a_handshake_that_does_not_start(self) -> None:
+        self.assert_closed_after(TlsClient(self), site.HEAD_TIMEOUT)
         self.assert_nothing_left()
 
-    def test_a_handshake_that_drips(self) -> None:
+    def test_a_handshake_that_trickles_in(self) -> None:
         client = TlsClient(self)
-        self.assert_dropped(client, site.HEAD_TIMEOUT, client.hello())
+        self.assert_closed_after(client, site.HEAD_TIMEOUT, client.hello())
         self.assert_nothing_left()
 
-    def test_a_handshake_that_stops_half_way(self) -> None:
+    def test_a_handshake_that_stalls(self) -> None:
         client = TlsClient(self)
         self.advance(5)
         client.transport.protocol.dataReceived(client.hello())
         self.assertTrue(client.transport.written)
-        self.assert_dropped(client, site.HEAD_TIMEOUT - 5)
+        self.assert_closed_after(client, site.HEAD_TIMEOUT - 5)
 
-    def test_handshake_and_head_together(self) -> None:
+    def test_handshake_and_request_head_share_one_deadline(self) -> None:
         client = TlsClient(self)
         self.advance(6)
-        client.shake()
+        client.handshake()
         client.write(b"GET / HTTP/1.1\r\n")
         self.advance(3)
         client.write(b"X: ")
@@ -148,11 +148,11 @@ class TlsTests(ServiceTestCase):
         self.advance(1)
         client.take()
         self.assertTrue(client.has_ended, "a close alert")
-        self.assert_dropped(client, site.CLOSE_TIMEOUT)
+        self.assert_closed_after(client, site.CLOSE_TIMEOUT)
         self.assertTrue(client.transport.lost.check(ConnectionAborted))
         self.assert_nothing_left()
 
-    def test_one_that_does_not_close_after_an_answer_is_aborted(self) -> None:
+    def test_a_client_that_does_not_close_after_a_response_is_aborted(self) -> None:
         for data in (
             head(f"OPTIONS {SEND_PATH} HTTP/1.1", "Connection: close"),
             head(f"OPTIONS {SEND_PATH} HTTP/1.0"),
@@ -160,18 +160,18 @@ class TlsTests(ServiceTestCase):
             head(f"POST {SEND_PATH} HTTP/1.1", "Content-Length: 99999"),
         ):
             client = TlsClient(self)
-            client.shake()
+            client.handshake()
             client.write(data)
             client.take()
             self.assertIn(b"HTTP/1.", client.read)
             self.assertTrue(client.has_ended, data)
-            self.assert_dropped(client, site.CLOSE_TIMEOUT)
+            self.assert_closed_after(client, site.CLOSE_TIMEOUT)
             self.assertTrue(client.transport.lost.check(ConnectionAborted))
         self.assert_nothing_left()
 
-    def test_nor_does_it_wait_for_a_websocket_s_peer(self) -> None:
+    def test_a_websocket_client_that_does_not_close_is_aborted(self) -> None:
         client = TlsClient(self)
-        client.shake()
+        client.handshake()
         client.write(UPGRADE)
         self.iterate()
         client.take()
@@ -179,22 +179,22 @@ class TlsTests(ServiceTestCase):
         client.write(b"\x88\x80\0\0\0\0")
         client.take()
         self.assertTrue(client.has_ended)
-        self.assert_dropped(client, CLOSE_TIMEOUT)
+        self.assert_closed_after(client, CLOSE_TIMEOUT)
         self.assertTrue(client.transport.lost.check(ConnectionAborted))
         self.assert_nothing_left()
 
-    def test_a_broken_rule_and_a_peer_that_does_not_close(self) -> None:
+    def test_a_protocol_error_of_a_client_that_does_not_close(self) -> None:
         client = TlsClient(self)
-        client.shake()
+        client.handshake()
         client.write(UPGRADE + b"\x81\x01x")
         client.take()
         self.assertIn(b"\x03\xea", client.read)
-        self.assert_dropped(client, CLOSE_TIMEOUT)
+        self.assert_closed_after(client, CLOSE_TIMEOUT)
         self.assert_nothing_left()
 
-    def test_what_is_sent_too_far_ahead_is_left_to_the_network(self) -> None:
+    def test_reading_pauses_while_too_many_bytes_of_messages_wait(self) -> None:
         client = TlsClient(self)
-        client.shake()
+        client.handshake()
         client.write(UPGRADE)
         for letter in b"abc":
             client.write(frame(TEXT, token_request(chr(letter) * 30_000)))
@@ -202,18 +202,18 @@ class TlsTests(ServiceTestCase):
         self.validator.last.refuse()
         self.assertTrue(client.transport.is_reading)
 
-    def test_one_too_many_is_told_so_over_tls(self) -> None:
+    def test_a_connection_over_the_limit_gets_503_over_tls(self) -> None:
         self.limits.settings = LimitSettings(connections=1)
         self.connect()
         client = TlsClient(self)
-        client.shake()
+        client.handshake()
         client.write(UPGRADE)
         client.take()
         self.assertIn(b"HTTP/1.1 503 ", client.read)
         self.assertIn(b"Retry-After: 1\r\n", client.read)
         self.assertTrue(client.has_ended)
 
-    def test_far_over_the_bound_there_is_no_handshake(self) -> None:
+    def test_far_over_the_limit_there_is_no_tls_handshake(self) -> None:
         self.limits.settings = LimitSettings(connections=1)
         self.connect()
         for _ in range(MAX_POLITE_REFUSALS):

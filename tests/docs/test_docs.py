@@ -129,12 +129,14 @@ class OperationTests(SynchronousTestCase):
         for figure in (
             f"at most `stop.drain` + {sum(parts):.0f} seconds: {parts[0]:.0f} for the sends, "
             f"{parts[1]:.0f} for the last close handshake, {parts[2]:.0f} for the rest",
-            f"fewer than {endpoints.FEW_DAYS} days left",
-            f"more than {checks.WRONG} s apart | more than {checks.SLOW} s apart",
-            f"fewer than {checks.FEW_FILES} |",
+            f"fewer than {endpoints.CERTIFICATE_WARNING_DAYS} days left",
+            f"more than {checks.CLOCK_ERROR} s apart | more than {checks.CLOCK_WARNING} s apart",
+            f"fewer than {checks.MIN_FILES} |",
         ):
             self.assertIn(figure, text)
-        self.assertIn(f"warns {endpoints.FEW_DAYS} days before", page("docs/deployment.md"))
+        self.assertIn(
+            f"warns {endpoints.CERTIFICATE_WARNING_DAYS} days before", page("docs/deployment.md")
+        )
 
     def test_the_page_lists_the_settings_that_need_a_restart(self) -> None:
         [row] = re.findall(

@@ -171,7 +171,7 @@ class DeploymentTests(SynchronousTestCase):
                 # There is no unit here, and it says so.
                 self.assertEqual(done.returncode, 1, said)
                 self.assertIn("ok    settings: ", done.stdout)
-                self.assertIn("warn  validator: the domain name system knows no cell", done.stdout)
+                self.assertIn("warn  validator: DNS has no host for cell", done.stdout)
                 self.assertIn("FAIL  clock: https://unit1.example/ ", done.stdout)
                 continue
             self.assertEqual(done.returncode, 0, said)

@@ -1,1 +1,1 @@
-"""Composition: the ``topicsvc`` command, for people at a terminal."""
+"""The ``topicsvc`` command, with tools for operators and clients."""

@@ -1,4 +1,4 @@
-"""Composition: ``topicsvc check``."""
+"""``topicsvc check``: reports the problems of a configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from argparse import Namespace
 from functools import partial
 
 from topicsvc import config
-from topicsvc.cli.terminal import Failed, say
+from topicsvc.cli.terminal import CommandFailed, print_line
 from topicsvc.errors import ConfigError
 from topicsvc.options import endpoint_problems
 
@@ -14,13 +14,13 @@ __all__ = ["run"]
 
 
 def run(options: Namespace) -> None:
-    """Read a configuration and all that it names: endpoints, certificates, keys, passwords.
+    """Read a configuration, and the endpoints, certificates, keys and passwords that it names.
 
     Raises:
-        Failed: a setting cannot be used; a line for each.
+        CommandFailed: a setting cannot be used; one line for each.
     """
     try:
         config.read(options.config, extra_check=partial(endpoint_problems, is_start=False))
     except ConfigError as error:
-        raise Failed(*error.problems) from error
-    say(f"{options.config}: good")
+        raise CommandFailed(*error.problems) from error
+    print_line(f"{options.config}: good")

@@ -1,4 +1,4 @@
-"""Composition: ``topicsvc send``."""
+"""``topicsvc send``: sends messages over HTTP."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import treq
 from hyperlink import URL
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from topicsvc.cli.terminal import Failed, ascii_url, find_token, reason_in, run_reactor
+from topicsvc.cli.terminal import CommandFailed, ascii_url, find_token, reason_in, run_reactor
 from topicsvc.errors import InvalidBody
 from topicsvc.strict_json import json_text
 
 __all__ = ["post", "run"]
 
 TIMEOUT = 30
+"""Seconds for a response."""
 
 
 def run(options: Namespace) -> None:
-    """Send one message, or one a line of standard input, each after the one before.
+    """Send one message, or each line of standard input, one after another.
 
     Raises:
-        Failed: a message is no JSON or was not taken; those before it were.
+        CommandFailed: a message is not JSON or was not accepted. The messages before it were sent.
     """
     token = find_token(options)
     url = ascii_url(options.url, "http", "https")
@@ -42,21 +43,24 @@ def _send_all(url: URL, token: str, lines: Iterable[bytes]) -> Generator[Deferre
         try:
             body = json_text(line)
         except InvalidBody as error:
-            raise Failed(f"message {number}: {error}") from error
-        refused = yield post(url, token, body)
-        if refused:
-            raise Failed(f"message {number}: {refused}")
+            raise CommandFailed(f"message {number}: {error}") from error
+        problem = yield post(url, token, body)
+        if problem:
+            raise CommandFailed(f"message {number}: {problem}")
 
 
 @inlineCallbacks
 def post(url: URL, token: str, body: bytes, host: str = "") -> Generator[Deferred[Any], Any, str]:
-    """Send one message; fires with why it was not taken, or nothing.
+    """Send one message.
 
     Args:
-        url: the topic's.
-        token: the sender's.
+        url: the URL of the topic.
+        token: the token.
         body: one JSON value.
-        host: the service's own name, where `url` has only its address.
+        host: the Host header, if it is not the host of `url`.
+
+    Returns:
+        Fires with the reason if the message was not accepted, else with an empty string.
     """
     headers: dict[bytes | str, bytes | str] = {
         "authorization": f"Bearer {token}",

@@ -1,4 +1,4 @@
-"""Composition: ``topicsvc subscribe``."""
+"""``topicsvc subscribe``: prints the messages of a topic."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
 from topicsvc.cli.terminal import (
-    Failed,
+    CommandFailed,
     ascii_url,
     find_token,
+    print_line,
     reason_in,
     run_reactor,
-    say,
     with_advice,
 )
 from topicsvc.explain import explain
@@ -32,28 +32,29 @@ from topicsvc.websocket import messages
 __all__ = ["Subscriber", "run"]
 
 OPEN_TIMEOUT = 20
+"""Seconds for connecting, and for the opening handshake."""
 
 _DATA = b'{"From":'
-"""How a data message begins; its body may be anything and is not looked at."""
+"""How a data message starts; the rest is not parsed, as a body may be any JSON value."""
 
 
 def run(options: Namespace) -> None:
-    """Print each data message on one line, until the service closes or enough have come.
+    """Print each message on one line, until the service closes or enough messages have arrived.
 
     Raises:
-        Failed: the connection cannot be made, or ended before enough had come.
+        CommandFailed: the connection failed, or ended before enough messages had arrived.
     """
     token = find_token(options)
     url = ascii_url(options.url, "ws", "wss").to_text()
     try:
         factory = WebSocketClientFactory(url)
-    except Exception as error:  # Autobahn raises bare ones
-        raise Failed(f"{options.url}: {error}") from error
+    except Exception as error:  # Autobahn raises plain exceptions
+        raise CommandFailed(f"{options.url}: {error}") from error
     factory.setProtocolOptions(openHandshakeTimeout=OPEN_TIMEOUT, failByDrop=False)
     done: Deferred[None] = Deferred()
     factory.protocol = lambda: Subscriber(token, done, options.count)
     factory.clientConnectionFailed = lambda _, reason: done.errback(
-        Failed(f"{options.url}: {reason.getErrorMessage()}")
+        CommandFailed(f"{options.url}: {reason.getErrorMessage()}")
     )
 
     def connect(_: Any) -> Deferred[None]:
@@ -64,19 +65,19 @@ def run(options: Namespace) -> None:
     run_reactor(connect)
 
 
-def _say_welcome(seconds: int) -> None:
+def _print_subscribed(seconds: int) -> None:
     print(f"subscribed for {seconds} seconds", file=sys.stderr, flush=True)
 
 
 class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
-    """Shows a token and takes what comes.
+    """Presents a token and receives messages.
 
     Args:
         token: the token.
-        done: fires when enough has come, or fails with why no more will.
-        count: how many messages are enough; None: no number is.
-        take: takes each message, on one line; says whether it wants more.
-        welcomed: hears that the session has begun, and for how many seconds.
+        done: fires when enough messages have arrived, or fails if the connection ends before.
+        count: the number of messages to receive; None: no limit.
+        on_message: called with each message, on one line; returns whether to receive more.
+        on_subscribed: called with the seconds until the token expires, once it is accepted.
     """
 
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
@@ -86,12 +87,12 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
         token: str,
         done: Deferred[None],
         count: int | None = None,
-        take: Callable[[str], bool] = say,
-        welcomed: Callable[[int], None] = _say_welcome,
+        on_message: Callable[[str], bool] = print_line,
+        on_subscribed: Callable[[int], None] = _print_subscribed,
     ) -> None:
         super().__init__()
-        self._take = take
-        self._welcomed = welcomed
+        self._on_message = on_message
+        self._on_subscribed = on_subscribed
         self._token = token
         self._left = count
         self._done = done
@@ -101,13 +102,13 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
         self.sendMessage(messages.token_request(self._token))
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self._done.called:  # what came together with the last message that was wanted
+        if self._done.called:  # messages that arrived together with the last one
             return
         if not payload.startswith(_DATA):
-            self._answered(json.loads(payload))
+            self._on_reply(json.loads(payload))
             return
-        # A line break can stand only between the parts of a JSON text, never inside one.
-        if not self._take(payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8")):
+        # In JSON a line break is only whitespace; in strings it is escaped.
+        if not self._on_message(payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8")):
             self._left = 1
         if self._left is not None:
             self._left -= 1
@@ -116,11 +117,11 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
                 self.sendClose(1000)
 
     def failHandshake(self, reason: str) -> None:
-        # Where the service says more than a status, its answer is here already.
+        # If the response has a body, it has been received already.
         head, _, body = self.data.partition(b"\r\n\r\n")
-        said = reason_in(body.decode("utf-8", "replace"))
+        detail = reason_in(body.decode("utf-8", "replace"))
         status = head.split(b" ", 2)[1:2]
-        self._refusal = f"{status[0].decode('latin-1')} {said}" if status and said else reason
+        self._refusal = f"{status[0].decode('latin-1')} {detail}" if status and detail else reason
         super().failHandshake(reason)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -131,15 +132,15 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         why = self._refusal or self.wasNotCleanReason or reason or "the connection was lost"
-        self._end(Failed(f"closed: {why}" + (f" ({code})" if wasClean and code else "")))
+        self._end(CommandFailed(f"closed: {why}" + (f" ({code})" if wasClean and code else "")))
 
-    def _answered(self, reply: dict[str, Any]) -> None:
+    def _on_reply(self, reply: dict[str, Any]) -> None:
         if reply.get("Result") == "Success":
-            self._welcomed(reply["ExpiresIn"])
+            self._on_subscribed(reply["ExpiresIn"])
         else:
             self._refusal = str(reply.get("Reason"))
 
-    def _end(self, failed: Failed | None) -> None:
+    def _end(self, failed: CommandFailed | None) -> None:
         if not self._done.called:
             if failed is None:
                 self._done.callback(None)

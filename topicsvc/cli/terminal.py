@@ -1,4 +1,4 @@
-"""Composition: what the commands share: failing in a line, finding the token."""
+"""Functions that the commands share: tokens, URLs, output, errors, running the reactor."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ from twisted.python.failure import Failure
 from topicsvc.explain import explain
 from topicsvc.validators.http_client import AsciiUrl
 
-__all__ = ["Failed", "ascii_url", "find_token", "reason_in", "run_reactor", "say", "with_advice"]
+__all__ = [
+    "CommandFailed",
+    "ascii_url",
+    "find_token",
+    "print_line",
+    "reason_in",
+    "run_reactor",
+    "with_advice",
+]
 
 
-class Failed(Exception):
-    """A command cannot do what it was asked to.
+class CommandFailed(Exception):
+    """A command failed.
 
     Attributes:
-        lines: why, and what to do, for standard error.
+        lines: the reasons, and what to do, for standard error.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -33,66 +41,66 @@ class Failed(Exception):
         self.lines = lines
 
 
-def say(line: str) -> bool:
-    """Print `line` at once. False: nobody reads what is printed any more."""
+def print_line(line: str) -> bool:
+    """Print `line` and flush; returns whether standard output is still open."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        # What Python still holds would be complained of again at the end.
+        # Otherwise Python would report its unflushed data again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
 
 
 def find_token(options: Namespace) -> str:
-    """The token that options, a file or the environment give.
+    """Return the token from the options, a file or the environment.
 
     Raises:
-        Failed: there is none.
+        CommandFailed: there is no token.
     """
     if options.token_file is not None:
         try:
             token: str = options.token_file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
-            raise Failed(f"{options.token_file}: {reason}") from error
+            raise CommandFailed(f"{options.token_file}: {reason}") from error
     else:
         token = options.token or os.environ.get("TOPICSVC_TOKEN", "")
     if not token.strip():
-        raise Failed("no token: give --token, --token-file or $TOPICSVC_TOKEN")
+        raise CommandFailed("no token: give --token, --token-file or $TOPICSVC_TOKEN")
     return token.strip()
 
 
 def ascii_url(text: str, *schemes: str) -> URL:
-    """Read a URL, in which names may be of any script; what goes over the wire is ASCII.
+    """Parse a URL that may contain names in any script; returns its ASCII form.
 
     Raises:
-        Failed: it is none, or has none of `schemes`.
+        CommandFailed: it is not a URL, or has none of `schemes`.
     """
     try:
         url = URL.from_text(text)
         url = url.replace(scheme=url.scheme.lower())
         if url.scheme in schemes and url.host:
-            # An address in brackets is no name that could be encoded.
+            # An IPv6 address is not a name, and is not encoded.
             host = url.host if ":" in url.host else url.replace(path=()).to_uri().host
             encoded = url.replace(host="").to_uri().replace(host=host)
             return AsciiUrl.from_text(encoded.to_text())
     except ValueError as error:
-        raise Failed(f"{text}: {error}") from error
+        raise CommandFailed(f"{text}: {error}") from error
     begin = " or ".join(f"{scheme}://" for scheme in schemes)
-    raise Failed(f"{text!r}: a URL is needed that begins with {begin} and a host")
+    raise CommandFailed(f"{text!r}: not a URL that begins with {begin} and a host")
 
 
-def reason_in(answer: str) -> str:
-    """What an answer over HTTP says is wrong, on one line."""
+def reason_in(body: str) -> str:
+    """The reason in the body of an HTTP error response, on one line."""
     try:
-        return str(json.loads(answer)["message"]["value"])
+        return str(json.loads(body)["message"]["value"])
     except (ValueError, KeyError, TypeError):
-        return " ".join(answer[:200].split())
+        return " ".join(body[:200].split())
 
 
 def with_advice(reason: str) -> str:
-    """Why a connection failed, and what to do where something can be done."""
+    """The reason of a failed connection, with advice if there is any."""
     if "certificate verify failed" in reason:
         reason += "; $SSL_CERT_FILE names the authorities to trust"
     return reason
@@ -102,8 +110,8 @@ def run_reactor(work: Callable[[Any], Deferred[None]]) -> None:
     """Run the reactor until `work` is done.
 
     Raises:
-        Failed: `work` failed; what is no `Failed` is told by its reason alone.
-        KeyboardInterrupt: a signal came first.
+        CommandFailed: `work` failed; another exception is replaced by one with its reason.
+        KeyboardInterrupt: a signal stopped the reactor first.
     """
     failures: list[Failure] = []
     unfinished: list[Deferred[None]] = []
@@ -115,7 +123,7 @@ def run_reactor(work: Callable[[Any], Deferred[None]]) -> None:
             if not working.called:
                 unfinished.append(working)
 
-        # What fails from then on fails because we leave.
+        # Failures after this event are caused by the shutdown itself.
         reactor.addSystemEventTrigger("before", "shutdown", stopped)
         return working.addErrback(failures.append)
 
@@ -126,4 +134,4 @@ def run_reactor(work: Callable[[Any], Deferred[None]]) -> None:
     if not failures:
         return
     error: Any = failures[0].value
-    raise error if isinstance(error, Failed) else Failed(with_advice(explain(error)))
+    raise error if isinstance(error, CommandFailed) else CommandFailed(with_advice(explain(error)))

@@ -1,4 +1,4 @@
-"""Composition: ``topicsvc token``."""
+"""``topicsvc token``: makes keys and tokens for the local validator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from topicsvc.cli.terminal import Failed, say
+from topicsvc.cli.terminal import CommandFailed, print_line
 from topicsvc.errors import PathRefused
 from topicsvc.topics import TopicPattern
 from topicsvc.validators.local import make_key, read_key, sign_token, write_key
@@ -15,24 +15,25 @@ __all__ = ["run"]
 
 
 def run(options: Namespace) -> None:
-    """Make a key, a token, or both; print the token and nothing else.
+    """Make a key, a token, or both; print only the token.
 
     Raises:
-        Failed: the key cannot be made or read, or a topic is none.
+        CommandFailed: the key cannot be made or read, or a topic is wrong.
     """
     for topic in options.topic:
         try:
             TopicPattern.parse(topic)
         except PathRefused as error:
-            raise Failed(
-                f"--topic {topic}: {error}; it is /{{cell}}/{{box}}/{{collection}}/topic/{{name}}"
+            raise CommandFailed(
+                f"--topic {topic}: {error}; "
+                "allowed: /{cell}/{box}/{collection}/topic/{name}, or a pattern /{cell}/{box}/*"
             ) from error
     if not options.topic and not options.new_key:
-        raise Failed("--topic is missing: which topics is the token for?")
+        raise CommandFailed("--topic is missing: it names the topics of the token")
     key = _new_key(options.key_file) if options.new_key else _read_key(options.key_file)
     if options.topic:
         expires_at = int(time.time()) + options.expires_in
-        say(sign_token(key, options.subject, options.topic, options.may, expires_at))
+        print_line(sign_token(key, options.subject, options.topic, options.may, expires_at))
 
 
 def _new_key(path: Path) -> bytes:
@@ -40,9 +41,11 @@ def _new_key(path: Path) -> bytes:
     try:
         write_key(path, key)
     except FileExistsError as error:
-        raise Failed(f"{path} exists; a new key would void the tokens of the old one") from error
+        raise CommandFailed(
+            f"{path} exists; a new key would invalidate all tokens of the old one"
+        ) from error
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}") from error
+        raise CommandFailed(f"{path}: {error.strerror}") from error
     return key
 
 
@@ -50,6 +53,6 @@ def _read_key(path: Path) -> bytes:
     try:
         return read_key(path)
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}; --new-key makes one") from error
+        raise CommandFailed(f"{path}: {error.strerror}; --new-key creates one") from error
     except ValueError as error:
-        raise Failed(f"{path}: {error}; --new-key makes one") from error
+        raise CommandFailed(f"{path}: {error}; --new-key creates one") from error

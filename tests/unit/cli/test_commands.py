@@ -1,4 +1,4 @@
-"""The ``topicsvc`` command: what it prints, and what a wrong use of it gets."""
+"""The ``topicsvc`` command: its output, and its errors for wrong arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 
 class CommandTestCase(SynchronousTestCase):
     def run_command(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, standard output, standard error."""
+        """Run a command; returns its exit code, standard output and standard error."""
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -30,7 +30,7 @@ class CommandTestCase(SynchronousTestCase):
         return code, out.getvalue(), err.getvalue()
 
     def assert_refused(self, words: str, *arguments: str) -> None:
-        """One line on standard error, nothing on standard output, exit code 1."""
+        """Assert one line on standard error, no standard output, and exit code 1."""
         code, out, err = self.run_command(*arguments)
         self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
         self.assertTrue(err.startswith("topicsvc"), err)
@@ -49,7 +49,7 @@ class MainTests(CommandTestCase):
         for command in ("token", "subscribe", "send", "check"):
             self.assertIn(command, out)
 
-    def test_wrong_uses(self) -> None:
+    def test_wrong_arguments(self) -> None:
         self.assert_refused("COMMAND")
         self.assert_refused("nonsense", "nonsense")
         self.assert_refused("--foo", "check", "--config", "x", "--foo")
@@ -64,7 +64,7 @@ class TokenTests(CommandTestCase):
     def make(self, *more: str) -> tuple[int, str, str]:
         return self.run_command("token", "--key-file", self.key_file, *more)
 
-    def test_it_prints_the_token_and_nothing_else(self) -> None:
+    def test_it_prints_only_the_token(self) -> None:
         self.assertEqual(self.make("--new-key"), (0, "", ""))
         clock = Clock()
         self.patch(token.time, "time", lambda: 1000.5)
@@ -81,7 +81,7 @@ class TokenTests(CommandTestCase):
         other = TopicAddress("cell2", "b", ("c",), "t")
         self.successResultOf(validator.validate(out.strip(), other))
 
-    def test_unless_told_otherwise_it_may_only_receive(self) -> None:
+    def test_by_default_a_token_may_only_receive(self) -> None:
         _, out, _ = self.make("--new-key", "--topic", TOPIC.path)
         clock = Clock()
         validator = LocalValidator(read_key(Path(self.key_file)), clock.seconds)
@@ -90,9 +90,9 @@ class TokenTests(CommandTestCase):
         other = validator.validate(out.strip(), TopicAddress("cell2", "b", ("c",), "t"))
         self.assertFalse(self.successResultOf(other).may_receive)
 
-    def test_wrong_uses(self) -> None:
+    def test_wrong_arguments(self) -> None:
         begin = ("token", "--key-file", self.key_file)
-        self.assert_refused("--new-key makes one", *begin, "--topic", TOPIC.path)
+        self.assert_refused("--new-key creates one", *begin, "--topic", TOPIC.path)
         self.assert_refused("--topic is missing", *begin)
         self.assert_refused("not /{cell}", *begin, "--topic", "cell1")
         self.assert_refused("receive; send", *begin, "--topic", TOPIC.path, "--may", "read")
@@ -112,14 +112,14 @@ class ClientTests(CommandTestCase):
         self.assert_refused("nowhere: No such", "send", "http://x/", "--token-file", "nowhere")
         self.assert_refused("not allowed", "send", "x", "--token", "x", "--token-file", "x")
 
-    def test_urls_that_are_none(self) -> None:
+    def test_wrong_urls(self) -> None:
         for url in ("nonsense", "", "http://127.0.0.1/", "ws://", "ws://x:y/", "ws://two words/",
                     "ws://x:99999/", "ws://x/#y"):  # fmt: skip
             self.assert_refused(url, "subscribe", url, "--token", "x")
         for url in ("nonsense", "", "ws://127.0.0.1/", "http://", "http://x:y/", "http://[::1"):
             self.assert_refused(url, "send", url, "1", "--token", "x")
 
-    def test_urls_with_names_of_any_script(self) -> None:
+    def test_urls_with_names_in_any_script(self) -> None:
         for text, encoded in (
             ("ws://localhost:1/c\u00f6l.topic.n%C3%A4me?q=%26", "c%C3%B6l.topic.n%C3%A4me?q=%26"),
             ("WSS://b\u00fcro.example/a/%2F", "wss://xn--bro-hoa.example/a/%2F"),
@@ -127,7 +127,7 @@ class ClientTests(CommandTestCase):
         ):
             self.assertTrue(terminal.ascii_url(text, "ws", "wss").to_text().endswith(encoded), text)
 
-    def test_answers_of_others_are_one_line_too(self) -> None:
+    def test_a_response_of_another_server_is_one_line(self) -> None:
         self.assertEqual(terminal.reason_in("<html>\r\n<h1>\n 502\n"), "<html> <h1> 502")
         self.assertEqual(terminal.reason_in('{"message":{"value":"No."}}'), "No.")
 
@@ -139,7 +139,7 @@ class ClientTests(CommandTestCase):
 
 
 class CheckTests(CommandTestCase):
-    def test_a_good_file(self) -> None:
+    def test_a_valid_file(self) -> None:
         key_file, file = self.mktemp(), Path(self.mktemp())
         self.run_command("token", "--key-file", key_file, "--new-key")
         file.write_text(
@@ -157,7 +157,7 @@ class CheckTests(CommandTestCase):
         file.write_text(file.read_text().replace("tcp:8080", "ssl:8080:privateKey=nowhere"))
         self.assert_refused("listen: ", "check", "--config", str(file))
 
-    def test_all_that_is_wrong_with_a_bad_one(self) -> None:
+    def test_all_problems_of_an_invalid_file(self) -> None:
         file = Path(self.mktemp())
         file.write_text("nonsense = 1")
         code, out, err = self.run_command("check", "--config", str(file))

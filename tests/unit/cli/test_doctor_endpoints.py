@@ -1,4 +1,4 @@
-"""The doors of ``topicsvc doctor``: who is behind them, and how good their certificates are."""
+"""The doctor's checks of endpoints in use, and of their certificates."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ DAY = 86400
 
 
 class Answering(Protocol):
-    """Speaks no HTTP but for one line, in as many pieces as it is told."""
+    """Answers any request with fixed bytes, in one or more pieces."""
 
     pieces: ClassVar = [b"HTTP/1.1 200 OK\r\n\r\n"]
     closes = False
 
     def __init__(self) -> None:
-        self.later: list[Any] = []
-        self.gone: Deferred[None] = Deferred()
+        self.calls: list[Any] = []
+        self.lost: Deferred[None] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
-        self.later = [
+        self.calls = [
             reactor.callLater(number * 0.05, self.transport.write, piece)
             for number, piece in enumerate(self.pieces)
         ]
@@ -54,21 +54,21 @@ class Answering(Protocol):
             self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        for call in self.later:
+        for call in self.calls:
             if call.active():
                 call.cancel()
-        self.gone.callback(None)
+        self.lost.callback(None)
 
 
-class Half(Answering):
+class InPieces(Answering):
     pieces: ClassVar = [b"HT", b"TP/1.1 200 OK\r", b"\n"]
 
 
-class Greeting(Answering):
+class SshServer(Answering):
     pieces: ClassVar = [b"SSH-2.0-", b"x\r\n"]
 
 
-class Ending(Answering):
+class Closing(Answering):
     pieces: ClassVar = [b"HT"]
     closes = True
 
@@ -81,8 +81,8 @@ class Endless(Answering):
     pieces: ClassVar = [b"x" * 10000]
 
 
-class KnockTests(TestCase):
-    """Who is taken for one that answers."""
+class ProbeTests(TestCase):
+    """Which servers are recognized as answering."""
 
     suppress: ClassVar = [
         util.suppress(category=DeprecationWarning, message=".*(pyOpenSSL|X509).*"),  # Twisted's own
@@ -97,46 +97,46 @@ class KnockTests(TestCase):
 
     @inlineCallbacks
     def probe(self, behaviour: type[Answering], text: str = "tcp:0:interface=127.0.0.1") -> Any:
-        there = behaviour()
-        factory = Factory.forProtocol(lambda: there)
+        server = behaviour()
+        factory = Factory.forProtocol(lambda: server)
         port = yield serverFromString(reactor, text).listen(factory)
         error = CannotListenError("127.0.0.1", port.getHost().port, OSError())
         try:
             return (yield deferToThread(probe.probe, error, text))
-        except OSError as no:
-            return str(no)
+        except OSError as failed:
+            return str(failed)
         finally:
-            yield there.gone
+            yield server.lost
             yield port.stopListening()
 
     @inlineCallbacks
-    def test_an_answer_in_pieces_is_one(self) -> Any:
-        self.assertIsNone((yield self.probe(Half)))
+    def test_a_response_in_pieces(self) -> Any:
+        self.assertIsNone((yield self.probe(InPieces)))
 
     @inlineCallbacks
-    def test_those_who_speak_something_else(self) -> Any:
-        for behaviour in (Greeting, Ending, Endless):
-            self.assertEqual((yield self.probe(behaviour)), "it does not speak HTTP")
+    def test_servers_that_do_not_answer_http(self) -> Any:
+        for behaviour in (SshServer, Closing, Endless):
+            self.assertEqual((yield self.probe(behaviour)), "it does not answer HTTP")
 
     @inlineCallbacks
-    def test_one_that_says_nothing(self) -> Any:
+    def test_a_server_that_sends_nothing(self) -> Any:
         self.assertEqual((yield self.probe(Silent)), "timed out")
 
     @inlineCallbacks
-    def test_inside_tls_the_same_is_asked(self) -> Any:
+    def test_the_request_is_sent_inside_tls_too(self) -> Any:
         number = x509.load_pem_x509_certificate(self.certificate.read_bytes()).serial_number
-        self.assertEqual((yield self.probe(Half, self.ssl)), number)
-        self.assertEqual((yield self.probe(Greeting, self.ssl)), "it does not speak HTTP")
+        self.assertEqual((yield self.probe(InPieces, self.ssl)), number)
+        self.assertEqual((yield self.probe(SshServer, self.ssl)), "it does not answer HTTP")
 
     @inlineCallbacks
-    def test_one_that_shows_no_certificate(self) -> Any:
+    def test_a_server_without_a_readable_certificate(self) -> Any:
         self.patch(ssl.SSLSocket, "getpeercert", lambda *_, **__: None)
         shown = yield self.probe(Answering, self.ssl)
-        self.assertEqual(shown, "it shows no certificate that can be read")
+        self.assertEqual(shown, "it sends no readable certificate")
 
 
-class RightsTests(TestCase):
-    """A port that we may not listen on ourselves."""
+class PermissionTests(TestCase):
+    """A port that this user may not listen on."""
 
     @inlineCallbacks
     def setUp(self) -> Any:
@@ -155,8 +155,8 @@ class RightsTests(TestCase):
         self.port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(factory)
         self.addCleanup(self.port.stopListening)
         number = self.port.getHost().port
-        self.findings: list[CheckResult] = []
-        self.trials = EndpointChecks(settings, reactor, self.findings.append)
+        self.results: list[CheckResult] = []
+        self.checks = EndpointChecks(settings, reactor, self.results.append)
 
         self.error = errno.EACCES
 
@@ -167,23 +167,23 @@ class RightsTests(TestCase):
         self.patch(Listener, "bind", may_not)
 
     @inlineCallbacks
-    def test_somebody_is_there_or_nobody(self) -> Any:
+    def test_a_port_in_use_and_a_free_one(self) -> Any:
         text = "tcp:443:interface=127.0.0.1"
-        yield Deferred.fromCoroutine(self.trials.endpoint("listen", text))
+        yield Deferred.fromCoroutine(self.checks.endpoint("listen", text))
         yield self.port.stopListening()
-        yield Deferred.fromCoroutine(self.trials.endpoint("listen", text))
-        there, not_there = self.findings
-        self.assertEqual((there.level, there.text), ("ok", "in use, and answered"))
-        self.assertEqual(not_there.level, "FAIL")
-        self.assertIn("CAP_NET_BIND_SERVICE", not_there.text)
+        yield Deferred.fromCoroutine(self.checks.endpoint("listen", text))
+        used, free = self.results
+        self.assertEqual((used.level, used.text), ("ok", "in use, and answered"))
+        self.assertEqual(free.level, "FAIL")
+        self.assertIn("CAP_NET_BIND_SERVICE", free.text)
 
     @inlineCallbacks
-    def test_rights_are_not_spoken_of_when_something_else_is_wrong(self) -> Any:
+    def test_another_error_has_no_advice_about_permissions(self) -> Any:
         self.error = errno.EADDRNOTAVAIL
         text = "tcp:443:interface=127.0.0.1"
-        yield Deferred.fromCoroutine(self.trials.endpoint("listen", text))
-        [finding] = self.findings
-        self.assertEqual((finding.level, finding.text), ("FAIL", os.strerror(self.error)))
+        yield Deferred.fromCoroutine(self.checks.endpoint("listen", text))
+        [result] = self.results
+        self.assertEqual((result.level, result.text), ("FAIL", os.strerror(self.error)))
 
 
 class CertificateTests(SynchronousTestCase):
@@ -197,8 +197,8 @@ class CertificateTests(SynchronousTestCase):
         self.authority = Authority(self.directory)
         write_key(self.directory / "key", make_key())
 
-    def finding(self, host: str, names: Iterable[str], days_from_now: float = 0) -> CheckResult:
-        """What is found in a certificate for `names`, issued two days ago for 102 days."""
+    def check(self, host: str, names: Iterable[str], days_from_now: float = 0) -> CheckResult:
+        """Check a certificate for `names`, issued two days ago for 102 days."""
         key, certificate = self.authority.issue(*names, life=timedelta(days=100))
         endpoint = f"ssl:443:privateKey={key}:certKey={certificate}"
         settings = config.load(
@@ -210,38 +210,43 @@ class CertificateTests(SynchronousTestCase):
             key_file = "{self.directory / "key"}"
             """
         )
-        findings: list[CheckResult] = []
-        then = time.time() + days_from_now * DAY
-        EndpointChecks(settings, Clock(), findings.append, lambda: then).certificates(endpoint)
-        [finding] = findings
-        self.assertEqual(finding.what, f"certificate for {host}")
-        return finding
+        results: list[CheckResult] = []
+        now = time.time() + days_from_now * DAY
+        EndpointChecks(settings, Clock(), results.append, lambda: now).certificates(endpoint)
+        [result] = results
+        self.assertEqual(result.subject, f"certificate for {host}")
+        return result
 
-    def assert_found(self, finding: CheckResult, level: str, words: str) -> None:
-        self.assertEqual(finding.level, level, finding)
-        self.assertIn(words, finding.text)
+    def assert_result(self, result: CheckResult, level: str, words: str) -> None:
+        self.assertEqual(result.level, level, result)
+        self.assertIn(words, result.text)
 
-    def test_it_is_good_from_its_first_day_to_its_last(self) -> None:
+    def test_it_is_valid_from_its_first_day_to_its_last(self) -> None:
         names = ("unit1.example", "*.unit1.example")
         for days, level, words in (
             (-2.5, "FAIL", "not valid before"),
             (-1.5, "ok", "101 days left"),
             (78.5, "ok", "21 days left"),
             (79.5, "warn", "20 days left: renew it"),
-            (100.5, "FAIL", "it ended on"),
+            (100.5, "FAIL", "expired on"),
         ):
-            self.assert_found(self.finding("unit1.example", names, days), level, words)
+            self.assert_result(self.check("unit1.example", names, days), level, words)
 
-    def test_it_is_good_for_its_names_alone(self) -> None:
+    def test_it_is_valid_only_for_its_names(self) -> None:
         for host, names, level, words in (
-            ("unit1.example", ("unit1.example",), "warn", "not for *.unit1.example"),
-            ("unit1.example", ("unit2.example",), "FAIL", "it is for unit2.example only"),
+            ("unit1.example", ("unit1.example",), "warn", "not valid for *.unit1.example"),
+            ("unit1.example", ("unit2.example",), "FAIL", "valid only for unit2.example"),
             ("unit1.example", ("*.example", "*.unit1.example"), "ok", "days left"),
-            ("unit1.example", ("192.0.2.1",), "FAIL", "it is for 192.0.2.1 only"),
+            ("unit1.example", ("192.0.2.1",), "FAIL", "valid only for 192.0.2.1:"),
             ("192.0.2.1", ("192.0.2.1",), "ok", "days left"),
-            ("192.0.2.1", ("unit1.example", "192.0.2.2"), "FAIL", "192.0.2.2, unit1.example only"),
+            (
+                "192.0.2.1",
+                ("unit1.example", "192.0.2.2"),
+                "FAIL",
+                "valid only for 192.0.2.2, unit1.example:",
+            ),
             ("[2001:db8::1]", ("2001:db8::1",), "ok", "days left"),
             ("[2001:db8:0::1]", ("2001:db8::1",), "ok", "days left"),
-            ("[2001:db8::1]", ("2001:db8::2",), "FAIL", "it is for 2001:db8::2 only"),
+            ("[2001:db8::1]", ("2001:db8::2",), "FAIL", "valid only for 2001:db8::2:"),
         ):
-            self.assert_found(self.finding(host, names), level, words)
+            self.assert_result(self.check(host, names), level, words)

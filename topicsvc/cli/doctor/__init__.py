@@ -1,1 +1,1 @@
-"""``topicsvc doctor``: tries what a configuration names, and reports what does not work."""
+"""``topicsvc doctor``: tests the endpoints, broker and validator of a configuration."""

@@ -1,4 +1,4 @@
-"""Composition: what ``topicsvc doctor`` tries, with the very parts that the service is made of."""
+"""The checks of ``topicsvc doctor``, made with the parts that the service itself uses."""
 
 from __future__ import annotations
 
@@ -32,98 +32,101 @@ from topicsvc.validators.stats import TokenCheckStats
 
 __all__ = ["Checks"]
 
-STUMBLE = 1.0
-"""Seconds for a broker to be of another mind."""
+BROKER_RETRY_TIME = 1.0
+"""Seconds after a broker's first error in which it may still connect."""
 
-SLOW, WRONG = 5, 60
-"""Seconds between two clocks: what is worth a word, and what makes tokens live wrongly long."""
+CLOCK_WARNING, CLOCK_ERROR = 5, 60
+"""Seconds by which two clocks may differ before the check warns, and before it fails."""
 
-FEW_FILES = 4096
+MIN_FILES = 4096
+"""Open files below which the check warns."""
 
 
 class Checks(Reporter):
-    """Tries one part after the other; one that fails does not keep the rest from being tried.
+    """Runs all checks, one after another. A failed check does not stop the others.
 
     For the arguments see `Reporter`.
     """
 
     async def all(self, token: str | None, topic: TopicAddress | None) -> None:
-        """Try everything, and with a token and a topic the whole way."""
-        doors = EndpointChecks(self._settings, self._reactor, self.tell)
+        """Run all checks; with a token and a topic, a round trip too."""
+        endpoints = EndpointChecks(self._settings, self._reactor, self.report)
         for text in self._settings.listen:
-            await self._attempt("listen", doors.endpoint("listen", text))
+            await self._attempt("listen", endpoints.endpoint("listen", text))
             if is_tls(text):
-                doors.certificates(text)
+                endpoints.certificates(text)
         if self._settings.admin:
-            await self._attempt("admin", doors.endpoint("admin", self._settings.admin))
+            await self._attempt("admin", endpoints.endpoint("admin", self._settings.admin))
         await self._attempt("broker", self._broker())
         if isinstance(self._settings.validator, LocalSettings):
-            self.ok("validator", "tokens are judged here, with the key of key_file")
-            self.ok("clock", "no other has a say in how long tokens live")
+            self.ok("validator", "tokens are validated locally, with the key in key_file")
+            self.ok("clock", "only the clock of this host determines when tokens expire")
         else:
-            judge = ValidatorStack(self._settings, self._reactor, self._now, TokenCheckStats())
-            await self._attempt("validator", self._validator(judge, topic))
-            await self._attempt("clock", self._clock(judge, self._settings.validator))
-            await judge.stop()
+            stack = ValidatorStack(self._settings, self._reactor, self._now, TokenCheckStats())
+            await self._attempt("validator", self._validator(stack, topic))
+            await self._attempt("clock", self._clock(stack, self._settings.validator))
+            await stack.stop()
         self._files()
         if token is not None and topic is not None:
-            journey = RoundTrip(self._settings, self._reactor, self.tell)
-            await self._attempt("the whole way", journey.all(token, topic))
+            round_trip = RoundTrip(self._settings, self._reactor, self.report)
+            await self._attempt("round trip", round_trip.all(token, topic))
 
-    async def _attempt(self, what: str, trial: Awaitable[None]) -> None:
+    async def _attempt(self, subject: str, check: Awaitable[None]) -> None:
         try:
-            await trial
+            await check
         except Exception as error:
-            self.fail(what, explain(error))
+            self.fail(subject, explain(error))
 
     async def _broker(self) -> None:
         settings = self._settings.broker
         if isinstance(settings, MemorySettings):
-            self.ok("broker", "in memory: for one process alone")
+            self.ok("broker", "in memory, for a single process only")
             return
         broker = make_broker(settings, self._reactor, self._now)
         broker.startService()
         now = self._reactor.seconds
-        until, stumbled = now() + TIMEOUT, 0.0
-        while not broker.is_up and now() < until:
-            if broker.last_error:  # it may have been a stumble
-                stumbled = stumbled or now()
-                until = min(until, stumbled + STUMBLE)
+        deadline, failed_at = now() + TIMEOUT, 0.0
+        while not broker.is_up and now() < deadline:
+            if broker.last_error:  # a later attempt may succeed
+                failed_at = failed_at or now()
+                deadline = min(deadline, failed_at + BROKER_RETRY_TIME)
             await deferLater(self._reactor, 0.1)
         if broker.is_up:
-            self.ok("broker", "it is there and has let us in")
+            self.ok("broker", "connected and accepted by the broker")
         else:
             why = broker.last_error or "no answer"
-            self.fail("broker", f"{why}; see [broker] and the broker's own log")
+            self.fail("broker", f"{why}; check [broker] and the broker's log")
         stopping = broker.stopService()
         if isinstance(stopping, Deferred):
             await stopping
 
     async def _validator(self, stack: ValidatorStack, topic: TopicAddress | None) -> None:
         cell = "topicsvc-doctor" if topic is None else topic.cell
-        asked = topic or TopicAddress(cell, "box", ("col",), "name")
-        unknown = f"knows no cell {cell}: give --topic and a token, or look at validator.cell_urls"
+        address = topic or TopicAddress(cell, "box", ("col",), "name")
+        advice = f"cell {cell}: add --topic and a token, or check validator.cell_urls"
         try:
             unit = stack.base_validator
-            if isinstance(unit, PersoniumValidator) and not await self._knows_us(unit, asked):
-                self.warn("validator", f"the unit answers, but {unknown}")
+            if isinstance(unit, PersoniumValidator) and not await self._has_cell(unit, address):
+                self.warn("validator", f"the unit answers, but it has no {advice}")
                 return
-            # One that was made just now, so that nobody has granted it anything.
-            await stack.validator.validate(secrets.token_urlsafe(24), asked)
+            # A new random token, which is valid nowhere.
+            await stack.validator.validate(secrets.token_urlsafe(24), address)
         except TokenInactive:
-            self.ok("validator", "it knows us, and says no to a token that is none")
+            self.ok("validator", "it accepts topicsvc's credentials and rejects an invalid token")
         except ValidatorUnavailable as error:
             is_guess = topic is None and self._names_cells_by_host(cell)
             if is_guess and NO_ADDRESS in str(error):
-                self.warn("validator", f"the domain name system {unknown}")
+                self.warn("validator", f"DNS has no host for {advice}")
             else:
-                self.fail("validator", f"{error}; see [validator]")
+                self.fail("validator", f"{error}; check [validator]")
         else:
-            self.fail("validator", "it grants a token that nobody has issued")
+            self.fail("validator", "it accepts an invalid token")
 
-    async def _knows_us(self, unit: PersoniumValidator, topic: TopicAddress) -> bool:
-        asked = unit.check_credentials(topic)
-        return await asked.addTimeout(self._settings.checks.timeout, self._reactor, _too_late)
+    async def _has_cell(self, unit: PersoniumValidator, topic: TopicAddress) -> bool:
+        is_known = unit.check_credentials(topic)
+        return await is_known.addTimeout(
+            self._settings.checks.timeout, self._reactor, _raise_timeout
+        )
 
     def _names_cells_by_host(self, cell: str) -> bool:
         settings = self._settings.validator
@@ -135,39 +138,41 @@ class Checks(Reporter):
         self, stack: ValidatorStack, settings: PersoniumSettings | IntrospectionSettings
     ) -> None:
         url = settings.url if isinstance(settings, IntrospectionSettings) else settings.unit.url
-        assert stack.http_client is not None  # noqa: S101 - one that asks has one
+        assert stack.http_client is not None  # noqa: S101 - remote validators have one
         try:
-            asked = stack.http_client.request("GET", url, {})
+            request = stack.http_client.request("GET", url, {})
             seconds = self._settings.checks.timeout
-            answer = await asked.addTimeout(seconds, self._reactor, _too_late)
+            response = await request.addTimeout(seconds, self._reactor, _raise_timeout)
         except Exception as error:
-            self.fail("clock", f"{url} does not tell the time: {explain(error)}")
+            self.fail("clock", f"{url} gives no time: {explain(error)}")
             return
         try:
-            theirs = parsedate_to_datetime(answer.header("date")).timestamp()
+            remote = parsedate_to_datetime(response.header("date")).timestamp()
         except ValueError:
-            self.warn("clock", f"{url} does not tell the time: no Date header")
+            self.warn("clock", f"{url} gives no time: no Date header")
             return
-        apart = self._now() - theirs
-        text = f"{abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} {url}"
-        if abs(apart) > WRONG:
-            self.fail("clock", f"{text}: tokens live longer or shorter than they say; run NTP")
-        elif abs(apart) > SLOW:
+        difference = self._now() - remote
+        text = f"{abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} {url}"
+        if abs(difference) > CLOCK_ERROR:
+            self.fail(
+                "clock", f"{text}: tokens are valid for too long or too short a time; run NTP"
+            )
+        elif abs(difference) > CLOCK_WARNING:
             self.warn("clock", f"{text}: run NTP on both")
         else:
-            self.ok("clock", f"as that of {url}")
+            self.ok("clock", f"at most {CLOCK_WARNING} s from {url}")
 
     def _files(self) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self._settings.limits.connections
-        text = f"{files} may be open here (for a service LimitNOFILE= counts)"
-        if wanted and wanted + RESERVE > files:
-            self.fail("files", f"{text}; limits.connections needs {wanted + RESERVE}")
-        elif files < FEW_FILES:
+        configured = self._settings.limits.connections
+        text = f"at most {files} open files here (a systemd service has LimitNOFILE=)"
+        if configured and configured + RESERVE > files:
+            self.fail("files", f"{text}; limits.connections needs {configured + RESERVE}")
+        elif files < MIN_FILES:
             self.warn("files", f"{text}: enough for {files - RESERVE} clients")
         else:
-            self.ok("files", f"{text}: enough for {wanted or files - RESERVE} clients")
+            self.ok("files", f"{text}: enough for {configured or files - RESERVE} clients")
 
 
-def _too_late(_: object, seconds: float) -> NoReturn:
+def _raise_timeout(_: object, seconds: float) -> NoReturn:
     raise ValidatorUnavailable(f"no answer within {seconds} s")

@@ -1,4 +1,4 @@
-"""Composition: ``topicsvc doctor``: a configuration tried for real, a line for each trial."""
+"""``topicsvc doctor``: runs all checks and prints one line for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from topicsvc import config
 from topicsvc.cli.doctor.checks import Checks
 from topicsvc.cli.doctor.report import CheckResult
-from topicsvc.cli.terminal import Failed, find_token, run_reactor, say
+from topicsvc.cli.terminal import CommandFailed, find_token, print_line, run_reactor
 from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.options import endpoint_problems
 from topicsvc.topics import TopicAddress
@@ -19,26 +19,26 @@ __all__ = ["run"]
 
 
 def run(options: Namespace) -> None:
-    """Try what the configuration names, and with a token and a topic the whole way.
+    """Run the checks; with a token and a topic, a round trip too.
 
     Raises:
-        Failed: something does not work.
+        CommandFailed: a check failed.
     """
     topic = token = None
     if options.topic is not None:
         try:
             topic = TopicAddress.from_path(options.topic)
         except PathRefused as error:
-            raise Failed(f"--topic {options.topic}: {error}") from error
+            raise CommandFailed(f"--topic {options.topic}: {error}") from error
         token = find_token(options)
     elif options.token or options.token_file:
-        raise Failed("--topic is missing: where shall the token be tried?")
+        raise CommandFailed("--topic is missing: it names the topic on which the token is tested")
     failures = 0
 
-    def tell(finding: CheckResult) -> None:
+    def report(result: CheckResult) -> None:
         nonlocal failures
-        failures += finding.level == "FAIL"
-        say(f"{finding.level:<4}  {finding.what}: {finding.text}")
+        failures += result.level == "FAIL"
+        print_line(f"{result.level:<4}  {result.subject}: {result.text}")
 
     try:
         settings = config.read(
@@ -46,11 +46,11 @@ def run(options: Namespace) -> None:
         )
     except ConfigError as error:
         for problem in error.problems:
-            tell(CheckResult("FAIL", "settings", problem))
-        raise Failed("the rest is tried when the settings are good") from error
-    tell(CheckResult("ok", "settings", str(options.config)))
+            report(CheckResult("FAIL", "settings", problem))
+        raise CommandFailed("the other checks need valid settings") from error
+    report(CheckResult("ok", "settings", str(options.config)))
     run_reactor(
-        lambda reactor: Deferred.fromCoroutine(Checks(settings, reactor, tell).all(token, topic))
+        lambda reactor: Deferred.fromCoroutine(Checks(settings, reactor, report).all(token, topic))
     )
     if failures:
-        raise Failed(f"{failures} of these failed" if failures > 1 else "one of these failed")
+        raise CommandFailed(f"{failures} checks failed" if failures > 1 else "1 check failed")

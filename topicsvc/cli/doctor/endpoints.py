@@ -1,4 +1,4 @@
-"""Composition: what ``topicsvc doctor`` tries at the doors: endpoints and their certificates."""
+"""Checks of endpoints and their certificates."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from topicsvc.listening.certificates import EndpointPreview
 from topicsvc.listening.endpoints import is_systemd
 from topicsvc.listening.listener import Listener
 
-__all__ = ["FEW_DAYS", "EndpointChecks"]
+__all__ = ["CERTIFICATE_WARNING_DAYS", "EndpointChecks"]
 
-FEW_DAYS = 21
-"""Days before its end at which a certificate should have been renewed."""
+CERTIFICATE_WARNING_DAYS = 21
+"""Days of validity below which the check of a certificate warns."""
 
-_TAKEN = (os.strerror(errno.EADDRINUSE), "Cannot acquire lock")
-"""Why nobody else can listen there: of a port, and of a UNIX socket."""
+_IN_USE = (os.strerror(errno.EADDRINUSE), "Cannot acquire lock")
+"""Errors if another process listens there: on a port, and on a UNIX socket."""
 
-_NO_RIGHT = os.strerror(errno.EACCES)
-"""Why we cannot listen there, whether or not somebody does."""
+_NO_PERMISSION = os.strerror(errno.EACCES)
+"""The error if this user may not listen there, whether or not another process listens."""
 
 _Address = IPv4Address | IPv6Address
 _Names = set[str | _Address]
 
 
 class EndpointChecks(Reporter):
-    """Tries endpoints. For the arguments see `Reporter`."""
+    """Checks endpoints and certificates. For the arguments see `Reporter`."""
 
     async def endpoint(self, setting: str, text: str) -> None:
-        """Whether it can be listened on, or is answered already."""
-        what = f"{setting} {text}"
+        """Check that the endpoint is free, or that a service answers there already."""
+        subject = f"{setting} {text}"
         if is_systemd(text):
-            self.ok(what, "systemd opens it and passes it on; it cannot be tried from here")
+            self.ok(subject, "systemd opens this socket; it cannot be tested from here")
             return
         factory = Factory.forProtocol(Protocol)
         factory.noisy = False
@@ -50,77 +50,80 @@ class EndpointChecks(Reporter):
         try:
             listener.bind()
         except CannotListenError as error:
-            await self._taken(what, text, error)
+            await self._in_use(subject, text, error)
         except Exception as error:
-            self.fail(what, explain(error))
+            self.fail(subject, explain(error))
         else:
             await listener.stop()
-            self.ok(what, "free, and can be listened on")
+            self.ok(subject, "free")
 
-    async def _taken(self, what: str, text: str, error: CannotListenError) -> None:
-        """Somebody listens already, which may be a topicsvc; or we may not."""
+    async def _in_use(self, subject: str, text: str, error: CannotListenError) -> None:
+        """Report an endpoint on which another process listens, or this user may not listen."""
         reason = explain(error)
-        if reason in (*_TAKEN, _NO_RIGHT):
+        if reason in (*_IN_USE, _NO_PERMISSION):
             try:
-                shown = await deferToThread(probe, error, text)
-            except OSError as no:
-                why = f"who has it does not answer as this endpoint would: {explain(no)}"
+                serial_number = await deferToThread(probe, error, text)
+            except OSError as failed:
+                why = f"the program there does not answer as this endpoint would: {explain(failed)}"
             else:
-                self._answered(what, text, shown)
+                self._answered(subject, text, serial_number)
                 return
-            if reason != _NO_RIGHT:
+            if reason != _NO_PERMISSION:
                 reason = f"in use, and {why}"
             elif isinstance(error.port, int):
                 reason += (
-                    "; below 1024 start as root with twistd's --uid, "
-                    "or let systemd open it or give CAP_NET_BIND_SERVICE"
+                    "; for a port below 1024 start as root with twistd's --uid, "
+                    "let systemd open it, or grant CAP_NET_BIND_SERVICE"
                 )
-        self.fail(what, reason)
+        self.fail(subject, reason)
 
-    def _answered(self, what: str, text: str, shown: int | None) -> None:
-        """Somebody is there, who has shown the certificate of that number."""
-        if shown is None:
-            self.ok(what, "in use, and answered")
-        elif shown == EndpointPreview(text).certificate().serial_number:
-            self.ok(what, "in use, and answered over TLS")
+    def _answered(self, subject: str, text: str, serial_number: int | None) -> None:
+        """Report an endpoint on which a service answers, with this certificate if it uses TLS."""
+        if serial_number is None:
+            self.ok(subject, "in use, and answered")
+        elif serial_number == EndpointPreview(text).certificate().serial_number:
+            self.ok(subject, "in use, and answered over TLS")
         else:
             self.warn(
-                what,
-                "in use, and answered over TLS with another certificate than is on disk: "
-                "reload it (SIGHUP), if it is topicsvc",
+                subject,
+                "in use, and answered over TLS with another certificate than the one on disk: "
+                "if it is topicsvc, reload it (SIGHUP)",
             )
 
     def certificates(self, text: str) -> None:
-        """Whether what it shows is good for each host, and for how long."""
-        rehearsal = EndpointPreview(text)
+        """Check for each host that the certificate is valid, and for how long."""
+        preview = EndpointPreview(text)
         for host in sorted(self._settings.unit.hosts):
-            what = f"certificate for {host}"
+            subject = f"certificate for {host}"
             try:
-                shown = rehearsal.certificate("" if _address(host) else host)
+                certificate = preview.certificate("" if _address(host) else host)
             except ValueError as error:
-                self.fail(what, str(error))
+                self.fail(subject, str(error))
                 continue
             today = datetime.fromtimestamp(self._now(), UTC)
-            left = (shown.not_valid_after_utc - today).days
-            names = set(_names(shown))
-            if shown.not_valid_before_utc > today:
+            left = (certificate.not_valid_after_utc - today).days
+            names = set(_names(certificate))
+            if certificate.not_valid_before_utc > today:
                 self.fail(
-                    what, f"not valid before {shown.not_valid_before_utc}: is the clock right?"
+                    subject, f"not valid before {certificate.not_valid_before_utc}: check the clock"
                 )
             elif left < 0:
-                self.fail(what, f"it ended on {shown.not_valid_after_utc:%Y-%m-%d}: renew it")
+                self.fail(
+                    subject, f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}: renew it"
+                )
             elif not _covers(names, host):
-                known = f"for {', '.join(sorted(map(str, names)))} only" if names else "for nobody"
-                self.fail(what, f"it is {known}: clients refuse it")
-            elif left < FEW_DAYS:
-                self.warn(what, f"{left} days left: renew it, then reload (SIGHUP)")
+                valid = f"only for {', '.join(sorted(map(str, names)))}" if names else "for no host"
+                self.fail(subject, f"valid {valid}: clients reject it")
+            elif left < CERTIFICATE_WARNING_DAYS:
+                self.warn(subject, f"{left} days left: renew it, then reload (SIGHUP)")
             elif not _address(host) and not _covers(names, f"cell.{host}"):
                 self.warn(
-                    what,
-                    f"{left} days left; not for *.{host}: cells can be named by path only",
+                    subject,
+                    f"{left} days left; not valid for *.{host}: clients can only use the URLs with "
+                    "the cell in the path",
                 )
             else:
-                self.ok(what, f"{left} days left")
+                self.ok(subject, f"{left} days left")
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str | _Address]:
@@ -135,7 +138,7 @@ def _names(certificate: x509.Certificate) -> Iterator[str | _Address]:
 
 
 def _covers(names: _Names, host: str) -> bool:
-    """Whether a certificate with `names` is good for `host` (RFC 9525, section 6)."""
+    """Whether a certificate with `names` is valid for `host` (RFC 9525, section 6)."""
     address = _address(host)
     if address is not None:
         return address in names
@@ -143,7 +146,7 @@ def _covers(names: _Names, host: str) -> bool:
 
 
 def _address(host: str) -> _Address | None:
-    """The address that `host` is, in brackets if it is of version 6; None: it is a name."""
+    """Parse `host` as an IP address, in brackets for IPv6; None: it is a name."""
     try:
         return ip_address(host.strip("[]"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Composition: what ``topicsvc doctor`` says at a door that somebody has opened already."""
+"""Checks whether the process that listens on an endpoint answers as the endpoint should."""
 
 from __future__ import annotations
 
@@ -16,67 +16,69 @@ __all__ = ["probe"]
 
 _LOOPBACK = "127.0.0.1"
 _TIMEOUT = 5.0
-_LONGEST = 4096
+"""Seconds for connecting, and for a response."""
+_MAX_RESPONSE = 4096
+"""Bytes of a response that are read at most."""
 
-_QUESTION = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-"""What any HTTP server answers, whatever it serves."""
+_REQUEST = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+"""A request that every HTTP server answers, with or without resources."""
 
 _BAD_REQUEST = b"400"
-"""The answer of one to whom a PROXY header is no request."""
+"""The status of a server that takes a PROXY header for an HTTP request."""
 
 
 def probe(error: CannotListenError, text: str) -> int | None:
-    """See whether somebody answers as the endpoint `text` would.
+    """Connect to an endpoint in use, and send an HTTP request as its clients would.
 
     Args:
-        error: why nobody else can listen there.
+        error: the error of listening there.
         text: the endpoint string.
 
     Returns:
-        The serial number of the certificate that is shown; None: it is one without.
+        The serial number of the server's certificate; None: the endpoint has no TLS.
 
     Raises:
-        OSError: nobody answers, or not so.
+        OSError: nothing answers, or the response is not as expected.
     """
-    with _connect(_door(error)) as raw:
+    with _connect(_target(error)) as raw:
         if not is_tls(text):
-            _ask(raw, text)
+            _request(raw, text)
             return None
-        with _context().wrap_socket(raw) as stream:  # outside of the PROXY protocol
+        with _context().wrap_socket(raw) as stream:  # the PROXY header is inside TLS
             serial_number = _serial_number(stream)
-            _ask(stream, text)
+            _request(stream, text)
             return serial_number
 
 
-def _ask(stream: socket.socket, text: str) -> None:
+def _request(stream: socket.socket, text: str) -> None:
     if is_proxied(text):
         stream.sendall(_proxy_header(stream))
-    stream.sendall(_QUESTION)
-    protocol, _, status = _first_line(stream).partition(b" ")
-    if not protocol.startswith(b"HTTP/1."):
-        raise OSError("it does not speak HTTP")
+    stream.sendall(_REQUEST)
+    version, _, status = _first_line(stream).partition(b" ")
+    if not version.startswith(b"HTTP/1."):
+        raise OSError("it does not answer HTTP")
     if is_proxied(text) and status.startswith(_BAD_REQUEST):
-        raise OSError("it does not take the PROXY protocol")
+        raise OSError("it does not accept the PROXY protocol")
 
 
 def _first_line(stream: socket.socket) -> bytes:
-    """What is said up to the first end of a line, or to the end."""
-    said = b""
-    end = time.monotonic() + _TIMEOUT
-    while b"\r\n" not in said and len(said) < _LONGEST:
-        left = end - time.monotonic()
+    """Read until the first line is complete, or the connection ends."""
+    response = b""
+    deadline = time.monotonic() + _TIMEOUT
+    while b"\r\n" not in response and len(response) < _MAX_RESPONSE:
+        left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         stream.settimeout(left)
-        more = stream.recv(_LONGEST)
+        more = stream.recv(_MAX_RESPONSE)
         if not more:
             break
-        said += more
-    return said
+        response += more
+    return response
 
 
-def _door(error: CannotListenError) -> tuple[str, int] | str:
-    """Where to knock: an address, or the path of a UNIX socket."""
+def _target(error: CannotListenError) -> tuple[str, int] | str:
+    """Where to connect: an address and port, or the path of a UNIX socket."""
     port: int | str | bytes = error.port
     if not isinstance(port, int):
         return os.fsdecode(port)
@@ -85,13 +87,13 @@ def _door(error: CannotListenError) -> tuple[str, int] | str:
     return error.interface, port
 
 
-def _connect(door: tuple[str, int] | str) -> socket.socket:
-    if not isinstance(door, str):
-        return socket.create_connection(door, timeout=_TIMEOUT)
+def _connect(target: tuple[str, int] | str) -> socket.socket:
+    if not isinstance(target, str):
+        return socket.create_connection(target, timeout=_TIMEOUT)
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(_TIMEOUT)
     try:
-        connection.connect(door)
+        connection.connect(target)
     except OSError:
         connection.close()
         raise
@@ -101,23 +103,23 @@ def _connect(door: tuple[str, int] | str) -> socket.socket:
 def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # it is compared, not trusted
+    context.verify_mode = ssl.CERT_NONE  # the certificate is compared, not trusted
     return context
 
 
 def _serial_number(stream: ssl.SSLSocket) -> int:
     try:
-        shown = x509.load_der_x509_certificate(stream.getpeercert(binary_form=True) or b"")
+        certificate = x509.load_der_x509_certificate(stream.getpeercert(binary_form=True) or b"")
     except ValueError as error:
-        raise OSError("it shows no certificate that can be read") from error
-    return shown.serial_number
+        raise OSError("it sends no readable certificate") from error
+    return certificate.serial_number
 
 
 def _proxy_header(connection: socket.socket) -> bytes:
-    """A header of the PROXY protocol, version 1: the client is we."""
+    """A PROXY protocol header of version 1, with this connection's own addresses."""
     if connection.family == socket.AF_UNIX:
-        here = there = (_LOOPBACK, 0)
+        local = remote = (_LOOPBACK, 0)
     else:
-        here, there = connection.getsockname(), connection.getpeername()
+        local, remote = connection.getsockname(), connection.getpeername()
     family = "TCP6" if connection.family == socket.AF_INET6 else "TCP4"
-    return f"PROXY {family} {here[0]} {there[0]} {here[1]} {there[1]}\r\n".encode("ascii")
+    return f"PROXY {family} {local[0]} {remote[0]} {local[1]} {remote[1]}\r\n".encode("ascii")

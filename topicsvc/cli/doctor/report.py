@@ -1,4 +1,4 @@
-"""What doctor finds, and how it is told."""
+"""The results of the doctor's checks, and how checks report them."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ __all__ = ["CheckResult", "Reporter"]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What one trial has shown.
+    """The result of one check.
 
     Attributes:
-        level: whether that is good.
-        what: what was tried, as an operator knows it.
-        text: what was seen, and what to do about it.
+        level: whether the check passed.
+        subject: what was checked, such as a setting.
+        text: what was found, and what to do about it.
     """
 
     level: Literal["ok", "warn", "FAIL"]
-    what: str
+    subject: str
     text: str
 
 
 class Reporter:
-    """Tries something and tells what it has found.
+    """Base of classes with checks: reports their results.
 
     Args:
-        settings: what to try.
-        reactor: tries it.
-        tell: takes each finding.
-        now: the time of day, in seconds since the epoch.
+        settings: the settings to check.
+        reactor: the reactor.
+        report: called with each result.
+        now: returns the time of day, in seconds since the epoch.
     """
 
     def __init__(
         self,
         settings: Config,
         reactor: Any,
-        tell: Callable[[CheckResult], None],
+        report: Callable[[CheckResult], None],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._now = now
         self._reactor = reactor
-        self.tell = tell
+        self.report = report
 
-    def ok(self, what: str, text: str) -> None:
-        """It is good."""
-        self.tell(CheckResult("ok", what, text))
+    def ok(self, subject: str, text: str) -> None:
+        """Report that a check passed."""
+        self.report(CheckResult("ok", subject, text))
 
-    def warn(self, what: str, text: str) -> None:
-        """It is good, or cannot be seen, and somebody should look at it."""
-        self.tell(CheckResult("warn", what, text))
+    def warn(self, subject: str, text: str) -> None:
+        """Report something that works or cannot be checked, but needs attention."""
+        self.report(CheckResult("warn", subject, text))
 
-    def fail(self, what: str, text: str) -> None:
-        """It does not work."""
-        self.tell(CheckResult("FAIL", what, text))
+    def fail(self, subject: str, text: str) -> None:
+        """Report that something does not work."""
+        self.report(CheckResult("FAIL", subject, text))

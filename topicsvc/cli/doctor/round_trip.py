@@ -1,4 +1,4 @@
-"""Composition: a message's whole way, through a service that is made for it alone."""
+"""Sends a message through a temporary service on a loopback port, and receives it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from topicsvc.validators.http_client import AsciiUrl
 __all__ = ["TIMEOUT", "RoundTrip"]
 
 TIMEOUT = 15.0
-"""Seconds for a broker to come up, and for a message to arrive."""
+"""Seconds for the broker to connect, for the subscription, and for the message to arrive."""
 
 _LOOPBACK = "127.0.0.1"
 
@@ -36,7 +36,7 @@ class RoundTrip(Reporter):
     """Subscribes, sends and receives. For the arguments see `Reporter`."""
 
     async def all(self, token: str, topic: TopicAddress) -> None:
-        """Go as far as the token's rights and the parts on the way allow."""
+        """Validate the token, then subscribe, send and receive as far as its rights allow."""
         settings = replace(
             self._settings,
             listen=(f"tcp:0:interface={_LOOPBACK}",),
@@ -47,51 +47,54 @@ class RoundTrip(Reporter):
         service.privilegedStartService()
         service.startService()
         try:
-            until = self._reactor.seconds() + TIMEOUT
-            while not service.broker.is_up and self._reactor.seconds() < until:
+            deadline = self._reactor.seconds() + TIMEOUT
+            while not service.broker.is_up and self._reactor.seconds() < deadline:
                 await deferLater(self._reactor, 0.1)
-            grant = await self._judge(service, token, topic)
+            grant = await self._validate(service, token, topic)
             if grant is not None:
                 port = service.ports[0].getHost().port  # type: ignore[attr-defined]
-                await self._go(token, topic, grant, port)
+                await self._exchange(token, topic, grant, port)
         finally:
             await service.stopService()
 
-    async def _judge(self, service: TopicService, token: str, topic: TopicAddress) -> Grant | None:
+    async def _validate(
+        self, service: TopicService, token: str, topic: TopicAddress
+    ) -> Grant | None:
         try:
             grant = await service.websocket_server.context.validator.validate(token, topic)
         except TopicNotFound:
-            self.fail("token", f"it lives, but {topic.path} does not exist")
+            self.fail("token", f"valid, but the topic {topic.path} does not exist")
             return None
         except TokenInactive:
             self.fail(
-                "token", f"it is refused for {topic.path}: expired, of another issuer, or no right"
+                "token",
+                f"rejected for {topic.path}: expired, from another issuer, or without a right",
             )
             return None
         except Unavailable as error:
-            self.fail("token", f"it cannot be judged: {error}")
+            self.fail("token", f"cannot be validated: {error}")
             return None
         rights = ["receive"] * grant.may_receive + ["send"] * grant.may_send
         if not rights:
             self.fail(
-                "token", f"it lives, but may neither receive from {topic.path} nor send to it"
+                "token", f"valid, but it may neither receive from {topic.path} nor send to it"
             )
             return None
         left = int(grant.expires_at - self._now())
         self.ok("token", f"it may {' and '.join(rights)}, for {left} s")
         return grant
 
-    async def _go(self, token: str, topic: TopicAddress, grant: Grant, port: int) -> None:
+    async def _exchange(self, token: str, topic: TopicAddress, grant: Grant, port: int) -> None:
         nonce = secrets.token_hex(8)
         arrival = _Arrival(nonce)
         if grant.may_receive:
-            arrival.wait_at(self._reactor, self._host, port, token, topic)
-            if not await self._reached("subscribe", topic.path, arrival.welcomed):
+            arrival.subscribe(self._reactor, self._host, port, token, topic)
+            if not await self._reached("subscribe", topic.path, arrival.subscribed):
                 return
         if not grant.may_send:
             return
         if not self._settings.send.enabled:
-            self.warn("send", "switched off: [send] enabled")
+            self.warn("send", "switched off: send.enabled is false")
             return
         url = AsciiUrl.from_text(f"http://{_LOOPBACK}:{port}{topic.send_path}")
         body = json.dumps({"topicsvc doctor": nonce}).encode("ascii")
@@ -101,18 +104,18 @@ class RoundTrip(Reporter):
             return
         self.ok("send", topic.path)
         if grant.may_receive:
-            await self._reached("receive", "what was sent has arrived", arrival.arrived)
+            await self._reached("receive", "the message has arrived", arrival.arrived)
 
-    async def _reached(self, what: str, text: str, reached: Deferred[None]) -> bool:
+    async def _reached(self, subject: str, text: str, reached: Deferred[None]) -> bool:
         try:
             await reached.addTimeout(TIMEOUT, self._reactor)
         except TimedOut:
-            self.fail(what, f"nothing within {TIMEOUT:.0f} s")
+            self.fail(subject, f"timed out after {TIMEOUT:.0f} s")
             return False
-        except Exception as error:  # whatever ends a connection
-            self.fail(what, str(error) or type(error).__name__)
+        except Exception as error:  # various ones end a connection
+            self.fail(subject, str(error) or type(error).__name__)
             return False
-        self.ok(what, text)
+        self.ok(subject, text)
         return True
 
     @property
@@ -121,35 +124,40 @@ class RoundTrip(Reporter):
 
 
 class _Arrival:
-    """Waits on a topic for one message among others.
+    """Subscribes to a topic and waits for one message, which contains `nonce`.
 
     Attributes:
-        welcomed: fires when the session has begun, or fails with why it has not.
-        arrived: fires when the message is there; it never is when the session has ended.
+        subscribed: fires when the session has started, or fails if it has not.
+        arrived: fires when the message has arrived. It never fires if the session has ended.
     """
 
     def __init__(self, nonce: str) -> None:
         self._nonce = nonce
-        self.welcomed: Deferred[None] = Deferred()
+        self.subscribed: Deferred[None] = Deferred()
         self.arrived: Deferred[None] = Deferred()
 
-    def wait_at(self, reactor: Any, host: str, port: int, token: str, topic: TopicAddress) -> None:
-        """Connect and show the token."""
+    def subscribe(
+        self, reactor: Any, host: str, port: int, token: str, topic: TopicAddress
+    ) -> None:
+        """Connect and present the token."""
         done: Deferred[None] = Deferred()
         done.addBoth(self._end)
         factory = WebSocketClientFactory(f"ws://{host}:{port}{topic.websocket_path}")
-        factory.protocol = lambda: Subscriber(token, done, None, self._take, self._welcome)
+        factory.protocol = lambda: Subscriber(
+            token, done, None, self._on_message, self._on_subscribed
+        )
         connecting = TCP4ClientEndpoint(reactor, _LOOPBACK, port).connect(factory)
         connecting.addErrback(self._end)
 
-    def _welcome(self, _: int) -> None:
-        self.welcomed.callback(None)
+    def _on_subscribed(self, _: int) -> None:
+        self.subscribed.callback(None)
 
-    def _take(self, line: str) -> bool:
+    def _on_message(self, line: str) -> bool:
+        """Return whether to wait for more messages."""
         return self._nonce not in line
 
     def _end(self, result: Failure | None) -> None:
         if not isinstance(result, Failure):
             self.arrived.callback(None)
-        elif not self.welcomed.called:
-            self.welcomed.errback(result)
+        elif not self.subscribed.called:
+            self.subscribed.errback(result)

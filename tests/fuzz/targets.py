@@ -174,9 +174,9 @@ def broker(data: bytes) -> None:
         ):
             asked.addErrback(lambda _: None)
         _pass_turns(clock)
-        for peer in list(server.live):
+        for peer in list(server.connected):
             for piece in data.split(CUT):
-                peer.say_bytes(piece)
+                peer.send_bytes(piece)
                 _pass_turns(clock)
         for arrived in inbox:
             assert arrived.topic == topic

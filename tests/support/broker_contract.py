@@ -1,7 +1,7 @@
-"""The one test of the delivery contract, for every broker.
+"""The test of the delivery contract, the same for every broker.
 
-At most once, in the broker's order per topic, all that the broker accepts after
-``subscribe`` has fired.
+Delivery is at most once, in the broker's order for each topic, and complete: each message that the
+broker accepts after ``subscribe`` has fired is delivered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MANY = 200
 
 
 class Inbox:
-    """Collects what a subscription brings, and says when enough has come."""
+    """Collects the messages of a subscription."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -32,6 +32,7 @@ class Inbox:
             waiting[1].callback(None)
 
     def holds(self, count: int) -> Deferred[None]:
+        """Fire when this number of messages has arrived."""
         arrived: Deferred[None] = Deferred()
         if len(self.messages) >= count:
             arrived.callback(None)
@@ -47,13 +48,13 @@ class Inbox:
 class BrokerContract:
     """Mix into a trial TestCase that has a running broker in ``self.broker``.
 
-    ``self.name`` makes topics of this test its own where a broker outlives it.
+    ``self.name`` is part of the topic names. It must differ between the tests that share a broker.
     """
 
     broker: Broker
     name = "contract"
-    brings_while_paused = False
-    """Whether it has nowhere to keep messages."""
+    delivers_while_paused = False
+    """Whether the broker cannot keep messages while it is paused."""
 
     def topic(self, name: str = "name") -> TopicAddress:
         return TopicAddress("cell1", "box1", (self.name, "col"), name)
@@ -62,7 +63,7 @@ class BrokerContract:
         return Message(self.topic(name), sender or "https://cell2.unit1.example/", body)
 
     @inlineCallbacks
-    def test_what_is_accepted_after_the_confirmation_arrives(self) -> Any:
+    def test_messages_accepted_after_the_confirmation_arrive(self) -> Any:
         inbox = Inbox()
         subscription = yield self.broker.subscribe(self.topic(), inbox)
         yield self.broker.publish(self.message(b"1"))
@@ -71,7 +72,7 @@ class BrokerContract:
         yield subscription.stop()
 
     @inlineCallbacks
-    def test_order_is_kept_and_nothing_comes_twice(self) -> Any:
+    def test_order_is_kept_and_no_message_is_delivered_twice(self) -> Any:
         inbox = Inbox()
         subscription = yield self.broker.subscribe(self.topic("order"), inbox)
         bodies = [b"%d" % number for number in range(MANY)]
@@ -84,7 +85,7 @@ class BrokerContract:
         yield subscription.stop()
 
     @inlineCallbacks
-    def test_body_and_sender_survive(self) -> Any:
+    def test_body_and_sender_are_kept(self) -> Any:
         inbox = Inbox()
         subscription = yield self.broker.subscribe(self.topic("body"), inbox)
         bodies = [
@@ -98,16 +99,16 @@ class BrokerContract:
         for body in bodies:
             yield self.broker.publish(self.message(body, "body", "https://c.unit1.example/"))
         yield inbox.holds(len(bodies))
-        self.assertEqual(inbox.bodies, [self.carried(body) for body in bodies])
+        self.assertEqual(inbox.bodies, [self.expected_body(body) for body in bodies])
         self.assertEqual({each.sender for each in inbox.messages}, {"https://c.unit1.example/"})
         yield subscription.stop()
 
-    def carried(self, body: bytes) -> bytes:
-        """What this broker may make of a body on its way; by default nothing else."""
+    def expected_body(self, body: bytes) -> bytes:
+        """The body that is delivered; a broker may change it."""
         return body
 
     @inlineCallbacks
-    def test_topics_are_kept_apart(self) -> Any:
+    def test_messages_of_another_topic_are_not_delivered(self) -> Any:
         mine, other = Inbox(), Inbox()
         one = yield self.broker.subscribe(self.topic("mine"), mine)
         two = yield self.broker.subscribe(self.topic("other"), other)
@@ -120,7 +121,7 @@ class BrokerContract:
         yield two.stop()
 
     @inlineCallbacks
-    def test_every_subscription_of_a_topic_is_served(self) -> Any:
+    def test_each_subscription_of_a_topic_gets_the_message(self) -> Any:
         first, second = Inbox(), Inbox()
         one = yield self.broker.subscribe(self.topic("shared"), first)
         two = yield self.broker.subscribe(self.topic("shared"), second)
@@ -132,7 +133,7 @@ class BrokerContract:
         yield two.stop()
 
     @inlineCallbacks
-    def test_nothing_comes_after_stop_and_stopping_twice_is_harmless(self) -> Any:
+    def test_no_message_arrives_after_stop_which_may_be_called_twice(self) -> Any:
         stopped, witness = Inbox(), Inbox()
         one = yield self.broker.subscribe(self.topic("stop"), stopped)
         two = yield self.broker.subscribe(self.topic("stop"), witness)
@@ -145,7 +146,7 @@ class BrokerContract:
         yield two.stop()
 
     @inlineCallbacks
-    def test_a_topic_can_be_joined_again(self) -> Any:
+    def test_a_topic_can_be_subscribed_again(self) -> Any:
         for round_ in (b"1", b"2", b"3"):
             inbox = Inbox()
             subscription = yield self.broker.subscribe(self.topic("again"), inbox)
@@ -155,7 +156,7 @@ class BrokerContract:
             yield subscription.stop()
 
     @inlineCallbacks
-    def test_what_is_accepted_while_it_is_paused_comes_afterwards(self) -> Any:
+    def test_messages_accepted_during_a_pause_arrive_after_it(self) -> Any:
         inbox = Inbox()
         subscription = yield self.broker.subscribe(self.topic("paused"), inbox)
         self.broker.pause()
@@ -164,7 +165,7 @@ class BrokerContract:
         for body in bodies:
             yield self.broker.publish(self.message(body, "paused"))
         yield deferLater(reactor, 0.1)
-        self.assertEqual(inbox.bodies, bodies if self.brings_while_paused else [])
+        self.assertEqual(inbox.bodies, bodies if self.delivers_while_paused else [])
         self.assertTrue(self.broker.is_up)
         self.broker.resume()
         self.broker.resume()
@@ -174,7 +175,7 @@ class BrokerContract:
         yield subscription.stop()
 
     @inlineCallbacks
-    def test_it_is_settled_when_all_that_was_accepted_is_brought(self) -> Any:
+    def test_it_is_settled_when_all_accepted_messages_are_delivered(self) -> Any:
         inbox = Inbox()
         subscription = yield self.broker.subscribe(self.topic("settled"), inbox)
         for is_paused in (False, True):
@@ -183,7 +184,7 @@ class BrokerContract:
             for number in range(MANY):
                 yield self.broker.publish(self.message(b"%d" % number, "settled"))
             if is_paused:
-                self.assertEqual(self.broker.is_settled, self.brings_while_paused)
+                self.assertEqual(self.broker.is_settled, self.delivers_while_paused)
                 self.broker.resume()
             while not self.broker.is_settled:
                 yield deferLater(reactor, 0)
@@ -191,7 +192,7 @@ class BrokerContract:
         yield subscription.stop()
 
     @inlineCallbacks
-    def test_it_can_be_paused_by_whoever_is_served(self) -> Any:
+    def test_a_subscriber_may_pause_it(self) -> Any:
         inbox = Inbox()
 
         def take(message: Message) -> None:
@@ -207,9 +208,9 @@ class BrokerContract:
         yield subscription.stop()
 
     @inlineCallbacks
-    def test_a_listener_that_fails_does_not_harm_the_others(self) -> Any:
+    def test_an_exception_of_one_subscriber_does_not_affect_the_others(self) -> Any:
         def fail(_: Message) -> None:
-            raise RuntimeError("said the test")
+            raise RuntimeError("simulated")
 
         inbox = Inbox()
         one = yield self.broker.subscribe(self.topic("faulty"), fail)

@@ -1,4 +1,4 @@
-"""A Kafka that obeys the test, in virtual time: in place of the three clients of librdkafka."""
+"""A Kafka that the test controls, in virtual time, instead of the three clients of librdkafka."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from topicsvc.brokers.kafka.metadata import Ends, NoSuchTopic
-from topicsvc.brokers.kafka.producer import Place, Told
+from topicsvc.brokers.kafka.metadata import EndOffsets, NoSuchTopic
+from topicsvc.brokers.kafka.producer import OnDelivery, Position
 from topicsvc.brokers.kafka.record_queue import Record
 from topicsvc.errors import BrokerUnavailable
 
 
 class ScriptedKafka:
-    """The broker, and `MetadataClient` of it.
+    """The broker, and its `MetadataClient`.
 
     Attributes:
-        is_there: it answers; otherwise every question fails at once.
-        makes_topics: one that is asked for and not there is there the next time.
-        topics: where each partition of each topic ends.
-        lows: where a partition begins; absent: at 0.
-        refusals: what is wrong with a topic.
-        held: answers wait here while it is a list.
-        asked: the names of each question for ends.
-        signs: the partitions of each question for a sign of life.
+        is_responding: otherwise every request fails at once.
+        creates_topics: a missing topic that is requested exists from the next request on.
+        topics: the end offset of each partition of each topic.
+        lows: the first offset of a partition; 0 if absent.
+        refusals: the error for a topic.
+        held: while it is a list, responses wait in it.
+        requested: the names in each request for end offsets.
+        probes: the partitions of each probe.
         consumer, producer: the other clients.
     """
 
     def __init__(self, test: Any, module: Any) -> None:
-        self.is_there = True
-        self.makes_topics = True
-        self.topics: dict[str, Ends] = {}
+        self.is_responding = True
+        self.creates_topics = True
+        self.topics: dict[str, EndOffsets] = {}
         self.lows: dict[tuple[str, int], int] = {}
         self.refusals: dict[str, BrokerUnavailable] = {}
         self.held: list[tuple[Deferred[Any], Any]] | None = None
-        self.asked: list[list[str]] = []
-        self.signs: list[list[tuple[str, int]]] = []
+        self.requested: list[list[str]] = []
+        self.probes: list[list[tuple[str, int]]] = []
         self.producer = FakeProducer()
         self.consumer = FakeConsumer()
         test.patch(module, "MetadataClient", lambda *_: self)
         test.patch(module, "Producer", lambda *_: self.producer)
-        test.patch(module, "Consumer", lambda _options, _reactor, owner: self.consumer.of(owner))
+        test.patch(
+            module, "Consumer", lambda _options, _reactor, handler: self.consumer.of(handler)
+        )
 
     def start(self) -> None:
         pass
@@ -50,62 +52,65 @@ class ScriptedKafka:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
-    def end_offsets(self, names: Sequence[str]) -> Deferred[dict[str, Ends | BrokerUnavailable]]:
-        self.asked.append(list(names))
-        return self._answer({name: self._end(name) for name in names})
+    def end_offsets(
+        self, names: Sequence[str]
+    ) -> Deferred[dict[str, EndOffsets | BrokerUnavailable]]:
+        self.requested.append(list(names))
+        return self._respond({name: self._end(name) for name in names})
 
-    def alive(self, partitions: Sequence[tuple[str, int]]) -> Deferred[None]:
-        self.signs.append(list(partitions))
-        return self._answer(None)
+    def probe(self, partitions: Sequence[tuple[str, int]]) -> Deferred[None]:
+        self.probes.append(list(partitions))
+        return self._respond(None)
 
-    def bounds(self, name: str, partition: int) -> Deferred[tuple[int, int]]:
+    def watermarks(self, name: str, partition: int) -> Deferred[tuple[int, int]]:
         low = self.lows.get((name, partition), 0)
-        return self._answer((low, self.topics[name][partition]))
+        return self._respond((low, self.topics[name][partition]))
 
     def partitions(self, names: Sequence[str]) -> Deferred[dict[str, list[int]]]:
-        there = {name: sorted(self.topics[name]) for name in names if name in self.topics}
-        return self._answer(there)
+        existing = {name: sorted(self.topics[name]) for name in names if name in self.topics}
+        return self._respond(existing)
 
-    def let_go(self) -> None:
-        """Give the answers that were held, and hold no more."""
+    def release(self) -> None:
+        """Send the responses that were held, and hold no more."""
         held, self.held = self.held or [], None
-        for answered, answer in held:
-            answered.callback(answer)
+        for responded, response in held:
+            responded.callback(response)
 
-    def _end(self, name: str) -> Ends | BrokerUnavailable:
+    def _end(self, name: str) -> EndOffsets | BrokerUnavailable:
         if name in self.refusals:
             return self.refusals[name]
         if name in self.topics:
             return dict(self.topics[name])
-        if self.makes_topics:
+        if self.creates_topics:
             self.topics[name] = {0: 0}
-        return NoSuchTopic("not there")
+        return NoSuchTopic("the topic does not exist")
 
-    def _answer(self, answer: Any) -> Deferred[Any]:
-        if not self.is_there:
-            return fail(BrokerUnavailable("said the test"))
+    def _respond(self, response: Any) -> Deferred[Any]:
+        if not self.is_responding:
+            return fail(BrokerUnavailable("simulated"))
         if self.held is not None:
-            answered: Deferred[Any] = Deferred()
-            self.held.append((answered, answer))
-            return answered
-        return succeed(answer)
+            responded: Deferred[Any] = Deferred()
+            self.held.append((responded, response))
+            return responded
+        return succeed(response)
 
 
 @dataclass
 class FakeConsumer:
-    """Remembers what it is to read, for which subscription and from where.
+    """Records the assigned partitions.
 
     Attributes:
-        expected: how far it was asked whether it has brought all; it says no to anything.
+        positions: the id of the subscription and the offset of each assigned partition.
+        expected: the offsets of the last call of `has_delivered`, which returns False for any.
     """
 
-    owner: Any = None
+    handler: Any = None
     is_paused: bool = False
-    places: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
+    positions: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
     expected: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def of(self, owner: Any) -> FakeConsumer:
-        self.owner = owner
+    def of(self, handler: Any) -> FakeConsumer:
+        self.handler = handler
         return self
 
     def start(self) -> None:
@@ -114,14 +119,14 @@ class FakeConsumer:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
-    def read(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
+    def assign(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
         for partition, offset in offsets.items():
-            self.places[name, partition] = (id_, offset)
+            self.positions[name, partition] = (id_, offset)
 
-    def forget(self, id_: str, name: str) -> None:
-        for place in [each for each in self.places if each[0] == name]:
-            if self.places[place][0] == id_:
-                del self.places[place]
+    def unassign(self, id_: str, name: str) -> None:
+        for partition in [each for each in self.positions if each[0] == name]:
+            if self.positions[partition][0] == id_:
+                del self.positions[partition]
 
     def pause(self) -> None:
         self.is_paused = True
@@ -130,25 +135,29 @@ class FakeConsumer:
         self.is_paused = False
 
     def offsets(self, name: str) -> dict[int, int]:
-        return {place[1]: offset for place, (_, offset) in self.places.items() if place[0] == name}
+        return {
+            partition: offset
+            for (topic, partition), (_, offset) in self.positions.items()
+            if topic == name
+        }
 
     def id(self, name: str, partition: int = 0) -> str:
-        return self.places[name, partition][0]
+        return self.positions[name, partition][0]
 
-    def bring(self, name: str, value: bytes | None, cell: bytes | None = None) -> None:
-        self.owner.record(Record(self.id(name), value, cell))
+    def deliver(self, name: str, value: bytes | None, cell: bytes | None = None) -> None:
+        self.handler.on_record(Record(self.id(name), value, cell))
 
-    def has_brought(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+    def has_delivered(self, offsets: Mapping[tuple[str, int], int]) -> bool:
         self.expected = dict(offsets)
         return not offsets
 
 
 @dataclass
 class FakeProducer:
-    """Remembers what it was given."""
+    """Records the messages that are sent."""
 
     sent: list[tuple[str, str | None, bytes]] = field(default_factory=list)
-    answers: list[Told] = field(default_factory=list)
+    callbacks: list[OnDelivery] = field(default_factory=list)
 
     def start(self) -> None:
         pass
@@ -156,10 +165,10 @@ class FakeProducer:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
-    def send(self, topic: str, sender: str | None, body: bytes, told: Told) -> None:
+    def send(self, topic: str, sender: str | None, body: bytes, on_delivery: OnDelivery) -> None:
         self.sent.append((topic, sender, body))
-        self.answers.append(told)
+        self.callbacks.append(on_delivery)
 
     def accept(self, offset: int = 0, partition: int = 0) -> None:
-        """The oldest message without an answer stands there."""
-        self.answers.pop(0)(Place(partition, offset))
+        """Accept the oldest message without a result, at this position."""
+        self.callbacks.pop(0)(Position(partition, offset))

@@ -1,4 +1,4 @@
-"""A STOMP broker in memory, scripted by the test, in virtual time."""
+"""A STOMP broker in memory, controlled by the test, in virtual time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from topicsvc.brokers.activemq.stomp_frames import Decoder, Frame, encode
 
 @implementer(IStreamClientEndpoint)
 class ScriptedBroker:
-    """Where the client connects to.
+    """The endpoint that the client connects to.
 
     Attributes:
-        is_there: connections are accepted.
+        is_listening: connections are accepted.
         hangs: connecting neither succeeds nor fails.
-        obeys: peers greet and confirm as soon as they are asked.
-        greeting: headers of the greeting.
-        peers: the client's connections, in their order.
-        attempts: when the client tried to connect.
+        responds: new peers send the greeting and receipts at once.
+        greeting: headers of the CONNECTED frame.
+        peers: the connections of the client, in their order.
+        attempts: the times of the client's attempts to connect.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.is_there = True
+        self.is_listening = True
         self.hangs = False
-        self.obeys = True
+        self.responds = True
         self.greeting = {"version": "1.2", "heart-beat": "5000,5000"}
         self.peers: list[ScriptedPeer] = []
         self.attempts: list[float] = []
@@ -41,8 +41,8 @@ class ScriptedBroker:
         self.attempts.append(self.clock.seconds())
         if self.hangs:
             return Deferred()
-        if not self.is_there:
-            return fail(ConnectError(string="said the test"))
+        if not self.is_listening:
+            return fail(ConnectError(string="simulated"))
         protocol = factory.buildProtocol(None)
         assert protocol is not None
         self.peers.append(ScriptedPeer(self, protocol))
@@ -50,112 +50,114 @@ class ScriptedBroker:
         return succeed(protocol)
 
     @property
-    def live(self) -> list[ScriptedPeer]:
-        return [peer for peer in self.peers if not peer.is_gone]
+    def connected(self) -> list[ScriptedPeer]:
+        return [peer for peer in self.peers if not peer.is_closed]
 
-    def go(self) -> None:
-        """All connections are lost, and no new one is accepted."""
-        self.is_there = False
-        for peer in self.live:
+    def shut_down(self) -> None:
+        """Close all connections, and accept no new one."""
+        self.is_listening = False
+        for peer in self.connected:
             peer.close()
 
     def freeze(self) -> None:
-        """As SIGSTOP does: connections are accepted and nothing is answered."""
-        self.obeys = False
-        for peer in self.live:
-            peer.obeys = False
+        """Accept connections and respond to nothing, as after SIGSTOP."""
+        self.responds = False
+        for peer in self.connected:
+            peer.responds = False
 
 
 class ScriptedPeer(StringTransport):
-    """The broker's end of one connection.
+    """The broker's side of one connection.
 
     Attributes:
-        frames: what the client has sent.
-        beats: heart-beats that the client has sent.
-        is_unread: the client does not read; what is said waits for it.
-        obeys: greets and confirms as soon as it is asked.
+        frames: those that the client has sent.
+        heartbeats: the number of heartbeats that the client has sent.
+        is_paused: the client does not read; bytes for it wait.
+        responds: the greeting and receipts are sent at once.
     """
 
     def __init__(self, broker: ScriptedBroker, protocol: Any) -> None:
         super().__init__()
         self.frames: list[Frame] = []
-        self.beats = 0
-        self.is_gone = False
-        self.is_unread = False
-        self._unread = b""
-        self.obeys = broker.obeys
+        self.heartbeats = 0
+        self.is_closed = False
+        self.is_paused = False
+        self._unsent = b""
+        self.responds = broker.responds
         self._broker = broker
         self._protocol = protocol
         self._decoder = Decoder()
 
-    # The client's side.
+    # Called by the client.
 
     def write(self, data: bytes) -> None:
-        assert not self.is_gone, "written after the end"
+        assert not self.is_closed, "written after the connection was closed"
         if data == b"\n":
-            self.beats += 1
+            self.heartbeats += 1
         self._decoder.feed(data)
         while (frame := self._decoder.next_frame()) is not None:
             self.frames.append(frame)
-            if self.obeys:
-                self._broker.clock.callLater(0, self.obey, frame)
+            if self.responds:
+                self._broker.clock.callLater(0, self.respond, frame)
 
     def loseConnection(self) -> None:
-        if self.obeys:
+        if self.responds:
             self._broker.clock.callLater(0, self.close)
 
     def abortConnection(self) -> None:
         self._broker.clock.callLater(0, self.close, ConnectionAborted())
 
     def pauseProducing(self) -> None:
-        self.is_unread = True
+        self.is_paused = True
 
     def resumeProducing(self) -> None:
-        self.is_unread = False
-        self._broker.clock.callLater(0, self.say_bytes, b"")
+        self.is_paused = False
+        self._broker.clock.callLater(0, self.send_bytes, b"")
 
-    # The test's side.
+    # Called by the test.
 
-    def sent(self, command: str) -> list[Frame]:
+    def received(self, command: str) -> list[Frame]:
+        """The frames of the client with this command."""
         return [frame for frame in self.frames if frame.command == command]
 
     @property
     def destinations(self) -> list[str]:
-        """What is subscribed."""
-        ended = {frame.headers["id"] for frame in self.sent("UNSUBSCRIBE")}
-        subscribed = self.sent("SUBSCRIBE")
+        """The destinations of the current subscriptions."""
+        ended = {frame.headers["id"] for frame in self.received("UNSUBSCRIBE")}
+        subscribed = self.received("SUBSCRIBE")
         return [
             each.headers["destination"] for each in subscribed if each.headers["id"] not in ended
         ]
 
-    def obey(self, frame: Frame) -> None:
-        """Do what the client asks."""
+    def respond(self, frame: Frame) -> None:
+        """Send what the frame requests: the greeting or a receipt."""
         if frame.command == "CONNECT":
-            self.say("CONNECTED", **self._broker.greeting)
+            self.send_frame("CONNECTED", **self._broker.greeting)
         if "receipt" in frame.headers:
-            self.say("RECEIPT", receipt_id=frame.headers["receipt"])
+            self.send_frame("RECEIPT", receipt_id=frame.headers["receipt"])
 
     def refuse(self, frame: Frame, why: str) -> None:
-        self.say("ERROR", receipt_id=frame.headers["receipt"], message=why)
+        """Send an ERROR frame about a request."""
+        self.send_frame("ERROR", receipt_id=frame.headers["receipt"], message=why)
 
-    def bring(self, destination: str, body: bytes, **headers: str) -> None:
-        """A message, as the broker sends it to whoever has subscribed."""
-        for frame in self.sent("SUBSCRIBE"):
+    def send_message(self, destination: str, body: bytes, **headers: str) -> None:
+        """Send a message, with the id of the subscription to this destination."""
+        for frame in self.received("SUBSCRIBE"):
             if frame.headers["destination"] == destination:
                 headers = {"subscription": frame.headers["id"], **headers}
-        self.say("MESSAGE", body, **{"destination": destination, **headers})
+        self.send_frame("MESSAGE", body, **{"destination": destination, **headers})
 
-    def say(self, command: str, body: bytes = b"", **headers: str) -> None:
+    def send_frame(self, command: str, body: bytes = b"", **headers: str) -> None:
         named = {name.replace("receipt_id", "receipt-id"): value for name, value in headers.items()}
-        self.say_bytes(encode(Frame(command, named, body)))
+        self.send_bytes(encode(Frame(command, named, body)))
 
-    def say_bytes(self, data: bytes) -> None:
-        self._unread += data
-        if self._unread and not self.is_gone and not self.is_unread:
-            data, self._unread = self._unread, b""
+    def send_bytes(self, data: bytes) -> None:
+        self._unsent += data
+        if self._unsent and not self.is_closed and not self.is_paused:
+            data, self._unsent = self._unsent, b""
             self._protocol.dataReceived(data)
 
     def close(self, reason: Exception | None = None) -> None:
-        if not self.is_gone:
-            self.is_gone = True
+        if not self.is_closed:
+            self.is_closed = True
             self._protocol.connectionLost(Failure(reason or ConnectionDone()))

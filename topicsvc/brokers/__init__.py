@@ -1,1 +1,1 @@
-"""Adapters: what carries the messages. Each is also a Twisted service."""
+"""Message brokers with one interface. Each is also a Twisted service."""

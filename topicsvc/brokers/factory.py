@@ -1,4 +1,4 @@
-"""Composition: what carries messages."""
+"""Makes the broker that the settings name."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["BrokerService", "make_broker"]
 
 
 class BrokerService(Broker, Protocol):
-    """A broker that is also a service."""
+    """A broker that is also a Twisted service."""
 
     @property
     def last_error(self) -> str:
-        """Why it is not up, as far as it can be told."""
+        """The last known reason why the broker is not up; empty if there is none."""
         ...
 
     def startService(self) -> None: ...
@@ -34,10 +34,10 @@ class BrokerService(Broker, Protocol):
 
 
 def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]) -> BrokerService:
-    """The broker that the settings ask for.
+    """Make the broker that `settings` name.
 
     Raises:
-        ConfigError: its endpoint cannot be made.
+        ConfigError: the endpoint of the broker cannot be made.
     """
     match settings:
         case MemorySettings():
@@ -47,7 +47,7 @@ def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]
 
             try:
                 client = clientFromString(reactor, endpoint)
-            except Exception as error:  # whatever a parser of endpoints raises
+            except Exception as error:  # a parser of endpoints may raise any exception
                 raise ConfigError(
                     [
                         f"broker.endpoint: {endpoint!r}: {explain_endpoint_error(error)}; "

@@ -1,4 +1,4 @@
-"""Adapter: messages that a broker has not confirmed yet, within bounds."""
+"""Limits the messages that are sent and not yet confirmed by the broker."""
 
 from __future__ import annotations
 
@@ -8,50 +8,52 @@ from twisted.internet.defer import Deferred, fail
 
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["MAX_BYTES_IN_FLIGHT", "MAX_IN_FLIGHT", "Answered", "InFlightLimit"]
+__all__ = ["MAX_BYTES_IN_FLIGHT", "MAX_IN_FLIGHT", "InFlightLimit", "OnResult"]
 
 MAX_IN_FLIGHT = 2000
-"""Most messages that the broker has not confirmed."""
+"""Messages that may wait for the broker's confirmation."""
 
 MAX_BYTES_IN_FLIGHT = 67108864
-"""Most bytes of them; one message alone may be longer."""
+"""Bytes of these messages in total. A single message may be longer."""
 
-Answered = Callable[[BrokerUnavailable | None], None]
-"""Takes a request's outcome, once: None, the broker has confirmed it."""
+OnResult = Callable[[BrokerUnavailable | None], None]
+"""Is called once with the result of a request. None: the broker has confirmed it."""
 
 
 class InFlightLimit:
-    """Sends messages as long as not too many are waiting for the broker's word."""
+    """Sends a message unless too many messages wait for the broker's confirmation."""
 
     def __init__(self) -> None:
         self._messages = 0
         self._bytes = 0
 
-    def send(self, size: int, send_it: Callable[[Answered], None]) -> Deferred[None]:
-        """Call `send_it` with what is to hear the outcome; fires with that outcome.
+    def send(self, size: int, send: Callable[[OnResult], None]) -> Deferred[None]:
+        """Call `send` with a callback for the result; the Deferred fires with that result.
 
         Args:
             size: bytes of the message.
-            send_it: gives the message to the broker. It must see to an outcome.
+            send: passes the message to the broker. It must make sure that its argument is
+                called once.
 
         Fails with:
-            BrokerUnavailable: the broker has not accepted it, or too much is under way.
+            BrokerUnavailable: the broker has not accepted the message, or too many messages
+                wait for confirmation.
         """
         if self._messages >= MAX_IN_FLIGHT or (
             self._messages and self._bytes + size > MAX_BYTES_IN_FLIGHT
         ):
-            return fail(BrokerUnavailable("too much is waiting for the broker"))
+            return fail(BrokerUnavailable("too many messages wait for the broker's confirmation"))
         accepted: Deferred[None] = Deferred()
 
-        def answered(outcome: BrokerUnavailable | None) -> None:
+        def on_result(result: BrokerUnavailable | None) -> None:
             self._messages -= 1
             self._bytes -= size
-            if outcome is None:
+            if result is None:
                 accepted.callback(None)
             else:
-                accepted.errback(outcome)
+                accepted.errback(result)
 
         self._messages += 1
         self._bytes += size
-        send_it(answered)
+        send(on_result)
         return accepted

@@ -1,7 +1,7 @@
-"""Adapter: a broker inside this process, for one process alone.
+"""A broker inside this process, for a single process.
 
-What is sent to one process is not seen by another: behind a balancer, several of them would
-lose messages without a word. They need a broker outside: ActiveMQ or Kafka.
+A message that is sent to one process does not reach the sessions of another. Several processes
+behind a load balancer would lose messages without an error; they need ActiveMQ or Kafka.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Deliver = Callable[[Message], None]
 
 
 class MemoryBroker(Service):
-    """Delivers to all subscribers of a topic before ``publish`` returns."""
+    """Delivers a message to all subscribers of its topic before ``publish`` returns."""
 
     name = "memory broker"
 
@@ -33,59 +33,62 @@ class MemoryBroker(Service):
 
     @property
     def is_up(self) -> bool:
-        """Always: it is where we are."""
+        """Always true: the broker is part of this process."""
         return True
 
     @property
     def is_settled(self) -> bool:
-        """Always: what is accepted has been brought."""
+        """Always true: each accepted message has been delivered."""
         return True
 
     @property
     def last_error(self) -> str:
-        """None ever."""
+        """Always empty."""
         return ""
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        _log.info("the memory broker is for one process: no other sees what is sent to this one")
+        _log.info(
+            "the memory broker is for one process: "
+            "no other process receives the messages that are sent to this one"
+        )
 
     def subscribe(
         self, topic: TopicAddress, deliver: _Deliver, lost: Callable[[], None] | None = None
     ) -> Deferred[Subscription]:
-        """Confirmed at once, and never lost."""
+        """See `topicsvc.interfaces.Broker`. Confirmed at once, and never lost."""
         subscription = _Subscription(self._subscriptions, topic, deliver)
         self._subscriptions.setdefault(topic, {})[subscription] = None
         return succeed(subscription)
 
     def publish(self, message: Message) -> Deferred[None]:
-        """Accepted at once."""
+        """See `topicsvc.interfaces.Broker`. Accepted at once."""
         for subscription in tuple(self._subscriptions.get(message.topic, ())):
             subscription.deliver(message)
         return succeed(None)
 
     def pause(self) -> None:
-        """Nothing is kept here: those who publish have to wait."""
+        """Do nothing: this broker keeps no messages, so senders have to wait instead."""
 
     def resume(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no message waits here."""
 
 
 class _Subscription:
-    __slots__ = ("_book", "_deliver", "_topic")
+    __slots__ = ("_deliver", "_subscriptions", "_topic")
 
     def __init__(
         self,
-        book: dict[TopicAddress, dict[_Subscription, None]],
+        subscriptions: dict[TopicAddress, dict[_Subscription, None]],
         topic: TopicAddress,
         deliver: _Deliver,
     ) -> None:
-        self._book = book
+        self._subscriptions = subscriptions
         self._topic = topic
         self._deliver: _Deliver | None = deliver
 
     def deliver(self, message: Message) -> None:
-        """Hand `message` on; a listener's failure is its own."""
+        """Deliver `message`. An exception of one subscriber does not affect the others."""
         if self._deliver is not None:
             try:
                 self._deliver(message)
@@ -93,10 +96,11 @@ class _Subscription:
                 _log.failure("a subscriber of {topic} failed", topic=message.topic.path)
 
     def stop(self) -> Deferred[None]:
+        """See `topicsvc.interfaces.Subscription`."""
         if self._deliver is not None:
             self._deliver = None
-            mine = self._book[self._topic]
-            del mine[self]
-            if not mine:
-                del self._book[self._topic]
+            of_topic = self._subscriptions[self._topic]
+            del of_topic[self]
+            if not of_topic:
+                del self._subscriptions[self._topic]
         return succeed(None)

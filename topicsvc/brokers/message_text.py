@@ -1,8 +1,9 @@
-"""Pure: the text of a JMS TextMessage, as it passes through STOMP.
+"""Converts the text of a JMS TextMessage from and to the bytes of a STOMP body.
 
-Inside ActiveMQ a text is Java's "modified UTF-8" (java.io.DataInput), and STOMP clients get
-and give just those bytes: U+0000 is ``C0 80`` and a character beyond U+FFFF is a pair of
-surrogates, three bytes each (CESU-8). A four-byte character that is sent breaks the readers.
+ActiveMQ stores a text as Java's "modified UTF-8" (java.io.DataInput) and passes exactly these
+bytes from and to STOMP clients: U+0000 is ``C0 80``, and a character beyond U+FFFF is a pair of
+surrogates of three bytes each (CESU-8). If a client sends a four-byte character, JMS clients
+cannot read the message.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def ascii_json(body: bytes) -> bytes:
-    r"""A JSON text with what is not ASCII written as ``\uXXXX``; nothing else is changed.
+    r"""Write each character of a JSON text that is not ASCII as ``\uXXXX``; change nothing else.
 
-    What is not ASCII stands only inside strings, and never behind a lone backslash.
+    In valid JSON such characters occur only inside strings, and never in an escape sequence.
 
     Args:
         body: one JSON value in UTF-8.
@@ -38,10 +39,9 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """Read UTF-8, modified UTF-8, or a mixture.
+    """Decode UTF-8, modified UTF-8, or a mixture of both.
 
-    A surrogate without its other half stays what it is; bytes that are none of these
-    become U+FFFD.
+    A surrogate without its other half is kept. Other invalid bytes become U+FFFD.
     """
     text = content.decode("utf-8", _JAVA)
     if _SURROGATE.search(text) is None:
@@ -50,12 +50,12 @@ def decode_text(content: bytes) -> str:
 
 
 def json_body(content: bytes) -> bytes:
-    """The JSON value in UTF-8 that a text is, or ``{"content":"..."}`` where it is none."""
+    """Return a text that is JSON as UTF-8, and any other text as ``{"content":"..."}``."""
     text = decode_text(content)
     try:
         if _SURROGATE.search(text):
-            # It has no UTF-8. Whether the text is JSON does not depend on which character
-            # stands there; once it is, an escape may take its place.
+            # A lone surrogate has no UTF-8. Check with another character in its place whether
+            # the text is JSON: the result is the same. In JSON it can then be escaped.
             json_text(text.encode("utf-8", "replace"))
         return json_text(text.encode("utf-8", "backslashreplace"))
     except InvalidBody:
@@ -63,7 +63,7 @@ def json_body(content: bytes) -> bytes:
 
 
 def _java_form(error: UnicodeError) -> tuple[str, int]:
-    """Read at one place what UTF-8 forbids and Java writes."""
+    """Decode one sequence that UTF-8 forbids and Java writes."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     rest = error.object[error.start : error.start + 3]

@@ -1,7 +1,7 @@
-"""Adapter: who listens to what at a broker that is asked once for each topic.
+"""Shares one subscription at the broker among all subscribers of a topic.
 
-A topic is asked for when its first listener comes, and let go a few seconds after the last,
-so that who comes back at once costs nothing.
+A topic is requested from the broker for its first subscriber. It is unsubscribed a few seconds
+after its last subscriber has stopped, so a subscriber that returns soon causes no request.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from topicsvc.interfaces import Message, Subscription
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.topics import TopicAddress
 
-__all__ = ["LINGER", "Deliver", "Lost", "Subscriptions", "TopicSubscription"]
+__all__ = ["UNSUBSCRIBE_DELAY", "Deliver", "OnLost", "Subscriptions", "TopicSubscription"]
 
-LINGER = 5.0
-"""Seconds for which a topic stays subscribed after its last listener."""
+UNSUBSCRIBE_DELAY = 5.0
+"""Seconds for which a topic stays subscribed after its last subscriber has stopped."""
 
 Deliver = Callable[[Message], None]
-Lost = Callable[[], None]
+OnLost = Callable[[], None]
 
 
 class Subscriptions:
-    """The book of all topics.
+    """All topics with subscribers.
 
     Args:
-        clock: tells and keeps the time.
-        name: what the broker calls a topic.
-        ask: called with a topic that is to be asked for; it must `new_id` it.
-        let_go: called with a topic that was asked for and that nobody listens to any more.
+        clock: the time and timers.
+        name: returns the broker's name of a topic.
+        request: requests a topic from the broker; it must call `new_id` for the topic.
+        unsubscribe: called with a requested topic that has no subscribers any more.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
         name: Callable[[TopicAddress], str],
-        ask: Callable[[TopicSubscription], None],
-        let_go: Callable[[TopicSubscription], None],
+        request: Callable[[TopicSubscription], None],
+        unsubscribe: Callable[[TopicSubscription], None],
     ) -> None:
         self._name = name
-        self._ask = ask
-        self._let_go = let_go
-        self._numbers = count(1)
+        self._request = request
+        self._unsubscribe = unsubscribe
+        self._ids = count(1)
         self._topics: dict[TopicAddress, TopicSubscription] = {}
         self._by_id: dict[str, TopicSubscription] = {}
-        self._idle = Deadlines[TopicSubscription](clock, LINGER, self._drop)
+        self._idle = Deadlines[TopicSubscription](clock, UNSUBSCRIBE_DELAY, self._drop)
 
     def __len__(self) -> int:
         return len(self._topics)
@@ -59,37 +59,37 @@ class Subscriptions:
     def __iter__(self) -> Iterator[TopicSubscription]:
         return iter(tuple(self._topics.values()))
 
-    def is_live(self, address: TopicAddress) -> bool:
-        """Whether the broker brings what it accepts for the topic of that address."""
+    def is_confirmed(self, address: TopicAddress) -> bool:
+        """Whether the broker has confirmed the topic with this address."""
         topic = self._topics.get(address)
-        return topic is not None and topic.is_live
+        return topic is not None and topic.is_confirmed
 
     def subscribe(
-        self, address: TopicAddress, deliver: Deliver, lost: Lost | None
+        self, address: TopicAddress, deliver: Deliver, lost: OnLost | None
     ) -> Deferred[Subscription]:
-        """See `topicsvc.interfaces.Broker`; fires when the topic is confirmed."""
+        """See `topicsvc.interfaces.Broker`; fires when the broker has confirmed the topic."""
         topic = self._topics.get(address)
         if topic is None:
             topic = self._topics[address] = TopicSubscription(address, self._name(address))
-            self._ask(topic)
+            self._request(topic)
         self._idle.cancel(topic)
         subscription = _Subscription(self, topic, deliver, lost)
-        if topic.is_live:
-            topic.listeners[subscription] = None
+        if topic.is_confirmed:
+            topic.subscribers[subscription] = None
             return succeed(subscription)
 
-        def withdraw(_: Deferred[Subscription]) -> None:
+        def cancel(_: Deferred[Subscription]) -> None:
             subscription.stop()
 
-        confirmed: Deferred[Subscription] = Deferred(withdraw)
-        topic.waiting[subscription] = confirmed
+        confirmed: Deferred[Subscription] = Deferred(cancel)
+        topic.pending[subscription] = confirmed
         return confirmed
 
-    def leave(self, topic: TopicSubscription, subscription: _Subscription) -> None:
-        """`subscription` has ended."""
-        topic.listeners.pop(subscription, None)
-        topic.waiting.pop(subscription, None)
-        if topic.listeners or topic.waiting:
+    def remove(self, topic: TopicSubscription, subscription: _Subscription) -> None:
+        """Remove a stopped `subscription` from `topic`."""
+        topic.subscribers.pop(subscription, None)
+        topic.pending.pop(subscription, None)
+        if topic.subscribers or topic.pending:
             return
         if topic.id:
             self._idle.start(topic)
@@ -97,72 +97,75 @@ class Subscriptions:
             del self._topics[topic.address]
 
     def new_id(self, topic: TopicSubscription) -> str:
-        """Note that `topic` is asked for; returns the question's id.
+        """Give `topic` the id of a new request, and return it.
 
-        It is new each time, so that what comes for an older one is told apart.
+        Each request gets a new id, so messages and replies for an earlier request of the same
+        topic can be ignored.
         """
         self._by_id.pop(topic.id, None)
-        topic.id = str(next(self._numbers))
+        topic.id = str(next(self._ids))
         self._by_id[topic.id] = topic
         return topic.id
 
     def by_id(self, id_: str) -> TopicSubscription | None:
-        """The topic whose newest question that was; None: it is of the past."""
+        """The topic whose latest request has this id; None: the request is outdated."""
         return self._by_id.get(id_)
 
     def confirm(self, topic: TopicSubscription) -> None:
-        """From now on the broker brings all that it accepts for `topic`."""
-        topic.is_live = True
-        waiting, topic.waiting = topic.waiting, {}
-        topic.listeners.update(dict.fromkeys(waiting))
-        for subscription, confirmed in waiting.items():
+        """The broker has confirmed `topic`: all messages that it accepts now are delivered."""
+        topic.is_confirmed = True
+        pending, topic.pending = topic.pending, {}
+        topic.subscribers.update(dict.fromkeys(pending))
+        for subscription, confirmed in pending.items():
             confirmed.callback(subscription)
 
     def refuse(self, topic: TopicSubscription, why: BrokerUnavailable) -> None:
-        """The broker does not serve `topic`: whoever waits or listens hears of it."""
-        waiting, topic.waiting = topic.waiting, {}
-        listeners = tuple(topic.listeners)
+        """The broker refuses `topic`: fail its pending subscribers, notify the others."""
+        pending, topic.pending = topic.pending, {}
+        subscribers = tuple(topic.subscribers)
         self._idle.cancel(topic)
         self._drop(topic)
-        for confirmed in waiting.values():
+        for confirmed in pending.values():
             confirmed.errback(why)
-        for subscription in listeners:
-            subscription.tell_lost()
+        for subscription in subscribers:
+            subscription.notify_lost()
 
     def fail(self, topics: Iterable[TopicSubscription], why: BrokerUnavailable) -> None:
-        """What was asked of the broker is void: those who wait hear it, listeners stay."""
+        """All requests for `topics` are void: fail pending subscribers, keep the others."""
         for topic in topics:
             self._idle.cancel(topic)
             self._by_id.pop(topic.id, None)
-            waiting = topic.forget()
-            if not topic.listeners:
+            pending = topic.reset()
+            if not topic.subscribers:
                 del self._topics[topic.address]
-            for confirmed in waiting.values():
+            for confirmed in pending.values():
                 confirmed.errback(why)
 
-    def tell_lost(self, topics: Iterable[TopicSubscription]) -> None:
-        """All who listen to `topics` hear that messages may have been missed."""
-        for subscription in [each for topic in topics for each in topic.listeners]:
-            subscription.tell_lost()
+    def notify_lost(self, topics: Iterable[TopicSubscription]) -> None:
+        """Notify all subscribers of `topics` that messages may have been missed."""
+        for subscription in [each for topic in topics for each in topic.subscribers]:
+            subscription.notify_lost()
 
     def _drop(self, topic: TopicSubscription) -> None:
-        """Nobody listens to `topic` any more, or nobody can."""
+        """Unsubscribe `topic` and forget it."""
         del self._topics[topic.address]
         del self._by_id[topic.id]
-        self._let_go(topic)
-        topic.forget()
+        self._unsubscribe(topic)
+        topic.reset()
 
 
 class TopicSubscription:
-    """One topic: those who listen, those who wait for the broker's word.
+    """One topic, its subscribers, and those that wait for the broker's confirmation.
 
     Attributes:
-        name: what the broker calls it.
-        id: of the question or subscription; none while it is not asked for.
-        is_live: the broker has confirmed it.
+        name: the broker's name of the topic.
+        id: of the latest request or subscription; empty while the topic is not requested.
+        is_confirmed: whether the broker has confirmed the subscription.
+        subscribers: subscriptions that get messages.
+        pending: subscriptions that wait for the confirmation.
     """
 
-    __slots__ = ("address", "id", "is_live", "listeners", "name", "waiting")
+    __slots__ = ("address", "id", "is_confirmed", "name", "pending", "subscribers")
 
     _log: ClassVar[Logger] = Logger()
 
@@ -170,37 +173,37 @@ class TopicSubscription:
         self.address = address
         self.name = name
         self.id = ""
-        self.is_live = False
-        self.listeners: dict[_Subscription, None] = {}
-        self.waiting: dict[_Subscription, Deferred[Subscription]] = {}
+        self.is_confirmed = False
+        self.subscribers: dict[_Subscription, None] = {}
+        self.pending: dict[_Subscription, Deferred[Subscription]] = {}
 
     def deliver(self, message: Message) -> None:
-        """Hand `message` to all who listen; a listener's failure is its own."""
-        for subscription in tuple(self.listeners):
+        """Deliver `message`. An exception of one subscriber does not affect the others."""
+        for subscription in tuple(self.subscribers):
             try:
                 subscription.deliver(message)
             except Exception:
                 self._log.failure("a subscriber of {topic} failed", topic=self.address.path)
 
-    def forget(self) -> dict[_Subscription, Deferred[Subscription]]:
-        """The broker knows nothing of it; returns those who waited."""
+    def reset(self) -> dict[_Subscription, Deferred[Subscription]]:
+        """Forget the request at the broker; return the subscriptions that were pending."""
         self.id = ""
-        self.is_live = False
-        waiting, self.waiting = self.waiting, {}
-        return waiting
+        self.is_confirmed = False
+        pending, self.pending = self.pending, {}
+        return pending
 
 
 class _Subscription:
-    __slots__ = ("_deliver", "_listeners", "_lost", "_topic")
+    __slots__ = ("_deliver", "_lost", "_subscriptions", "_topic")
 
     def __init__(
         self,
-        listeners: Subscriptions,
+        subscriptions: Subscriptions,
         topic: TopicSubscription,
         deliver: Deliver,
-        lost: Lost | None,
+        lost: OnLost | None,
     ) -> None:
-        self._listeners = listeners
+        self._subscriptions = subscriptions
         self._topic = topic
         self._deliver: Deliver | None = deliver
         self._lost = lost
@@ -209,7 +212,7 @@ class _Subscription:
         if self._deliver is not None:
             self._deliver(message)
 
-    def tell_lost(self) -> None:
+    def notify_lost(self) -> None:
         if self._deliver is not None and self._lost is not None:
             self._lost()
 
@@ -217,5 +220,5 @@ class _Subscription:
         """See `topicsvc.interfaces.Subscription`."""
         if self._deliver is not None:
             self._deliver = None
-            self._listeners.leave(self._topic, self)
+            self._subscriptions.remove(self._topic, self)
         return succeed(None)

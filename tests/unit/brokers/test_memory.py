@@ -1,4 +1,4 @@
-"""The brokers that need nothing but this process, and the fake, under the one contract."""
+"""The memory broker and the fake broker fulfill the contract."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from topicsvc.brokers.memory import MemoryBroker
 
 
 class MemoryBrokerTests(BrokerContract, TestCase):
-    brings_while_paused = True
+    delivers_while_paused = True
 
     def setUp(self) -> None:
         self.broker = MemoryBroker()
         self.broker.startService()
         self.addCleanup(self.broker.stopService)
 
-    def test_nothing_is_left_of_a_topic_that_nobody_listens_to(self) -> None:
+    def test_a_topic_without_subscribers_is_removed(self) -> None:
         subscription = self.successResultOf(self.broker.subscribe(self.topic(), print))
         self.successResultOf(subscription.stop())
         self.assertEqual(self.broker._subscriptions, {})

@@ -1,3 +1,5 @@
+"""The conversion of message texts from and to Java's form of UTF-8."""
+
 from __future__ import annotations
 
 import json
@@ -18,7 +20,7 @@ json_values = st.recursive(
 
 
 def modified_utf8(text: str) -> bytes:
-    """What Java's DataOutput.writeUTF makes of a string, its length aside."""
+    """Encode as Java's DataOutput.writeUTF does, without the length."""
     out = bytearray()
     units = text.encode("utf-16-be", "surrogatepass")
     for high, low in zip(units[::2], units[1::2], strict=True):
@@ -33,24 +35,24 @@ def modified_utf8(text: str) -> bytes:
 
 
 def joined(text: str) -> str:
-    """The string with halves that stand together made one, as Java sees it anyway."""
+    """Join adjacent surrogates to one character: in Java they are the same string."""
     return text.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "surrogatepass")
 
 
 class DecodeTests(SynchronousTestCase):
     @given(java_strings)
-    def test_what_java_writes_is_read(self, text: str) -> None:
+    def test_modified_utf8_is_decoded(self, text: str) -> None:
         self.assertEqual(decode_text(modified_utf8(text)), joined(text))
 
     @given(st.text())
-    def test_utf8_is_read_too(self, text: str) -> None:
+    def test_utf8_is_decoded(self, text: str) -> None:
         self.assertEqual(decode_text(text.encode()), text)
 
     @given(st.binary())
-    def test_any_bytes_are_some_text(self, content: bytes) -> None:
+    def test_any_bytes_are_decoded(self, content: bytes) -> None:
         self.assertIsInstance(decode_text(content), str)
 
-    def test_the_forms_that_bite(self) -> None:
+    def test_java_s_special_forms_are_decoded(self) -> None:
         self.assertEqual(decode_text(b"\xed\xa0\xbd\xed\xb8\x80"), "\N{GRINNING FACE}")
         self.assertEqual(decode_text(b"a\xc0\x80b"), "a\0b")
         self.assertEqual(decode_text(b"\xed\xa0\xbd"), "\ud83d")
@@ -60,28 +62,28 @@ class DecodeTests(SynchronousTestCase):
         )
 
 
-class OutwardTests(SynchronousTestCase):
+class AsciiJsonTests(SynchronousTestCase):
     @given(json_values)
-    def test_ascii_of_the_same_value(self, value: object) -> None:
+    def test_the_ascii_text_has_the_same_value(self, value: object) -> None:
         written = ascii_json(json.dumps(value, ensure_ascii=False).encode())
         self.assertTrue(written.isascii())
         self.assertEqual(json.loads(written), value)
 
-    def test_nothing_else_is_changed(self) -> None:
+    def test_only_characters_beyond_ascii_are_changed(self) -> None:
         body = '{"\xe9" : [1.50, 1e400, "\\u00e9\\n\\ud800", "\U0001f600"],\t"a":1,"a":2}'
         self.assertEqual(
             ascii_json(body.encode()),
             b'{"\\u00e9" : [1.50, 1e400, "\\u00e9\\n\\ud800", "\\ud83d\\ude00"],\t"a":1,"a":2}',
         )
 
-    def test_ascii_is_the_same_object(self) -> None:
+    def test_an_ascii_text_is_not_copied(self) -> None:
         body = b'{"a":"\x7f"}'
         self.assertIs(ascii_json(body), body)
 
 
-class InwardTests(SynchronousTestCase):
+class JsonBodyTests(SynchronousTestCase):
     @given(java_strings)
-    def test_every_text_becomes_one_json_value(self, text: str) -> None:
+    def test_each_text_becomes_one_json_value(self, text: str) -> None:
         body = json_body(modified_utf8(text))
         self.assertEqual(json_text(body), body)
         try:
@@ -90,15 +92,15 @@ class InwardTests(SynchronousTestCase):
             self.assertEqual(json.loads(body), {"content": joined(text)})
 
     @given(json_values)
-    def test_json_stays_what_it_is(self, value: object) -> None:
+    def test_a_json_text_is_not_changed(self, value: object) -> None:
         text = json.dumps(value, ensure_ascii=False)
         self.assertEqual(json_body(modified_utf8(text)), text.encode())
 
     @given(java_strings.map(lambda text: json.dumps(text, ensure_ascii=False)))
-    def test_half_characters_in_json_keep_their_value(self, text: str) -> None:
+    def test_lone_surrogates_in_json_keep_their_value(self, text: str) -> None:
         self.assertEqual(json.loads(json_body(modified_utf8(text))), joined(json.loads(text)))
 
-    def test_blanks_around_are_dropped_and_nothing_else(self) -> None:
+    def test_whitespace_around_the_value_is_removed(self) -> None:
         self.assertEqual(
             json_body(b' [2.50,1e400, {"a":1,"a":2}]\n'), b'[2.50,1e400, {"a":1,"a":2}]'
         )
@@ -110,6 +112,6 @@ class InwardTests(SynchronousTestCase):
         self.assertEqual(json_body(b"NaN"), b'{"content":"NaN"}')
         self.assertEqual(json_body(b"[" * 100000)[:13], b'{"content":"[')
 
-    def test_a_backslash_before_half_a_character_does_not_make_json_of_it(self) -> None:
-        # Replaced too early, this would read as the valid string "\\ud800".
+    def test_a_backslash_before_a_lone_surrogate_is_not_json(self) -> None:
+        # If the surrogate were escaped first, this would be the valid string "\\ud800".
         self.assertEqual(json_body(b'"\\\xed\xa0\x80"'), b'{"content":"\\"\\\\\\ud800\\""}')

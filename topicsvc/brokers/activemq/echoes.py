@@ -1,4 +1,4 @@
-"""Pure: messages that are sent from here and are still to come back."""
+"""Tracks messages that were sent by this process and are still to come back from the broker."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["PendingEchoes"]
 
 
 class PendingEchoes:
-    """Messages of topics that are listened to, in the order of their sending.
+    """Sent messages of topics with subscribers in this process, in the order of sending.
 
-    A broker keeps that order within a topic. So one that is back, or accepted, stands for all
-    before it, and of a topic no more is kept than the last that is accepted and those that wait
-    for the broker's word.
+    The broker keeps this order within a topic. So if a message has come back or is accepted,
+    the messages before it need not be tracked: for each topic only the last accepted message
+    and those without a confirmation are kept.
     """
 
     def __init__(self) -> None:
@@ -27,33 +27,33 @@ class PendingEchoes:
         return bool(self._topics)
 
     def sent(self, topic: TopicAddress, id_: str) -> None:
-        """This will come back as the last so far, unless it is refused."""
+        """This message is sent; unless it is refused, it will come back."""
         self._topics.setdefault(topic, OrderedDict())[id_] = None
 
     def accepted(self, topic: TopicAddress, id_: str) -> None:
-        """This will come back: nobody needs to wait for those before it as well."""
+        """This message is accepted and will come back: forget those before it."""
         ids = self._topics.get(topic)
         if ids is not None and id_ in ids:
             while next(iter(ids)) != id_:
                 ids.popitem(last=False)
 
     def refused(self, topic: TopicAddress, id_: str) -> None:
-        """This is not waited for; those before it are."""
+        """This message is refused: forget it, but not those before it."""
         ids = self._topics.get(topic)
         if ids is not None and id_ in ids:
             del ids[id_]
             if not ids:
                 del self._topics[topic]
 
-    def brought(self, topic: TopicAddress, id_: str) -> None:
-        """This is back, and so are those before it."""
+    def received(self, topic: TopicAddress, id_: str) -> None:
+        """This message has come back: forget it and those before it."""
         self.accepted(topic, id_)
         self.refused(topic, id_)
 
     def forget(self, topic: TopicAddress) -> None:
-        """Nobody listens to this topic any more."""
+        """Forget all messages of a topic that has no subscribers any more."""
         self._topics.pop(topic, None)
 
     def clear(self) -> None:
-        """Nothing comes back any more."""
+        """Forget all messages."""
         self._topics.clear()

@@ -1,7 +1,7 @@
-"""Adapter: one STOMP connection that is kept up.
+"""Keeps one STOMP connection to the broker, and reconnects when it is lost.
 
-A `Link` connects, again and again with jittered back-off, and hands on what its broker
-sends. A `Connection` is one of its attempts: the greeting, heart-beats both ways, receipts.
+A `StompClient` connects, again and again with jittered back-off, and passes on the messages of
+the broker. A `StompConnection` is one of these connections: greeting, heartbeats, receipts.
 """
 
 from __future__ import annotations
@@ -31,80 +31,80 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from topicsvc.brokers.activemq.stomp_frames import (
-    HEART_BEAT,
+    HEARTBEAT,
     Decoder,
     Frame,
     encode,
-    parse_heart_beat,
+    parse_heartbeat,
 )
-from topicsvc.brokers.in_flight import Answered
+from topicsvc.brokers.in_flight import OnResult
 from topicsvc.errors import BrokerUnavailable, StompError
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.settings import Login
 
-__all__ = ["Connection", "Link", "LinkOwner"]
+__all__ = ["StompClient", "StompConnection", "StompHandler"]
 
-BEAT = 2.5
-"""Seconds between two signs of life, and between two looks for the broker's."""
+HEARTBEAT_INTERVAL = 2.5
+"""Seconds between two heartbeats to the broker, and between two checks of the broker's."""
 
-SILENT_BEATS = 5
-"""Beats without a byte from the broker after which it is dead: 10 to 12.5 s."""
+MAX_MISSED_HEARTBEATS = 5
+"""Checks without a byte from the broker after which the connection is aborted: 10 to 12.5 s."""
 
-GREETING_BEATS = 2
-"""Beats that a broker may take for its answer to CONNECT."""
+MAX_CHECKS_BEFORE_GREETING = 2
+"""Checks after which a connection without the broker's answer to CONNECT is aborted."""
 
 RECEIPT_TIMEOUT = 15.0
-"""Seconds that a receipt may take; longer than it takes to notice a dead broker."""
+"""Seconds to wait for a receipt; longer than it takes to notice a dead broker."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds that an attempt to connect may take."""
 
 STOP_TIMEOUT = 2.0
-"""Seconds that the goodbye may take."""
+"""Seconds that closing the connection may take."""
 
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 3.0
-"""Seconds before a new attempt: doubled each time, then times 0.5 to 1.5."""
+INITIAL_RETRY_DELAY = 0.1
+MAX_RETRY_DELAY = 3.0
+"""Seconds before a new attempt: doubled each time, then multiplied by 0.5 to 1.5."""
 
-_PROMISED = 5000
-"""Milliseconds between heart-beats that we promise and ask for."""
+_OFFERED_INTERVAL = 5000
+"""Milliseconds between heartbeats that the CONNECT frame offers and requests."""
 
-_SELDOM = 10000
-"""Milliseconds: a broker that beats less often could not be watched."""
+_MAX_BROKER_INTERVAL = 10000
+"""Milliseconds: a broker with longer intervals could not be monitored."""
 
 
-class LinkOwner(Protocol):
-    """Who a link belongs to."""
+class StompHandler(Protocol):
+    """Handles the events of a `StompClient`."""
 
-    def connected(self) -> None:
-        """The broker has greeted us: requests can be made."""
+    def on_connected(self) -> None:
+        """The broker has accepted the connection: requests can be made."""
         ...
 
-    def message(self, frame: Frame) -> None:
+    def on_message(self, frame: Frame) -> None:
         """The broker has sent a MESSAGE. Must not raise."""
         ...
 
-    def lost(self, heard_at: float) -> None:
-        """The connection is gone; `heard_at` is when the broker was last heard.
+    def on_lost(self, last_heard: float) -> None:
+        """The connection is lost. The broker was last heard at `last_heard`.
 
-        Requests that are under way are answered after this.
+        Pending requests fail after this call.
         """
         ...
 
 
-class Link(Service):
-    """A connection for as long as the service runs.
+class StompClient(Service):
+    """Keeps a connection for as long as the service runs.
 
     Args:
-        name: what it is for, in the log.
-        endpoint: where the broker is.
-        clock: tells and keeps the time.
-        login: who we are; None: nobody in particular.
-        owner: hears what happens.
-        random: spreads attempts.
+        name: the purpose of the connection, for the log.
+        endpoint: of the broker.
+        clock: the time and timers.
+        login: username and password; None: no login.
+        handler: handles the events.
+        random: for the jitter of the retry delays.
 
     Attributes:
-        last_error: why there is no connection, as far as it can be told; none: nothing is wrong.
+        last_error: the last known reason why there is no connection; empty if there is none.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -115,23 +115,23 @@ class Link(Service):
         endpoint: IStreamClientEndpoint,
         clock: IReactorTime,
         login: Login | None,
-        owner: LinkOwner,
+        handler: StompHandler,
         random: Random,
     ) -> None:
         self.name = name
         self.clock = clock
         self.login = login
-        self.owner = owner
+        self.handler = handler
         self._random = random
         self._attempts = 0
         self._connects = 0
         self._is_paused = False
         self.last_error = ""
-        self._connection: Connection | None = None
+        self._connection: StompConnection | None = None
         self._client = ClientService(
-            _Bounded(endpoint, clock, self._unreachable),
-            _Connections(self),
-            retryPolicy=self._delay,
+            _TimeoutEndpoint(endpoint, clock, self._on_connect_failed),
+            _ConnectionFactory(self),
+            retryPolicy=self._retry_delay,
             clock=clock,
         )
 
@@ -142,23 +142,23 @@ class Link(Service):
 
     @property
     def reconnects(self) -> int:
-        """Times that the broker has let us in after the first."""
+        """How often the broker has accepted a connection after the first one."""
         return max(0, self._connects - 1)
 
-    def request(self, frame: Frame, answered: Answered) -> None:
-        """Send `frame` and wait for its receipt; `answered` hears the outcome."""
+    def request(self, frame: Frame, on_result: OnResult) -> None:
+        """Send `frame` with a request for a receipt; `on_result` is called with the result."""
         if self._connection is None or not self._connection.is_up:
-            answered(BrokerUnavailable("not connected"))
+            on_result(BrokerUnavailable("not connected"))
         else:
-            self._connection.request(frame, answered)
+            self._connection.request(frame, on_result)
 
     def send(self, frame: Frame) -> None:
-        """Send `frame` if there is a connection, and wait for nothing."""
+        """Send `frame` without a receipt if there is a connection."""
         if self._connection is not None and self._connection.is_up:
             self._connection.send(frame)
 
     def pause(self) -> None:
-        """Read no more until `resume`, on this connection and any that takes its place."""
+        """Stop reading until `resume`, also from a new connection after a reconnect."""
         self._is_paused = True
         if self._connection is not None and self._connection.is_up:
             self._connection.pause()
@@ -174,7 +174,7 @@ class Link(Service):
         self._client.startService()
 
     def stopService(self) -> Deferred[None]:
-        """Say goodbye; fires when the connection is closed, at once or by force."""
+        """Send DISCONNECT and close, after `STOP_TIMEOUT` by force; fires when closed."""
         super().stopService()  # type: ignore[no-untyped-call]
         self.send(Frame("DISCONNECT"))
         stopping = self._client.stopService()
@@ -189,241 +189,247 @@ class Link(Service):
             stopping.addCallback(stopped)
         return stopping
 
-    # What a connection tells.
+    # Called by the connection.
 
-    def opened(self, connection: Connection) -> None:
-        """There is a connection, though no greeting yet."""
+    def on_connection_made(self, connection: StompConnection) -> None:
+        """A connection is made; the broker has not accepted it yet."""
         self._connection = connection
 
-    def greeted(self) -> None:
-        """The broker has let us in."""
+    def on_greeting(self) -> None:
+        """The broker has accepted the connection."""
         self._connects += 1
         self._attempts = 0
         self.last_error = ""
         self._log.info("the {name} is connected to the broker", name=self.name)
-        self.owner.connected()
+        self.handler.on_connected()
         if self._is_paused:
             self.pause()
 
-    def lost(self, connection: Connection, why: str) -> None:
-        """The connection is gone."""
+    def on_connection_lost(self, connection: StompConnection, why: str) -> None:
+        """The connection is lost."""
         self._connection = None
         if self.running:
-            self.complain("the {name} has lost the broker: {why}", why)
+            self.log_error("the {name} has lost the broker: {why}", why)
         if connection.is_up:
-            self.owner.lost(connection.heard_at)
+            self.handler.on_lost(connection.last_heard)
 
-    def complain(self, format_: str, why: str) -> None:
-        """Say what is wrong, once for each reason in a row."""
+    def log_error(self, format_: str, why: str) -> None:
+        """Log an error unless its reason is the same as that of the last one."""
         if why != self.last_error:
             self.last_error = why
             self._log.warn(format_, name=self.name, why=why)
 
-    def _unreachable(self, failure: Failure) -> None:
+    def _on_connect_failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             why = failure.getErrorMessage()
-            self.complain("the {name} cannot reach the broker: {why}", why)
+            self.log_error("the {name} cannot reach the broker: {why}", why)
 
-    def _delay(self, _: int) -> float:
+    def _retry_delay(self, _: int) -> float:
         """Seconds before the next attempt.
 
-        ClientService counts an attempt as good when it has a socket; a broker that then
-        refuses our password is not to be asked again at once.
+        The number that ClientService passes is not used: it starts anew with each TCP connection,
+        so a broker that refuses the login would be tried again at once.
         """
-        delay = min(FIRST_DELAY * 2**self._attempts, LONGEST_DELAY)
+        delay = min(INITIAL_RETRY_DELAY * 2**self._attempts, MAX_RETRY_DELAY)
         self._attempts = min(self._attempts + 1, 10)
         return float(delay * self._random.uniform(0.5, 1.5))
 
 
 @implementer(IStreamClientEndpoint)
-class _Bounded:
-    """An endpoint whose attempts end in time, and which tells why one failed."""
+class _TimeoutEndpoint:
+    """An endpoint with a timeout for each attempt, which reports why an attempt failed."""
 
     def __init__(
         self,
         endpoint: IStreamClientEndpoint,
         clock: IReactorTime,
-        failed: Callable[[Failure], None],
+        on_failed: Callable[[Failure], None],
     ) -> None:
         self._endpoint = endpoint
         self._clock = clock
-        self._failed = failed
+        self._on_failed = on_failed
 
     def __repr__(self) -> str:
         return "the broker"
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         def failed(failure: Failure) -> Failure:
-            self._failed(failure)
+            self._on_failed(failure)
             return failure
 
         attempt: Deferred[IProtocol] = self._endpoint.connect(factory)
         return attempt.addTimeout(CONNECT_TIMEOUT, self._clock).addErrback(failed)
 
 
-class _Connections(Factory):
+class _ConnectionFactory(Factory):
     noisy = False
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, client: StompClient) -> None:
+        self._client = client
 
-    def buildProtocol(self, addr: IAddress | None) -> Connection:
-        return Connection(self._link)
+    def buildProtocol(self, addr: IAddress | None) -> StompConnection:
+        return StompConnection(self._client)
 
 
-class Connection(TwistedProtocol):
-    """One connection: it is up from the broker's greeting to its end.
+class StompConnection(TwistedProtocol):
+    """One connection to the broker.
 
     Attributes:
-        heard_at: when the broker was last heard, by the link's clock.
+        last_heard: when the last bytes of the broker arrived, by the client's clock.
     """
 
     transport: Any
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, client: StompClient) -> None:
+        self._client = client
         self._decoder = Decoder()
-        self._greeted = False
-        self._is_aborted = ""
-        self._silent = 0
+        self._is_greeted = False
+        self._abort_reason = ""
+        self._missed_heartbeats = 0
         self._is_paused = False
-        self.heard_at = link.clock.seconds()
-        self._numbers = count(1)
-        self._receipts: dict[str, Answered] = {}
-        self._late = Deadlines[str](link.clock, RECEIPT_TIMEOUT, self._not_confirmed)
-        self._heart = LoopingCall(self._beat)
-        self._heart.clock = link.clock
+        self.last_heard = client.clock.seconds()
+        self._receipt_ids = count(1)
+        self._pending: dict[str, OnResult] = {}
+        self._deadlines = Deadlines[str](client.clock, RECEIPT_TIMEOUT, self._on_receipt_timeout)
+        self._heartbeats = LoopingCall(self._on_heartbeat_due)
+        self._heartbeats.clock = client.clock
 
     @property
     def is_up(self) -> bool:
-        """Whether the broker has greeted us; true to the end, for those who ask in it."""
-        return self._greeted
+        """Whether the broker has accepted the connection. Stays true when it is lost."""
+        return self._is_greeted
 
-    def request(self, frame: Frame, answered: Answered) -> None:
-        """Send `frame` and wait for its receipt."""
-        receipt = str(next(self._numbers))
+    def request(self, frame: Frame, on_result: OnResult) -> None:
+        """Send `frame` with a request for a receipt; `on_result` is called with the result."""
+        receipt = str(next(self._receipt_ids))
         self.send(Frame(frame.command, {**frame.headers, "receipt": receipt}, frame.body))
-        self._receipts[receipt] = answered
+        self._pending[receipt] = on_result
         if not self._is_paused:
-            self._late.start(receipt)
+            self._deadlines.start(receipt)
 
     def send(self, frame: Frame) -> None:
         """Send `frame`."""
         self.transport.write(encode(frame))
 
     def pause(self) -> None:
-        """Read no more; what the broker says meanwhile is not late, since nobody listens."""
+        """Stop reading. No receipt times out meanwhile, because it could not be read."""
         if not self._is_paused:
             self._is_paused = True
-            for receipt in self._receipts:
-                self._late.cancel(receipt)
+            for receipt in self._pending:
+                self._deadlines.cancel(receipt)
             self.transport.pauseProducing()
 
     def resume(self) -> None:
-        """Read again; from now on the broker has its whole time to show that it lives."""
+        """Read again. All timeouts start anew."""
         if self._is_paused:
             self._is_paused = False
-            self._silent = 0
-            for receipt in self._receipts:
-                self._late.start(receipt)
+            self._missed_heartbeats = 0
+            for receipt in self._pending:
+                self._deadlines.start(receipt)
             self.transport.resumeProducing()
 
     def abort(self, why: str) -> None:
-        """End the connection at once."""
-        if not self._is_aborted:
-            self._is_aborted = why
+        """Abort the connection."""
+        if not self._abort_reason:
+            self._abort_reason = why
             self.transport.abortConnection()
 
-    # What Twisted calls.
+    # Called by Twisted.
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._link.opened(self)
-        self._heart.start(BEAT, now=False)
+        self._client.on_connection_made(self)
+        self._heartbeats.start(HEARTBEAT_INTERVAL, now=False)
         headers = {
             "accept-version": "1.2",
             "host": "/",  # ActiveMQ has no virtual hosts
-            "heart-beat": f"{_PROMISED},{_PROMISED}",
+            "heart-beat": f"{_OFFERED_INTERVAL},{_OFFERED_INTERVAL}",
         }
-        login = self._link.login
+        login = self._client.login
         if login is not None:
             headers |= {"login": login.username, "passcode": login.password}
         self.send(Frame("CONNECT", headers))
 
     def dataReceived(self, data: bytes) -> None:
-        if self._greeted:
-            self._silent = 0
-        self.heard_at = self._link.clock.seconds()
+        if self._is_greeted:
+            self._missed_heartbeats = 0
+        self.last_heard = self._client.clock.seconds()
         self._decoder.feed(data)
         try:
-            while not self._is_aborted and (frame := self._decoder.next_frame()) is not None:
-                self._received(frame)
+            while not self._abort_reason and (frame := self._decoder.next_frame()) is not None:
+                self._on_frame(frame)
         except StompError as error:
             self.abort(f"its answer is not STOMP 1.2: {error}")
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self._heart.stop()
+        self._heartbeats.stop()
         closed = "it closed the connection"
         why = closed if reason.check(ConnectionDone) else reason.getErrorMessage()
-        self._link.lost(self, self._is_aborted or why)
-        receipts, self._receipts = self._receipts, {}
-        for receipt, answered in receipts.items():
-            self._late.cancel(receipt)
-            answered(BrokerUnavailable("the connection was lost"))
+        self._client.on_connection_lost(self, self._abort_reason or why)
+        pending, self._pending = self._pending, {}
+        for receipt, on_result in pending.items():
+            self._deadlines.cancel(receipt)
+            on_result(BrokerUnavailable("the connection was lost"))
 
-    def _received(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> None:
         match frame.command:
-            case "CONNECTED" if not self._greeted:
-                self._welcome(frame)
-            case "MESSAGE" if self._greeted:
-                self._link.owner.message(frame)
+            case "CONNECTED" if not self._is_greeted:
+                self._on_connected(frame)
+            case "MESSAGE" if self._is_greeted:
+                self._client.handler.on_message(frame)
             case "RECEIPT":
-                self._answer(frame.headers.get("receipt-id"), None)
+                self._finish(frame.headers.get("receipt-id"), None)
             case "ERROR":
-                self._refused(frame)
+                self._on_error(frame)
             case _:
-                raise StompError(f"{frame.command} is out of place")
+                raise StompError(f"an unexpected {frame.command} frame")
 
-    def _welcome(self, frame: Frame) -> None:
+    def _on_connected(self, frame: Frame) -> None:
         if frame.headers.get("version") != "1.2":
-            raise StompError("the broker speaks another version")
-        sends, _ = parse_heart_beat(frame.headers.get("heart-beat", "0,0"))
-        if not 0 < sends <= _SELDOM:
-            raise StompError("the broker's heart-beats are too seldom")
-        self._greeted = True
-        self._silent = 0
-        self._link.greeted()
+            raise StompError("the broker uses another version")
+        interval, _ = parse_heartbeat(frame.headers.get("heart-beat", "0,0"))
+        if not 0 < interval <= _MAX_BROKER_INTERVAL:
+            raise StompError("the broker sends no heartbeats, or too few")
+        self._is_greeted = True
+        self._missed_heartbeats = 0
+        self._client.on_greeting()
 
-    def _refused(self, frame: Frame) -> None:
+    def _on_error(self, frame: Frame) -> None:
         """The broker refuses one request, or the connection.
 
-        By the specification it closes after any ERROR; ActiveMQ goes on where only one
-        request was at fault.
+        The specification says that the broker closes the connection after each ERROR. ActiveMQ
+        keeps it open if only one request was wrong.
         """
-        why = frame.headers.get("message", "it does not say why")
-        if self._answer(frame.headers.get("receipt-id"), BrokerUnavailable(why)):
-            self._link.complain("the broker refuses what the {name} asks: {why}", why)
+        why = frame.headers.get("message", "no reason given")
+        if self._finish(frame.headers.get("receipt-id"), BrokerUnavailable(why)):
+            self._client.log_error("the broker refuses a request of the {name}: {why}", why)
         else:
-            self.abort(f"it says: {why}")
+            self.abort(f"it sent an error: {why}")
 
-    def _answer(self, receipt: str | None, outcome: BrokerUnavailable | None) -> bool:
-        """Whether somebody waited for this answer; some have given up."""
-        answered = None if receipt is None else self._receipts.pop(receipt, None)
-        if receipt is None or answered is None:
+    def _finish(self, receipt: str | None, result: BrokerUnavailable | None) -> bool:
+        """Finish a request; return False if it is unknown or has timed out."""
+        on_result = None if receipt is None else self._pending.pop(receipt, None)
+        if receipt is None or on_result is None:
             return False
-        self._late.cancel(receipt)
-        answered(outcome)
+        self._deadlines.cancel(receipt)
+        on_result(result)
         return True
 
-    def _not_confirmed(self, receipt: str) -> None:
-        self._receipts.pop(receipt)(BrokerUnavailable("no receipt in time"))
+    def _on_receipt_timeout(self, receipt: str) -> None:
+        timeout = BrokerUnavailable(f"no receipt within {RECEIPT_TIMEOUT:.0f} s")
+        self._pending.pop(receipt)(timeout)
 
-    def _beat(self) -> None:
-        """Counted in beats, so that a pause of ours kills nobody."""
+    def _on_heartbeat_due(self) -> None:
+        """Send a heartbeat, and check those of the broker.
+
+        Missed heartbeats are counted, not timed: if this process was stopped for a while, the
+        broker is not taken for dead.
+        """
         if not self._is_paused:
-            self._silent += 1
-        if self._silent >= (SILENT_BEATS if self._greeted else GREETING_BEATS):
-            self.abort("it is silent")
-        elif self._greeted:
-            self.transport.write(HEART_BEAT)
+            self._missed_heartbeats += 1
+        allowed = MAX_MISSED_HEARTBEATS if self._is_greeted else MAX_CHECKS_BEFORE_GREETING
+        if self._missed_heartbeats >= allowed:
+            self.abort("it does not respond")
+        elif self._is_greeted:
+            self.transport.write(HEARTBEAT)

@@ -1,9 +1,9 @@
-"""Pure: STOMP 1.2, frames to bytes and bytes to frames.
+"""Encodes and decodes STOMP 1.2 frames.
 
-Nothing is read or written here: bytes are fed in as they come, whole frames are taken out.
-Where the specification leaves room (https://stomp.github.io/stomp-specification-1.2.html),
-this is strict about what it cannot understand and mild about what it can: a NUL within a
-header is taken, because ActiveMQ passes one on when a JMS correlation id or type holds it.
+This module does no I/O: `Decoder` is fed with received bytes and returns complete frames.
+Where the specification (https://stomp.github.io/stomp-specification-1.2.html) leaves room, the
+decoder refuses only bytes that it cannot interpret. For example, it accepts a NUL in a header,
+because ActiveMQ sends one if a JMS correlation id or type contains it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 
 from topicsvc.errors import StompError
 
-__all__ = ["HEART_BEAT", "MAX_BODY", "MAX_HEAD", "Decoder", "Frame", "encode", "parse_heart_beat"]
+__all__ = ["HEARTBEAT", "MAX_BODY", "MAX_HEAD", "Decoder", "Frame", "encode", "parse_heartbeat"]
 
 MAX_HEAD = 65536
-"""Most bytes of a command and its headers."""
+"""Bytes that a command and its headers may have."""
 
 MAX_BODY = 67108864
-"""Most bytes of a body."""
+"""Bytes that a body may have."""
 
-HEART_BEAT = b"\n"
-"""What is sent where there is nothing to send."""
+HEARTBEAT = b"\n"
+"""The bytes of a heartbeat."""
 
 _CLIENT_COMMANDS = "CONNECT STOMP SEND SUBSCRIBE UNSUBSCRIBE ACK NACK BEGIN COMMIT ABORT DISCONNECT"
 _SERVER_COMMANDS = "CONNECTED MESSAGE RECEIPT ERROR"
@@ -31,19 +31,19 @@ _COMMANDS = frozenset((_CLIENT_COMMANDS + " " + _SERVER_COMMANDS).split())
 
 # "C style string literal escapes are used [...] in all frames except the CONNECT and
 # CONNECTED frames", so that these can be read by STOMP 1.0 peers (section "Value Encoding").
-_NEVER_ESCAPED = ("CONNECT", "CONNECTED")
+_UNESCAPED_COMMANDS = ("CONNECT", "CONNECTED")
 
 _ESCAPES = {"\r": "\\r", "\n": "\\n", ":": "\\c", "\\": "\\\\"}
 _UNESCAPES = {escape[1]: char for char, escape in _ESCAPES.items()}
 _SPECIAL = re.compile(r"[\r\n:\\]")
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
-_UNWRITABLE = re.compile(r"[\r\n\0]")
+_FORBIDDEN_UNESCAPED = re.compile(r"[\r\n\0]")
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
-_LONGEST_END = 3
+_MAX_END_OF_HEAD = 3
 _LINE_ENDS = re.compile(rb"[\r\n]*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-_HEART_BEAT_HEADER = re.compile(r"([0-9]{1,9}),([0-9]{1,9})")
+_HEARTBEAT_HEADER = re.compile(r"([0-9]{1,9}),([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Frame:
     """One frame.
 
     Attributes:
-        command: as in the specification, ``MESSAGE``.
-        headers: unescaped; of a repeated one the first, as the specification has it.
-        body: whatever it holds.
+        command: as in the specification, for example ``MESSAGE``.
+        headers: unescaped. If a header is repeated, its first value, as in the specification.
+        body: any bytes.
     """
 
     command: str
@@ -62,32 +62,33 @@ class Frame:
 
 
 def encode(frame: Frame) -> bytes:
-    """The bytes of `frame`.
+    """Encode `frame`.
 
-    No ``content-length`` is added: to ActiveMQ its presence says that a body is no text.
+    No ``content-length`` is added: ActiveMQ makes a BytesMessage of a frame with this header,
+    and a TextMessage of a frame without it.
 
     Raises:
-        StompError: the frame cannot be written so that a peer reads the same.
+        StompError: a peer could not decode the same frame.
     """
     if frame.command not in _COMMANDS:
-        raise StompError("no command of STOMP 1.2")
+        raise StompError("not a STOMP 1.2 command")
     length = frame.headers.get("content-length")
     if length is None and b"\0" in frame.body:
-        raise StompError("a body without a length cannot hold a NUL")
+        raise StompError("a body without content-length cannot contain a NUL")
     if length is not None and length != str(len(frame.body)):
-        raise StompError("the length is not that of the body")
-    escape = _as_it_is if frame.command in _NEVER_ESCAPED else _escape
+        raise StompError("content-length is not the length of the body")
+    escape = _check_unescaped if frame.command in _UNESCAPED_COMMANDS else _escape
     lines = [frame.command]
     for name, value in frame.headers.items():
         if not name:
             raise StompError("a header without a name")
         lines.append(f"{escape(name)}:{escape(value)}")
-        if ":" in name and escape is _as_it_is:
-            raise StompError("a colon in the name of a header that is not escaped")
+        if ":" in name and escape is _check_unescaped:
+            raise StompError("a colon in the name of an unescaped header")
     try:
         head = "\n".join(lines).encode("utf-8")
     except UnicodeEncodeError:
-        raise StompError("a header with half a character") from None
+        raise StompError("a header with a lone surrogate") from None
     return b"%s\n\n%s\0" % (head, frame.body)
 
 
@@ -97,30 +98,34 @@ def _escape(text: str) -> str:
     return _SPECIAL.sub(lambda match: _ESCAPES[match[0]], text)
 
 
-def _as_it_is(text: str) -> str:
-    if _UNWRITABLE.search(text):
-        raise StompError("a line break or a NUL in a header that is not escaped")
+def _check_unescaped(text: str) -> str:
+    if _FORBIDDEN_UNESCAPED.search(text):
+        raise StompError("a line break or a NUL in an unescaped header")
     return text
 
 
-def parse_heart_beat(value: str) -> tuple[int, int]:
-    """Read a ``heart-beat`` header: milliseconds between what a peer sends, and wants.
+def parse_heartbeat(value: str) -> tuple[int, int]:
+    """Parse a ``heart-beat`` header.
+
+    Returns:
+        The milliseconds between two heartbeats that the peer sends, and between two heartbeats
+        that it expects.
 
     Raises:
-        StompError: it is none.
+        StompError: the value is invalid.
     """
-    match = _HEART_BEAT_HEADER.fullmatch(value)
+    match = _HEARTBEAT_HEADER.fullmatch(value)
     if match is None:
         raise StompError("not a heart-beat header")
     return int(match[1]), int(match[2])
 
 
 class Decoder:
-    """Cuts a stream into frames: ``feed`` it, then take ``next_frame`` until there is none.
+    """Decodes a stream: call ``feed``, then ``next_frame`` until it returns None.
 
     Args:
-        max_head: most bytes of a command and its headers.
-        max_body: most bytes of a body.
+        max_head: bytes that a command and its headers may have.
+        max_body: bytes that a body may have.
     """
 
     __slots__ = ("_at", "_broken", "_buffer", "_head", "_max_body", "_max_head", "_searched")
@@ -129,23 +134,23 @@ class Decoder:
         self._max_head = max_head
         self._max_body = max_body
         self._buffer = bytearray()
-        self._at = 0  # what stands before is done with
-        self._searched = 0  # what stands before holds no end of the part that is looked for
+        self._at = 0  # the bytes before are decoded
+        self._searched = 0  # the bytes before do not contain the end of the current part
         self._head: tuple[str, dict[str, str], int | None] | None = None
         self._broken: StompError | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they come."""
+        """Add received bytes."""
         del self._buffer[: self._at]
         self._searched = max(0, self._searched - self._at)
         self._at = 0
         self._buffer += data
 
     def next_frame(self) -> Frame | None:
-        """The next whole frame; None: more bytes are needed.
+        """Return the next complete frame; None: more bytes are needed.
 
         Raises:
-            StompError: the bytes are no frame, now and ever after.
+            StompError: the bytes are not a frame. Each later call raises the same error.
         """
         if self._broken is not None:
             raise self._broken
@@ -172,12 +177,12 @@ class Decoder:
         blanks = _LINE_ENDS.match(self._buffer, self._at)
         if blanks is not None:
             self._at = blanks.end()
-        # A match holds on to the buffer, which then cannot shrink.
+        # While the match exists, the buffer cannot be resized.
         del blanks
         end = _END_OF_HEAD.search(self._buffer, max(self._at, self._searched))
         if end is None:
-            self._searched = len(self._buffer) - _LONGEST_END + 1
-            if len(self._buffer) - self._at >= self._max_head + _LONGEST_END:
+            self._searched = len(self._buffer) - _MAX_END_OF_HEAD + 1
+            if len(self._buffer) - self._at >= self._max_head + _MAX_END_OF_HEAD:
                 raise StompError(f"more than {self._max_head} bytes of headers")
             return None
         if end.start() - self._at > self._max_head:
@@ -185,7 +190,7 @@ class Decoder:
         return self._take(end.start(), end.end())
 
     def _take_text(self) -> bytes | None:
-        """A body that ends with the first NUL."""
+        """Take a body that ends with the first NUL."""
         end = self._buffer.find(0, max(self._at, self._searched))
         size = (len(self._buffer) if end < 0 else end) - self._at
         if size > self._max_body:
@@ -196,12 +201,12 @@ class Decoder:
         return self._take(end, end + 1)
 
     def _take_bytes(self, length: int) -> bytes | None:
-        """A body of known length, and the NUL after it."""
+        """Take a body of known length, and the NUL after it."""
         end = self._at + length
         if len(self._buffer) <= end:
             return None
         if self._buffer[end]:
-            raise StompError("no NUL where the length says that a body ends")
+            raise StompError("no NUL after a body of content-length bytes")
         return self._take(end, end + 1)
 
     def _take(self, end: int, after: int) -> bytes:
@@ -211,31 +216,31 @@ class Decoder:
 
 
 def _parse_head(head: bytes, max_body: int) -> tuple[str, dict[str, str], int | None]:
-    """Command, headers, and the length of the body where it is told.
+    """Return the command, the headers, and the length of the body if the headers contain it.
 
     Raises:
-        StompError: it is no head.
+        StompError: the head is invalid.
     """
     try:
         first, *lines = head.decode("utf-8").split("\n")
     except UnicodeDecodeError:
-        raise StompError("headers that are not UTF-8") from None
+        raise StompError("the headers are not UTF-8") from None
     command = first.removesuffix("\r")
     if command not in _COMMANDS:
-        raise StompError("no command of STOMP 1.2")
+        raise StompError("not a STOMP 1.2 command")
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.removesuffix("\r").partition(":")
         if not name or not colon or "\r" in name + value:
-            raise StompError("a line that is no header")
-        if "\\" in line and command not in _NEVER_ESCAPED:
+            raise StompError("a line is not a header")
+        if "\\" in line and command not in _UNESCAPED_COMMANDS:
             name, value = _unescape(name), _unescape(value)
         headers.setdefault(name, value)
     length = headers.get("content-length")
     if length is None:
         return command, headers, None
     if not _LENGTH.fullmatch(length):
-        raise StompError("a length that is no number")
+        raise StompError("content-length is not a number")
     if int(length) > max_body:
         raise StompError(f"more than {max_body} bytes in a body")
     return command, headers, int(length)
@@ -245,4 +250,4 @@ def _unescape(text: str) -> str:
     try:
         return _ESCAPED.sub(lambda match: _UNESCAPES[match[1]], text)
     except KeyError:
-        raise StompError("an escape that is not defined") from None
+        raise StompError("an undefined escape sequence") from None

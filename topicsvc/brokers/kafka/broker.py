@@ -1,7 +1,7 @@
-"""Adapter: Kafka, as Personium units use it.
+"""Kafka, as Personium units use it.
 
-A topic is read from where it ended when it was asked for: no group, no commits, nothing of the
-past. When the broker comes back, reading goes on where it stopped, so that nothing is missed,
+A topic is read from its end at the time of the request: no group, no commits, no old messages.
+When the broker is back after an outage, reading continues where it stopped. No message is missed
 unless the broker itself has lost it.
 """
 
@@ -12,13 +12,13 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, gatherResults
 
-from topicsvc.brokers.in_flight import Answered, InFlightLimit
+from topicsvc.brokers.in_flight import InFlightLimit, OnResult
 from topicsvc.brokers.kafka.consumer import Consumer
 from topicsvc.brokers.kafka.metadata import MetadataClient
 from topicsvc.brokers.kafka.options import Options, is_topic_name
-from topicsvc.brokers.kafka.producer import Outcome, Place, Producer
+from topicsvc.brokers.kafka.producer import DeliveryResult, Position, Producer
 from topicsvc.brokers.kafka.reader import Reader
-from topicsvc.brokers.subscriptions import Deliver, Lost
+from topicsvc.brokers.subscriptions import Deliver, OnLost
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
 from topicsvc.interfaces import Losses, Message, Subscription
 from topicsvc.topics import TopicAddress
@@ -26,17 +26,17 @@ from topicsvc.topics import TopicAddress
 __all__ = ["KafkaBroker"]
 
 STOP_TIMEOUT = 3.0
-"""Seconds that the goodbye may take."""
+"""Seconds that closing the clients may take."""
 
 
 class KafkaBroker(Service):
-    """A broker outside, shared by any number of processes and by the unit itself.
+    """A Kafka broker, shared by any number of processes and by the unit itself.
 
     Args:
-        options: how to reach it (`topicsvc.brokers.kafka.options.connection_options`).
-        reactor: tells and keeps the time, and is where threads report to.
-        closes_on_loss: whether listeners are told when the broker is lost; otherwise they
-            stay, and hear what was sent meanwhile when it is back.
+        options: see `topicsvc.brokers.kafka.options.connection_options`.
+        reactor: the time and timers; the threads report to its thread.
+        closes_on_loss: whether subscribers are notified when the broker is lost; otherwise they
+            stay subscribed, and get the messages of the outage when the broker is back.
     """
 
     name = "kafka broker"
@@ -60,11 +60,11 @@ class KafkaBroker(Service):
 
     @property
     def last_error(self) -> str:
-        """Why it is not up, as far as it can be told."""
+        """The last known reason why the broker is not up; empty if there is none."""
         return self._reader.last_error
 
     def subscribe(
-        self, topic: TopicAddress, deliver: Deliver, lost: Lost | None = None
+        self, topic: TopicAddress, deliver: Deliver, lost: OnLost | None = None
     ) -> Deferred[Subscription]:
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
         refusal = self._refusal(topic)
@@ -79,21 +79,21 @@ class KafkaBroker(Service):
             return fail(refusal)
         name, sender, body = message.topic.broker_name, message.sender, message.body
 
-        def hand_over(answered: Answered) -> None:
-            def told(outcome: Outcome) -> None:
-                if isinstance(outcome, Place):
-                    self._reader.expect(name, outcome)
-                    answered(None)
+        def send(on_result: OnResult) -> None:
+            def on_delivery(result: DeliveryResult) -> None:
+                if isinstance(result, Position):
+                    self._reader.expect_echo(name, result)
+                    on_result(None)
                 else:
-                    self._reader.complain(f"a message for {name} was not taken: {outcome}")
-                    answered(outcome)
+                    self._reader.on_error(f"a message for {name} was not accepted: {result}")
+                    on_result(result)
 
-            self._producer.send(name, sender, body, told)
+            self._producer.send(name, sender, body, on_delivery)
 
-        return self._in_flight.send(len(body), hand_over)
+        return self._in_flight.send(len(body), send)
 
     def pause(self) -> None:
-        """See `topicsvc.interfaces.Broker`. Reading goes on until our own queue is full."""
+        """See `topicsvc.interfaces.Broker`. Reading continues until the record queue is full."""
         self._consumer.pause()
 
     def resume(self) -> None:
@@ -101,7 +101,7 @@ class KafkaBroker(Service):
         self._consumer.resume()
 
     def startService(self) -> None:
-        # librdkafka's threads would not survive a twistd that becomes a daemon: here it has.
+        # Make the clients here, after twistd has daemonized: their threads do not survive a fork.
         super().startService()  # type: ignore[no-untyped-call]
         self._metadata = MetadataClient(self._options, self._reactor)
         self._producer = Producer(self._options, self._reactor)
@@ -129,5 +129,5 @@ class KafkaBroker(Service):
 
     def _refusal(self, topic: TopicAddress) -> Exception | None:
         if not is_topic_name(topic.broker_name):
-            return TopicNotFound("Kafka can have no topic of this name")
-        return None if self.is_up else BrokerUnavailable("the broker is not there")
+            return TopicNotFound("Kafka does not allow this topic name")
+        return None if self.is_up else BrokerUnavailable("the broker is not connected")

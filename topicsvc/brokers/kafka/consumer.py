@@ -1,7 +1,7 @@
-"""Adapter: reads from Kafka. One thread polls librdkafka, and nobody else touches its client.
+"""Reads from Kafka. One thread polls librdkafka, and only this thread uses the client.
 
-Partitions are assigned one by one, each from an offset that is told: no group, no commits, no
-patterns. Where reading stands is kept here, so that no record comes twice.
+Partitions are assigned one by one, each from a given offset: no group, no commits, no patterns. The
+position in each partition is kept here, so that no record is delivered twice.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka.options import CONSUMER, Options
-from topicsvc.brokers.kafka.producer import CELL
+from topicsvc.brokers.kafka.producer import CELL_HEADER
 from topicsvc.brokers.kafka.record_queue import Record, RecordQueue
 
-__all__ = ["Consumer", "ConsumerOwner"]
+__all__ = ["Consumer", "ConsumerHandler"]
 
-TURN = 0.02
-"""Seconds between two looks for new orders while nothing comes; what comes is seen at once."""
+POLL_TIMEOUT = 0.02
+"""Seconds between two checks for new commands without records. Records are processed at once."""
 
-BATCH = 500
-"""Most records that are taken from librdkafka at once."""
+MAX_BATCH = 500
+"""Records that are taken from librdkafka at once."""
 
-FEW = 1
-"""Topics up to which each is asked for by itself, and not the list of all."""
+MAX_SINGLE_REQUESTS = 1
+"""Up to this number of new topics, each is requested by itself; otherwise the list of all is."""
 
 RETRY_DELAY = 0.5
-"""Seconds that such a question may take, and before a new turn after one that failed."""
+"""Seconds that such a request may take, and seconds to wait after an internal error."""
 
-_NOT_THERE = (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION)
+_OFFSET_MISSING = (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION)
 _REFUSED = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -45,49 +45,49 @@ _REFUSED = (
 )
 
 
-class ConsumerOwner(Protocol):
-    """Who a consumer belongs to. All is called in the reactor's thread."""
+class ConsumerHandler(Protocol):
+    """Handles the events of a consumer. All methods are called in the reactor's thread."""
 
-    def record(self, record: Record) -> None:
-        """A record came for a subscription."""
+    def on_record(self, record: Record) -> None:
+        """A record for a subscription has arrived."""
         ...
 
-    def misrouted(self, name: str) -> None:
-        """A record came for a partition that nobody reads; it is dropped."""
+    def on_misrouted(self, name: str) -> None:
+        """A record of a partition that is not assigned has arrived, and is dropped."""
         ...
 
-    def not_there(self, id_: str, partition: int, offset: int) -> None:
-        """The broker has no record of this offset, which was the next, and reading stands."""
+    def on_offset_missing(self, id_: str, partition: int, offset: int) -> None:
+        """The broker does not have `offset`, which was the next one. Reading has stopped."""
         ...
 
-    def refused(self, id_: str, why: str) -> None:
+    def on_topic_refused(self, id_: str, why: str) -> None:
         """The broker does not serve this topic any more."""
         ...
 
-    def doubted(self) -> None:
-        """All connections to the broker are gone; it may be, too."""
+    def on_disconnected(self) -> None:
+        """All connections to the broker are lost; it may be down."""
         ...
 
-    def complain(self, why: str) -> None:
-        """Something is wrong that librdkafka tries to mend."""
+    def on_error(self, why: str) -> None:
+        """An error has occurred, from which librdkafka tries to recover."""
         ...
 
 
 @dataclass(slots=True)
-class _Place:
-    """Where reading stands in a partition."""
+class _Position:
+    """The next offset of a partition, and the id of its subscription."""
 
     id: str
     next: int
 
 
 class Consumer:
-    """Reads what it is told to.
+    """Reads the assigned partitions.
 
     Args:
-        options: how to reach the broker.
-        reactor: where its owner lives.
-        owner: hears what comes.
+        options: see `topicsvc.brokers.kafka.options.connection_options`.
+        reactor: in whose thread the handler is called.
+        handler: handles the events.
         make: makes librdkafka's client.
     """
 
@@ -97,183 +97,191 @@ class Consumer:
         self,
         options: Options,
         reactor: Any,
-        owner: ConsumerOwner,
+        handler: ConsumerHandler,
         make: Callable[[Options], Any] = KafkaConsumer,
     ) -> None:
-        self._options = {**options, **CONSUMER, "error_cb": self._failed}
+        self._options = {**options, **CONSUMER, "error_cb": self._on_error}
         self._reactor = reactor
-        self._owner = owner
+        self._handler = handler
         self._make = make
         self._client: Any = None
-        self._queue = RecordQueue(reactor, owner.record)
-        self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._places: dict[tuple[str, int], _Place] = {}
-        self._strangers: set[str] = set()
-        self._is_held = False
-        self._is_sorting = False
+        self._queue = RecordQueue(reactor, handler.on_record)
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._positions: dict[tuple[str, int], _Position] = {}
+        self._new_topics: set[str] = set()
+        self._is_reading_paused = False
+        self._is_dispatching = False
         self._stopping = Event()
         self._stopped: Deferred[None] = Deferred()
 
     def start(self) -> None:
-        """Begin; the threads of librdkafka are made here, and live in this process alone."""
+        """Start the client. Its threads do not survive a fork: call this after daemonizing."""
         self._client = self._make(self._options)
         Thread(target=self._serve, name="topicsvc reads from Kafka", daemon=True).start()
 
     def stop(self) -> Deferred[None]:
-        """Read no more; fires when the client is closed."""
+        """Stop reading; fires when the client is closed."""
         self._stopping.set()
         self._queue.close()
         return self._stopped
 
-    def read(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
+    def assign(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
         """Read partitions of a topic, each from an offset on.
 
         Args:
-            id_: goes with every record.
-            name: the topic.
-            offsets: for each partition the offset of the first record that is wanted; one
-                that is read already goes on there.
+            id_: of the subscription; each record contains it.
+            name: of the topic.
+            offsets: for each partition the offset of the first record to read. A partition that
+                is assigned already continues there.
         """
-        self._orders.put(lambda: self._read(id_, name, offsets))
+        self._commands.put(lambda: self._assign(id_, name, offsets))
 
-    def forget(self, id_: str, name: str) -> None:
-        """Read the partitions of a topic no more. Some records may still be on their way."""
-        self._orders.put(lambda: self._forget(id_, name))
+    def unassign(self, id_: str, name: str) -> None:
+        """Stop reading the partitions of a topic. Some of its records may still be delivered."""
+        self._commands.put(lambda: self._unassign(id_, name))
 
-    def has_brought(self, offsets: Mapping[tuple[str, int], int]) -> bool:
-        """Whether each of these partitions was brought as far as to its offset, that included."""
+    def has_delivered(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+        """Whether the records of each partition are delivered up to and including its offset."""
         if not offsets:
-            return True  # what waits is for others
+            return True  # the records in the queue do not matter
         for partition, offset in offsets.items():
-            place = self._places.get(partition)
-            if place is None or place.next <= offset:
+            position = self._positions.get(partition)
+            if position is None or position.next <= offset:
                 return False
-        # In this order: the thread moves a place, hands over, and is done with sorting.
-        return not self._is_sorting and self._queue.is_empty
+        # Check in this order: the thread moves a position, fills the queue, and resets the flag.
+        return not self._is_dispatching and self._queue.is_empty
 
     def pause(self) -> None:
-        """Bring no records until `resume`."""
+        """Deliver no records until `resume`."""
         self._queue.pause()
 
     def resume(self) -> None:
-        """Bring records again."""
+        """Deliver records again."""
         self._queue.resume()
 
-    # On the thread.
+    # In the thread.
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._turn()
+                self._poll()
             except Exception:
-                self._tell(self._log.failure, "a turn of the thread that reads failed", Failure())
+                failed = "internal error in the thread that reads from Kafka"
+                self._notify(self._log.failure, failed, Failure())
                 self._stopping.wait(RETRY_DELAY)
         self._client.close()
-        self._tell(self._stopped.callback, None)
+        self._notify(self._stopped.callback, None)
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         while True:
             try:
-                self._orders.get_nowait()()
+                self._commands.get_nowait()()
             except Empty:
                 break
-        self._meet()
-        self._hold()
-        first = self._client.poll(TURN)
+        self._find_new_topics()
+        self._pause_or_resume()
+        first = self._client.poll(POLL_TIMEOUT)
         if first is not None:
-            self._is_sorting = True
+            self._is_dispatching = True
             try:
-                self._sort([first, *self._client.consume(BATCH - 1, 0)])
+                self._dispatch([first, *self._client.consume(MAX_BATCH - 1, 0)])
             finally:
-                self._is_sorting = False
+                self._is_dispatching = False
 
-    def _meet(self) -> None:
-        """Learn where new topics are.
+    def _find_new_topics(self) -> None:
+        """Request the metadata of new topics.
 
-        librdkafka would find out by itself, but looks for what it does not know once a second.
+        librdkafka would request it too, but only once a second.
         """
-        strangers, self._strangers = self._strangers, set()
+        topics, self._new_topics = self._new_topics, set()
         try:
-            if len(strangers) > FEW:
+            if len(topics) > MAX_SINGLE_REQUESTS:
                 self._client.list_topics(timeout=RETRY_DELAY)
             else:
-                for name in strangers:
+                for name in topics:
                     self._client.list_topics(name, timeout=RETRY_DELAY)
         except KafkaException as error:
-            self._failed(error.args[0])
+            self._on_error(error.args[0])
 
-    def _read(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
-        read = [TopicPartition(name, each) for each in offsets if (name, each) in self._places]
-        if read:
-            self._client.incremental_unassign(read)
+    def _assign(self, id_: str, name: str, offsets: Mapping[int, int]) -> None:
+        known = [TopicPartition(name, each) for each in offsets if (name, each) in self._positions]
+        if known:
+            self._client.incremental_unassign(known)
         assigned = [TopicPartition(name, *each) for each in offsets.items()]
         self._client.incremental_assign(assigned)
-        self._strangers.add(name)
+        self._new_topics.add(name)
         for each in assigned:
-            self._places[name, each.partition] = _Place(id_, each.offset)
-        if self._is_held:
+            self._positions[name, each.partition] = _Position(id_, each.offset)
+        if self._is_reading_paused:
             self._client.pause(assigned)
 
-    def _forget(self, id_: str, name: str) -> None:
-        mine = [each for each, place in self._places.items() if each[0] == name and place.id == id_]
-        for each in mine:
-            del self._places[each]
-        if mine:
-            self._client.incremental_unassign([TopicPartition(*each) for each in mine])
+    def _unassign(self, id_: str, name: str) -> None:
+        ended = [
+            partition
+            for partition, position in self._positions.items()
+            if partition[0] == name and position.id == id_
+        ]
+        for partition in ended:
+            del self._positions[partition]
+        if ended:
+            self._client.incremental_unassign([TopicPartition(*each) for each in ended])
 
-    def _hold(self) -> None:
-        """Stop reading while the reactor has enough; librdkafka must be polled all the same."""
-        if self._is_held:
+    def _pause_or_resume(self) -> None:
+        """Pause reading while the queue is full. librdkafka must be polled all the same."""
+        if self._is_reading_paused:
             if self._queue.has_room:
-                self._is_held = False
+                self._is_reading_paused = False
                 self._client.resume(self._assigned())
         elif self._queue.is_full:
-            self._is_held = True
+            self._is_reading_paused = True
             self._client.pause(self._assigned())
 
     def _assigned(self) -> list[TopicPartition]:
-        return [TopicPartition(*each) for each in self._places]
+        return [TopicPartition(*each) for each in self._positions]
 
-    def _sort(self, messages: Iterable[Any]) -> None:
-        """Which subscription is each message for?"""
+    def _dispatch(self, messages: Iterable[Any]) -> None:
+        """Find the subscription of each message, and put its record into the queue."""
         records = []
         for message in messages:
             error = message.error()
-            place = self._places.get((message.topic(), message.partition()))
+            position = self._positions.get((message.topic(), message.partition()))
             if error is not None:
-                self._error(error, message, place)
-            elif place is None:
-                self._tell(self._owner.misrouted, message.topic())
-            elif message.offset() >= place.next:
-                place.next = message.offset() + 1
-                records.append(Record(place.id, message.value(), _cell(message.headers())))
+                self._on_message_error(error, message, position)
+            elif position is None:
+                self._notify(self._handler.on_misrouted, message.topic())
+            elif message.offset() >= position.next:
+                position.next = message.offset() + 1
+                records.append(Record(position.id, message.value(), _cell(message.headers())))
         if records:
             self._queue.put(records)
 
-    def _error(self, error: KafkaError, message: Any, place: _Place | None) -> None:
-        if place is None:
-            self._failed(error)
-        elif error.code() in _NOT_THERE:
-            self._tell(self._owner.not_there, place.id, message.partition(), place.next)
+    def _on_message_error(
+        self, error: KafkaError, message: Any, position: _Position | None
+    ) -> None:
+        if position is None:
+            self._on_error(error)
+        elif error.code() in _OFFSET_MISSING:
+            partition = message.partition()
+            self._notify(self._handler.on_offset_missing, position.id, partition, position.next)
         elif error.code() in _REFUSED:
-            self._tell(self._owner.refused, place.id, error.str())
+            self._notify(self._handler.on_topic_refused, position.id, error.str())
         else:
-            self._failed(error)
+            self._on_error(error)
 
-    def _failed(self, error: KafkaError) -> None:
+    def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._tell(self._owner.doubted)
-        elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # we need no group
-            self._tell(self._owner.complain, error.str())
+            self._notify(self._handler.on_disconnected)
+        elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # no group is needed
+            self._notify(self._handler.on_error, error.str())
 
-    def _tell(self, hears: Callable[..., object], *arguments: object) -> None:
-        self._reactor.callFromThread(hears, *arguments)
+    def _notify(self, callback: Callable[..., object], *arguments: object) -> None:
+        self._reactor.callFromThread(callback, *arguments)
 
 
 def _cell(headers: Iterable[tuple[str, bytes | None]] | None) -> bytes | None:
-    """The last header of the name counts, as with Java's ``lastHeader``."""
+    """The last header with this name, as Java's ``lastHeader`` returns it."""
     found = None
     for name, value in headers or ():
-        if name == CELL:
+        if name == CELL_HEADER:
             found = value
     return found

@@ -1,6 +1,7 @@
-"""Adapter: whether Kafka is there, from whether it answers.
+"""Finds out whether Kafka is up, by regular requests.
 
-MeasuredValidator in questions, so that a pause of ours kills nobody.
+Failed requests are counted, not timed: if this process was stopped for a while, the broker is not
+taken for dead.
 """
 
 from __future__ import annotations
@@ -14,27 +15,28 @@ from twisted.python.failure import Failure
 
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["BEAT", "BEAT_WHEN_AWAY", "SILENT_BEATS", "LivenessProbe"]
+__all__ = ["MAX_FAILED_PROBES", "PROBE_INTERVAL", "PROBE_RETRY_DELAY", "LivenessProbe"]
 
-BEAT = 2.5
-"""Seconds from an answer to the next question."""
+PROBE_INTERVAL = 2.5
+"""Seconds from a successful probe to the next one."""
 
-BEAT_WHEN_AWAY = 0.5
-"""Seconds to the next question after one without an answer."""
+PROBE_RETRY_DELAY = 0.5
+"""Seconds from a failed probe to the next one."""
 
-SILENT_BEATS = 2
-"""Questions in a row without an answer after which the broker is away. Each waits for 4 s."""
+MAX_FAILED_PROBES = 2
+"""Failed probes in a row after which the broker is down. Each probe takes up to 4 s."""
 
 
 class LivenessProbe:
-    """Asks for signs of life.
+    """Probes the broker as long as it runs.
 
     Args:
-        clock: keeps the time.
-        ask: asks; fires when the broker answers, fails with BrokerUnavailable if it does not.
-        on_up: called when the broker is there, for the first time or again.
-        on_down: called when it is there no more, with what is known of the reason.
-        on_silence: called whenever it does not answer while it is away, with the same.
+        clock: the time and timers.
+        probe: sends a request; fires when the broker responds, fails with BrokerUnavailable if
+            it does not.
+        on_up: called when the broker is up, for the first time or again.
+        on_down: called with the reason when the broker is down.
+        on_silence: called with the reason for each failed probe while the broker is down.
     """
 
     _log = Logger()
@@ -42,69 +44,69 @@ class LivenessProbe:
     def __init__(
         self,
         clock: IReactorTime,
-        ask: Callable[[], Deferred[None]],
+        probe: Callable[[], Deferred[None]],
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
         on_silence: Callable[[str], None],
     ) -> None:
         self._clock = clock
-        self._ask = ask
+        self._probe = probe
         self._on_up = on_up
         self._on_down = on_down
         self._on_silence = on_silence
         self._is_up = False
         self._is_running = False
         self._is_suspected = False
-        self._unanswered = 0
+        self._failed_probes = 0
         self._next: IDelayedCall | None = None
 
     @property
     def is_up(self) -> bool:
-        """Whether the broker is there."""
+        """Whether the broker is up."""
         return self._is_up
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start probing."""
         self._is_running = True
-        self._beat()
+        self._send_probe()
 
     def stop(self) -> None:
-        """Ask no more; for those who ask us the broker is away."""
+        """Stop probing; `is_up` is false from now on."""
         self._is_running = self._is_up = False
         if self._next is not None:
             self._next.cancel()
             self._next = None
 
     def suspect(self) -> None:
-        """There is a reason to think that it is away: ask now, and believe one silence."""
+        """The broker may be down: probe now; the first failed probe is then enough."""
         self._is_suspected = True
         if self._is_up and self._next is not None:
             self._next.reset(0)
 
-    def _beat(self) -> None:
+    def _send_probe(self) -> None:
         self._next = None
-        self._ask().addCallbacks(self._answered, self._unheard)
+        self._probe().addCallbacks(self._succeeded, self._failed)
 
-    def _answered(self, _: None) -> None:
+    def _succeeded(self, _: None) -> None:
         if not self._is_running:
             return
-        self._unanswered = 0
+        self._failed_probes = 0
         self._is_suspected = False
-        self._next = self._clock.callLater(BEAT, self._beat)
+        self._next = self._clock.callLater(PROBE_INTERVAL, self._send_probe)
         if not self._is_up:
             self._is_up = True
             self._on_up()
 
-    def _unheard(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure) -> None:
         if not self._is_running:
             return
         if not failure.check(BrokerUnavailable):
-            self._log.failure("the broker could not be asked for a sign of life", failure)
+            self._log.failure("internal error: the broker could not be probed", failure)
         why = failure.getErrorMessage()
-        self._unanswered += 1
-        self._next = self._clock.callLater(BEAT_WHEN_AWAY, self._beat)
+        self._failed_probes += 1
+        self._next = self._clock.callLater(PROBE_RETRY_DELAY, self._send_probe)
         if not self._is_up:
             self._on_silence(why)
-        elif self._is_suspected or self._unanswered >= SILENT_BEATS:
+        elif self._is_suspected or self._failed_probes >= MAX_FAILED_PROBES:
             self._is_up = False
             self._on_down(why)

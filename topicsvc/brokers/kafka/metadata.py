@@ -1,7 +1,7 @@
-"""Adapter: what is asked of Kafka besides its messages, each answered by a Deferred.
+"""Requests offsets and other metadata from Kafka; each method returns a Deferred.
 
-librdkafka's questions block. They are asked on a thread of their own and through a client that
-reads nothing, since on a connection that reads they would wait behind what it waits for.
+The requests of librdkafka block, so they run in a thread of their own. They use a client that reads
+no records: on a connection that reads, they would wait for the response to a fetch.
 """
 
 from __future__ import annotations
@@ -18,37 +18,40 @@ from twisted.python.threadpool import ThreadPool
 from topicsvc.brokers.kafka.options import CONSUMER, Options
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["Ends", "MetadataClient", "NoSuchTopic"]
+__all__ = ["EndOffsets", "MetadataClient", "NoSuchTopic"]
 
 TIMEOUT = 4.0
-"""Seconds that one question may take."""
+"""Seconds that one request may take."""
 
 SHORT_TIMEOUT = 1.0
-"""Seconds that a question may take where there is a reason to think that nobody answers."""
+"""Seconds that a request may take if the broker is probably down."""
 
-MANY = 10
-"""Topics from which on the broker is asked for all that it has, in one question."""
+LIST_ALL_FROM = 10
+"""From this number of topics on, one request for all topics of the broker is sent."""
 
-Ends = dict[int, int]
-"""Of each partition of a topic: the offset that its next message will have."""
+EndOffsets = dict[int, int]
+"""For each partition of a topic, the offset that its next message will have."""
 
 T = TypeVar("T")
 
 _NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
-_SILENCE = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+_NO_RESPONSE = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 _NO_PARTITION = (KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)
+
+_INTERNAL_TOPIC = "__consumer_offsets"
+"""Kafka's own topic. It is requested if there is no other topic to request."""
 
 
 class NoSuchTopic(BrokerUnavailable):
-    """The broker does not have the topic, or not yet: it may just be making it."""
+    """The broker does not have the topic, or is still creating it."""
 
 
 class MetadataClient:
-    """Asks.
+    """Requests metadata.
 
     Args:
-        options: how to reach the broker.
-        reactor: where answers are heard.
+        options: see `topicsvc.brokers.kafka.options.connection_options`.
+        reactor: in whose thread the Deferreds fire.
         make: makes librdkafka's client.
     """
 
@@ -62,14 +65,14 @@ class MetadataClient:
         self._client: Any = None
 
     def start(self) -> None:
-        """Begin; the threads of librdkafka are made here, and live in this process alone."""
+        """Start the client. Its threads do not survive a fork: call this after daemonizing."""
         self._client = self._make(self._options)
-        # One thread: a client of confluent-kafka does one thing at a time.
+        # One thread: a client of confluent-kafka runs one request at a time.
         self._pool = ThreadPool(0, 1, "topicsvc asks Kafka")
         self._pool.start()
 
     def stop(self) -> Deferred[None]:
-        """Ask no more; fires when what was asked is answered and the client is closed."""
+        """Send no more requests; fires when all have finished and the client is closed."""
         if self._pool is None:
             return succeed(None)
         pool, self._pool = self._pool, None
@@ -79,108 +82,110 @@ class MetadataClient:
             pool.stop()
             client.close()
 
-        waits = self._reactor.getThreadPool()
-        stopping: Deferred[None] = deferToThreadPool(self._reactor, waits, close)
+        closing_pool = self._reactor.getThreadPool()
+        stopping: Deferred[None] = deferToThreadPool(self._reactor, closing_pool, close)
         return stopping
 
-    def end_offsets(self, names: Sequence[str]) -> Deferred[dict[str, Ends | BrokerUnavailable]]:
-        """Where each topic ends now, or why nobody knows.
+    def end_offsets(
+        self, names: Sequence[str]
+    ) -> Deferred[dict[str, EndOffsets | BrokerUnavailable]]:
+        """The current end of each topic, or an error.
 
-        A message that the broker had accepted before stands before this end, one that it
-        accepts from now on does not. Asking for a topic makes it, where the broker does that.
-
-        Fails with:
-            BrokerUnavailable: the broker does not answer.
-        """
-        return self._ask(self._end_offsets, names)
-
-    def alive(self, partitions: Sequence[tuple[str, int]]) -> Deferred[None]:
-        """Whether the leader of each of `partitions` answers; without any, whether somebody does.
+        A message that the broker has accepted before is before this end; a message that it
+        accepts later is not. The request creates a missing topic if the broker allows it.
 
         Fails with:
-            BrokerUnavailable: it does not.
+            BrokerUnavailable: the broker does not respond.
         """
-        return self._ask(self._alive, partitions)
+        return self._run(self._end_offsets, names)
 
-    def bounds(self, name: str, partition: int) -> Deferred[tuple[int, int]]:
-        """The offsets of the first message that is there and of the next that will be.
+    def probe(self, partitions: Sequence[tuple[str, int]]) -> Deferred[None]:
+        """Fire when the leader of each partition responds; without partitions, any server.
 
         Fails with:
-            BrokerUnavailable: the broker does not answer.
+            BrokerUnavailable: there is no response.
         """
-        return self._ask(self._bounds, name, partition)
+        return self._run(self._probe, partitions)
+
+    def watermarks(self, name: str, partition: int) -> Deferred[tuple[int, int]]:
+        """The offsets of the first available message and of the next new message.
+
+        Fails with:
+            BrokerUnavailable: the broker does not respond.
+        """
+        return self._run(self._watermarks, name, partition)
 
     def partitions(self, names: Sequence[str]) -> Deferred[dict[str, list[int]]]:
-        """Which partitions each topic has; one that is not there is left out.
+        """The partitions of each topic, without the topics that do not exist.
 
         Fails with:
-            BrokerUnavailable: the broker does not answer.
+            BrokerUnavailable: the broker does not respond.
         """
-        return self._ask(self._partitions, names)
+        return self._run(self._partitions, names)
 
-    def _ask(self, question: Callable[..., T], *arguments: Any) -> Deferred[T]:
+    def _run(self, request: Callable[..., T], *arguments: Any) -> Deferred[T]:
         if self._pool is None:
             return fail(BrokerUnavailable("stopping"))
-        asked: Deferred[T] = deferToThreadPool(self._reactor, self._pool, question, *arguments)
-        return asked.addErrback(_unavailable)
+        running: Deferred[T] = deferToThreadPool(self._reactor, self._pool, request, *arguments)
+        return running.addErrback(_to_unavailable)
 
-    # On the thread.
+    # In the thread.
 
-    def _end_offsets(self, names: Sequence[str]) -> dict[str, Ends | BrokerUnavailable]:
-        found: dict[str, Ends | BrokerUnavailable] = {}
-        good: dict[str, list[int]] = {}
+    def _end_offsets(self, names: Sequence[str]) -> dict[str, EndOffsets | BrokerUnavailable]:
+        found: dict[str, EndOffsets | BrokerUnavailable] = {}
+        usable: dict[str, list[int]] = {}
         for name, topic in self._topics(names).items():
-            why = _wrong_with(topic)
-            if why is None:
-                good[name] = list(topic.partitions)
+            error = _topic_error(topic)
+            if error is None:
+                usable[name] = list(topic.partitions)
             else:
-                found[name] = why
+                found[name] = error
         try:
-            return found | self._offsets(good)
+            return found | self._offsets(usable)
         except KafkaException as error:
-            if error.args[0].code() in _SILENCE:
+            if error.args[0].code() in _NO_RESPONSE:
                 raise
-        # One of them is being made or moved; it takes no other with it.
-        for name, partitions in good.items():
+        # One topic is being created or moved. Request each by itself, so that only this one fails.
+        for name, partitions in usable.items():
             try:
                 found |= self._offsets({name: partitions})
             except KafkaException as error:
                 found[name] = NoSuchTopic(error.args[0].str())
         return found
 
-    def _offsets(self, topics: Mapping[str, Iterable[int]]) -> dict[str, Ends]:
-        asked = [
+    def _offsets(self, topics: Mapping[str, Iterable[int]]) -> dict[str, EndOffsets]:
+        requested = [
             TopicPartition(name, each, OFFSET_END)
             for name, partitions in topics.items()
             for each in partitions
         ]
-        ends: dict[str, Ends] = {name: {} for name in topics}
-        for answer in self._client.offsets_for_times(asked, timeout=TIMEOUT) if asked else ():
-            if answer.error is not None:
-                raise KafkaException(answer.error)
-            ends[answer.topic][answer.partition] = answer.offset
+        ends: dict[str, EndOffsets] = {name: {} for name in topics}
+        for end in self._client.offsets_for_times(requested, timeout=TIMEOUT) if requested else ():
+            if end.error is not None:
+                raise KafkaException(end.error)
+            ends[end.topic][end.partition] = end.offset
         return ends
 
-    def _alive(self, partitions: Sequence[tuple[str, int]]) -> None:
+    def _probe(self, partitions: Sequence[tuple[str, int]]) -> None:
         if not partitions:
-            self._client.list_topics(_EVERYBODYS, timeout=TIMEOUT)
+            self._client.list_topics(_INTERNAL_TOPIC, timeout=TIMEOUT)
             return
-        asked = [TopicPartition(*each, OFFSET_END) for each in partitions]
+        requested = [TopicPartition(*each, OFFSET_END) for each in partitions]
         try:
-            for answer in self._client.offsets_for_times(asked, timeout=TIMEOUT):
-                if answer.error is not None and answer.error.code() not in _NO_PARTITION:
-                    raise KafkaException(answer.error)
+            for end in self._client.offsets_for_times(requested, timeout=TIMEOUT):
+                if end.error is not None and end.error.code() not in _NO_PARTITION:
+                    raise KafkaException(end.error)
         except KafkaException as error:
             if error.args[0].code() not in _NO_PARTITION:
                 raise
-            # A topic that was deleted takes no other with it.
-            there = self._client.list_topics(timeout=SHORT_TIMEOUT).topics
-            if all(each.topic in there for each in asked):
+            # If a topic was deleted, the broker is not down.
+            existing = self._client.list_topics(timeout=SHORT_TIMEOUT).topics
+            if all(each.topic in existing for each in requested):
                 raise
 
-    def _bounds(self, name: str, partition: int) -> tuple[int, int]:
-        place = TopicPartition(name, partition)
-        low, high = self._client.get_watermark_offsets(place, timeout=TIMEOUT)
+    def _watermarks(self, name: str, partition: int) -> tuple[int, int]:
+        requested = TopicPartition(name, partition)
+        low, high = self._client.get_watermark_offsets(requested, timeout=TIMEOUT)
         return low, high
 
     def _partitions(self, names: Sequence[str]) -> dict[str, list[int]]:
@@ -188,9 +193,9 @@ class MetadataClient:
         return {name: sorted(topics[name].partitions) for name in names if name in topics}
 
     def _topics(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the broker says of each topic."""
+        """The broker's description of each topic."""
         known: dict[str, Any] = {}
-        if len(names) >= MANY:
+        if len(names) >= LIST_ALL_FROM:
             known = self._client.list_topics(timeout=TIMEOUT).topics
         return {name: known.get(name) or self._topic(name) for name in names}
 
@@ -198,22 +203,18 @@ class MetadataClient:
         return self._client.list_topics(name, timeout=TIMEOUT).topics[name]
 
 
-_EVERYBODYS = "__consumer_offsets"
-"""Kafka's own topic, asked for when there is nothing else to ask for."""
-
-
-def _wrong_with(topic: Any) -> BrokerUnavailable | None:
-    """Why nothing can be promised of a topic; None: nothing is wrong."""
+def _topic_error(topic: Any) -> BrokerUnavailable | None:
+    """Why a topic cannot be read; None: it can."""
     if topic.error is not None and topic.error.code() not in _NO_TOPIC:
         return BrokerUnavailable(topic.error.str())
     if topic.error is not None or not topic.partitions:
-        return NoSuchTopic("the broker does not have it")
+        return NoSuchTopic("the broker does not have the topic")
     if any(each.leader < 0 for each in topic.partitions.values()):
         return NoSuchTopic("a partition has no leader")
     return None
 
 
-def _unavailable(failure: Failure) -> NoReturn:
+def _to_unavailable(failure: Failure) -> NoReturn:
     failure.trap(KafkaException)
     error: KafkaError = failure.value.args[0]  # type: ignore[union-attr]
     raise BrokerUnavailable(error.str())

@@ -1,6 +1,6 @@
-"""Adapter: what Kafka allows for a name, and how librdkafka is to behave.
+"""The options of librdkafka's clients, and the names that Kafka allows for a topic.
 
-The settings are librdkafka's own (its CONFIGURATION.md). Times are milliseconds there.
+librdkafka's CONFIGURATION.md describes the options. Their times are in milliseconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ __all__ = ["CONSUMER", "PRODUCER", "Options", "connection_options", "is_topic_na
 Options = dict[str, Any]
 
 GROUP = "topicsvc"
-"""librdkafka wants a name here, though nobody joins a group: nothing is committed under it."""
+"""A group id, which librdkafka requires. No group is joined, and nothing is committed."""
 
 CONNECTION: Options = {
     "client.id": "topicsvc",
-    "log_level": 0,  # what it has to say comes as an event as well
+    "log_level": 0,  # errors are also passed to error_cb
     "socket.timeout.ms": 10000,
     "socket.connection.setup.timeout.ms": 5000,
     "socket.nagle.disable": True,
@@ -31,13 +31,12 @@ CONSUMER: Options = {
     "group.id": GROUP,
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
-    # A partition that no longer has the messages that come next is told, not skipped over.
+    # If a partition does not have the next offset, report an error and do not skip messages.
     "auto.offset.reset": "error",
-    # A topic that nobody has sent to yet is made, where the broker does that, as Personium's
-    # own client has it.
+    # Let the broker create a missing topic, if it is configured to, as Personium's client does.
     "allow.auto.create.topics": True,
-    # How long the broker may keep an answer back while nothing comes. What else is asked on the
-    # connection waits behind it, a topic that has just been added too.
+    # How long the broker may delay the response to a fetch while there are no records. Other
+    # requests on the connection wait for it, for example the first fetch of a new topic.
     "fetch.wait.max.ms": 100,
     "fetch.error.backoff.ms": 100,
     "queued.max.messages.kbytes": 16384,
@@ -45,14 +44,15 @@ CONSUMER: Options = {
 
 PRODUCER: Options = {
     "acks": "all",
-    # What is sent again because its confirmation was lost comes once, and in its place.
+    # A message that is sent again after a lost confirmation is stored once, in its order.
     "enable.idempotence": True,
     "linger.ms": 0,
-    # A topic that the broker does not make is waited for no longer than this.
+    # How long to wait for a topic that the broker does not create.
     "topic.metadata.propagation.max.ms": 5000,
-    # Whoever waits has been told by then; a later acceptance would be a surprise.
+    # After this time the message fails: the broker must not accept it after the sender has got
+    # an error.
     "message.timeout.ms": 10000,
-    # The broker judges which message is too long, not this library.
+    # The broker limits the length of messages, not librdkafka.
     "message.max.bytes": 67108864,
 }
 
@@ -60,20 +60,19 @@ _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 def is_topic_name(name: str) -> bool:
-    """Whether Kafka can have a topic of this name (org.apache.kafka.common.internals.Topic)."""
+    """Whether Kafka allows this topic name (org.apache.kafka.common.internals.Topic)."""
     return _TOPIC_NAME.fullmatch(name) is not None
 
 
 def connection_options(
     bootstrap: str, login: Login | None = None, authorities: str | None = None
 ) -> Options:
-    """How to reach the broker and who we are.
+    """Return the options for address, login and encryption.
 
     Args:
-        bootstrap: ``host:port`` of some of its servers, joined by commas.
+        bootstrap: ``host:port`` of some of the broker's servers, separated by commas.
         login: for SASL PLAIN; None: no authentication.
-        authorities: certificates in PEM: TLS is spoken, and nobody else vouches for the
-            broker; None: TLS is not spoken.
+        authorities: CA certificates in PEM; TLS is used, and only these are trusted. None: no TLS.
     """
     protocol = "SSL" if authorities else "PLAINTEXT"
     options: Options = {

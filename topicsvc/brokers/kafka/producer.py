@@ -1,4 +1,4 @@
-"""Adapter: sends to Kafka. One thread hears what became of it."""
+"""Sends to Kafka. A thread of its own gets the results."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from twisted.python.failure import Failure
 from topicsvc.brokers.kafka.options import PRODUCER, Options
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["CELL", "Outcome", "Place", "Producer", "Told"]
+__all__ = ["CELL_HEADER", "DeliveryResult", "OnDelivery", "Position", "Producer"]
 
-CELL = "__PERSONIUM_CELL"
-"""The header that says who sent a message."""
+CELL_HEADER = "__PERSONIUM_CELL"
+"""The name of the header with the sender of a message."""
 
-TURN = 0.1
-"""Seconds between two looks whether to stop; what became of a message is heard at once."""
+POLL_TIMEOUT = 0.1
+"""Seconds between two checks whether to stop. Results are processed at once."""
 
-LAST_WORDS = 2.0
-"""Seconds that what is under way has left when the service stops."""
+FLUSH_TIMEOUT = 2.0
+"""Seconds that unconfirmed messages have when the service stops."""
 
 
-class Place(NamedTuple):
-    """Where a message that was accepted stands in its topic."""
+class Position(NamedTuple):
+    """Where an accepted message is in its topic."""
 
     partition: int
     offset: int
 
 
-Outcome = Place | BrokerUnavailable
-Told = Callable[[Outcome], None]
-"""Takes what became of a message, once."""
+DeliveryResult = Position | BrokerUnavailable
+OnDelivery = Callable[[DeliveryResult], None]
+"""Is called once with the result for a message."""
 
 
 class Producer:
-    """Sends, and says what became of each message.
+    """Sends messages and reports the result for each.
 
     Args:
-        options: how to reach the broker.
-        reactor: where outcomes are told.
+        options: see `topicsvc.brokers.kafka.options.connection_options`.
+        reactor: in whose thread results are reported.
         make: makes librdkafka's client.
     """
 
@@ -54,93 +54,96 @@ class Producer:
     def __init__(
         self, options: Options, reactor: Any, make: Callable[[Options], Any] = KafkaProducer
     ) -> None:
-        self._options = {**options, **PRODUCER, "error_cb": self._failed}
+        self._options = {**options, **PRODUCER, "error_cb": self._on_error}
         self._reactor = reactor
         self._make = make
         self._client: Any = None
-        self._outcomes: deque[tuple[Told, Outcome]] = deque()
+        self._results: deque[tuple[OnDelivery, DeliveryResult]] = deque()
         self._stopping = Event()
-        self._is_spent = False
+        self._has_failed = False
         self._stopped: Deferred[None] = Deferred()
 
     def start(self) -> None:
-        """Begin; the threads of librdkafka are made here, and live in this process alone."""
+        """Start the client. Its threads do not survive a fork: call this after daemonizing."""
         self._client = self._make(self._options)
         Thread(target=self._serve, name="topicsvc sends to Kafka", daemon=True).start()
 
     def stop(self) -> Deferred[None]:
-        """Send no more; fires when the outcome of all that was sent is told."""
+        """Stop sending; fires when the results for all messages are reported."""
         self._stopping.set()
         return self._stopped
 
-    def send(self, topic: str, sender: str | None, body: bytes, told: Told) -> None:
-        """Send a message; `told` hears the outcome, later."""
+    def send(self, topic: str, sender: str | None, body: bytes, on_delivery: OnDelivery) -> None:
+        """Send a message; `on_delivery` is called later with the result."""
 
         def delivered(error: KafkaError | None, message: Any) -> None:
             if error is None:
-                self._outcomes.append((told, Place(message.partition(), message.offset())))
+                position = Position(message.partition(), message.offset())
+                self._results.append((on_delivery, position))
                 return
-            self._outcomes.append((told, BrokerUnavailable(error.str())))
+            self._results.append((on_delivery, BrokerUnavailable(error.str())))
             if error.fatal():
-                self._is_spent = True
+                self._has_failed = True
 
-        headers = [(CELL, (sender or "").encode("utf-8"))]
+        headers = [(CELL_HEADER, (sender or "").encode("utf-8"))]
         try:
             self._client.produce(topic, body, headers=headers, on_delivery=delivered)
         except (KafkaException, BufferError) as error:
-            self._reactor.callLater(0, told, BrokerUnavailable(str(error)))
+            self._reactor.callLater(0, on_delivery, BrokerUnavailable(str(error)))
 
-    # On the thread.
+    # In the thread.
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._turn()
+                self._poll()
             except Exception:
-                failed = "a turn of the thread that sends failed"
+                failed = "internal error in the thread that sends to Kafka"
                 self._reactor.callFromThread(self._log.failure, failed, Failure())
-                self._stopping.wait(TURN)
-        self._client.flush(LAST_WORDS)
-        self._end(self._client)
+                self._stopping.wait(POLL_TIMEOUT)
+        self._client.flush(FLUSH_TIMEOUT)
+        self._close(self._client)
         self._reactor.callFromThread(self._stopped.callback, None)
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         try:
-            self._client.poll(TURN)
-        except KafkaException as error:  # librdkafka says it so, or to `_failed`, or both
+            self._client.poll(POLL_TIMEOUT)
+        except KafkaException as error:  # librdkafka raises it, or passes it to error_cb, or both
             if not error.args[0].fatal():
                 raise
-            self._failed(error.args[0])
-        self._report()
-        if self._is_spent:
-            self._renew()
+            self._on_error(error.args[0])
+        self._report_results()
+        if self._has_failed:
+            self._replace_client()
 
-    def _renew(self) -> None:
-        """Librdkafka ends a producer that cannot keep its promise of "once and in order"."""
-        spent, self._client = self._client, self._make(self._options)
-        self._is_spent = False
-        self._end(spent)
+    def _replace_client(self) -> None:
+        """Replace the client: one that cannot keep "once and in order" has a fatal error."""
+        failed, self._client = self._client, self._make(self._options)
+        self._has_failed = False
+        self._close(failed)
 
-    def _end(self, client: Any) -> None:
-        """What is not accepted by now is not."""
+    def _close(self, client: Any) -> None:
+        """Fail all messages that are not accepted yet."""
         client.purge()
-        client.flush(LAST_WORDS)
-        self._report()
+        client.flush(FLUSH_TIMEOUT)
+        self._report_results()
 
-    def _report(self) -> None:
-        if self._outcomes:
-            outcomes, self._outcomes = self._outcomes, deque()
-            self._reactor.callFromThread(_tell, outcomes)
+    def _report_results(self) -> None:
+        if self._results:
+            results, self._results = self._results, deque()
+            self._reactor.callFromThread(_report, results)
 
-    def _failed(self, error: KafkaError) -> None:
-        """Something is wrong; what can be mended librdkafka mends."""
-        if error.fatal() and not self._is_spent:
-            self._is_spent = True
+    def _on_error(self, error: KafkaError) -> None:
+        """Log a fatal error, which needs a new client. librdkafka recovers from other errors."""
+        if error.fatal() and not self._has_failed:
+            self._has_failed = True
             self._reactor.callFromThread(
-                self._log.error, "the producer is made anew: {why}", why=error.str()
+                self._log.error,
+                "the Kafka producer is replaced after a fatal error: {why}",
+                why=error.str(),
             )
 
 
-def _tell(outcomes: deque[tuple[Told, Outcome]]) -> None:
-    for told, outcome in outcomes:
-        told(outcome)
+def _report(results: deque[tuple[OnDelivery, DeliveryResult]]) -> None:
+    for on_delivery, result in results:
+        on_delivery(result)

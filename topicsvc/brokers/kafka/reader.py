@@ -1,7 +1,7 @@
-"""Adapter: what of Kafka's topics is read, and how far.
+"""Decides which partitions are read from which offset, and watches over the broker.
 
-Kafka's own words for where reading may begin and end are asked for; when the broker comes
-back, reading goes on where it stopped.
+The start of a topic is the end offsets that Kafka reports. When the broker is back after an outage,
+reading continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka.consumer import Consumer
 from topicsvc.brokers.kafka.liveness import LivenessProbe
-from topicsvc.brokers.kafka.metadata import Ends, MetadataClient, NoSuchTopic
-from topicsvc.brokers.kafka.producer import Place
+from topicsvc.brokers.kafka.metadata import EndOffsets, MetadataClient, NoSuchTopic
+from topicsvc.brokers.kafka.producer import Position
 from topicsvc.brokers.kafka.record_queue import Record
 from topicsvc.brokers.message_text import json_body
-from topicsvc.brokers.subscriptions import Deliver, Lost, Subscriptions, TopicSubscription
+from topicsvc.brokers.subscriptions import Deliver, OnLost, Subscriptions, TopicSubscription
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Message, Subscription
 from topicsvc.scheduling.log_throttle import LogThrottle
@@ -30,34 +30,34 @@ from topicsvc.topics import TopicAddress
 
 __all__ = ["Reader"]
 
-CREATION = 0.1
-"""Seconds after which a topic that the broker did not have is asked for again."""
+TOPIC_RETRY_DELAY = 0.1
+"""Seconds after which a topic that the broker does not have yet is requested again."""
 
-CREATION_TRIES = 50
-"""Times that it is; then the broker does not make topics by itself."""
+MAX_TOPIC_RETRIES = 50
+"""Retries for such a topic; after them the broker is taken not to create topics itself."""
 
-AT_ONCE = 200
-"""Topics that are asked for in one question, and partitions whose leaders give signs of life."""
+MAX_PER_REQUEST = 200
+"""Topics in one request for offsets, and partitions in one probe."""
 
-GROWTH = 60.0
-"""Seconds between two looks whether topics have new partitions."""
+PARTITION_CHECK_INTERVAL = 60.0
+"""Seconds between two checks for new partitions."""
 
 MAX_ERRORS_LOGGED = 20
 """Different errors that are logged during one outage."""
 
-_DETAIL = re.compile(r" \(.*\)$")
+_DETAILS = re.compile(r" \(.*\)$")
 
 
 class Reader:
-    """Who listens to what, and how far it is read.
+    """The subscriptions, and the partitions that are read for them.
 
     Args:
-        clock: tells and keeps the time.
+        clock: the time and timers.
         closes_on_loss: see `topicsvc.brokers.kafka.broker.KafkaBroker`.
-        losses: counted here.
+        losses: the counters of losses.
 
     Attributes:
-        last_error: why it is not up, as far as it can be told.
+        last_error: the last known reason why the broker is not up; empty if there is none.
     """
 
     _log: ClassVar[Logger] = Logger()
@@ -68,165 +68,175 @@ class Reader:
         self._clock = clock
         self._closes_on_loss = closes_on_loss
         self._losses = losses
-        self._listeners = Subscriptions(clock, broker_name, self._ask, self._let_go)
-        self._partitions: dict[tuple[str, int], str] = {}  # what is read, for which id
-        self._expected: dict[tuple[str, int], int] = {}  # how far it must be, for all of ours
-        self._life = LivenessProbe(
-            clock, self._ask_for_life, self._on_up, self._on_down, self.complain
+        self._subscriptions = Subscriptions(
+            clock, broker_name, self._request_topic, self._unsubscribe
+        )
+        self._partitions: dict[tuple[str, int], str] = {}  # assigned ones, and their ids
+        self._expected_offsets: dict[tuple[str, int], int] = {}  # of the last accepted messages
+        self._liveness = LivenessProbe(
+            clock, self._probe, self._on_up, self._on_down, self.on_error
         )
         self._down_since: float | None = None
-        self._sampled = 0
+        self._probed = 0
         self.last_error = ""
         self._throttle = LogThrottle(max_keys=MAX_ERRORS_LOGGED)
-        self._wishes: dict[str, int] = {}  # ids, and how often each was asked for in vain
-        self._is_asking = False
-        self._due: set[IDelayedCall] = set()
-        self._growth = LoopingCall(self._look_for_growth)
-        self._growth.clock = clock
+        self._queued: dict[str, int] = {}  # ids to request, and the retries of each
+        self._is_requesting = False
+        self._delayed_calls: set[IDelayedCall] = set()
+        self._partition_check = LoopingCall(self._check_partitions)
+        self._partition_check.clock = clock
 
     def __len__(self) -> int:
-        return len(self._listeners)
+        return len(self._subscriptions)
 
     @property
     def is_up(self) -> bool:
-        return self._life.is_up
+        return self._liveness.is_up
 
     @property
     def is_settled(self) -> bool:
-        return self._consumer.has_brought(self._expected)
+        return self._consumer.has_delivered(self._expected_offsets)
 
-    def expect(self, name: str, place: Place) -> None:
-        """A message of ours stands there: if somebody listens, it will be brought."""
-        partition = name, place.partition
+    def expect_echo(self, name: str, position: Position) -> None:
+        """A message sent from here is at this position: if the topic is read, it comes back."""
+        partition = name, position.partition
         if partition in self._partitions:
-            self._expected[partition] = max(place.offset, self._expected.get(partition, 0))
+            expected = self._expected_offsets.get(partition, 0)
+            self._expected_offsets[partition] = max(position.offset, expected)
 
     def subscribe(
-        self, address: TopicAddress, deliver: Deliver, lost: Lost | None
+        self, address: TopicAddress, deliver: Deliver, lost: OnLost | None
     ) -> Deferred[Subscription]:
-        return self._listeners.subscribe(address, deliver, lost)
+        return self._subscriptions.subscribe(address, deliver, lost)
 
-    def start(self, consumer: Consumer, questions: MetadataClient) -> None:
-        self._consumer, self._metadata = consumer, questions
-        self._life.start()
-        self._growth.start(GROWTH, now=False).addErrback(
-            lambda failure: self._log.failure("no look for new partitions any more", failure)
+    def start(self, consumer: Consumer, metadata: MetadataClient) -> None:
+        self._consumer, self._metadata = consumer, metadata
+        self._liveness.start()
+        self._partition_check.start(PARTITION_CHECK_INTERVAL, now=False).addErrback(
+            lambda failure: self._log.failure(
+                "internal error: the checks for new partitions have ended", failure
+            )
         )
 
     def stop(self) -> None:
-        self._life.stop()
-        self._listeners.fail(self._listeners, BrokerUnavailable("stopping"))
-        self._growth.stop()
-        for each in self._due:
-            each.cancel()
-        self._due.clear()
+        self._liveness.stop()
+        self._subscriptions.fail(self._subscriptions, BrokerUnavailable("stopping"))
+        self._partition_check.stop()
+        for call in self._delayed_calls:
+            call.cancel()
+        self._delayed_calls.clear()
 
-    # Topics that are asked for.
+    # Requests for topics.
 
-    def _ask(self, topic: TopicSubscription) -> None:
-        self._wish(self._listeners.new_id(topic), 0)
+    def _request_topic(self, topic: TopicSubscription) -> None:
+        self._enqueue(self._subscriptions.new_id(topic), 0)
 
-    def _wish(self, id_: str, tries: int) -> None:
-        """What is wished for in one turn, or while an answer is awaited, is one question."""
-        self._wishes[id_] = tries
-        if not self._is_asking:
-            self._is_asking = True
-            self._later(0, self._ask_for_ends)
+    def _enqueue(self, id_: str, retries: int) -> None:
+        """Request the offsets of a topic.
 
-    def _ask_for_ends(self) -> None:
-        wishes = {id_: self._wishes.pop(id_) for id_ in list(self._wishes)[:AT_ONCE]}
-        topics = {id_: topic for id_ in wishes if (topic := self._listeners.by_id(id_))}
+        All topics that are enqueued in one reactor iteration, or while a request is running, are
+        requested together.
+        """
+        self._queued[id_] = retries
+        if not self._is_requesting:
+            self._is_requesting = True
+            self._call_later(0, self._request_offsets)
+
+    def _request_offsets(self) -> None:
+        retries = {id_: self._queued.pop(id_) for id_ in list(self._queued)[:MAX_PER_REQUEST]}
+        topics = {id_: topic for id_ in retries if (topic := self._subscriptions.by_id(id_))}
         if not topics:
-            self._asked()
+            self._request_next()
             return
-        asked = self._metadata.end_offsets([topic.name for topic in topics.values()])
+        requested = self._metadata.end_offsets([topic.name for topic in topics.values()])
 
-        def answered(ends: dict[str, Ends | BrokerUnavailable]) -> None:
+        def succeeded(ends: dict[str, EndOffsets | BrokerUnavailable]) -> None:
             for id_, topic in topics.items():
                 if topic.id == id_:
-                    self._answered(topic, ends[topic.name], wishes[id_])
+                    self._on_end_offsets(topic, ends[topic.name], retries[id_])
 
         def failed(failure: Failure) -> None:
             if not failure.check(BrokerUnavailable):
-                self._log.failure("topics could not be asked for", failure)
-            self._life.suspect()
+                self._log.failure("internal error: topics could not be requested", failure)
+            self._liveness.suspect()
             why = BrokerUnavailable(failure.getErrorMessage())
             for id_, topic in topics.items():
                 if topic.id == id_:
                     self._refuse(topic, why)
 
-        asked.addCallback(answered)
-        asked.addErrback(failed)
-        asked.addBoth(lambda _: self._asked())
+        requested.addCallback(succeeded)
+        requested.addErrback(failed)
+        requested.addBoth(lambda _: self._request_next())
 
-    def _asked(self) -> None:
-        self._is_asking = bool(self._wishes)
-        if self._is_asking:
-            self._later(0, self._ask_for_ends)
+    def _request_next(self) -> None:
+        self._is_requesting = bool(self._queued)
+        if self._is_requesting:
+            self._call_later(0, self._request_offsets)
 
-    def _answered(
-        self, topic: TopicSubscription, ends: Ends | BrokerUnavailable, tries: int
+    def _on_end_offsets(
+        self, topic: TopicSubscription, ends: EndOffsets | BrokerUnavailable, retries: int
     ) -> None:
-        if isinstance(ends, NoSuchTopic) and tries < CREATION_TRIES:
-            self._later(CREATION, self._wish, topic.id, tries + 1)
+        if isinstance(ends, NoSuchTopic) and retries < MAX_TOPIC_RETRIES:
+            self._call_later(TOPIC_RETRY_DELAY, self._enqueue, topic.id, retries + 1)
         elif isinstance(ends, BrokerUnavailable):
             self._refuse(topic, ends)
         else:
-            self._read(topic, ends)
-            self._listeners.confirm(topic)
+            self._assign(topic, ends)
+            self._subscriptions.confirm(topic)
 
-    def _read(self, topic: TopicSubscription, offsets: Ends) -> None:
+    def _assign(self, topic: TopicSubscription, offsets: EndOffsets) -> None:
         self._partitions |= {(topic.name, each): topic.id for each in offsets}
-        self._consumer.read(topic.id, topic.name, offsets)
+        self._consumer.assign(topic.id, topic.name, offsets)
 
     def _refuse(self, topic: TopicSubscription, why: BrokerUnavailable) -> None:
         self._log.warn("the broker does not serve {topic}: {why}", topic=topic.name, why=why)
-        self._listeners.refuse(topic, why)
+        self._subscriptions.refuse(topic, why)
 
-    def _let_go(self, topic: TopicSubscription) -> None:
-        mine = [each for each, id_ in self._partitions.items() if id_ == topic.id]
-        for each in mine:
-            del self._partitions[each]
-            self._expected.pop(each, None)
-        if mine:
-            self._consumer.forget(topic.id, topic.name)
+    def _unsubscribe(self, topic: TopicSubscription) -> None:
+        ended = [partition for partition, id_ in self._partitions.items() if id_ == topic.id]
+        for partition in ended:
+            del self._partitions[partition]
+            self._expected_offsets.pop(partition, None)
+        if ended:
+            self._consumer.unassign(topic.id, topic.name)
 
-    def _look_for_growth(self) -> None:
-        """A topic may be given more partitions: they are read from their beginning."""
-        topics = [topic for topic in self._listeners if topic.is_live]
+    def _check_partitions(self) -> None:
+        """Read new partitions of the topics, from offset 0."""
+        topics = [topic for topic in self._subscriptions if topic.is_confirmed]
         if not topics or not self.is_up:
             return
-        asked = self._metadata.partitions([topic.name for topic in topics])
+        requested = self._metadata.partitions([topic.name for topic in topics])
 
-        def answered(partitions: dict[str, list[int]]) -> None:
+        def succeeded(partitions: dict[str, list[int]]) -> None:
             for topic in topics:
-                there = partitions.get(topic.name, ())
-                new = {each: 0 for each in there if (topic.name, each) not in self._partitions}
-                if new and topic.is_live:
-                    self._read(topic, new)
+                known = self._partitions
+                existing = partitions.get(topic.name, ())
+                new = {each: 0 for each in existing if (topic.name, each) not in known}
+                if new and topic.is_confirmed:
+                    self._assign(topic, new)
 
-        asked.addCallbacks(answered, lambda failure: failure.trap(BrokerUnavailable))
+        requested.addCallbacks(succeeded, lambda failure: failure.trap(BrokerUnavailable))
 
-    def _later(self, seconds: float, do: Callable[..., None], *arguments: Any) -> None:
-        """Do something soon, unless the service has stopped by then."""
+    def _call_later(self, seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function after some seconds, unless the service has stopped by then."""
 
         def run() -> None:
-            self._due.discard(call)
-            do(*arguments)
+            self._delayed_calls.discard(call)
+            function(*arguments)
 
         call = self._clock.callLater(seconds, run)
-        self._due.add(call)
+        self._delayed_calls.add(call)
 
-    # Whether the broker is there.
+    # Whether the broker is up.
 
-    def _ask_for_life(self) -> Deferred[None]:
-        """Of the leaders of what is read; where that is much, of one part after the other."""
+    def _probe(self) -> Deferred[None]:
+        """Probe the leaders of the assigned partitions; if there are many, of a part at a time."""
         partitions = list(self._partitions)
-        if self._sampled >= len(partitions):
-            self._sampled = 0
-        sample = partitions[self._sampled : self._sampled + AT_ONCE]
-        self._sampled += AT_ONCE
-        return self._metadata.alive(sample)
+        if self._probed >= len(partitions):
+            self._probed = 0
+        sample = partitions[self._probed : self._probed + MAX_PER_REQUEST]
+        self._probed += MAX_PER_REQUEST
+        return self._metadata.probe(sample)
 
     def _on_up(self) -> None:
         self.last_error = ""
@@ -236,8 +246,8 @@ class Reader:
             return
         self._losses.reconnects += 1
         self._log.warn(
-            "the broker is back after {seconds:.1f} s: {count} topics are read on from where "
-            "they were",
+            "the broker is back after {seconds:.1f} s: reading of {count} topics continues "
+            "where it stopped",
             seconds=self._clock.seconds() - self._down_since,
             count=len(self),
         )
@@ -245,78 +255,78 @@ class Reader:
 
     def _on_down(self, why: str) -> None:
         self._down_since = self._clock.seconds()
-        topics = tuple(self._listeners)
-        self._listeners.fail(
-            [topic for topic in topics if not topic.is_live],
+        topics = tuple(self._subscriptions)
+        self._subscriptions.fail(
+            [topic for topic in topics if not topic.is_confirmed],
             BrokerUnavailable("the broker was lost"),
         )
         self._log.warn(
-            "the broker is lost: {why}; {count} topics wait for its return",
+            "the broker is lost: {why}; {count} topics wait until it is back",
             why=why,
             count=len(self),
         )
         if self._closes_on_loss:
-            self._listeners.tell_lost(topics)
+            self._subscriptions.notify_lost(topics)
 
-    # What the consumer tells.
+    # Called by the consumer.
 
-    def doubted(self) -> None:
-        self._life.suspect()
+    def on_disconnected(self) -> None:
+        self._liveness.suspect()
 
-    def complain(self, why: str) -> None:
-        """Say what is wrong, each thing once until the broker is there again."""
-        why = self.last_error = _DETAIL.sub("", why)
+    def on_error(self, why: str) -> None:
+        """Log an error, each one once until the broker is up again."""
+        why = self.last_error = _DETAILS.sub("", why)
         if self._throttle.allow(why, self._clock.seconds()):
-            self._log.warn("trouble with the broker: {why}", why=why)
+            self._log.warn("Kafka error: {why}", why=why)
 
-    def record(self, record: Record) -> None:
-        topic = self._listeners.by_id(record.id)
+    def on_record(self, record: Record) -> None:
+        topic = self._subscriptions.by_id(record.id)
         if topic is None:
-            return  # on its way when the topic was let go
+            return  # it was in the queue when the topic was unsubscribed
         sender = (record.cell or b"").decode("utf-8", "replace") or None
         topic.deliver(Message(topic.address, sender, json_body(record.value or b"")))
 
-    def misrouted(self, name: str) -> None:
+    def on_misrouted(self, name: str) -> None:
         self._losses.misrouted += 1
-        self._log.error("the broker brought a message of {topic}: dropped", topic=name)
+        self._log.error("the broker sent a message of {topic}: dropped", topic=name)
 
-    def refused(self, id_: str, why: str) -> None:
-        topic = self._listeners.by_id(id_)
+    def on_topic_refused(self, id_: str, why: str) -> None:
+        topic = self._subscriptions.by_id(id_)
         if topic is not None:
             self._refuse(topic, BrokerUnavailable(why))
 
-    def not_there(self, id_: str, partition: int, offset: int) -> None:
-        """The broker has lost messages, or they were too old for it: read on behind the gap."""
-        topic = self._listeners.by_id(id_)
+    def on_offset_missing(self, id_: str, partition: int, offset: int) -> None:
+        """The broker has lost or deleted the next messages: continue with the first available."""
+        topic = self._subscriptions.by_id(id_)
         if topic is None:
             return
         name = topic.name
 
-        def read_on(bounds: tuple[int, int]) -> None:
+        def read_on(watermarks: tuple[int, int]) -> None:
             if topic.id != id_:
                 return
-            low, high = bounds
+            low, high = watermarks
             self._losses.gaps += 1
             self._log.warn(
                 "messages of {topic} are missing: the broker has partition {partition} from "
-                "{low} to {high}, and {offset} was next",
+                "offset {low} to {high}, and {offset} was next",
                 topic=name,
                 partition=partition,
                 low=low,
                 high=high,
                 offset=offset,
             )
-            self._read(topic, {partition: min(max(offset, low), high)})
+            self._assign(topic, {partition: min(max(offset, low), high)})
             if self._closes_on_loss:
-                self._listeners.tell_lost([topic])
+                self._subscriptions.notify_lost([topic])
 
-        def try_again(failure: Failure) -> None:
+        def retry(failure: Failure) -> None:
             failure.trap(BrokerUnavailable)
-            self._later(CREATION, self.not_there, id_, partition, offset)
+            self._call_later(TOPIC_RETRY_DELAY, self.on_offset_missing, id_, partition, offset)
 
-        self._metadata.bounds(name, partition).addCallbacks(read_on, try_again)
+        self._metadata.watermarks(name, partition).addCallbacks(read_on, retry)
 
 
 def broker_name(topic: TopicAddress) -> str:
-    """A topic's name in Kafka."""
+    """Return Kafka's name of a topic."""
     return topic.broker_name

@@ -1,7 +1,8 @@
-"""Adapter: records on their way from the thread that polls to the reactor, within bounds.
+"""Passes records from the thread that polls Kafka to the reactor, with limits.
 
-One thread puts, the reactor takes, a little in each of its turns, so that a flood leaves
-room for everything else. Neither waits for the other: each only adds up its own side.
+One thread adds records. The reactor takes a limited number in each iteration, so that it can do
+other work even if many records arrive. Neither side waits for the other: each counts its own
+bytes.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from twisted.logger import Logger
 
 __all__ = ["Record", "RecordQueue"]
 
-MOST_BYTES = 16777216
-MOST_RECORDS = 20000
-"""Past either the inflow is full; it is not until both have fallen to a half."""
+MAX_BYTES = 16777216
+MAX_RECORDS = 20000
+"""Above either limit the queue is full, until both values have fallen to half of their limits."""
 
-TURN_BYTES = 65536
-TURN_RECORDS = 500
-"""Taken in one turn of the reactor: what it would read from a socket in one."""
+BYTES_PER_ITERATION = 65536
+RECORDS_PER_ITERATION = 500
+"""Taken in one reactor iteration: 64 KiB is what Twisted reads from a socket in one iteration."""
 
-OVERHEAD = 200
-"""Bytes that a record takes besides its value."""
+RECORD_OVERHEAD = 200
+"""Bytes of memory for a record besides its value."""
 
 
 class Record(NamedTuple):
-    """What came for a subscription.
+    """A record for a subscription.
 
     Attributes:
         id: of the subscription.
-        value: as it was sent; None: a record without one.
-        cell: the header that says who sent it; None: there is none.
+        value: as it was sent; None: the record has no value.
+        cell: the header with the sender; None: the record has no such header.
     """
 
     id: str
@@ -45,92 +46,92 @@ class RecordQueue:
     """A queue with one thread at each end.
 
     Args:
-        reactor: takes.
-        take: called in the reactor's thread with each record.
+        reactor: takes the records.
+        on_record: called in the reactor's thread with each record.
     """
 
     _log: ClassVar[Logger] = Logger()
 
-    def __init__(self, reactor: Any, take: Callable[[Record], None]) -> None:
+    def __init__(self, reactor: Any, on_record: Callable[[Record], None]) -> None:
         self._reactor = reactor
-        self._take = take
-        self._waiting: deque[Record] = deque()
+        self._on_record = on_record
+        self._records: deque[Record] = deque()
         self._put_bytes = 0
         self._taken_bytes = 0
-        self._is_due = False
+        self._is_scheduled = False
         self._is_paused = False
         self._is_closed = False
         self._lock = Lock()
 
     def put(self, records: Iterable[Record]) -> None:
-        """Hand over `records`. Called on the thread that polls."""
+        """Add `records`. Called in the thread that polls."""
         if self._is_closed:
             return
         for record in records:
             self._put_bytes += _size(record)
-            self._waiting.append(record)
-        if self._is_to_be_scheduled():
-            self._reactor.callFromThread(self._turn)
+            self._records.append(record)
+        if self._must_schedule():
+            self._reactor.callFromThread(self._take_some)
 
     def pause(self) -> None:
-        """Take nothing until `resume`. Called, as that is, in the reactor's thread."""
+        """Take no records until `resume`. Both are called in the reactor's thread."""
         self._is_paused = True
 
     def resume(self) -> None:
-        """Take again what is put."""
+        """Take records again."""
         self._is_paused = False
-        self._go_on()
+        self._schedule()
 
     def close(self) -> None:
-        """What has not been taken by now is not wanted."""
+        """Drop all records, and accept no more."""
         self._is_closed = True
-        self._waiting.clear()
+        self._records.clear()
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that was put is taken."""
-        return not self._waiting
+        """Whether all records are taken."""
+        return not self._records
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more should be put now."""
-        return len(self._waiting) > MOST_RECORDS or self._bytes > MOST_BYTES
+        """Whether no more records should be added."""
+        return len(self._records) > MAX_RECORDS or self._bytes > MAX_BYTES
 
     @property
     def has_room(self) -> bool:
-        """Whether one that was full has become empty enough."""
-        return len(self._waiting) <= MOST_RECORDS / 2 and self._bytes <= MOST_BYTES / 2
+        """Whether a queue that was full is half empty."""
+        return len(self._records) <= MAX_RECORDS / 2 and self._bytes <= MAX_BYTES / 2
 
     @property
     def _bytes(self) -> int:
         return self._put_bytes - self._taken_bytes
 
-    def _turn(self) -> None:
+    def _take_some(self) -> None:
         with self._lock:
-            self._is_due = False
-        room = TURN_BYTES
-        for _ in range(TURN_RECORDS):
-            if not self._waiting or room <= 0 or self._is_paused:
+            self._is_scheduled = False
+        room = BYTES_PER_ITERATION
+        for _ in range(RECORDS_PER_ITERATION):
+            if not self._records or room <= 0 or self._is_paused:
                 break
-            record = self._waiting.popleft()
+            record = self._records.popleft()
             room -= _size(record)
             self._taken_bytes += _size(record)
             try:
-                self._take(record)
+                self._on_record(record)
             except Exception:
-                self._log.failure("a record could not be taken")
-        self._go_on()
+                self._log.failure("internal error: a record was not processed")
+        self._schedule()
 
-    def _go_on(self) -> None:
-        if self._waiting and not self._is_paused and self._is_to_be_scheduled():
-            self._reactor.callLater(0, self._turn)
+    def _schedule(self) -> None:
+        if self._records and not self._is_paused and self._must_schedule():
+            self._reactor.callLater(0, self._take_some)
 
-    def _is_to_be_scheduled(self) -> bool:
-        """Whether no turn is due; the one who asks sees to one."""
+    def _must_schedule(self) -> bool:
+        """Whether no call of `_take_some` is scheduled; if so, the caller must schedule one."""
         with self._lock:
-            was_due, self._is_due = self._is_due, True
-        return not was_due
+            was_scheduled, self._is_scheduled = self._is_scheduled, True
+        return not was_scheduled
 
 
 def _size(record: Record) -> int:
-    return OVERHEAD + len(record.value or b"")
+    return RECORD_OVERHEAD + len(record.value or b"")

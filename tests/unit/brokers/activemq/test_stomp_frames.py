@@ -1,3 +1,5 @@
+"""Encoding and decoding of STOMP frames."""
+
 from __future__ import annotations
 
 import string
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.brokers.activemq.stomp_frames import Decoder, Frame, encode, parse_heart_beat
+from topicsvc.brokers.activemq.stomp_frames import Decoder, Frame, encode, parse_heartbeat
 from topicsvc.errors import StompError
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -32,7 +34,7 @@ streams = st.lists(st.one_of(fragments, st.binary(max_size=8)), max_size=30).map
 
 
 def decode(*pieces: bytes, **limits: int) -> tuple[list[Frame], str]:
-    """All frames of a stream that comes in `pieces`, and the error that ended it."""
+    """Return the frames of a stream that arrives in `pieces`, and the error that ended it."""
     decoder = Decoder(**limits)
     found = []
     try:
@@ -53,28 +55,26 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
 
 class PropertyTests(SynchronousTestCase):
     @given(st.lists(frames(), max_size=4))
-    def test_what_is_written_is_read(self, written: list[Frame]) -> None:
+    def test_an_encoded_frame_is_decoded(self, written: list[Frame]) -> None:
         stream = b"\n".join(map(encode, written))
         self.assertEqual(decode(stream), (written, ""))
 
     @given(streams, st.lists(st.integers(0, 1000), max_size=8))
     @settings(max_examples=500)
-    def test_it_does_not_matter_where_a_stream_is_cut(
-        self, stream: bytes, places: list[int]
-    ) -> None:
+    def test_any_stream_may_arrive_in_any_pieces(self, stream: bytes, places: list[int]) -> None:
         limits = {"max_head": 24, "max_body": 12}
         whole = decode(stream, **limits)
         self.assertEqual(decode(*cut(stream, places), **limits), whole)
         self.assertEqual(decode(*(bytes([byte]) for byte in stream), **limits), whole)
 
     @given(st.lists(frames(), min_size=1, max_size=3), st.lists(st.integers(0, 10000), max_size=6))
-    def test_frames_may_be_cut_anywhere(self, written: list[Frame], places: list[int]) -> None:
+    def test_frames_may_arrive_in_any_pieces(self, written: list[Frame], places: list[int]) -> None:
         stream = b"".join(map(encode, written))
         self.assertEqual(decode(*cut(stream, places)), (written, ""))
 
     @given(st.binary())
-    def test_any_bytes_are_frames_or_an_error(self, stream: bytes) -> None:
-        # Anything but a StompError would fail the test.
+    def test_any_bytes_are_frames_or_a_stomp_error(self, stream: bytes) -> None:
+        # Any other exception would fail the test.
         found, error = decode(stream)
         self.assertEqual(decode(stream), (found, error))
 
@@ -84,7 +84,7 @@ class PropertyTests(SynchronousTestCase):
             try:
                 written = encode(Frame(command, {name: value}))
             except StompError:
-                self.assertEqual(command, "CONNECT", "what is escaped need not be refused")
+                self.assertEqual(command, "CONNECT", "an escaped header is not refused")
             else:
                 self.assertEqual(written.count(b"\n"), 3)
                 self.assertEqual(written.count(b"\0"), 1)
@@ -94,26 +94,26 @@ class EncoderTests(SynchronousTestCase):
     def refused(self, frame: Frame) -> str:
         return str(self.assertRaises(StompError, encode, frame))
 
-    def test_a_text_goes_without_a_length(self) -> None:
+    def test_a_text_has_no_content_length(self) -> None:
         written = encode(Frame("SEND", {"destination": "/topic/a.b", "u": "https://c/"}, b"{}"))
         self.assertEqual(written, b"SEND\ndestination:/topic/a.b\nu:https\\c//c/\n\n{}\0")
 
-    def test_a_greeting_is_not_escaped(self) -> None:
+    def test_the_connect_frame_is_not_escaped(self) -> None:
         written = encode(Frame("CONNECT", {"passcode": "a:b\\c"}))
         self.assertEqual(written, b"CONNECT\npasscode:a:b\\c\n\n\0")
 
-    def test_a_greeting_cannot_smuggle_a_header(self) -> None:
+    def test_the_connect_frame_cannot_contain_an_injected_header(self) -> None:
         self.assertIn("line break", self.refused(Frame("CONNECT", {"passcode": "a\nb:c"})))
         self.assertIn("line break", self.refused(Frame("CONNECT", {"passcode": "a\rb"})))
         self.assertIn("line break", self.refused(Frame("CONNECT", {"passcode": "a\0"})))
         self.assertIn("colon", self.refused(Frame("CONNECT", {"a:b": "c"})))
 
-    def test_what_no_peer_could_read_is_refused(self) -> None:
+    def test_frames_that_cannot_be_decoded_are_refused(self) -> None:
         self.assertIn("command", self.refused(Frame("SHOUT")))
         self.assertIn("name", self.refused(Frame("SEND", {"": "value"})))
         self.assertIn("NUL in a header", self.refused(Frame("SEND", {"name": "a\0b"})))
-        self.assertIn("half a character", self.refused(Frame("SEND", {"name": "\ud800"})))
-        self.assertIn("cannot hold a NUL", self.refused(Frame("SEND", {}, b"a\0b")))
+        self.assertIn("lone surrogate", self.refused(Frame("SEND", {"name": "\ud800"})))
+        self.assertIn("cannot contain a NUL", self.refused(Frame("SEND", {}, b"a\0b")))
         self.assertIn("length", self.refused(Frame("SEND", {"content-length": "2"}, b"abc")))
 
 
@@ -123,7 +123,7 @@ class DecoderTests(SynchronousTestCase):
         self.assertEqual(found, [])
         return error
 
-    def test_a_frame_of_activemq(self) -> None:
+    def test_a_frame_of_activemq_is_decoded(self) -> None:
         stream = (
             b"\n\nMESSAGE\nexpires:0\ndestination:/topic/a.b\nsubscription:2\n"
             b"__PERSONIUM_CELL:https\\c//x/\n\n{}\0\n"
@@ -144,31 +144,31 @@ class DecoderTests(SynchronousTestCase):
         stream = b"\r\nRECEIPT\r\nreceipt-id:1\r\n\r\n\0\r\n"
         self.assertEqual(decode(stream), ([Frame("RECEIPT", {"receipt-id": "1"})], ""))
 
-    def test_of_a_repeated_header_the_first_counts(self) -> None:
+    def test_the_first_value_of_a_repeated_header_is_used(self) -> None:
         found, _ = decode(b"MESSAGE\na:1\na:2\n\n\0")
         self.assertEqual(found[0].headers, {"a": "1"})
 
-    def test_escapes(self) -> None:
+    def test_escape_sequences_are_decoded(self) -> None:
         found, _ = decode(b"MESSAGE\na\\cb:\\r\\n\\c\\\\n\n\n\0")
         self.assertEqual(found[0].headers, {"a:b": "\r\n:\\n"})
 
-    def test_the_answer_to_a_greeting_is_not_escaped(self) -> None:
+    def test_the_connected_frame_is_not_unescaped(self) -> None:
         found, _ = decode(b"CONNECTED\nsession:a:b\\x\n\n\0")
         self.assertEqual(found[0].headers, {"session": "a:b\\x"})
 
-    def test_a_nul_in_a_header_is_taken(self) -> None:
+    def test_a_nul_in_a_header_is_accepted(self) -> None:
         found, _ = decode(b"MESSAGE\na:1\0002\n\nbody\0")
         self.assertEqual(found, [Frame("MESSAGE", {"a": "1\0002"}, b"body")])
 
-    def test_a_body_with_a_length_may_hold_nuls(self) -> None:
+    def test_a_body_with_a_length_may_contain_nuls(self) -> None:
         found, _ = decode(b"MESSAGE\ncontent-length:3\n\n\0\0\0\0RECEIPT\n\n\0")
         self.assertEqual([each.body for each in found], [b"\0\0\0", b""])
 
-    def test_what_is_no_frame_is_an_error(self) -> None:
+    def test_invalid_frames_are_errors(self) -> None:
         self.assertIn("command", self.broken(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
-        self.assertIn("no header", self.broken(b"MESSAGE\nabc\n\n\0"))
-        self.assertIn("no header", self.broken(b"MESSAGE\n:abc\n\n\0"))
-        self.assertIn("no header", self.broken(b"MESSAGE\na:b\rc\n\n\0"))
+        self.assertIn("not a header", self.broken(b"MESSAGE\nabc\n\n\0"))
+        self.assertIn("not a header", self.broken(b"MESSAGE\n:abc\n\n\0"))
+        self.assertIn("not a header", self.broken(b"MESSAGE\na:b\rc\n\n\0"))
         self.assertIn("escape", self.broken(b"MESSAGE\na:\\t\n\n\0"))
         self.assertIn("escape", self.broken(b"MESSAGE\na:b\\\n\n\0"))
         self.assertIn("UTF-8", self.broken(b"MESSAGE\na:\xff\n\n\0"))
@@ -183,27 +183,27 @@ class DecoderTests(SynchronousTestCase):
         decoder.feed(b"RECEIPT\n\n\0")
         self.assertIs(self.assertRaises(StompError, decoder.next_frame), first)
 
-    def test_frames_before_an_error_are_taken(self) -> None:
+    def test_frames_before_an_error_are_returned(self) -> None:
         found, error = decode(b"RECEIPT\n\n\0SHOUT\n\n\0")
         self.assertEqual(found, [Frame("RECEIPT")])
         self.assertIn("command", error)
 
-    def test_heads_are_bounded(self) -> None:
+    def test_the_size_of_headers_is_limited(self) -> None:
         exact = b"MESSAGE\na:" + b"b" * 10
         limits = {"max_head": len(exact)}
         self.assertEqual(decode(exact + b"\n\n\0", **limits)[1], "")
         self.assertIn("bytes of headers", self.broken(exact + b"b\n\n\0", **limits))
         self.assertIn("bytes of headers", self.broken(exact + b"b" * 3, **limits))
 
-    def test_bodies_are_bounded(self) -> None:
+    def test_the_size_of_bodies_is_limited(self) -> None:
         limits = {"max_body": 4}
         self.assertEqual(decode(b"MESSAGE\n\n1234\0", **limits)[1], "")
         self.assertIn("in a body", self.broken(b"MESSAGE\n\n12345\0", **limits))
         self.assertIn("in a body", self.broken(b"MESSAGE\n\n12345", **limits))
         self.assertIn("in a body", self.broken(b"MESSAGE\ncontent-length:5\n\n", **limits))
 
-    def test_a_drip_costs_no_more_than_a_flood(self) -> None:
-        # Each byte is looked at once; if all were looked at each time, it took minutes.
+    def test_each_byte_is_examined_once(self) -> None:
+        # If the whole buffer were examined for each piece, this would take minutes.
         size = 2**22
         began = process_time()
         decoder = Decoder()
@@ -218,10 +218,10 @@ class DecoderTests(SynchronousTestCase):
         self.assertLess(process_time() - began, 10)
 
 
-class HeartBeatTests(SynchronousTestCase):
-    def test_two_numbers(self) -> None:
-        self.assertEqual(parse_heart_beat("5000,0"), (5000, 0))
+class HeartbeatTests(SynchronousTestCase):
+    def test_two_numbers_are_parsed(self) -> None:
+        self.assertEqual(parse_heartbeat("5000,0"), (5000, 0))
 
     def test_anything_else_is_an_error(self) -> None:
         for value in ("", "5000", "5000,", "-1,0", "a,b", "1,2,3", "1, 2", string.digits):
-            self.assertRaises(StompError, parse_heart_beat, value)
+            self.assertRaises(StompError, parse_heartbeat, value)

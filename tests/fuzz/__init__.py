@@ -1,6 +1,6 @@
 """Any bytes, where strangers can put them: no exception but ours, no failure in the log.
 
-`tests.fuzz.targets` has the places. Hypothesis (tests/test_hostile_input.py) feeds them in
+`tests.fuzz.targets` has the places. Hypothesis (tests/unit/test_hostile_input.py) feeds them in
 every test run; by hand, for as long as wanted, a fuzzer that follows the code's branches
 does::
 

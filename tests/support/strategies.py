@@ -1,4 +1,4 @@
-"""Hypothesis strategies for topic addresses."""
+"""Hypothesis strategies for topic addresses and JSON values."""
 
 from __future__ import annotations
 
@@ -15,4 +15,10 @@ parts = st.text(
 )
 topics = st.builds(
     TopicAddress, cells, boxes, st.lists(parts, min_size=1, max_size=8).map(tuple), parts
+)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
 )

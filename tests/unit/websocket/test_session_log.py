@@ -1,43 +1,19 @@
-"""The log of sessions: a line when one begins, one when it ends, and what they say."""
+"""The session log: its lines, their fields, and its counters."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
 from twisted.logger import eventAsText, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.interfaces import Message
 from topicsvc.settings import SessionSettings
 from topicsvc.websocket import close_reasons
 
-PROTOCOL = Path(__file__).parents[3] / "docs" / "protocol.md"
 
-
-class EndingTests(SynchronousTestCase):
-    def test_every_reason_of_a_close_frame_is_known(self) -> None:
-        text = PROTOCOL.read_text("utf-8")
-        rows = re.findall(r"^\| 1\d{3} \|([^|]*)\|", text, re.MULTILINE)
-        reasons = {each.strip() for row in rows for each in row.split(",")}
-        self.assertGreaterEqual(len(reasons), 9)
-        self.assertLessEqual(reasons, set(close_reasons.CLOSE_REASONS))
-
-    def test_labels_are_few_and_plain(self) -> None:
-        labels = {close_reasons.metric_label(reason) for reason in close_reasons.CLOSE_REASONS}
-        self.assertEqual(len(labels), len(close_reasons.CLOSE_REASONS))
-        for label in labels:
-            self.assertRegex(label, r"^[a-z][a-z0-9_]*$")
-
-    def test_a_reason_that_nobody_knows_makes_no_label_of_its_own(self) -> None:
-        self.assertEqual(close_reasons.metric_label("said a stranger"), "other")
-        self.assertEqual(close_reasons.advice("said a stranger"), "")
-
-
-class JournalTests(ServiceTestCase):
+class SessionLogTests(ServiceTestCase):
     settings = SessionSettings(send_queue=100_000)
 
     def setUp(self) -> None:
@@ -51,7 +27,7 @@ class JournalTests(ServiceTestCase):
     def lines(self) -> list[str]:
         return [eventAsText(each).split("] ", 1)[-1] for each in self.events if "session" in each]
 
-    def test_one_line_when_it_begins_and_one_when_it_ends(self) -> None:
+    def test_a_session_has_one_line_at_its_start_and_one_at_its_end(self) -> None:
         client = self.subscribe()
         self.assertIn("session 1 of 192.0.2.7:50001 on " + TOPIC.path + " begins", self.lines[0])
         self.deliver(b'"abc"')
@@ -68,7 +44,7 @@ class JournalTests(ServiceTestCase):
             self.lines[1],
         )
 
-    def test_its_fields_are_there_for_machines(self) -> None:
+    def test_the_fields_of_the_second_line(self) -> None:
         self.subscribe().disconnect()
         ended = self.events[-1]
         fields = {key: ended[key] for key in ("session", "peer", "topic", "seconds", "messages",
@@ -81,7 +57,7 @@ class JournalTests(ServiceTestCase):
         )  # fmt: skip
         self.assertEqual(ended["advice"], close_reasons.CLOSE_REASONS["Connection lost"])
 
-    def test_who_shows_no_token_has_only_the_line_of_the_end(self) -> None:
+    def test_a_client_without_a_token_has_only_the_second_line(self) -> None:
         client = self.connect()
         self.advance(60)
         client.disconnect()
@@ -90,8 +66,8 @@ class JournalTests(ServiceTestCase):
         [event] = [each for each in self.events if "session" in each]
         self.assertFalse(event["has_begun"])
 
-    def test_what_the_other_end_breaks_is_named_and_told_in_detail(self) -> None:
-        for name, do in (
+    def test_reasons_and_details_of_errors_and_closes_by_the_client(self) -> None:
+        for reason, act in (
             ("Protocol error", lambda client: client.send_frame(3, b"")),
             ("Invalid UTF-8", lambda client: client.send_frame(1, b"\xff\xff")),
             ("Message too big", lambda client: client.send_frame(1, b"x" * 70000)),
@@ -99,16 +75,16 @@ class JournalTests(ServiceTestCase):
             ("Invalid message", lambda client: client.send_text("hello")),
         ):
             client = self.connect()
-            do(client)
+            act(client)
             [event] = [each for each in self.events if "session" in each]
-            self.assertEqual(event["reason"], name)
-            is_autobahn_s = name in ("Protocol error", "Invalid UTF-8", "Message too big")
-            self.assertEqual(bool(event["detail"]), is_autobahn_s, name)
+            self.assertEqual(event["reason"], reason)
+            is_from_autobahn = reason in ("Protocol error", "Invalid UTF-8", "Message too big")
+            self.assertEqual(bool(event["detail"]), is_from_autobahn, reason)
             client.disconnect()
             self.assertEqual(len([each for each in self.events if "session" in each]), 1)
             self.events.clear()
 
-    def test_a_session_that_begins_and_ends_in_one_turn_has_both_lines(self) -> None:
+    def test_a_session_that_starts_and_ends_in_one_reactor_iteration_has_both_lines(self) -> None:
         client = self.connect()
         client.present("a-token")
         client.send_text("hello")
@@ -118,7 +94,7 @@ class JournalTests(ServiceTestCase):
             [line.split(TOPIC.path)[1].split()[0] for line in self.lines], ["begins", "ends"]
         )
 
-    def test_the_sums_are_those_of_all_sessions_alive_and_gone(self) -> None:
+    def test_delivered_messages_of_closed_connections_stay_counted(self) -> None:
         clients = [self.subscribe() for _ in range(3)]
         self.deliver(b"1")
         size = len(clients[0].frames()[0][1]) + 2
@@ -131,7 +107,7 @@ class JournalTests(ServiceTestCase):
         self.deliver(b"2")
         self.assertEqual(self.websocket_server.delivered, (5, 5 * size))
 
-    def test_messages_that_go_out_together_count_each(self) -> None:
+    def test_messages_delivered_together_are_counted_singly(self) -> None:
         client = self.subscribe()
         for body in (b"1", b"22", b"333"):
             self.broker.bring(Message(TOPIC, SENDER, body))
@@ -142,23 +118,23 @@ class JournalTests(ServiceTestCase):
         client.disconnect()
         self.assertIn(f" 3 messages, {size} bytes: ", self.lines[-1])
 
-    def test_who_leaves_during_a_walk_and_is_not_reached_is_not_counted(self) -> None:
+    def test_a_connection_that_is_lost_during_a_batch_is_not_counted(self) -> None:
         clients = [self.subscribe() for _ in range(3)]
         last = clients[-1].transport
         deliver = self.websocket_server.context.hub._advance
 
-        def leaves_meanwhile(channel: Any, share: int) -> int:
-            taken = deliver(channel, 1)
+        def lose_one_meanwhile(channel: Any, share: int) -> int:
+            delivered = deliver(channel, 1)
             last.lose(ConnectionDone())
-            return taken + deliver(channel, share - 1)
+            return delivered + deliver(channel, share - 1)
 
-        self.websocket_server.context.hub._advance = leaves_meanwhile
+        self.websocket_server.context.hub._advance = lose_one_meanwhile
         self.deliver(b"1")
         self.assertEqual(self.websocket_server.delivered[0], 2)
         self.assertEqual([len(each.frames()) for each in clients[:2]], [1, 1])
         self.assertIn(" 0 messages, 0 bytes: Connection lost", self.lines[-1])
 
-    def test_what_is_not_delivered_after_expiry_is_not_counted(self) -> None:
+    def test_messages_after_the_expiry_are_not_counted(self) -> None:
         self.subscribe(lifetime=5)
         self.advance(5)
         self.deliver()
@@ -185,7 +161,7 @@ class JournalTests(ServiceTestCase):
         self.assertEqual((self.session_log.opened, self.session_log.began), (2, 1))
         self.assertEqual(self.session_log.ended, {"invalid_message": 1, "connection_lost": 1})
 
-    def test_no_line_holds_a_token(self) -> None:
+    def test_no_line_contains_a_token(self) -> None:
         client = self.connect()
         client.present("a-secret-token")
         self.validator.last.refuse()

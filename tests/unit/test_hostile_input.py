@@ -306,7 +306,7 @@ class TargetTests(SynchronousTestCase):
 
 class PageTests(SynchronousTestCase):
     def test_the_fuzzer_s_commands_are_those_of_the_page(self) -> None:
-        page = (Path(__file__).parents[3] / "docs" / "security.md").read_text("utf-8")
+        page = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
         told = re.findall(r"^ {4}python -m tests\.fuzz *(\w*)(.*?) *#", page, re.MULTILINE)
         self.assertEqual(len(told), 2)
         for target, options in told:

@@ -1,11 +1,11 @@
-"""Receive from a topic, and come back when the connection is lost.
+"""Receive from a topic, and connect again if the connection is lost.
 
     pip install websockets
     export TOPICSVC_TOKEN=...
     python receive.py wss://cell1.unit1.example/__topic/box1/col.topic.name
 
-Prints one message a line. Whoever can get new tokens presents one on the same connection
-before the old one runs out: see `renew`.
+Prints each message on one line. If you can get new tokens, return them from `current_token`:
+`renew` presents the next one on the same connection before the old one expires.
 """
 
 import asyncio
@@ -17,29 +17,29 @@ import sys
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-LONGEST_WAIT = 30.0
-BEFORE_EXPIRY = 0.8  # of a token's life
-FINAL = {1003, 1008}  # the token or a message of ours was at fault, or we were too slow
+MAX_WAIT = 30.0  # seconds
+RENEW_AT = 0.8  # of the time until the token expires
+FINAL = {1003, 1008}  # the token or a message was refused, or this client was too slow
 
 
 def current_token() -> str:
-    """The token to present now. Ask your authorization server here."""
+    """Return the token to present. Replace this with a request to your authorization server."""
     return os.environ["TOPICSVC_TOKEN"]
 
 
 async def present(connection) -> None:
-    """Show who we are; the first time it opens the session, then it prolongs it."""
+    """Present a token. The first one starts the session, a later one extends it."""
     await connection.send(json.dumps({"AccessToken": current_token()}))
 
 
 async def renew(connection, seconds: int) -> None:
-    """Present the next token in time; data goes on meanwhile."""
-    await asyncio.sleep(seconds * BEFORE_EXPIRY)
+    """Present the next token before this one expires; messages arrive meanwhile."""
+    await asyncio.sleep(seconds * RENEW_AT)
     await present(connection)
 
 
 async def session(url: str) -> tuple[bool, int]:
-    """One connection; returns whether a token was granted, and the close code."""
+    """Receive on one connection; returns whether a token was accepted, and the close code."""
     renewing = None
     async with connect(url) as connection:
         await present(connection)
@@ -63,7 +63,7 @@ async def session(url: str) -> tuple[bool, int]:
 
 
 async def main(url: str) -> None:
-    """Receive until that makes no more sense."""
+    """Receive and connect again, until the service refuses the token."""
     failures = 0
     while True:
         code = 1006
@@ -77,9 +77,9 @@ async def main(url: str) -> None:
             print(error, file=sys.stderr, flush=True)
         if code in FINAL:
             sys.exit(f"closed: {code}")
-        wait = min(2.0**failures, LONGEST_WAIT) * random.uniform(0.5, 1.5)
+        wait = min(2.0**failures, MAX_WAIT) * random.uniform(0.5, 1.5)
         failures += 1
-        print(f"closed: {code}; again in {wait:.1f} s", file=sys.stderr, flush=True)
+        print(f"closed: {code}; connecting again in {wait:.1f} s", file=sys.stderr, flush=True)
         await asyncio.sleep(wait)
 
 

@@ -231,7 +231,7 @@ class BrowserTests(ExampleTestCase):
         page, origin = yield self.serve()
         page.tasks.append({"url": self.url, "token": self.token(1000)})
         self.browse(origin + "/")
-        yield until(lambda: "good for 9" in page.last("state"), "a grant", BROWSER_START)
+        yield until(lambda: "valid for 9" in page.last("state"), "a grant", BROWSER_START)
         yield self.send('{"hoge": 1.0}')
         golden = f'{CELL_URL}: {{"hoge":1}}'
         yield until(lambda: page.last("message") == golden, "a message")
@@ -241,7 +241,7 @@ class BrowserTests(ExampleTestCase):
         self.assertEqual(len(page.seen("state")), 1, page.reports)
 
         page.tasks.append({"url": self.url, "token": self.token(5000)})
-        yield until(lambda: "good for 4" in page.last("state"), "another grant")
+        yield until(lambda: "valid for 4" in page.last("state"), "another grant")
         yield self.send('"again"')
         yield until(lambda: page.last("message") == f'{CELL_URL}: "again"', "another message")
         self.assertEqual(len(page.seen("state")), 2, "one connection")
@@ -262,10 +262,10 @@ class BrowserTests(ExampleTestCase):
             page.tasks.append({"url": self.url, "token": self.token()})
         self.browse(origin + "/", "allowed")
         self.browse(other_origin + "/", "forbidden")
-        yield until(lambda: "good for" in allowed.last("state"), "a grant", BROWSER_START)
+        yield until(lambda: "valid for" in allowed.last("state"), "a grant", BROWSER_START)
         yield until(lambda: len(forbidden.seen("state")) > 1, "two refusals", BROWSER_START)
         # A browser tells a page no more of a refused handshake than that.
-        self.assertEqual(set(forbidden.seen("state")), {"Closed: 1006 , trying again."})
+        self.assertEqual(set(forbidden.seen("state")), {"Closed: 1006 , connecting again."})
 
 
 class PythonTests(ExampleTestCase):
@@ -286,7 +286,7 @@ class PythonTests(ExampleTestCase):
         yield deferLater(reactor, PING_INTERVAL * (PING_LIMIT + 2))
         self.assertNotIn("closed", program.text)
         self.service.stop()
-        program.wait_for(r"closed: 1001; again in ")
+        program.wait_for(r"closed: 1001; connecting again in ")
         program.wait_for(r"(?s)again in .*Connect")  # nobody is there
 
     def test_the_program_comes_back_to_one_who_hangs_up_before_the_handshake(self) -> None:
@@ -299,7 +299,7 @@ class PythonTests(ExampleTestCase):
                 connection, _ = listener.accept()
                 connection.recv(65536)
                 connection.close()
-            program.wait_for("closed: 1006; again in ")
+            program.wait_for("closed: 1006; connecting again in ")
 
     def test_the_program_renews_in_time(self) -> None:
         self.start()

@@ -1,4 +1,4 @@
-"""``twistd topicsvc``."""
+"""Registers ``twistd topicsvc``."""
 
 from twisted.application.service import ServiceMaker
 

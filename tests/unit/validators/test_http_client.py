@@ -1,4 +1,4 @@
-"""The errors of an HTTP request that gets no response."""
+"""The HTTP client of the validators: errors and credentials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twisted.web.iweb import IAgent
 from zope.interface import implementer
 
 from topicsvc.errors import ValidatorUnavailable
-from topicsvc.validators.http_client import HttpClient
+from topicsvc.validators.http_client import HttpClient, basic
 
 
 @implementer(IAgent)
@@ -54,3 +54,9 @@ class RequestErrorTests(SynchronousTestCase):
                 )
                 error_raised = self.failureResultOf(response, ValidatorUnavailable).value
                 self.assertEqual(str(error_raised), f"POST: {words}")
+
+
+class CredentialTests(SynchronousTestCase):
+    def test_both_parts_are_form_urlencoded_first(self) -> None:
+        # RFC 6749, section 2.3.1, by way of its appendix B
+        self.assertEqual(basic("a:b", "c d+%\xe9"), "Basic YSUzQWI6YytkJTJCJTI1JUMzJUE5")

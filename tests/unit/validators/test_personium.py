@@ -1,7 +1,7 @@
-"""Validation at a Personium unit, and at an OAuth 2.0 server.
+"""Validation at a Personium unit.
 
-The server is in this process; requests reach it over HTTP in memory. Failures of connections
-are tested in integration/test_faults.
+The unit is in this process; requests reach it over HTTP in memory. Failures of connections are
+tested in integration/test_faults.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support import fake_unit
@@ -22,7 +19,6 @@ from tests.support.fake_unit import (
     PASSWORD,
     PREFIX_BOMB,
     USERNAME,
-    FakeUnit,
     Token,
     Trap,
     adds_header,
@@ -33,62 +29,20 @@ from tests.support.fake_unit import (
     says_of_collection,
     sends_gzip_bomb,
 )
-from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
-from topicsvc.interfaces import Grant
-from topicsvc.settings import Rule
-from topicsvc.topics import TopicAddress, TopicPattern, Unit
+from tests.support.validator_cases import EXPIRY, NOW, UNIT_TOPIC, HttpValidatorTestCase
+from topicsvc.errors import TokenInactive, ValidatorUnavailable
+from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.http_client import MAX_BODY, HttpClient, basic
-from topicsvc.validators.introspection import IntrospectionValidator
 from topicsvc.validators.personium import PersoniumValidator, methods
 
-TOPIC = TopicAddress("cell1", "box1", ("dir", "col"), "name")
-NOW = 1544056220.0
-EXPIRY = 1544059820
 
-
-class ValidatorTestCase(SynchronousTestCase):
-    """A unit, and a validator that sends requests to it."""
-
-    host: str | None = None
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.clock.rightNow = NOW
-        self.unit = FakeUnit(self.clock, [TOPIC], self.host)
-        self.unit.tokens["good-token"] = Token(EXPIRY)
-        self.agent = RequestTraversalAgent(self.unit)
-        self.validator: Any = self.build(HttpClient(self.agent))
-
-    def build(self, http: HttpClient) -> Any:
+class PersoniumTestCase(HttpValidatorTestCase):
+    def build(self, http_client: HttpClient) -> Any:
         unit = Unit("http://unit1.example/", cell_urls="host" if self.host else "path")
-        return PersoniumValidator(http, unit, USERNAME, PASSWORD, self.clock.seconds)
-
-    def validate(self, token: str = "good-token", topic: TopicAddress = TOPIC) -> Deferred[Grant]:
-        check: Deferred[Grant] = self.validator.validate(token, topic)
-        self.agent.flush()
-        return check
-
-    def assert_granted(self, **expected: Any) -> Grant:
-        grant = self.successResultOf(self.validate())
-        for name, value in expected.items():
-            self.assertEqual(getattr(grant, name), value)
-        return grant
-
-    def assert_refused(self, token: str = "good-token", topic: TopicAddress = TOPIC) -> None:
-        """The token is refused, and the reason is not a missing topic."""
-        failure = self.failureResultOf(self.validate(token, topic), TokenInactive)
-        self.assertIs(failure.type, TokenInactive)
-
-    def assert_not_found(self, topic: TopicAddress = TOPIC) -> None:
-        self.failureResultOf(self.validate(topic=topic), TopicNotFound)
-
-    def assert_unavailable(self) -> str:
-        failure = self.failureResultOf(self.validate(), ValidatorUnavailable)
-        self.assertNotIn("good-token", str(failure.value))
-        return str(failure.value)
+        return PersoniumValidator(http_client, unit, USERNAME, PASSWORD, self.clock.seconds)
 
 
-class RequestTests(ValidatorTestCase):
+class RequestTests(PersoniumTestCase):
     """The requests to the unit."""
 
     def test_three_requests(self) -> None:
@@ -143,7 +97,7 @@ class RequestTests(ValidatorTestCase):
         self.assertEqual(self.unit.requests, [])
 
 
-class CellByHostTests(ValidatorTestCase):
+class CellByHostTests(PersoniumTestCase):
     host = "unit1.example"
 
     def test_the_cell_is_part_of_the_host(self) -> None:
@@ -168,7 +122,7 @@ class CellByHostTests(ValidatorTestCase):
             self.assertTrue(self.unit.requests)
 
 
-class ResultTests(ValidatorTestCase):
+class ResultTests(PersoniumTestCase):
     """The result of the unit's responses."""
 
     def test_a_grant_has_what_the_unit_says(self) -> None:
@@ -204,7 +158,7 @@ class ResultTests(ValidatorTestCase):
 
     def test_an_invalid_token_does_not_reveal_which_topics_exist(self) -> None:
         other = TopicAddress("cell1", "box1", ("dir", "col"), "other")
-        self.assert_refused("unknown", TOPIC)
+        self.assert_refused("unknown", UNIT_TOPIC)
         self.assert_refused("unknown", other)
         self.unit.has(fake_unit.never_answers, "PROPFIND")
         self.assert_refused("unknown", other)
@@ -235,7 +189,7 @@ class ResultTests(ValidatorTestCase):
         self.assertEqual(self.unit.in_flight, 0)
 
 
-class FaultTests(ValidatorTestCase):
+class FaultTests(PersoniumTestCase):
     """A faulty unit: a refused token is not confused with an unavailable unit."""
 
     def test_statuses(self) -> None:
@@ -367,112 +321,3 @@ class AllowTests(SynchronousTestCase):
     def test_methods(self) -> None:
         self.assertEqual(methods("OPTIONS, POST ,PUT,, GET"), {"OPTIONS", "POST", "PUT", "GET"})
         self.assertEqual(methods(""), frozenset())
-
-
-class CredentialTests(SynchronousTestCase):
-    def test_both_parts_are_form_urlencoded_first(self) -> None:
-        # RFC 6749, section 2.3.1, by way of its appendix B
-        self.assertEqual(basic("a:b", "c d+%\xe9"), "Basic YSUzQWI6YytkJTJCJTI1JUMzJUE5")
-
-
-RULES = [
-    Rule("news", (TopicPattern.parse("/cell1/box1/*"),), frozenset({"receive"})),
-    Rule("editor", (TopicPattern.parse(TOPIC.path),), frozenset({"send"})),
-    Rule("all", (TopicPattern.parse("/*"),), frozenset({"receive", "send"})),
-]
-
-
-class IntrospectionTests(ValidatorTestCase):
-    """An OAuth 2.0 server, with rules in the settings."""
-
-    issuer: str | None = None
-    audience: str | None = None
-
-    def build(self, http: HttpClient) -> Any:
-        return IntrospectionValidator(
-            http, "http://as.example/introspect?x=1", USERNAME, PASSWORD, RULES,
-            self.clock.seconds, self.issuer, self.audience,
-        )  # fmt: skip
-
-    def respond(self, **members: Any) -> None:
-        self.unit.has(claims(**{"active": True, "exp": EXPIRY, **members}))
-
-    def assert_rights(self, scope: str, receive: bool, send: bool) -> None:
-        self.respond(scope=scope)
-        self.assert_granted(may_receive=receive, may_send=send)
-
-    def test_one_request(self) -> None:
-        self.respond(scope="news", sub="me")
-        self.assert_granted(subject="me", expires_at=EXPIRY)
-        [(method, path, headers)] = self.unit.requests
-        self.assertEqual((method, path), ("POST", "/introspect"))
-        self.assertEqual(headers["authorization"], basic(USERNAME, PASSWORD))
-        self.assertEqual(headers["content-type"], "application/x-www-form-urlencoded")
-        self.assertEqual(headers["accept"], "application/json")
-
-    def test_rules_add_up(self) -> None:
-        self.assert_rights("news", True, False)
-        self.assert_rights("editor", False, True)
-        self.assert_rights("openid news  editor", True, True)
-        self.assert_rights("all", True, True)
-
-    def test_without_a_rule_there_is_no_right(self) -> None:
-        for scope in ("", "new", "newsletter", "NEWS", "new s"):
-            self.assert_rights(scope, False, False)
-        self.unit.has(claims(active=True, exp=EXPIRY))
-        self.assert_granted(may_receive=False, may_send=False)
-
-    def test_a_rule_covers_its_topics_only(self) -> None:
-        self.respond(scope="news editor")
-        grant = self.successResultOf(
-            self.validate(topic=TopicAddress("cell1", "box2", ("c",), "n"))
-        )
-        self.assertEqual((grant.may_receive, grant.may_send), (False, False))
-        grant = self.successResultOf(
-            self.validate(topic=TopicAddress("cell1", "box1", ("c",), "n"))
-        )
-        self.assertEqual((grant.may_receive, grant.may_send), (True, False))
-
-    def test_a_refused_token(self) -> None:
-        self.respond(active=False)
-        self.assert_refused()
-        self.respond(exp=int(NOW))
-        self.assert_refused()
-        self.respond(nbf=int(NOW) + 1)
-        self.assert_refused()
-
-    def test_any_status_but_200_is_no_result(self) -> None:
-        for status in (204, 301, 307, 400, 401, 403, 404, 405, 429, 500, 503):
-            self.unit.has(answers(status, b'{"active":false}'))
-            self.assert_unavailable()
-
-    def test_issuer_and_audience_are_checked_only_if_they_are_set(self) -> None:
-        self.respond(iss="them", aud="others")
-        self.assert_granted()
-
-
-class IssuerAndAudienceTests(IntrospectionTests):
-    issuer = "https://as.example/"
-    audience = "topicsvc"
-
-    def respond(self, **members: Any) -> None:
-        super().respond(**{"iss": self.issuer, "aud": ["others", self.audience], **members})
-
-    def test_issuer_and_audience_are_checked_only_if_they_are_set(self) -> None:
-        for members in (
-            {"iss": "https://as.example"},
-            {"iss": None},
-            {"iss": [self.issuer]},
-            {"aud": "others"},
-            {"aud": []},
-            {"aud": None},
-            {"aud": "topicsvc2"},
-        ):
-            self.respond(**members)
-            self.assert_refused()
-        self.respond(aud=self.audience)
-        self.assert_granted()
-
-    def test_without_a_rule_there_is_no_right(self) -> None:
-        self.respond(scope="new")
-        self.assert_granted(may_receive=False, may_send=False)

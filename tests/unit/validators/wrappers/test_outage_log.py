@@ -1,0 +1,38 @@
+"""The log of outages."""
+
+from __future__ import annotations
+
+from twisted.logger import capturedLogs, formatEvent
+
+from tests.support.validator_cases import TOPIC, WrapperTestCase
+from topicsvc.validators.wrappers.outage_log import LOG_INTERVAL, OutageLog
+
+
+class OutageLogTests(WrapperTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.validator = OutageLog(self.inner, self.clock)
+
+    def logged(self, *answers: str) -> list[str]:
+        """The log lines of checks that end with `answers`, methods of `Question`."""
+        with capturedLogs() as events:
+            for answer in answers:
+                check = self.validator.validate("canary-token", TOPIC)
+                getattr(self.inner.last, answer)(*([2000] if answer == "grant" else []))
+                check.addErrback(lambda _: None)
+        return [formatEvent(event) for event in events]
+
+    def test_the_start_and_the_end_of_an_outage_are_logged(self) -> None:
+        self.assertEqual(self.logged("grant", "refuse"), [])
+        [line] = self.logged("be_unavailable", "be_unavailable", "be_unavailable")
+        self.assertEqual(line, "tokens cannot be validated: said the test")
+        self.advance(LOG_INTERVAL)
+        self.assertEqual(self.logged("refuse"), ["tokens can be validated again"])
+        self.assertEqual(self.logged("grant"), [])
+
+    def test_a_long_outage_is_logged_again_at_intervals(self) -> None:
+        self.assertEqual(len(self.logged("be_unavailable")), 1)
+        self.advance(LOG_INTERVAL - 1)
+        self.assertEqual(len(self.logged("be_unavailable", "grant")), 0)
+        self.advance(1)
+        self.assertEqual(len(self.logged("be_unavailable")), 1)

@@ -82,7 +82,7 @@ class FigureTests(SynchronousTestCase):
             f"counts for another {token_attempts.ABANDONED_CHECK_TTL:.0f} s",
             f"up to {limits.MAX_POLITE_REFUSALS} at once and {limits.MAX_POLITE_REFUSALS} a second",
             f"Both take at most {service.SENDS_GRACE:.0f} s",
-            f"the {limits.RESERVE} reserved file descriptors",
+            f"the {limits.RESERVED_FILES} reserved file descriptors",
         ):
             self.assertTrue(figure in text, figure)
 

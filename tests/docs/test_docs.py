@@ -238,7 +238,7 @@ class SecurityTests(SynchronousTestCase):
         stall = round(STALL_TIMEOUT)
         polite = limits.MAX_POLITE_REFUSALS
         for figure in (
-            f"less {limits.RESERVE}, ",
+            f"less {limits.RESERVED_FILES}, ",
             f"up to {polite} at once, and {polite} a second",
             f"at most {token_attempts.MAX_ADDRESSES:,} addresses",
             f"others from its address | {token_attempts.QUEUE_TIMEOUT:.0f} s |",

@@ -156,16 +156,18 @@ class TopicServiceTests(TestCase):
             self.settings(), limits=LimitSettings(connections=1)
         )
         service.reload()
-        self.assertEqual(ClientQuota.admit(service.limits, "192.0.2.2").refused_by, "connections")
+        self.assertEqual(
+            ClientQuota.admit(service.limits, "192.0.2.2").exceeded_limit, "connections"
+        )
         service.read_settings = self.settings
         service.reload()
         second = ClientQuota.admit(service.limits, "192.0.2.2")
-        self.assertIsNone(second.refused_by)
+        self.assertIsNone(second.exceeded_limit)
         _, text = service.metrics.page("")
         self.assertIn(b'topicsvc_limit_hits_total{limit="connections"} 1.0\n', text)
         self.assertIn(b'topicsvc_limit_hits_total{limit="per_address"} 0.0\n', text)
-        first.leave()
-        second.leave()
+        first.release()
+        second.release()
 
     def test_0_connections_means_the_file_limit_less_a_reserve(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,8 +1,8 @@
-"""Pure: who is at the other end, by address.
+"""Reads client addresses, and decides which of them count as one client.
 
-Addresses come from the network, from a PROXY header, or from what a trusted proxy has
-written into a request; whoever counts them counts an IPv6 network of 64 bits as one, because
-anybody who has one such address has all of them.
+An address comes from the network, from a PROXY header, or from a request header that a trusted
+proxy has written. An IPv6 network of 64 bits counts as one address: a client that has one address
+of such a network has all of them.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 
 from topicsvc.settings import Network
 
-__all__ = ["behind_proxies", "counted_as", "is_within", "parse_network"]
+__all__ = ["address_key", "forwarded_address", "is_within", "parse_network"]
 
 
-MAX_KEPT = 4096
-"""Addresses whose reading is kept: it costs more than all the counting."""
+_CACHE_SIZE = 4096
+"""Addresses whose key is cached: parsing an address costs more than counting a connection."""
 
-_PREFIX = 64
-_MAX_LENGTH = 64
+_IPV6_PREFIX = 64
+_MAX_KEY_LENGTH = 64
 _FOR = re.compile(r'(?:^|;)[ \t]*for[ \t]*=[ \t]*("[^"\\]*"|[^",;\s]*)[ \t]*(?:;|$)', re.IGNORECASE)
 _BRACKETED = re.compile(r"\[([^]]*)\](?::\d{1,5})?")
 _WITH_PORT = re.compile(r"([0-9.]+):\d{1,5}")
 
 
 def parse_network(text: str) -> Network:
-    """Read an address, ``192.0.2.1``, or a network, ``2001:db8::/32``.
+    """Parse an address, ``192.0.2.1``, or a network, ``2001:db8::/32``.
 
     Raises:
-        ValueError: it is neither, or has bits set behind its prefix.
+        ValueError: `text` is neither, or has bits set after its prefix.
     """
     return ip_network(text)
 
@@ -42,33 +42,34 @@ def is_within(host: str, networks: Iterable[Network]) -> bool:
     return address is not None and any(address in network for network in networks)
 
 
-@lru_cache(MAX_KEPT)
-def counted_as(host: str) -> str:
-    """What `host` is counted by: an IPv4 address, an IPv6 network, or its own text."""
+@lru_cache(_CACHE_SIZE)
+def address_key(host: str) -> str:
+    """The text by which `host` is counted: an IPv4 address, an IPv6 network, or `host` itself."""
     if ":" not in host:
-        return host[:_MAX_LENGTH]
+        return host[:_MAX_KEY_LENGTH]
     address = _address(host)
     if isinstance(address, IPv6Address):
-        return str(IPv6Network((int(address) >> _PREFIX << _PREFIX, _PREFIX)))
-    return host[:_MAX_LENGTH] if address is None else str(address)
+        network = int(address) >> _IPV6_PREFIX << _IPV6_PREFIX
+        return str(IPv6Network((network, _IPV6_PREFIX)))
+    return host[:_MAX_KEY_LENGTH] if address is None else str(address)
 
 
-def behind_proxies(
+def forwarded_address(
     host: str,
     x_forwarded_for: Sequence[bytes],
     forwarded: Sequence[bytes],
     trusted: Sequence[Network],
 ) -> str:
-    """The address of whoever asks through trusted proxies: the rightmost that is not trusted.
+    """The address of a client behind trusted proxies: the rightmost address that is not trusted.
 
-    ``X-Forwarded-For`` is read where there is one, else ``Forwarded`` (RFC 7239): a proxy writes
-    one of them and lets a client's other one pass.
+    ``X-Forwarded-For`` is read if there is one, otherwise ``Forwarded`` (RFC 7239): a proxy writes
+    one of them, and may pass on the other one as the client sent it.
 
     Args:
-        host: who is connected.
+        host: the address of the connection.
         x_forwarded_for: the values of these headers, in their order.
-        forwarded: the same.
-        trusted: whose word is taken.
+        forwarded: the values of these headers, in their order.
+        trusted: the networks of trusted proxies.
     """
     if not trusted or not is_within(host, trusted):
         return host
@@ -76,9 +77,9 @@ def behind_proxies(
     if not hops:
         hops = [_forwarded_for(item) for item in _items(forwarded)]
     for hop in reversed(hops):
-        address = _address(_bare(hop))
+        address = _address(_without_port(hop))
         if address is None:
-            break  # hidden or nonsense: whoever wrote it is the last that is known
+            break  # no address: the last one known is that of the proxy that wrote this
         host = str(address)
         if not is_within(host, trusted):
             break
@@ -100,12 +101,12 @@ def _items(values: Sequence[bytes]) -> list[str]:
 
 
 def _forwarded_for(element: str) -> str:
-    """The node that an element of ``Forwarded`` names; empty: none."""
+    """The node that an element of ``Forwarded`` names; empty if it names none."""
     match = _FOR.search(element)
     return "" if match is None else match[1].strip('"')
 
 
-def _bare(node: str) -> str:
-    """An address without the port and the brackets that it may have."""
+def _without_port(node: str) -> str:
+    """An address without its port and brackets, if it has any."""
     match = _BRACKETED.fullmatch(node) or _WITH_PORT.fullmatch(node)
     return node if match is None else match[1]

@@ -1,7 +1,7 @@
-"""Application: how much of everything there may be, in all and for each address.
+"""Counts connections, tokens and messages against the limits, in total and for each address.
 
-Adapters ask before they give, and say what a stranger gets who is refused; docs/security.md
-explains each bound. Each refusal is counted under the name of the setting that made it.
+docs/security.md explains each limit, and says what a client over the limit gets. Each refusal is
+counted under the name of the setting that caused it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.scheduling.rate_limit import consume
 from topicsvc.settings import LimitSettings
 
-__all__ = ["COUNTED_SETTINGS", "MAX_POLITE_REFUSALS", "RESERVE", "TOKEN_DEADLINE", "Limits"]
+__all__ = ["COUNTED_SETTINGS", "MAX_POLITE_REFUSALS", "RESERVED_FILES", "TOKEN_DEADLINE", "Limits"]
 
-RESERVE = 256
-"""File descriptors that are not for clients: those of the broker, of validators, of logs."""
+RESERVED_FILES = 256
+"""File descriptors that clients do not get: those of the broker, of validators and of logs."""
 
 UNAUTHENTICATED_SHARE = 3 / 4
-"""Of all connections: more do not wait for a live token, whatever the setting allows."""
+"""The share of all connections that may be unauthenticated, even if the setting allows more."""
 
 MAX_POLITE_REFUSALS = 64
-"""WebSocketServer over a bound that are still told so, at once and a second: out of the reserve."""
+"""Refused connections that get an answer, at once and in a second. They use reserved files."""
 
 TOKEN_DEADLINE = 60.0
-"""Seconds after which who has shown no live token is late: HTTP answers it once more."""
+"""Seconds for a client to present a valid token. HTTP then answers one more request at most."""
 
-MINUTE = 60.0
+_MINUTE = 60.0
 
 COUNTED_SETTINGS = (
     "connections",
@@ -49,34 +49,34 @@ COUNTED_SETTINGS = (
     "queued_bytes",
     "allowed_origins",
 )
-"""The settings whose refusals are counted."""
+"""The settings whose refusals are counted; `topicsvc_limit_hits_total` has them as labels."""
 
 
 class UnauthenticatedClient(Protocol):
-    """A connection whose client has not shown a valid token."""
+    """A connection whose client has not presented a valid token."""
 
     def token_deadline_passed(self) -> None:
-        """The time to show a valid token is over."""
+        """The time to present a valid token has ended."""
         ...
 
 
 class Limits:
-    """Counts what there is, and says when there is enough.
+    """Keeps the counts of all clients, and compares them with the limits.
 
     Args:
-        clock: tells and keeps the time.
-        now: the time of day, in seconds since the epoch: what expiry is measured by.
-        settings: the bounds.
-        files: how many files the process may have open; None: any number.
+        clock: the reactor, or a clock in its place.
+        now: the time of day, in seconds since the epoch. Expiry is measured by it.
+        settings: the limits; None: the defaults.
+        max_open_files: the number of files that the process may have open; None: any number.
 
     Attributes:
-        settings: the bounds; others may take their place at any time, and hold from then on.
-        refusals: how often each bound has refused something, by the name of its setting.
-        connections: who is in.
-        waiting: those of them that have not shown a live token.
-        token_deadlines: the same, for as long as they may take their time.
-        tries: asks about the tokens that they show.
-        polite_refusals: connections that are over a bound and are being told so.
+        settings: the limits. They may be replaced at any time, and apply from then on.
+        refusals: the number of refusals of each limit, by the name of its setting.
+        connections: all admitted connections.
+        unauthenticated: those of them whose client has not presented a valid token.
+        token_deadlines: the deadlines by which these clients have to present one.
+        token_attempts: runs the token checks of all clients with an address.
+        polite_refusals: refused connections that get an answer and are not yet closed.
     """
 
     _log = Logger()
@@ -86,13 +86,13 @@ class Limits:
         clock: IReactorTime,
         now: Callable[[], float],
         settings: LimitSettings | None = None,
-        files: int | None = None,
+        max_open_files: int | None = None,
     ) -> None:
         self.settings = settings or LimitSettings()
         self.refusals: Counter[str] = Counter(dict.fromkeys(COUNTED_SETTINGS, 0))
         self._clock = clock
         self._now = now
-        self._files = files
+        self._max_open_files = max_open_files
         self.connections = _Occupancy()
         self.unauthenticated = _Occupancy()
         self.token_deadlines = Deadlines[UnauthenticatedClient](
@@ -107,10 +107,10 @@ class Limits:
         self.polite_refusals = 0
         self._accepts_full_at = 0.0
         self._refusals_full_at = 0.0
-        self._throttle = LogThrottle(MINUTE)
+        self._throttle = LogThrottle(_MINUTE)
 
     def allow_accept(self) -> bool:
-        """Whether one more connection may be accepted this second."""
+        """Whether one more connection may be accepted in this second; if so, it is counted."""
         per_second = self.settings.accepts_per_second
         if not per_second:
             return True
@@ -120,7 +120,7 @@ class Limits:
         return full_at is not None
 
     def allow_polite_refusal(self) -> bool:
-        """Whether one more refused connection may be answered; it then counts until it closes."""
+        """Whether one more refused connection may be answered; if so, it counts until it closes."""
         if self.polite_refusals >= MAX_POLITE_REFUSALS:
             return False
         full_at = consume(self._refusals_full_at, self._clock.seconds(), MAX_POLITE_REFUSALS, 1)
@@ -132,72 +132,81 @@ class Limits:
 
     @property
     def max_connections(self) -> int:
-        """How many there may be in all; 0: any number.
+        """The most connections in total; 0: any number.
 
-        Unless that is set, as many as there may be open files, less `RESERVE` or half of them.
+        The default is the number of files that may be open less `RESERVED_FILES`, but at least
+        half of them.
         """
-        if self.settings.connections or self._files is None:
+        if self.settings.connections or self._max_open_files is None:
             return self.settings.connections
-        return max(self._files - RESERVE, self._files // 2)
+        return max(self._max_open_files - RESERVED_FILES, self._max_open_files // 2)
 
     @property
     def max_unauthenticated(self) -> int:
-        """How many may wait for a live token: not all, sessions need room; 0: any number."""
-        most, waiting = self.max_connections, self.settings.unauthenticated
-        return min(waiting, ceil(most * UNAUTHENTICATED_SHARE)) if most else waiting
+        """The most unauthenticated connections; 0: any number. The rest is for sessions."""
+        total, limit = self.max_connections, self.settings.unauthenticated
+        return min(limit, ceil(total * UNAUTHENTICATED_SHARE)) if total else limit
 
     @property
     def is_unauthenticated_full(self) -> bool:
-        """Whether nobody more may wait for a live token."""
+        """Whether no further connection may be unauthenticated."""
         return 0 < self.max_unauthenticated <= self.unauthenticated.total
 
     def record_refusal(self, name: str) -> None:
-        """A bound has refused something: count it, and tell the log now and then."""
+        """Count a refusal by the limit `name`, and log it, but at most once a minute."""
         self.refusals[name] += 1
         if self._throttle.allow(name, self._clock.seconds()):
             self._log.warn(
-                "{setting} refuses, {count} times so far (docs/security.md)",
+                "{setting} is reached: {count} refusals since the start (docs/security.md)",
                 setting=f"limits.{name}",
                 count=self.refusals[name],
             )
 
     def consume_message(self, full_at: float) -> float | None:
-        """One more message of a session whose allowance is whole at that time; see `pace`."""
-        most = self.settings.messages_per_minute
-        if not most:
-            return 0.0
-        full_at_then = consume(full_at, self._clock.seconds(), most, MINUTE)
-        if full_at_then is None:
-            self.record_refusal("messages_per_minute")
-        return full_at_then
+        """Use one message of a session's allowance.
 
-    def is_expired(self, grant: Grant) -> bool:
-        """Whether `grant` is void by now."""
+        Args:
+            full_at: when the allowance is full again; see `topicsvc.scheduling.rate_limit`.
+
+        Returns:
+            The same after this message; None: the message is over the limit.
+        """
+        limit = self.settings.messages_per_minute
+        if not limit:
+            return 0.0
+        new_full_at = consume(full_at, self._clock.seconds(), limit, _MINUTE)
+        if new_full_at is None:
+            self.record_refusal("messages_per_minute")
+        return new_full_at
+
+    def is_grant_expired(self, grant: Grant) -> bool:
+        """Whether `grant` has expired by now."""
         return grant.is_expired(self._now())
 
 
 class _Occupancy:
-    """How many are in, in all and of each address."""
+    """A number of connections, in total and for each address."""
 
     def __init__(self) -> None:
         self.total = 0
-        self._of: dict[str, int] = {}
+        self._by_address: dict[str, int] = {}
 
-    def is_full(self, address: str | None, most: int) -> bool:
-        return bool(most) and address is not None and self._of.get(address, 0) >= most
+    def is_full(self, address: str | None, limit: int) -> bool:
+        """Whether `address` has `limit` connections or more; limit 0: any number is allowed."""
+        return bool(limit) and address is not None and self._by_address.get(address, 0) >= limit
 
-    def enter(self, address: str | None) -> None:
+    def add(self, address: str | None) -> None:
         self.total += 1
         if address is not None:
-            self._of[address] = self._of.get(address, 0) + 1
+            self._by_address[address] = self._by_address.get(address, 0) + 1
 
-    def leave(self, address: str | None) -> None:
+    def remove(self, address: str | None) -> None:
         self.total -= 1
         if address is not None:
-            self._of[address] -= 1
-            if not self._of[address]:
-                del self._of[address]
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
 
     def move(self, old: str | None, new: str | None) -> None:
-        self.leave(old)
-        self.enter(new)
+        self.remove(old)
+        self.add(new)

@@ -1,4 +1,4 @@
-"""Pure: web origins (RFC 6454), which say whose page a browser runs."""
+"""Reads web origins (RFC 6454): the site whose page a browser runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 __all__ = ["NULL", "parse_origin"]
 
 NULL = "null"
-"""What a browser sends for a page that has no origin it would tell."""
+"""The origin that a browser sends for a page without an origin, such as a local file."""
 
 _ORIGIN = re.compile(
     r"([a-z][a-z0-9+.-]*)://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.IGNORECASE
@@ -16,13 +16,13 @@ _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 
 
 def parse_origin(text: str) -> str:
-    """An origin in the one form in which origins are compared, section 6.2: ``https://a.example``.
+    """Return an origin in the form in which origins are compared: ``https://a.example``.
 
-    Scheme and host are taken in any case, and a scheme's own port says nothing. ``null``
-    stays what it is.
+    As in RFC 6454, section 6.2: scheme and host become lower case, and the default port of the
+    scheme is left out. ``null`` is returned as it is.
 
     Raises:
-        ValueError: it is no origin, or more than one.
+        ValueError: `text` is no origin, or more than one.
     """
     if text == NULL:
         return text

@@ -9,7 +9,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.web.http_headers import Headers
 
-from topicsvc.admission.addresses import behind_proxies, is_within
+from topicsvc.admission.addresses import forwarded_address, is_within
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.settings import LimitSettings, Network
 
@@ -40,7 +40,7 @@ def set_client_address(
         return
     client = host
     if settings.trusted_proxies:
-        client = behind_proxies(
+        client = forwarded_address(
             host,
             headers.getRawHeaders(b"x-forwarded-for", []),
             headers.getRawHeaders(b"forwarded", []),

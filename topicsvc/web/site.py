@@ -166,7 +166,7 @@ class TopicChannel(HTTPChannel):
         limits = self.site.limits
         host = client_address.initial_address(self.transport, limits.settings.trusted_proxies)
         self.quota = ClientQuota.admit(limits, host)
-        if self.quota.is_dropped:
+        if self.quota.is_closed_unanswered:
             self.refused = True
             # Before the TLS handshake, which is the expensive part.
             self.transport.abortConnection()
@@ -250,7 +250,7 @@ class TopicChannel(HTTPChannel):
         client_address.set_client_address(
             self.quota, self.transport, headers, self.site.limits.settings
         )
-        if self.quota.refused_by is not None:
+        if self.quota.exceeded_limit is not None:
             self.refuse(responses.TOO_MANY_REQUESTS)
         elif _is_coding_ambiguous(headers, self._version):
             self.refuse(responses.BAD_REQUEST)
@@ -289,7 +289,7 @@ class TopicChannel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.site.connections -= 1
         self._set_deadline(None)
-        self.quota.leave()
+        self.quota.release()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
         # Without reference cycles the memory is freed now: the garbage collector runs rarely.
         self.transport.unregisterProducer()

@@ -274,7 +274,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._send_queue.discard()
         self._context.session_log.close(self._record)
         self._observer.closed(self)
-        self._quota.leave()
+        self._quota.release()
 
     def _connectionLost(self, reason: Any) -> None:
         super()._connectionLost(reason)

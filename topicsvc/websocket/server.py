@@ -156,7 +156,7 @@ class WebSocketServer(Service):
 
         Args:
             topic: the topic that the client asks for.
-            quota: the limits of this client; from now on the connection calls `quota.leave`.
+            quota: the limits of this client; from now on the connection calls `quota.release`.
 
         Returns:
             None: the service is stopping.

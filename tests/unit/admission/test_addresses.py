@@ -1,4 +1,4 @@
-"""Addresses: what is counted as one, and who is behind proxies."""
+"""Client addresses: the key by which each is counted, and the client behind proxies."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.admission.addresses import behind_proxies, counted_as, is_within, parse_network
+from topicsvc.admission.addresses import address_key, forwarded_address, is_within, parse_network
 
 PROXIES = [parse_network("10.0.0.0/8"), parse_network("2001:db8::/32")]
 
 
-class CountedAsTests(SynchronousTestCase):
-    def test_what_is_counted_as_one(self) -> None:
+class AddressKeyTests(SynchronousTestCase):
+    def test_addresses_that_count_as_one_have_the_same_key(self) -> None:
         for host, key in (
             ("192.0.2.7", "192.0.2.7"),
             ("::ffff:192.0.2.7", "192.0.2.7"),
@@ -25,10 +25,10 @@ class CountedAsTests(SynchronousTestCase):
             ("x" * 1000, "x" * 64),
         ):
             with self.subTest(host=host):
-                self.assertEqual(counted_as(host), key)
+                self.assertEqual(address_key(host), key)
 
 
-class WithinTests(SynchronousTestCase):
+class IsWithinTests(SynchronousTestCase):
     def test_addresses_and_networks(self) -> None:
         for host, inside in (
             ("10.1.2.3", True),
@@ -42,16 +42,18 @@ class WithinTests(SynchronousTestCase):
                 self.assertEqual(is_within(host, PROXIES), inside)
 
 
-class BehindProxiesTests(SynchronousTestCase):
-    def of(self, host: str, xff: list[bytes], forwarded: list[bytes] | None = None) -> str:
-        return behind_proxies(host, xff, forwarded or [], PROXIES)
+class ForwardedAddressTests(SynchronousTestCase):
+    def client(self, host: str, xff: list[bytes], forwarded: list[bytes] | None = None) -> str:
+        return forwarded_address(host, xff, forwarded or [], PROXIES)
 
-    def test_a_stranger_s_word_is_not_taken(self) -> None:
-        self.assertEqual(self.of("192.0.2.7", [b"203.0.113.9"], [b"for=203.0.113.9"]), "192.0.2.7")
-        self.assertEqual(behind_proxies("10.0.0.1", [b"203.0.113.9"], [], []), "10.0.0.1")
+    def test_headers_of_an_untrusted_address_are_ignored(self) -> None:
+        self.assertEqual(
+            self.client("192.0.2.7", [b"203.0.113.9"], [b"for=203.0.113.9"]), "192.0.2.7"
+        )
+        self.assertEqual(forwarded_address("10.0.0.1", [b"203.0.113.9"], [], []), "10.0.0.1")
 
-    def test_the_rightmost_that_is_not_trusted(self) -> None:
-        for values, client in (
+    def test_the_rightmost_untrusted_address_is_the_client(self) -> None:
+        for values, expected in (
             ([b"203.0.113.9"], "203.0.113.9"),
             ([b"198.51.100.1, 203.0.113.9"], "203.0.113.9"),
             ([b"198.51.100.1, 203.0.113.9 ,10.0.0.2"], "203.0.113.9"),
@@ -67,10 +69,10 @@ class BehindProxiesTests(SynchronousTestCase):
             ([b""], "10.0.0.1"),
         ):
             with self.subTest(values=values):
-                self.assertEqual(self.of("10.0.0.1", values), client)
+                self.assertEqual(self.client("10.0.0.1", values), expected)
 
-    def test_forwarded_where_there_is_no_x_forwarded_for(self) -> None:
-        for value, client in (
+    def test_forwarded_is_read_without_x_forwarded_for(self) -> None:
+        for value, expected in (
             (b"for=203.0.113.9", "203.0.113.9"),
             (b'For="[2001:db9::7]:4711"', "2001:db9::7"),
             (b"for=198.51.100.1, for=203.0.113.9;proto=http;by=10.0.0.1", "203.0.113.9"),
@@ -80,11 +82,11 @@ class BehindProxiesTests(SynchronousTestCase):
             (b"nonsense", "10.0.0.1"),
         ):
             with self.subTest(value=value):
-                self.assertEqual(self.of("10.0.0.1", [], [value]), client)
+                self.assertEqual(self.client("10.0.0.1", [], [value]), expected)
 
-    def test_x_forwarded_for_goes_before_what_a_client_may_have_written(self) -> None:
-        self.assertEqual(self.of("10.0.0.1", [b"203.0.113.9"], [b"for=1.2.3.4"]), "203.0.113.9")
+    def test_x_forwarded_for_takes_precedence_over_forwarded(self) -> None:
+        self.assertEqual(self.client("10.0.0.1", [b"203.0.113.9"], [b"for=1.2.3.4"]), "203.0.113.9")
 
     @given(st.lists(st.binary(max_size=80), max_size=3), st.lists(st.binary(max_size=80)))
-    def test_nonsense_is_no_address(self, xff: list[bytes], forwarded: list[bytes]) -> None:
-        self.assertTrue(counted_as(self.of("10.0.0.1", xff, forwarded)))
+    def test_any_bytes_have_a_key(self, xff: list[bytes], forwarded: list[bytes]) -> None:
+        self.assertTrue(address_key(self.client("10.0.0.1", xff, forwarded)))

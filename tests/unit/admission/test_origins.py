@@ -1,4 +1,4 @@
-"""Origins: one form in which they are compared."""
+"""`parse_origin`: the form in which origins are compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from topicsvc.admission.origins import parse_origin
 
 
 class OriginTests(SynchronousTestCase):
-    def test_scheme_and_host_in_any_case_and_no_port_of_its_own(self) -> None:
+    def test_case_and_the_default_port_are_normalized(self) -> None:
         for text, origin in (
             ("https://app.example", "https://app.example"),
             ("HTTPS://App.Example", "https://app.example"),
@@ -25,7 +25,7 @@ class OriginTests(SynchronousTestCase):
             with self.subTest(text=text):
                 self.assertEqual(parse_origin(text), origin)
 
-    def test_anything_else_is_none(self) -> None:
+    def test_other_text_is_no_origin(self) -> None:
         for text in (
             "", "*", "app.example", "//app.example", "https://", "https://app.example/",
             "https://app.example https://b.example", "https://a@app.example", "NULL",
@@ -36,7 +36,7 @@ class OriginTests(SynchronousTestCase):
                 self.assertRaises(ValueError, parse_origin, text)
 
     @given(st.text())
-    def test_an_origin_is_its_own_form(self, text: str) -> None:
+    def test_a_normalized_origin_does_not_change(self, text: str) -> None:
         try:
             origin = parse_origin(text)
         except ValueError:

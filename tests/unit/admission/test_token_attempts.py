@@ -1,4 +1,4 @@
-"""How many tokens of one address are tried, and how many of them may fail."""
+"""`TokenAttempts`: concurrent checks and failed tokens of one address."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 ANN, BOB = "192.0.2.1", "192.0.2.2"
 
 
-class TriesTestCase(SynchronousTestCase):
-    most = 30
+class TokenAttemptsTestCase(SynchronousTestCase):
+    max_failures = 30
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -38,13 +38,13 @@ class TriesTestCase(SynchronousTestCase):
         self.validator = FakeValidator()
         self.refused = 0
         self.attempts = TokenAttempts(
-            self.clock, self.clock.seconds, lambda: self.most, self.refuse
+            self.clock, self.clock.seconds, lambda: self.max_failures, self.count_refusal
         )
 
-    def refuse(self) -> None:
+    def count_refusal(self) -> None:
         self.refused += 1
 
-    def ask(self, token: str = "a-token", address: str = ANN) -> Deferred[Grant]:
+    def check(self, token: str = "a-token", address: str = ANN) -> Deferred[Grant]:
         return self.attempts.run(address, lambda: self.validator.validate(token, TOPIC))
 
     def grant(self, question: Question) -> None:
@@ -58,79 +58,79 @@ class TriesTestCase(SynchronousTestCase):
     def in_flight(self) -> list[Question]:
         return [each for each in self.questions if not each.answer.called]
 
-    def assert_asked(self, *tokens: str) -> None:
+    def assert_checked(self, *tokens: str) -> None:
         self.assertEqual([each.token for each in self.questions], list(tokens))
 
-    def assert_too_many(self, answer: Deferred[Grant]) -> float:
-        return float(self.failureResultOf(answer, TooManyFailedTokens).value.seconds)
+    def assert_too_many(self, result: Deferred[Grant]) -> float:
+        return float(self.failureResultOf(result, TooManyFailedTokens).value.seconds)
 
     def assert_nothing_kept(self) -> None:
-        """Nobody waits and, once time has passed and somebody has come, nothing is kept."""
+        """Nothing waits and, after a minute and one more check, nothing is kept."""
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.clock.advance(60)
-        self.ask(address="whoever comes next")
+        self.check(address="the next client")
         self.grant(self.questions[-1])
         self.assertEqual((self.attempts._failures, self.attempts._queues), ({}, {}))
         self.assertEqual((len(self.attempts._abandoned), self.clock.getDelayedCalls()), (0, []))
 
 
-class FloodTests(TriesTestCase):
-    def test_of_a_hundred_bad_tokens_at_once_thirty_are_questions(self) -> None:
-        answers = [self.ask(f"bad-{number}") for number in range(100)]
+class ConcurrencyTests(TokenAttemptsTestCase):
+    def test_of_a_hundred_failing_tokens_at_once_thirty_are_checked(self) -> None:
+        results = [self.check(f"bad-{number}") for number in range(100)]
         while self.in_flight:
             self.in_flight[0].refuse()
-        self.assert_asked(*(f"bad-{number}" for number in range(30)))
-        for answer in answers[:30]:
-            self.failureResultOf(answer, TokenInactive)
-        for answer in answers[30:]:
-            self.assertEqual(self.assert_too_many(answer), 60)
+        self.assert_checked(*(f"bad-{number}" for number in range(30)))
+        for result in results[:30]:
+            self.failureResultOf(result, TokenInactive)
+        for result in results[30:]:
+            self.assertEqual(self.assert_too_many(result), 60)
         self.assertEqual(self.refused, 70)
         self.assert_nothing_kept()
 
-    def test_two_hundred_good_ones_at_once_are_all_granted_in_their_order(self) -> None:
-        answers = [self.ask(f"good-{number}") for number in range(200)]
+    def test_two_hundred_valid_tokens_at_once_are_granted_in_order(self) -> None:
+        results = [self.check(f"good-{number}") for number in range(200)]
         while self.in_flight:
             self.assertLessEqual(len(self.in_flight), 30)
             self.clock.advance(0.1)
             self.grant(self.in_flight[0])
-        self.assert_asked(*(f"good-{number}" for number in range(200)))
-        for answer in answers:
-            self.successResultOf(answer)
+        self.assert_checked(*(f"good-{number}" for number in range(200)))
+        for result in results:
+            self.successResultOf(result)
         self.assertEqual(self.refused, 0)
         self.assert_nothing_kept()
 
-    def test_failures_and_questions_under_way_are_never_more_together(self) -> None:
-        self.most = 3
-        answers = [self.ask(f"token-{number}") for number in range(6)]
-        self.assert_asked("token-0", "token-1", "token-2")
+    def test_failures_and_checks_in_progress_count_together(self) -> None:
+        self.max_failures = 3
+        results = [self.check(f"token-{number}") for number in range(6)]
+        self.assert_checked("token-0", "token-1", "token-2")
         self.questions[0].refuse()
-        self.assert_asked("token-0", "token-1", "token-2")
+        self.assert_checked("token-0", "token-1", "token-2")
         self.questions[2].refuse()
         self.assertEqual(len(self.questions), 3)
         for number in (1, 3, 4, 5):
             self.grant(self.questions[number])
         self.assertEqual(len(self.questions), 6)
         for number in (1, 3, 4, 5):
-            self.successResultOf(answers[number])
-        self.failureResultOf(answers[0], TokenInactive)
-        self.failureResultOf(answers[2], TokenInactive)
+            self.successResultOf(results[number])
+        self.failureResultOf(results[0], TokenInactive)
+        self.failureResultOf(results[2], TokenInactive)
         self.assert_nothing_kept()
 
-    def test_what_cannot_be_told_makes_room(self) -> None:
-        self.most = 1
-        answers = [self.ask() for _ in range(3)]
+    def test_a_check_without_a_result_does_not_count(self) -> None:
+        self.max_failures = 1
+        results = [self.check() for _ in range(3)]
         self.questions[0].be_unavailable()
         self.questions[1].answer.errback(TopicNotFound("said the test"))
         self.grant(self.questions[2])
-        self.failureResultOf(answers[0], ValidatorUnavailable)
-        self.failureResultOf(answers[1], TopicNotFound)
-        self.successResultOf(answers[2])
+        self.failureResultOf(results[0], ValidatorUnavailable)
+        self.failureResultOf(results[1], TopicNotFound)
+        self.successResultOf(results[2])
         self.assert_nothing_kept()
 
-    def test_each_address_has_its_own(self) -> None:
-        self.most = 1
-        ann, waiting, bob = self.ask("ann"), self.ask("unauthenticated"), self.ask("bob", BOB)
-        self.assert_asked("ann", "bob")
+    def test_each_address_is_counted_separately(self) -> None:
+        self.max_failures = 1
+        ann, waiting, bob = self.check("ann"), self.check("unauthenticated"), self.check("bob", BOB)
+        self.assert_checked("ann", "bob")
         self.questions[0].refuse()
         self.failureResultOf(ann, TokenInactive)
         self.assert_too_many(waiting)
@@ -138,52 +138,52 @@ class FloodTests(TriesTestCase):
         self.successResultOf(bob)
         self.assert_nothing_kept()
 
-    def test_answers_that_come_at_once_do_not_nest(self) -> None:
-        self.most = 1
-        first = self.ask()
-        answers = [self.ask() for _ in range(2000)]
+    def test_instant_results_do_not_recurse(self) -> None:
+        self.max_failures = 1
+        first = self.check()
+        results = [self.check() for _ in range(2000)]
         self.validator.at_once = lambda *_: Grant("me", self.clock.seconds() + 60, True, True)
         self.grant(self.questions[0])
-        for answer in (first, *answers):
-            self.successResultOf(answer)
+        for result in (first, *results):
+            self.successResultOf(result)
         self.validator.at_once = None
         self.assert_nothing_kept()
 
-    def test_who_acts_on_an_answer_and_asks_again_stands_behind_the_others(self) -> None:
-        self.most = 1
+    def test_a_check_that_a_result_starts_waits_behind_the_others(self) -> None:
+        self.max_failures = 1
         again: list[Deferred[Grant]] = []
-        self.ask("first").addCallback(lambda _: again.append(self.ask("again")))
-        second = self.ask("second")
+        self.check("first").addCallback(lambda _: again.append(self.check("again")))
+        second = self.check("second")
         for _ in range(3):
             self.grant(self.in_flight[0])
-        self.assert_asked("first", "second", "again")
+        self.assert_checked("first", "second", "again")
         self.successResultOf(second)
         self.successResultOf(again[0])
         self.assert_nothing_kept()
 
-    def test_0_is_no_bound(self) -> None:
-        self.most = 0
+    def test_0_means_no_limit(self) -> None:
+        self.max_failures = 0
         for _ in range(100):
-            self.ask()
+            self.check()
         self.assertEqual(len(self.in_flight), 100)
 
 
-class WaitingTests(TriesTestCase):
-    most = 1
+class QueueTests(TokenAttemptsTestCase):
+    max_failures = 1
 
-    def test_who_leaves_before_its_turn_is_never_asked_about(self) -> None:
-        first, second, third = self.ask("first"), self.ask("second"), self.ask("third")
+    def test_a_cancelled_waiting_token_is_never_checked(self) -> None:
+        first, second, third = self.check("first"), self.check("second"), self.check("third")
         second.cancel()
         self.failureResultOf(second, CancelledError)
         self.grant(self.questions[0])
-        self.assert_asked("first", "third")
+        self.assert_checked("first", "third")
         self.grant(self.questions[1])
         self.successResultOf(first)
         self.successResultOf(third)
         self.assert_nothing_kept()
 
-    def test_when_all_who_wait_leave_nothing_is_timed(self) -> None:
-        first, *others = [self.ask() for _ in range(3)]
+    def test_without_waiting_tokens_there_is_no_timer(self) -> None:
+        first, *others = [self.check() for _ in range(3)]
         for each in others:
             each.cancel()
             self.failureResultOf(each, CancelledError)
@@ -192,8 +192,8 @@ class WaitingTests(TriesTestCase):
         self.successResultOf(first)
         self.assert_nothing_kept()
 
-    def test_nobody_waits_for_ever(self) -> None:
-        first, second = self.ask(), self.ask()
+    def test_a_token_waits_for_a_limited_time(self) -> None:
+        first, second = self.check(), self.check()
         self.clock.pump([1] * int(QUEUE_TIMEOUT - 1))
         self.assertNoResult(second)
         self.clock.pump([1] * 2)
@@ -203,63 +203,63 @@ class WaitingTests(TriesTestCase):
         self.successResultOf(first)
         self.assert_nothing_kept()
 
-    def test_other_bounds_hold_for_those_who_wait(self) -> None:
-        answers = [self.ask() for _ in range(5)]
-        self.most = 3
+    def test_a_new_limit_applies_to_waiting_tokens(self) -> None:
+        results = [self.check() for _ in range(5)]
+        self.max_failures = 3
         self.clock.advance(POLL_INTERVAL)
         self.assertEqual(len(self.in_flight), 3)
-        self.most = 0
+        self.max_failures = 0
         self.clock.advance(POLL_INTERVAL)
         self.assertEqual(len(self.in_flight), 5)
-        self.most = 1
-        waiting = self.ask()
+        self.max_failures = 1
+        waiting = self.check()
         self.questions[0].refuse()
-        self.failureResultOf(answers[0], TokenInactive)
+        self.failureResultOf(results[0], TokenInactive)
         self.assert_too_many(waiting)
 
-    def test_a_minute_that_is_over_makes_room(self) -> None:
-        self.most = 2
-        bad = self.ask()
+    def test_failures_are_forgotten_after_a_minute(self) -> None:
+        self.max_failures = 2
+        bad = self.check()
         self.questions[0].refuse()
         self.failureResultOf(bad, TokenInactive)
         self.clock.advance(59)
-        answers = [self.ask(), self.ask()]
+        results = [self.check(), self.check()]
         self.assertEqual(len(self.in_flight), 1)
         self.clock.advance(1)
         self.assertEqual(len(self.in_flight), 2)
         for each in self.in_flight:
             self.grant(each)
-        for answer in answers:
-            self.successResultOf(answer)
+        for result in results:
+            self.successResultOf(result)
         self.assert_nothing_kept()
 
 
-class LeavingTests(TriesTestCase):
-    def leave(self, token: str = "a-token") -> None:
-        answer = self.ask(token)
-        answer.cancel()
-        self.failureResultOf(answer, CancelledError)
+class DisconnectTests(TokenAttemptsTestCase):
+    def check_and_cancel(self, token: str = "a-token") -> None:
+        result = self.check(token)
+        result.cancel()
+        self.failureResultOf(result, CancelledError)
 
-    def test_the_question_ends(self) -> None:
-        self.leave()
+    def test_the_check_is_cancelled(self) -> None:
+        self.check_and_cancel()
         self.assertTrue(self.questions[0].was_cancelled)
         self.assert_nothing_kept()
 
-    def test_who_shows_tokens_and_runs_is_not_asked_about_without_end(self) -> None:
+    def test_disconnecting_does_not_raise_the_number_of_checks(self) -> None:
         for number in range(1000):
-            self.leave(f"token-{number}")
+            self.check_and_cancel(f"token-{number}")
         self.assertEqual(len(self.questions), 30)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         for second in range(1, 61):
             self.clock.advance(1)
-            self.leave(f"later-{second}")
+            self.check_and_cancel(f"later-{second}")
         self.assertLessEqual(len(self.questions), 30 * (1 + 60 / ABANDONED_CHECK_TTL))
         self.assert_nothing_kept()
 
-    def test_a_good_token_behind_them_waits_a_little(self) -> None:
+    def test_a_valid_token_behind_abandoned_checks_waits(self) -> None:
         for _ in range(50):
-            self.leave()
-        good = self.ask("good")
+            self.check_and_cancel()
+        good = self.check("good")
         self.clock.pump([1] * int(ABANDONED_CHECK_TTL - 1))
         self.assertEqual(len(self.in_flight), 0)
         self.clock.advance(POLL_INTERVAL)
@@ -269,13 +269,13 @@ class LeavingTests(TriesTestCase):
         self.assert_nothing_kept()
 
 
-class FailureTests(TriesTestCase):
+class FailureTests(TokenAttemptsTestCase):
     def fail(self, address: str) -> None:
-        answer = self.ask(address=address)
+        result = self.check(address=address)
         self.questions.pop().refuse()
-        self.failureResultOf(answer, TokenInactive)
+        self.failureResultOf(result, TokenInactive)
 
-    def test_only_so_many_addresses_are_remembered_and_none_for_long(self) -> None:
+    def test_a_limited_number_of_addresses_is_kept_for_a_minute(self) -> None:
         for number in range(MAX_ADDRESSES + 5):
             self.fail(f"address{number}")
         self.assertEqual(len(self.attempts._failures), MAX_ADDRESSES)
@@ -291,20 +291,24 @@ class FailureTests(TriesTestCase):
 
 events = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "ask", "ask", "grant", "refuse", "undecided", "leave", "wait"]),
+        st.sampled_from(
+            ["check", "check", "check", "grant", "refuse", "undecided", "cancel", "wait"]
+        ),
         st.integers(0, 20),
     ),
     max_size=80,
 )
 
 
-class PromiseTests(TriesTestCase):
-    most = 4
+class InvariantTests(TokenAttemptsTestCase):
+    max_failures = 4
 
     @given(events)
-    def test_whatever_happens(self, events: list[tuple[str, int]]) -> None:
+    def test_the_limit_holds_and_every_check_has_a_result(
+        self, events: list[tuple[str, int]]
+    ) -> None:
         self.setUp()
-        answers: list[Deferred[Grant]] = []
+        results: list[Deferred[Grant]] = []
         fates: list[str] = []
         failed_since, failed = 0.0, 0
         for event, at in events:
@@ -312,11 +316,11 @@ class PromiseTests(TriesTestCase):
             if now - failed_since >= 60:
                 failed = 0
             open_ = [each for each in self.in_flight if not each.was_cancelled]
-            if event == "ask":
-                answers.append(self.ask())
-                answers[-1].addErrback(lambda failure: fates.append(failure.type.__name__))
-            elif event == "leave" and answers:
-                answers[at % len(answers)].cancel()
+            if event == "check":
+                results.append(self.check())
+                results[-1].addErrback(lambda failure: fates.append(failure.type.__name__))
+            elif event == "cancel" and results:
+                results[at % len(results)].cancel()
             elif event == "wait":
                 self.clock.advance(at / 4)
             elif open_:
@@ -329,10 +333,10 @@ class PromiseTests(TriesTestCase):
                 else:
                     question.be_unavailable()
             self.assertLessEqual(failed + len(self.in_flight), 4)
-        # Whoever still waits is decided, one way or the other.
+        # The tokens that still wait are checked or refused in the end.
         for _ in range(int(QUEUE_TIMEOUT) + 2):
             for each in self.in_flight:
                 self.grant(each)
             self.clock.advance(1)
-        self.assertTrue(all(each.called for each in answers))
+        self.assertTrue(all(each.called for each in results))
         self.assert_nothing_kept()

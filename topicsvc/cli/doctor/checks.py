@@ -11,7 +11,7 @@ from typing import NoReturn
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from topicsvc.admission.limits import RESERVE
+from topicsvc.admission.limits import RESERVED_FILES
 from topicsvc.brokers.factory import make_broker
 from topicsvc.cli.doctor.endpoints import EndpointChecks
 from topicsvc.cli.doctor.report import Reporter
@@ -166,12 +166,12 @@ class Checks(Reporter):
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         configured = self._settings.limits.connections
         text = f"at most {files} open files here (a systemd service has LimitNOFILE=)"
-        if configured and configured + RESERVE > files:
-            self.fail("files", f"{text}; limits.connections needs {configured + RESERVE}")
+        if configured and configured + RESERVED_FILES > files:
+            self.fail("files", f"{text}; limits.connections needs {configured + RESERVED_FILES}")
         elif files < MIN_FILES:
-            self.warn("files", f"{text}: enough for {files - RESERVE} clients")
+            self.warn("files", f"{text}: enough for {files - RESERVED_FILES} clients")
         else:
-            self.ok("files", f"{text}: enough for {configured or files - RESERVE} clients")
+            self.ok("files", f"{text}: enough for {configured or files - RESERVED_FILES} clients")
 
 
 def _raise_timeout(_: object, seconds: float) -> NoReturn:

@@ -54,7 +54,7 @@ MAX_CHECKS_BEFORE_GREETING = 2
 """Checks after which a connection without the broker's answer to CONNECT is aborted."""
 
 RECEIPT_TIMEOUT = 15.0
-"""Seconds to wait for a receipt; longer than it takes to notice a dead broker."""
+"""Seconds to wait for a receipt; longer than it takes to notice a broker that is down."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds that an attempt to connect may take."""
@@ -424,7 +424,7 @@ class StompConnection(TwistedProtocol):
         """Send a heartbeat, and check those of the broker.
 
         Missed heartbeats are counted, not timed: if this process was stopped for a while, the
-        broker is not taken for dead.
+        connection is not aborted.
         """
         if not self._is_paused:
             self._missed_heartbeats += 1

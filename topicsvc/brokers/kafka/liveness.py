@@ -1,7 +1,7 @@
-"""Finds out whether Kafka is up, by regular requests.
+"""Finds out by regular requests, called probes, whether Kafka is up.
 
-Failed requests are counted, not timed: if this process was stopped for a while, the broker is not
-taken for dead.
+Failed probes are counted, not timed: if this process was stopped for a while, the broker is still
+considered up.
 """
 
 from __future__ import annotations

@@ -66,14 +66,14 @@ class ConsumerTests(TestCase):
 
     @inlineCallbacks
     def test_has_delivered_is_exact_to_the_record(self) -> Any:
-        yield self.metadata.end_offsets(["brought"])
-        expected = {("brought", 0): 1, ("brought", 1): 0}
+        yield self.metadata.end_offsets(["delivered"])
+        expected = {("delivered", 0): 1, ("delivered", 1): 0}
         self.assertTrue(self.consumer.has_delivered({}))
         self.assertFalse(self.consumer.has_delivered(expected), "they are not read yet")
-        self.consumer.assign("1", "brought", {0: 0, 1: 0})
+        self.consumer.assign("1", "delivered", {0: 0, 1: 0})
         self.consumer.pause()
         for partition in (0, 1, 0):
-            send("brought", partition, b"1")
+            send("delivered", partition, b"1")
         yield until(lambda: not self.consumer._queue.is_empty, "records wait in the queue")
         yield deferLater(reactor, 0.1)
         self.assertFalse(self.consumer.has_delivered(expected), "records wait in the queue")
@@ -82,7 +82,7 @@ class ConsumerTests(TestCase):
         self.consumer.resume()
         yield until(lambda: self.consumer.has_delivered(expected), "they are delivered")
         self.assertEqual(len(self.handler.records), 3)
-        self.assertFalse(self.consumer.has_delivered({("brought", 0): 2}), "it does not exist")
+        self.assertFalse(self.consumer.has_delivered({("delivered", 0): 2}), "it does not exist")
 
     @inlineCallbacks
     def test_the_position_that_the_producer_reports_is_the_position_that_is_read(self) -> Any:

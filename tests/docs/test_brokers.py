@@ -1,0 +1,43 @@
+"""docs/brokers.md shows the figures of the code."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.docs.test_docs import page
+from topicsvc.brokers import in_flight, subscriptions
+from topicsvc.brokers.activemq import broker, stomp_client, stomp_frames
+from topicsvc.brokers.kafka import liveness, options, reader, record_queue
+from topicsvc.delivery import hub
+
+
+class FigureTests(SynchronousTestCase):
+    def test_each_figure_is_that_of_the_code(self) -> None:
+        text = " ".join(page("docs/brokers.md").split())
+        interval, missed = stomp_client.HEARTBEAT_INTERVAL, stomp_client.MAX_MISSED_HEARTBEATS
+        creation = reader.MAX_TOPIC_RETRIES * reader.TOPIC_RETRY_DELAY
+        propagation = options.PRODUCER["topic.metadata.propagation.max.ms"] / 1000
+        for figure in (
+            f"If {hub.HIGH_WATER >> 20} MiB of messages wait",
+            f"{hub.HIGH_WATER >> 20} MiB in total; then reading pauses until "
+            f"{hub.LOW_WATER >> 20} MiB are left",
+            f"{in_flight.MAX_IN_FLIGHT:,}, and {in_flight.MAX_BYTES_IN_FLIGHT >> 20} MiB in total",
+            f"kept for {subscriptions.UNSUBSCRIBE_DELAY:.0f} s after the last listener",
+            f"and for {subscriptions.UNSUBSCRIBE_DELAY:.0f} s after the last listener",
+            f"| headers of a message | {stomp_frames.MAX_HEAD >> 10} KiB |",
+            f"| body of a message | {stomp_frames.MAX_BODY >> 20} MiB |",
+            {3600: "| time to live | one hour |"}[broker.TIME_TO_LIVE],
+            f"after {(missed - 1) * interval:g} to {missed * interval:g} s without a byte",
+            f"a heartbeat is due every {stomp_client._OFFERED_INTERVAL / 1000:g} s",
+            f"follows after {stomp_client.INITIAL_RETRY_DELAY:g} s",
+            f"doubles with each attempt up to {stomp_client.MAX_RETRY_DELAY:g} s",
+            f"Every {liveness.PROBE_INTERVAL:g} s topicsvc probes",
+            {0.5: "probes twice a second"}[liveness.PROBE_RETRY_DELAY],
+            f"about {record_queue.MAX_RECORDS:,} or {record_queue.MAX_BYTES >> 20} MiB",
+            f"{options.CONSUMER['queued.max.messages.kbytes'] >> 10} MiB more",
+            f'"Service unavailable" after {creation:.0f} to 10 s',
+            f"a send gets 503 after {propagation:.0f} s",
+            f"After {options.PRODUCER['message.timeout.ms'] / 1000:.0f} s the broker does not",
+            {60: "reads the new ones within a minute"}[reader.PARTITION_CHECK_INTERVAL],
+        ):
+            self.assertTrue(figure in text, figure)

@@ -1,4 +1,4 @@
-"""One connection from its opening to its end, in memory and in virtual time."""
+"""One connection from its opening to its close, in memory and in virtual time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from topicsvc.settings import SessionSettings
 
 
 class SessionTableTests(ServiceTestCase):
-    """docs/protocol.md, the table of a session, row by row."""
+    """The state table of docs/protocol.md, row by row."""
 
     # awaiting token
 
-    def test_a_token_message_is_checked_in_silence(self) -> None:
+    def test_a_token_message_is_checked_without_a_reply_yet(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.assertEqual(self.validator.last.token, "a-token")
@@ -30,7 +30,7 @@ class SessionTableTests(ServiceTestCase):
         client.send_text('{"AccessTokens":"x"}')
         client.assert_refused("Unknown", "Invalid message", 1008)
 
-    def test_a_minute_without_a_token_is_the_end(self) -> None:
+    def test_after_60_s_without_a_token_the_connection_is_closed(self) -> None:
         client = self.connect()
         self.clock.advance(59.999)
         self.assertNotIn(8, [opcode for opcode, _ in client.frames()])
@@ -39,7 +39,7 @@ class SessionTableTests(ServiceTestCase):
 
     # checking
 
-    def test_granted_and_confirmed_is_success(self) -> None:
+    def test_success_after_the_grant_and_the_broker_s_confirmation(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.grant(self.now + 3600.9)
@@ -47,7 +47,7 @@ class SessionTableTests(ServiceTestCase):
         self.broker.confirm()
         client.assert_success(3600)
 
-    def test_refused_is_token_inactive(self) -> None:
+    def test_a_refused_token_is_inactive(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.refuse()
@@ -60,13 +60,13 @@ class SessionTableTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60, may_receive=False)
         client.assert_refused("AccessToken", "Token inactive", 1008)
 
-    def test_a_grant_that_has_run_out_is_inactive(self) -> None:
+    def test_an_expired_grant_is_inactive(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.grant(self.now)
         client.assert_refused("AccessToken", "Token inactive", 1008)
 
-    def test_a_grant_that_runs_out_before_the_confirmation_is_inactive(self) -> None:
+    def test_a_grant_that_expires_before_the_confirmation_is_inactive(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.grant(self.now + 1)
@@ -75,7 +75,7 @@ class SessionTableTests(ServiceTestCase):
         client.assert_refused("AccessToken", "Token inactive", 1008)
         self.assertEqual(self.broker.live, [])
 
-    def test_a_validator_that_cannot_tell_is_service_unavailable(self) -> None:
+    def test_an_unavailable_validator_is_service_unavailable(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.be_unavailable()
@@ -108,7 +108,7 @@ class SessionTableTests(ServiceTestCase):
             [b'{"From":"https://cell2.unit1.example/","Body":{"hoge":"testmessage", "flag":true}}'],
         )
 
-    def test_a_new_token_is_checked_while_data_goes_on(self) -> None:
+    def test_data_continues_while_a_new_token_is_checked(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         self.assertEqual(self.validator.last.token, "second-token")
@@ -133,14 +133,14 @@ class SessionTableTests(ServiceTestCase):
         self.deliver()
         client.assert_nothing()
 
-    def test_a_refused_new_token_is_the_end(self) -> None:
+    def test_a_refused_new_token_closes_the_session(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         self.validator.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
         self.assertEqual(self.broker.live, [])
 
-    def test_an_undecided_new_token_leaves_the_old_grant(self) -> None:
+    def test_without_a_result_for_a_new_token_the_old_grant_stays(self) -> None:
         client = self.subscribe(lifetime=30)
         client.present("second-token")
         self.validator.last.be_unavailable()
@@ -151,7 +151,7 @@ class SessionTableTests(ServiceTestCase):
         self.deliver()
         client.assert_nothing()
 
-    def test_any_other_message_ends_an_active_session(self) -> None:
+    def test_any_other_message_closes_an_active_session(self) -> None:
         client = self.subscribe()
         client.send_text("hello")
         client.assert_refused("Unknown", "Invalid message", 1008)
@@ -159,7 +159,7 @@ class SessionTableTests(ServiceTestCase):
 
     # expired
 
-    def test_nothing_is_delivered_after_expiry_to_the_millisecond(self) -> None:
+    def test_nothing_is_delivered_from_the_millisecond_of_the_expiry_on(self) -> None:
         client = self.subscribe(lifetime=10)
         self.clock.advance(9.999)
         self.deliver(b'"in time"')
@@ -168,15 +168,15 @@ class SessionTableTests(ServiceTestCase):
         self.deliver(b'"too late"')
         client.assert_nothing()
 
-    def test_a_message_after_expiry_is_told_so_even_a_token(self) -> None:
+    def test_a_text_message_after_the_expiry_is_session_expired(self) -> None:
         for text in ('{"AccessToken":"new"}', "hello"):
             client = self.subscribe(lifetime=10)
             self.clock.advance(10)
             client.send_text(text)
             client.assert_refused("Unknown", "Session expired", 1008)
-        self.assertEqual({asked.token for asked in self.validator.questions}, {"first-token"})
+        self.assertEqual({each.token for each in self.validator.questions}, {"first-token"})
 
-    def test_a_binary_message_after_expiry_is_told_so_too(self) -> None:
+    def test_a_binary_message_after_the_expiry_is_session_expired(self) -> None:
         client = self.subscribe(lifetime=10)
         self.clock.advance(10)
         client.send_frame(2, b"x")
@@ -189,7 +189,7 @@ class SessionTableTests(ServiceTestCase):
         self.advance(1)
         client.assert_closed(1008, "Session expired")
 
-    def test_a_token_sent_in_time_is_answered_even_if_the_old_one_ran_out_meanwhile(self) -> None:
+    def test_a_token_sent_in_time_is_answered_although_the_old_one_has_expired(self) -> None:
         client = self.subscribe(lifetime=59)
         self.clock.advance(58)
         client.present("second-token")
@@ -203,7 +203,7 @@ class SessionTableTests(ServiceTestCase):
 
 
 class RequestTests(ServiceTestCase):
-    def test_messages_wait_their_turn_and_are_answered_in_order(self) -> None:
+    def test_messages_that_wait_are_answered_in_order(self) -> None:
         client = self.connect()
         for number in range(9):
             client.present(f"token-{number}")
@@ -217,7 +217,7 @@ class RequestTests(ServiceTestCase):
             client.assert_success(number)
         self.assertEqual(len(self.validator.questions), 9)
 
-    def test_the_ninth_that_waits_is_an_invalid_message(self) -> None:
+    def test_the_ninth_waiting_message_is_invalid(self) -> None:
         client = self.connect()
         for number in range(9):
             client.present(f"token-{number}")
@@ -226,7 +226,7 @@ class RequestTests(ServiceTestCase):
         client.assert_refused("Unknown", "Invalid message", 1008)
         self.assertTrue(self.validator.last.was_cancelled)
 
-    def test_what_came_in_time_is_answered_in_its_turn_though_time_runs_out(self) -> None:
+    def test_a_waiting_message_that_came_in_time_is_answered_after_the_expiry(self) -> None:
         client = self.subscribe(lifetime=10)
         client.present("second-token")
         client.present("third-token")
@@ -237,7 +237,7 @@ class RequestTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60)
         client.assert_success(60)
 
-    def test_what_came_too_late_is_not(self) -> None:
+    def test_a_waiting_message_that_came_too_late_is_session_expired(self) -> None:
         client = self.subscribe(lifetime=10)
         client.present("second-token")
         self.clock.advance(11)
@@ -248,13 +248,13 @@ class RequestTests(ServiceTestCase):
         self.assert_error_text(expired, "Unknown", "Session expired")
         self.assert_close(close, 1008, "Session expired")
 
-    def test_a_check_that_is_cancelled_by_somebody_else_is_undecided(self) -> None:
+    def test_a_check_that_the_validator_cancels_is_service_unavailable(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.answer.cancel()
         client.assert_refused("AccessToken", "Service unavailable", 1013)
 
-    def test_an_invalid_message_waits_its_turn_too(self) -> None:
+    def test_an_invalid_message_waits_like_any_other(self) -> None:
         client = self.connect()
         client.present("a-token")
         client.send_text("nonsense")
@@ -266,7 +266,7 @@ class RequestTests(ServiceTestCase):
         self.assert_error_text(error, "Unknown", "Invalid message")
         self.assert_close(close, 1008, "Invalid message")
 
-    def test_a_binary_message_is_invalid_and_closed_with_its_own_code(self) -> None:
+    def test_a_binary_message_is_invalid_and_closed_with_1003(self) -> None:
         client = self.connect()
         client.send_frame(2, b'{"AccessToken":"x"}')
         client.assert_refused("Unknown", "Invalid message", 1003)
@@ -280,13 +280,13 @@ class RequestTests(ServiceTestCase):
         [(opcode, payload)] = client.frames()
         self.assertEqual((opcode, payload[:2]), (8, (1009).to_bytes(2, "big")))
 
-    def test_a_long_token_passes(self) -> None:
+    def test_the_longest_token_is_valid(self) -> None:
         client = self.connect()
         client.present("x" * 32768)
         self.assertEqual(len(self.validator.last.token), 32768)
         client.assert_nothing()
 
-    def test_a_fault_of_ours_is_an_internal_error(self) -> None:
+    def test_an_exception_of_the_validator_is_an_internal_error(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.answer.errback(ZeroDivisionError("said the test"))
@@ -304,7 +304,7 @@ class RequestTests(ServiceTestCase):
         client.assert_nothing()
         self.assertEqual(len(self.validator.questions), 1)
 
-    def test_milliseconds_for_clients_of_the_reference(self) -> None:
+    def test_timestamps_in_milliseconds(self) -> None:
         self.websocket_server.context.settings = SessionSettings(timestamps="milliseconds")
         client = self.connect()
         self.clock.advance(0.25)
@@ -314,11 +314,11 @@ class RequestTests(ServiceTestCase):
 
 
 class OrderTests(ServiceTestCase):
-    def test_success_precedes_the_data_that_came_with_the_confirmation(self) -> None:
+    def test_success_precedes_data_that_arrives_with_the_confirmation(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.grant(self.now + 60)
-        # Between the confirmation and Success: the broker hands over both in one turn.
+        # The broker gives the confirmation and the message in one reactor iteration.
         subscription = self.broker.subscriptions[-1]
         subscription.answer.addCallback(lambda it: (self.broker.bring(self.data(b"1")), it)[1])
         self.broker.confirm()
@@ -334,7 +334,7 @@ class OrderTests(ServiceTestCase):
         published = []
 
         def publish_first(subscription: object) -> object:
-            """Runs when the broker has confirmed, before anybody of ours knows."""
+            """Runs after the broker's confirmation, before the hub learns of it."""
             self.broker.bring(self.data(b'"between"'))
             published.append(True)
             return subscription
@@ -355,7 +355,7 @@ class OrderTests(ServiceTestCase):
         self.assert_success_text(success, 60)
         self.assertEqual(data, b'{"From":"%s","Body":"between"}' % SENDER.encode())
 
-    def test_messages_come_in_the_order_of_the_broker(self) -> None:
+    def test_messages_are_delivered_in_the_broker_s_order(self) -> None:
         client = self.subscribe()
         for number in range(50):
             self.broker.bring(self.data(b"%d" % number))
@@ -371,8 +371,8 @@ class OrderTests(ServiceTestCase):
         return Message(TOPIC, SENDER, body)
 
 
-class FarewellTests(ServiceTestCase):
-    def test_a_client_that_vanishes_during_the_check_leaves_nothing(self) -> None:
+class CloseTests(ServiceTestCase):
+    def test_a_client_lost_during_the_check_leaves_nothing(self) -> None:
         client = self.connect()
         client.present("a-token")
         client.disconnect()
@@ -380,7 +380,7 @@ class FarewellTests(ServiceTestCase):
         self.assertEqual(self.broker.subscriptions, [])
         self.assert_nothing_left()
 
-    def test_a_client_that_vanishes_during_the_subscription_leaves_nothing(self) -> None:
+    def test_a_client_lost_during_the_subscription_leaves_nothing(self) -> None:
         client = self.connect()
         client.present("a-token")
         self.validator.last.grant(self.now + 60)
@@ -388,7 +388,7 @@ class FarewellTests(ServiceTestCase):
         self.broker.confirm()
         self.assert_nothing_left()
 
-    def test_a_client_that_vanishes_from_an_active_session_leaves_nothing(self) -> None:
+    def test_a_client_lost_during_an_active_session_leaves_nothing(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         client.disconnect()
@@ -396,7 +396,7 @@ class FarewellTests(ServiceTestCase):
         self.deliver()
         self.assert_nothing_left()
 
-    def test_a_client_that_closes_is_answered(self) -> None:
+    def test_a_client_s_close_is_answered(self) -> None:
         client = self.subscribe()
         client.send_frame(8, b"\x03\xe8bye")
         self.assertEqual(client.frames(), [(8, b"\x03\xe8")])
@@ -404,12 +404,12 @@ class FarewellTests(ServiceTestCase):
         self.assertIsNotNone(client.transport.lost)
         self.assert_nothing_left()
 
-    def test_a_client_that_closes_without_a_code_is_answered_without_one(self) -> None:
+    def test_a_close_without_a_code_is_answered_without_one(self) -> None:
         client = self.connect()
         client.send_frame(8, b"")
         self.assertEqual(client.frames(), [(8, b"")])
 
-    def test_a_client_that_answers_our_close_is_let_go(self) -> None:
+    def test_after_the_client_s_answer_to_a_close_the_connection_ends(self) -> None:
         client = self.connect()
         client.send_text("nonsense")
         client.assert_refused("Unknown", "Invalid message", 1008)
@@ -419,7 +419,7 @@ class FarewellTests(ServiceTestCase):
         self.assertIsNotNone(client.transport.lost)
         self.assert_nothing_left()
 
-    def test_a_close_that_is_not_answered_is_aborted_after_five_seconds(self) -> None:
+    def test_a_close_without_an_answer_is_aborted_after_5_s(self) -> None:
         client = self.connect()
         client.send_text("nonsense")
         self.clock.advance(4.999)
@@ -439,7 +439,7 @@ class FarewellTests(ServiceTestCase):
         self.assertEqual(client.transport.lost.type.__name__, "ConnectionAborted")
         self.assert_nothing_left()
 
-    def test_bad_close_frames_get_their_code(self) -> None:
+    def test_invalid_close_frames_get_1002_or_1007(self) -> None:
         table = [
             (b"\x03", 1002),
             (b"\x00\x00", 1002),
@@ -461,7 +461,7 @@ class FarewellTests(ServiceTestCase):
                 [(opcode, answer)] = client.frames()
                 self.assertEqual((opcode, int.from_bytes(answer[:2], "big")), (8, code))
 
-    def test_protocol_violations_get_their_code_and_nothing_more_is_read(self) -> None:
+    def test_a_protocol_violation_gets_1002_and_nothing_more_is_read(self) -> None:
         client = self.subscribe()
         client.send_frame(1, b"x", rsv=4)
         [(opcode, payload)] = client.frames()
@@ -474,7 +474,7 @@ class FarewellTests(ServiceTestCase):
         self.iterate()
         self.assert_nothing_left()
 
-    def test_bad_utf8_is_1007(self) -> None:
+    def test_invalid_utf8_gets_1007(self) -> None:
         client = self.connect()
         client.send_frame(1, b"\xff")
         [(_, payload)] = client.frames()
@@ -484,7 +484,7 @@ class FarewellTests(ServiceTestCase):
 class SlowReaderTests(ServiceTestCase):
     settings = SessionSettings(send_queue=100_000)
 
-    def test_a_slow_reader_loses_its_session_and_nobody_else_notices(self) -> None:
+    def test_a_slow_reader_is_closed_without_an_effect_on_others(self) -> None:
         slow, quick = self.subscribe(), self.subscribe()
         events: list[dict[str, object]] = []
         globalLogPublisher.addObserver(events.append)
@@ -516,7 +516,7 @@ class SlowReaderTests(ServiceTestCase):
         self.assertEqual(slow.transport.lost.type.__name__, "ConnectionAborted")
         self.assert_nothing_left()
 
-    def test_a_reader_that_stalls_for_ten_seconds_is_slow(self) -> None:
+    def test_a_reader_that_reads_nothing_for_10_s_is_slow(self) -> None:
         slow = self.subscribe()
         slow.transport.is_congested = True
         self.deliver(b'"%s"' % (b"x" * 70000))
@@ -527,7 +527,7 @@ class SlowReaderTests(ServiceTestCase):
         [_, close] = slow.frames()
         self.assert_close(close, 1008, "Slow consumer")
 
-    def test_a_reader_that_catches_up_gets_all_in_order(self) -> None:
+    def test_a_reader_that_catches_up_gets_all_messages_in_order(self) -> None:
         client = self.subscribe()
         client.transport.is_congested = True
         self.deliver(b'"%s"' % (b"x" * 70000))
@@ -538,7 +538,7 @@ class SlowReaderTests(ServiceTestCase):
         bodies = [text.rpartition(b":")[2] for text in client.texts()]
         self.assertEqual(bodies[1:], [b"%d}" % number for number in range(10)])
 
-    def test_a_close_waits_behind_the_data(self) -> None:
+    def test_a_close_frame_is_queued_behind_data(self) -> None:
         client = self.subscribe()
         client.transport.is_congested = True
         self.deliver(b'"%s"' % (b"x" * 70000))
@@ -550,7 +550,7 @@ class SlowReaderTests(ServiceTestCase):
         self.assert_error_text(error, "Unknown", "Invalid message")
         self.assert_close(close, 1008, "Invalid message")
 
-    def test_a_ping_flood_from_a_peer_that_never_reads_is_bounded(self) -> None:
+    def test_pings_of_a_client_that_never_reads_use_limited_memory(self) -> None:
         client = self.subscribe()
         client.transport.is_congested = True
         for _ in range(3000):
@@ -561,8 +561,8 @@ class SlowReaderTests(ServiceTestCase):
         self.assert_nothing_left()
 
 
-class FreedTests(ServiceTestCase):
-    """The garbage collector, which is kept rare, has nothing to do with lost connections."""
+class MemoryTests(ServiceTestCase):
+    """Lost connections are freed without the garbage collector, which runs rarely."""
 
     def assert_freed(self, client: Client) -> None:
         transport, client.transport = client.transport, None
@@ -583,7 +583,7 @@ class FreedTests(ServiceTestCase):
     def test_a_connection_without_a_token(self) -> None:
         self.assert_freed(self.connect())
 
-    def test_a_request_whose_body_does_not_come_to_its_end(self) -> None:
+    def test_a_request_with_an_incomplete_body(self) -> None:
         client = self.client()
         client.send_raw(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
         self.assert_freed(client)

@@ -1,4 +1,4 @@
-"""Live sessions are checked again, and end when their token was revoked."""
+"""Sessions are checked again, and end when their token was revoked."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class RevocationTests(ServiceTestCase):
     recheck = INTERVAL
 
     def wait_for_recheck(self) -> None:
-        """Let time pass until somebody is asked about again, or fail."""
+        """Advance the clock until a token is checked again; fail after one interval."""
         known = len(self.rechecker.questions)
         for _ in range(int(INTERVAL) + 1):
             self.clock.advance(1)
             if len(self.rechecker.questions) > known:
                 return
-        self.fail("nobody was asked about within an interval")
+        self.fail("no token was checked within an interval")
 
-    def test_within_an_interval_the_token_is_asked_about_again(self) -> None:
+    def test_the_token_is_checked_again_within_an_interval(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "first-token")
@@ -51,7 +51,7 @@ class RevocationTests(ServiceTestCase):
         self.rechecker.last.grant(self.now + 60, may_receive=False)
         client.assert_refused("AccessToken", "Token inactive", 1008)
 
-    def test_what_cannot_be_decided_changes_nothing(self) -> None:
+    def test_an_unavailable_validator_has_no_effect(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
         self.rechecker.last.be_unavailable()
@@ -60,14 +60,14 @@ class RevocationTests(ServiceTestCase):
         self.assertEqual(len(client.texts()), 1)
         self.wait_for_recheck()
 
-    def test_a_fault_of_ours_changes_nothing(self) -> None:
+    def test_an_internal_error_has_no_effect(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
         self.rechecker.last.answer.errback(RuntimeError("said the test"))
         client.assert_nothing()
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
-    def test_a_grant_is_silent_and_its_expiry_counts(self) -> None:
+    def test_a_grant_sets_the_expiry_without_a_reply(self) -> None:
         client = self.subscribe(lifetime=3600)
         self.wait_for_recheck()
         self.rechecker.last.grant(self.now + 5)
@@ -79,14 +79,14 @@ class RevocationTests(ServiceTestCase):
         self.deliver(b"2")
         client.assert_nothing()
 
-    def test_it_goes_on_for_as_long_as_the_session_lives(self) -> None:
+    def test_an_active_session_is_checked_in_every_interval(self) -> None:
         self.subscribe()
         for _ in range(5):
             self.wait_for_recheck()
             self.rechecker.last.grant(self.now + 3600)
         self.assertEqual(len(self.rechecker.questions), 5)
 
-    def test_the_newest_token_is_asked_about(self) -> None:
+    def test_the_newest_granted_token_is_checked(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         self.validator.last.grant(self.now + 3600)
@@ -94,7 +94,7 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "second-token")
 
-    def test_a_token_that_was_not_granted_is_not(self) -> None:
+    def test_a_token_that_was_not_granted_is_not_checked_again(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         self.validator.last.be_unavailable()
@@ -102,7 +102,7 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "first-token")
 
-    def test_a_message_that_comes_meanwhile_waits_and_is_answered_once(self) -> None:
+    def test_a_message_during_a_recheck_waits_and_gets_one_reply(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
         client.present("second-token")
@@ -114,7 +114,7 @@ class RevocationTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60)
         client.assert_success(60)
 
-    def test_a_message_that_waits_is_taken_up_after_an_outage_too(self) -> None:
+    def test_a_waiting_message_is_handled_after_a_recheck_without_a_result(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
         client.present("second-token")
@@ -123,7 +123,7 @@ class RevocationTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60)
         client.assert_success(60)
 
-    def test_a_client_s_own_check_goes_first(self) -> None:
+    def test_a_recheck_waits_for_the_client_s_own_check(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         self.advance(INTERVAL * 2)
@@ -132,7 +132,7 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "second-token")
 
-    def test_a_turn_that_is_missed_is_taken_when_the_client_s_check_has_no_verdict(self) -> None:
+    def test_a_missed_recheck_follows_a_check_without_a_result(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         client.present("third-token")
@@ -145,7 +145,7 @@ class RevocationTests(ServiceTestCase):
         self.rechecker.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
 
-    def test_what_waits_behind_a_turn_that_was_missed_is_taken_up(self) -> None:
+    def test_a_message_that_waits_behind_a_missed_recheck_is_handled(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         client.present("third-token")
@@ -158,7 +158,7 @@ class RevocationTests(ServiceTestCase):
         client.assert_error("AccessToken", "Service unavailable")
         self.assertEqual(len(self.rechecker.questions), 1)
 
-    def test_a_grant_makes_up_for_a_turn_that_was_missed(self) -> None:
+    def test_a_grant_replaces_a_missed_recheck(self) -> None:
         client = self.subscribe()
         client.present("second-token")
         self.advance(INTERVAL + 1)
@@ -169,14 +169,14 @@ class RevocationTests(ServiceTestCase):
         client.assert_error("AccessToken", "Service unavailable")
         self.assertEqual(self.rechecker.questions, [])
 
-    def test_a_session_that_runs_out_meanwhile_is_closed_at_the_next_beat(self) -> None:
+    def test_a_session_that_expires_during_a_recheck_is_closed_at_the_next_heartbeat(self) -> None:
         client = self.subscribe(lifetime=INTERVAL + 1)
         self.wait_for_recheck()
         self.advance(61)
         self.assertTrue(self.rechecker.last.was_cancelled)
         self.assert_close(client.frames()[-1], 1008, "Session expired")
 
-    def test_a_session_that_has_run_out_is_not_brought_back_without_a_word(self) -> None:
+    def test_a_recheck_does_not_extend_an_expired_session(self) -> None:
         client = self.subscribe(lifetime=INTERVAL + 1)
         expiry = self.now + INTERVAL + 1
         self.wait_for_recheck()
@@ -188,7 +188,7 @@ class RevocationTests(ServiceTestCase):
         client.present("second-token")
         client.assert_refused("Unknown", "Session expired", 1008)
 
-    def test_what_was_asked_before_it_ran_out_is_answered(self) -> None:
+    def test_a_token_presented_before_the_expiry_is_answered(self) -> None:
         client = self.subscribe(lifetime=INTERVAL + 1)
         expiry = self.now + INTERVAL + 1
         self.wait_for_recheck()
@@ -198,14 +198,14 @@ class RevocationTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60)
         client.assert_success(60)
 
-    def test_a_client_that_leaves_meanwhile(self) -> None:
+    def test_a_disconnect_cancels_a_recheck(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
         client.disconnect()
         self.assertTrue(self.rechecker.last.was_cancelled)
         self.assert_nothing_left()
 
-    def test_only_some_are_asked_about_at_once(self) -> None:
+    def test_the_number_of_rechecks_in_progress_is_limited(self) -> None:
         clients = [self.subscribe() for _ in range(5)]
         self.advance(INTERVAL)
         self.assertEqual(len(self.rechecker.questions), 2)
@@ -218,7 +218,7 @@ class RevocationTests(ServiceTestCase):
             client.disconnect()
         self.assert_nothing_left()
 
-    def test_stopping(self) -> None:
+    def test_stopping_cancels_a_recheck(self) -> None:
         self.subscribe()
         self.wait_for_recheck()
         self.websocket_server.stopService()
@@ -226,103 +226,103 @@ class RevocationTests(ServiceTestCase):
         self.assertTrue(self.rechecker.last.was_cancelled)
 
 
-class OffTests(ServiceTestCase):
-    def test_without_the_setting_nothing_is_asked_and_no_token_kept(self) -> None:
+class DisabledTests(ServiceTestCase):
+    def test_without_the_setting_no_token_is_kept_or_checked_again(self) -> None:
         client = self.connect()
         client.present("canary-token")
         self.validator.last.grant(self.now + 3600)
         self.broker.confirm()
         client.texts()
-        [protocol] = self.websocket_server._wheel
-        session = protocol._session
+        [connection] = self.websocket_server._wheel
+        session = connection._session
         self.assertIs(session.state, State.ACTIVE)
         self.assertNotIn("canary-token", [session._token, session._presented_token])
         self.advance(600)
         self.assertEqual(self.rechecker.questions, [])
 
 
-class SpreadTests(SynchronousTestCase):
+class RevalidationTests(SynchronousTestCase):
     """`Revalidation` by itself."""
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.asked: list[tuple[float, int]] = []
-        self.takes_a_while = False
+        self.checked: list[tuple[float, int]] = []
+        self.is_in_progress = False
 
-    def again(self, member: int) -> bool:
-        self.asked.append((self.clock.seconds(), member))
-        return self.takes_a_while
+    def recheck(self, member: int) -> bool:
+        self.checked.append((self.clock.seconds(), member))
+        return self.is_in_progress
 
-    def rechecks(self, interval: float = 60.0, at_once: int = 8) -> Revalidation[int]:
-        rechecks = Revalidation(self.clock, interval, at_once, self.again, Random(1))
-        rechecks.start()
-        self.addCleanup(rechecks.stop)
-        return rechecks
+    def start(self, interval: float = 60.0, at_once: int = 8) -> Revalidation[int]:
+        revalidation = Revalidation(self.clock, interval, at_once, self.recheck, Random(1))
+        revalidation.start()
+        self.addCleanup(revalidation.stop)
+        return revalidation
 
-    def test_those_who_came_together_are_spread(self) -> None:
-        rechecks = self.rechecks()
+    def test_members_added_together_are_spread_over_the_interval(self) -> None:
+        revalidation = self.start()
         for member in range(6000):
-            rechecks.add(member)
+            revalidation.add(member)
         self.clock.pump([1.0] * 60)
-        self.assertEqual(sorted(member for _, member in self.asked), list(range(6000)))
-        a_second = [sum(1 for at, _ in self.asked if at == now) for now in range(1, 61)]
+        self.assertEqual(sorted(member for _, member in self.checked), list(range(6000)))
+        a_second = [sum(1 for at, _ in self.checked if at == now) for now in range(1, 61)]
         self.assertLess(max(a_second), 150)
         self.assertGreater(min(a_second), 60)
 
-    def test_each_once_in_an_interval(self) -> None:
-        rechecks = self.rechecks()
-        rechecks.add(1)
+    def test_each_member_is_checked_once_in_an_interval(self) -> None:
+        revalidation = self.start()
+        revalidation.add(1)
         self.clock.pump([1.0] * 600)
-        times = [at for at, _ in self.asked]
+        times = [at for at, _ in self.checked]
         self.assertEqual(len(times), 10)
         self.assertEqual({after - before for before, after in zip(times, times[1:])}, {60.0})  # noqa: B905, RUF007
 
-    def test_a_slow_judge_makes_the_round_longer_and_nobody_is_asked_about_twice(self) -> None:
-        self.takes_a_while = True
-        rechecks = self.rechecks()
+    def test_a_slow_validator_prolongs_the_round_without_double_checks(self) -> None:
+        self.is_in_progress = True
+        revalidation = self.start()
         for member in range(20):
-            rechecks.add(member)
+            revalidation.add(member)
         self.clock.pump([1.0] * 600)
-        self.assertEqual(len(self.asked), 8)
-        self.takes_a_while = False
-        for _, member in list(self.asked):
-            rechecks.done(member)
-        self.assertEqual(sorted(member for _, member in self.asked), list(range(20)))
+        self.assertEqual(len(self.checked), 8)
+        self.is_in_progress = False
+        for _, member in list(self.checked):
+            revalidation.done(member)
+        self.assertEqual(sorted(member for _, member in self.checked), list(range(20)))
 
-    def test_one_that_fails_does_not_stop_the_others(self) -> None:
-        def again(member: int) -> bool:
-            self.asked.append((0, member))
+    def test_an_error_of_one_member_does_not_affect_the_others(self) -> None:
+        def recheck(member: int) -> bool:
+            self.checked.append((0, member))
             raise RuntimeError("said the test")
 
-        rechecks = Revalidation(self.clock, 60, 1, again, Random(1))
-        rechecks.start()
+        revalidation = Revalidation(self.clock, 60, 1, recheck, Random(1))
+        revalidation.start()
         for member in range(3):
-            rechecks.add(member)
+            revalidation.add(member)
         self.clock.pump([1.0] * 60)
-        self.assertEqual(len(self.asked), 3)
+        self.assertEqual(len(self.checked), 3)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
-        rechecks.stop()
+        revalidation.stop()
 
-    def test_a_pause_is_not_made_up_for(self) -> None:
-        rechecks = self.rechecks()
-        rechecks.add(1)
+    def test_missed_rounds_are_not_repeated(self) -> None:
+        revalidation = self.start()
+        revalidation.add(1)
         self.clock.advance(6000)
-        self.assertEqual(len(self.asked), 1)
+        self.assertEqual(len(self.checked), 1)
 
-    def test_who_has_gone_is_not_asked_about(self) -> None:
-        rechecks = self.rechecks(at_once=1)
-        self.takes_a_while = True
+    def test_removed_members_are_not_checked(self) -> None:
+        revalidation = self.start(at_once=1)
+        self.is_in_progress = True
         for member in range(3):
-            rechecks.add(member)
+            revalidation.add(member)
         self.clock.pump([1.0] * 60)
-        [(_, first)] = self.asked
+        [(_, first)] = self.checked
         second, third = sorted({0, 1, 2} - {first})
-        rechecks.discard(second)
-        rechecks.discard(first)
-        self.assertEqual([member for _, member in self.asked], [first, third])
-        rechecks.discard(third)
+        revalidation.discard(second)
+        revalidation.discard(first)
+        self.assertEqual([member for _, member in self.checked], [first, third])
+        revalidation.discard(third)
         self.clock.pump([1.0] * 120)
-        self.assertEqual(len(self.asked), 2)
+        self.assertEqual(len(self.checked), 2)
 
 
 inputs = st.lists(
@@ -336,48 +336,50 @@ inputs = st.lists(
 )  # fmt: skip
 
 
-class PromiseTests(SynchronousTestCase):
-    """The rule book: an unasked check never meets another, and never answers a client."""
+class SessionTests(SynchronousTestCase):
+    """The session: a recheck never runs beside another check, and a client gets no reply to it."""
 
     @given(inputs)
-    def test_whatever_happens(self, events: list[tuple[str, float, float]]) -> None:
+    def test_invariants_hold_for_any_order_of_events(
+        self, events: list[tuple[str, float, float]]
+    ) -> None:
         session, now = Session(keeps_token=True), 1000.0
-        asked = ""  # the question that is under way, if any
+        pending = ""  # the request in progress
         requests = replies = revoked = 0
-        for event, pause, life in events:
+        for event, pause, lifetime in events:
             now += pause
-            if event in ("granted", "refused") and asked not in ("Validate", "Recheck"):
+            if event in ("granted", "refused") and pending not in ("Validate", "Recheck"):
                 continue
-            if event in ("undecided", "failed") and not asked:
+            if event in ("undecided", "failed") and not pending:
                 continue
-            if event == "joined" and asked != "Join":
+            if event == "joined" and pending != "Join":
                 continue
-            was, answered = session.state, ""
+            before, answered = session.state, ""
             match event:
                 case "token":
-                    requests += was is not State.CLOSED
+                    requests += before is not State.CLOSED
                     effects = session.received(b'{"AccessToken":"x"}', False, now)
                 case "granted":
-                    answered, asked = asked, ""
-                    effects = session.granted(Grant("me", now + life, True, False), now)
+                    answered, pending = pending, ""
+                    effects = session.granted(Grant("me", now + lifetime, True, False), now)
                 case "refused" | "undecided" | "failed" | "joined":
-                    answered, asked = asked, ""
+                    answered, pending = pending, ""
                     effects = getattr(session, event)(now)
                 case _:
                     effects = getattr(session, event)(now)
             for effect in effects:
                 if isinstance(effect, Validate | Recheck | Join):
-                    self.assertEqual(asked, "", "one question at a time")
-                    asked = type(effect).__name__
+                    self.assertEqual(pending, "", "one request at a time")
+                    pending = type(effect).__name__
                     if isinstance(effect, Recheck):
-                        self.assertEqual((event, was), ("recheck", State.ACTIVE))
+                        self.assertEqual((event, before), ("recheck", State.ACTIVE))
                 elif isinstance(effect, Reply):
-                    # What a client hears unasked is one thing: that its token was revoked.
+                    # The only reply without a request is that the token was revoked.
                     if answered == "Recheck" and Close(1008, "Token inactive") in effects:
                         revoked += 1
                     else:
                         replies += 1
                 elif isinstance(effect, Close):
-                    asked = ""
+                    pending = ""
         self.assertLessEqual(revoked, 1)
         self.assertLessEqual(replies, requests)

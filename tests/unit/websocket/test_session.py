@@ -1,6 +1,6 @@
-"""The rule book by itself: whatever happens, in whatever order, its promises hold.
+"""The session's state machine: properties that hold for any order of inputs.
 
-Each row of its table is tested through a whole connection, in test_websocket.
+Each row of the state table is tested through a whole connection, in test_connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ inputs = st.lists(
     st.tuples(
         st.sampled_from(
             ["token", "nonsense", "binary", "granted", "no right", "refused", "undecided",
-             "failed", "joined", "beat", "timeout", "lost", "close"]
+             "failed", "joined", "heartbeat", "timeout", "lost", "close"]
         ),
         st.floats(0, 5),
         st.floats(-1, 20),
@@ -27,8 +27,8 @@ inputs = st.lists(
 )  # fmt: skip
 
 
-def play(session: Session, event: str, now: float, life: float) -> list[object]:
-    """Let one thing happen."""
+def apply(session: Session, event: str, now: float, lifetime: float) -> list[object]:
+    """Call the method of `event`; return its effects."""
     match event:
         case "token":
             return session.received(TOKEN, False, now)
@@ -37,10 +37,10 @@ def play(session: Session, event: str, now: float, life: float) -> list[object]:
         case "binary":
             return session.received(TOKEN, True, now)
         case "granted":
-            return session.granted(Grant("me", now + life, True, False), now)
+            return session.granted(Grant("me", now + lifetime, True, False), now)
         case "no right":
-            return session.granted(Grant("me", now + life, False, True), now)
-        case "beat":
+            return session.granted(Grant("me", now + lifetime, False, True), now)
+        case "heartbeat":
             return session.check_expiry(now)
         case "timeout":
             return session.token_timeout()
@@ -53,42 +53,44 @@ def play(session: Session, event: str, now: float, life: float) -> list[object]:
             return getattr(session, event)(now)
 
 
-class PromiseTests(SynchronousTestCase):
+class SessionTests(SynchronousTestCase):
     @given(inputs)
-    def test_whatever_happens(self, events: list[tuple[str, float, float]]) -> None:
+    def test_invariants_hold_for_any_order_of_events(
+        self, events: list[tuple[str, float, float]]
+    ) -> None:
         session, now = Session(), 1000.0
         requests = replies = 0
-        asked: str | None = None  # the question that is under way, if any
-        for event, pause, life in events:
+        pending: str | None = None  # the request in progress
+        for event, pause, lifetime in events:
             now += pause
-            # Answers come only to questions; a closed session's are cancelled.
-            if event in ("granted", "no right", "refused") and asked != "validate":
+            # Results come only for requests in progress; closing a session cancels them.
+            if event in ("granted", "no right", "refused") and pending != "validate":
                 continue
-            if event == "joined" and asked != "join":
+            if event == "joined" and pending != "join":
                 continue
-            if event in ("undecided", "failed") and asked is None:
+            if event in ("undecided", "failed") and pending is None:
                 continue
             was_closed = session.state is State.CLOSED
             if event in ("token", "nonsense", "binary") and not was_closed:
                 requests += 1
             if event in ("granted", "no right", "refused", "undecided", "failed", "joined"):
-                asked = None
-            effects = play(session, event, now, life)
+                pending = None
+            effects = apply(session, event, now, lifetime)
             if was_closed:
                 self.assertEqual(effects, [])
             for effect in effects:
                 if isinstance(effect, Validate):
-                    self.assertIsNone(asked, "one check at a time")
-                    asked = "validate"
+                    self.assertIsNone(pending, "one check at a time")
+                    pending = "validate"
                 elif isinstance(effect, Join):
-                    self.assertIsNone(asked)
-                    asked = "join"
+                    self.assertIsNone(pending)
+                    pending = "join"
                 elif isinstance(effect, Begin):
-                    self.assertIs(effect, effects[0], "it begins before it is told so")
+                    self.assertIs(effect, effects[0], "a session starts before its Success")
                 elif isinstance(effect, Reply):
                     replies += 1
                 else:
-                    self.assertIs(effect, effects[-1], "nothing follows a close")
+                    self.assertIs(effect, effects[-1], "no effect follows a close")
                     self.assertIs(session.state, State.CLOSED)
             self.assertEqual(
                 any(isinstance(effect, Close) for effect in effects) or was_closed
@@ -99,17 +101,17 @@ class PromiseTests(SynchronousTestCase):
             if session.state is not State.ACTIVE:
                 self.assertEqual(session.deliver_until, 0)
             if session.state is State.CLOSED:
-                asked = None
+                pending = None
 
     @given(st.text())
-    def test_any_text_gets_one_reply_and_a_close_or_is_a_token(self, text: str) -> None:
+    def test_any_text_is_a_token_message_or_gets_one_reply_and_a_close(self, text: str) -> None:
         effects = Session().received(text.encode("utf-8", "surrogatepass"), False, 0)
         if not isinstance(effects[0], Validate):
             reply, close = effects
             self.assertIsInstance(reply, Reply)
             self.assertEqual(close, Close(1008, "Invalid message"))
 
-    def test_an_answer_that_comes_too_late_changes_nothing(self) -> None:
+    def test_results_after_the_close_have_no_effect(self) -> None:
         session = Session()
         session.received(TOKEN, False, 0)
         session.lost()

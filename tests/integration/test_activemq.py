@@ -1,4 +1,4 @@
-"""A real ActiveMQ, a JMS peer, and whole topicsvc processes."""
+"""The ActiveMQ broker with a real ActiveMQ, a JMS client and topicsvc processes."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ EMOJI = "\N{GRINNING FACE}"
 shared = Shared(ActiveMQ)
 
 
-class AdapterTests(TestCase):
-    """Fixture: the adapter in this process, beside the shared broker."""
+class ActiveMQTestCase(TestCase):
+    """Fixture: an `ActiveMQBroker` in this process, connected to a server that all tests share."""
 
     timeout = 60
 
@@ -64,19 +64,19 @@ class AdapterTests(TestCase):
         return broker
 
 
-class ActiveMQContractTests(BrokerContract, AdapterTests):
+class ActiveMQContractTests(BrokerContract, ActiveMQTestCase):
     name = "contract"
 
     def expected_body(self, body: bytes) -> bytes:
         return ascii_json(body)
 
 
-class PressureTests(PressureCases, AdapterTests):
+class PressureTests(PressureCases, ActiveMQTestCase):
     pass
 
 
-class JmsTests(AdapterTests):
-    """What a unit sends is received, and what a unit receives was sent as it likes it."""
+class JmsTests(ActiveMQTestCase):
+    """Messages from and to a JMS client, which uses ActiveMQ in the same way as a unit."""
 
     @inlineCallbacks
     def setUp(self) -> Any:
@@ -109,10 +109,10 @@ class JmsTests(AdapterTests):
         self.assertEqual({message.sender for message in inbox.messages}, {CELL})
 
     @inlineCallbacks
-    def test_what_no_header_should_hold_harms_nobody(self) -> Any:
+    def test_control_characters_in_headers_do_no_harm(self) -> Any:
         inbox = Inbox()
         yield self.broker.subscribe(self.topic, inbox)
-        # ActiveMQ itself makes U+FFFD of a property's NUL; a correlation id's it passes on.
+        # ActiveMQ replaces a NUL in a property by U+FFFD, and passes on one in a correlation id.
         yield self.peer.send(self.name, "https://c:1/\\\n\r\0", "1")
         yield self.peer.send_odd(self.name, CELL, "2")
         yield inbox.holds(2)
@@ -122,7 +122,7 @@ class JmsTests(AdapterTests):
         self.assertTrue(self.broker.is_up)
 
     @inlineCallbacks
-    def test_bytes_are_taken_as_text(self) -> Any:
+    def test_a_bytes_message_is_read_as_text(self) -> Any:
         inbox = Inbox()
         yield self.broker.subscribe(self.topic, inbox)
         yield self.peer.send_bytes(self.name, f'["{EMOJI}\0"]')
@@ -142,7 +142,9 @@ class JmsTests(AdapterTests):
         ]
         for body in bodies:
             yield self.broker.publish(Message(self.topic, CELL, body.encode()))
-        yield until(lambda: len(self.peer.messages) == len(bodies), "the peer has them")
+        yield until(
+            lambda: len(self.peer.messages) == len(bodies), "the JMS client has received all"
+        )
         self.assertEqual(self.peer.others, [])
         for message, body in zip(self.peer.messages, bodies, strict=True):
             self.assertEqual(message.text, ascii_json(body.encode()).decode())
@@ -155,7 +157,7 @@ class JmsTests(AdapterTests):
 
 
 class TlsAndLoginTests(TestCase):
-    """A broker that wants a password and shows a certificate."""
+    """A broker with TLS and a login."""
 
     timeout = 90
 
@@ -181,12 +183,12 @@ class TlsAndLoginTests(TestCase):
         return broker
 
     @inlineCallbacks
-    def test_who_is_let_in(self) -> Any:
+    def test_only_a_trusted_server_and_a_valid_login_connect(self) -> Any:
         good = self.broker(self.trusting, "open:sesame\\")
         wrong = self.broker(self.trusting, "wrong")
         distrusting = self.broker(self.endpoint, "open:sesame\\")
         plain = self.broker(f"tcp:127.0.0.1:{self.server.stomp}", "open:sesame\\")
-        yield until(lambda: good.is_up, "the good one is let in")
+        yield until(lambda: good.is_up, "the valid login connects")
         inbox = Inbox()
         topic = TopicAddress("cell1", "box1", ("tls",), "name")
         yield good.subscribe(topic, inbox)
@@ -210,7 +212,7 @@ class KeepOnLossTests(KeepOnLossCases, TestCase):
         yield peer.send_many(self.topic.broker_name, CELL, count)
 
     def check_numbers(self, numbers: list[int]) -> None:
-        # Number 2 was under way when the broker stopped: nobody knows, so it may come.
+        # The broker stopped while number 2 was being sent, so it may have accepted it.
         self.assertIn(numbers, ([1, 4], [1, 2, 4]))
 
     def check_log(self, log: str) -> None:
@@ -222,11 +224,11 @@ class CloseOnLossTests(CloseOnLossCases, TestCase):
         return ActiveMQ()
 
 
-class RightAfterSuccessTests(RightAfterSuccessCases, AdapterTests):
+class RightAfterSuccessTests(RightAfterSuccessCases, ActiveMQTestCase):
     pass
 
 
-class HostileNamesTests(HostileNamesCases, AdapterTests):
+class HostileNamesTests(HostileNamesCases, ActiveMQTestCase):
     @inlineCallbacks
     def setUp(self) -> Any:
         yield super().setUp()
@@ -239,7 +241,7 @@ class HostileNamesTests(HostileNamesCases, AdapterTests):
 
 
 def _certificates(directory: Path) -> tuple[Path, Path]:
-    """A directory with an authority's certificate, and a key store signed by it."""
+    """Create a directory with the certificate of an authority, and a key store signed by it."""
     now = datetime.now(UTC)
 
     def certificate(subject: str, key: Any, issuer: str, issuer_key: Any, is_ca: bool) -> Any:

@@ -1,4 +1,4 @@
-"""A thousand clients at once, and a judge that takes 20 ms: counted, not timed."""
+"""1,000 clients present tokens at the same time, and each check takes 20 ms: counted, not timed."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class BurstTestCase(ValidatedServiceTestCase):
 
     @inlineCallbacks
     def burst(self, tokens: list[str]) -> Test:
-        """All clients show their tokens in one turn of the reactor; all must be answered."""
+        """All clients present their tokens in one reactor iteration; all must get Success."""
         for token in tokens:
             self.unit.tokens[token] = Token(int(reactor.seconds()) + 3600, scope="all")
         clients = [self.connect() for _ in tokens]
-        begun = reactor.seconds()
+        began = reactor.seconds()
         for client, token in zip(clients, tokens, strict=True):
             client.present(token)
         replies: Counter[str] = Counter()
@@ -47,7 +47,7 @@ class BurstTestCase(ValidatedServiceTestCase):
         if os.environ.get("TOPICSVC_FIGURES"):
             print(
                 f"\n    {self.id().partition('.test_burst.')[2]}: {len(clients)} clients, "
-                f"{dict(replies)}, {reactor.seconds() - begun:.2f} s, "
+                f"{dict(replies)}, {reactor.seconds() - began:.2f} s, "
                 f"{len(self.unit.requests)} requests, at most {self.unit.most_tokens} tokens "
                 f"and {self.unit.most_requests} requests in flight"
             )
@@ -56,26 +56,26 @@ class BurstTestCase(ValidatedServiceTestCase):
 
 
 class UnitBurstTests(BurstTestCase):
-    QUESTIONS = 3
+    REQUESTS_PER_CHECK = 3
 
     @inlineCallbacks
     def test_different_tokens(self) -> Test:
         yield self.burst([f"token-{number}" for number in range(CLIENTS)])
-        self.assertEqual(len(self.unit.requests), self.QUESTIONS * CLIENTS)
+        self.assertEqual(len(self.unit.requests), self.REQUESTS_PER_CHECK * CLIENTS)
         self.assertLessEqual(self.unit.most_tokens, CONCURRENCY)
-        self.assertLessEqual(self.unit.most_requests, self.QUESTIONS * CONCURRENCY)
+        self.assertLessEqual(self.unit.most_requests, self.REQUESTS_PER_CHECK * CONCURRENCY)
 
     @inlineCallbacks
     def test_one_token(self) -> Test:
         yield self.burst(["token"] * CLIENTS)
-        self.assertLessEqual(len(self.unit.requests), self.QUESTIONS * CLIENTS // 100)
+        self.assertLessEqual(len(self.unit.requests), self.REQUESTS_PER_CHECK * CLIENTS // 100)
         self.assertEqual(self.unit.most_tokens, 1)
 
 
-class ServerBurstTests(UnitBurstTests):
-    """The same against an introspection endpoint: one question for each check."""
+class IntrospectionBurstTests(UnitBurstTests):
+    """The same with an introspection endpoint: one request for each check."""
 
-    QUESTIONS = 1
+    REQUESTS_PER_CHECK = 1
 
     def settings(self, more: str = "") -> Config:
         return config.load(f"""

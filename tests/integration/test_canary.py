@@ -1,7 +1,7 @@
-"""No token and no secret is ever in a log, an answer, a health page or a command line.
+"""No token and no secret appears in a log, a response, an admin page or a command line.
 
-Sessions and sends go well and wrong in every way that a judge knows, with tokens and
-secrets that can be recognised; then all that came out is searched for them.
+Clients subscribe and send with recognisable tokens, while the validator fails in many ways. The
+complete output of the service is then searched for the tokens and secrets.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from topicsvc.logs import as_json
 from topicsvc.validators.http_client import basic
 from topicsvc.validators.wrappers import outage_log
 
-LIVE = "canary-live-PEFzc2VydGlvbg=="
+VALID = "canary-valid-PEFzc2VydGlvbg=="
 READER = "canary-reader-VGVzdA=="
 UNKNOWN = "canary-unknown+/="
-LIMITED = "canary-no-rights"
+NO_RIGHTS = "canary-no-rights"
 
 SECRETS = (
     "canary-",
     quote("canary-unknown+/=", safe=""),
     PASSWORD,
     quote_plus(PASSWORD),
-    b64encode(LIVE.encode()).decode()[:16],
+    b64encode(VALID.encode()).decode()[:16],
     basic(USERNAME, PASSWORD).removeprefix("Basic "),
 )
 
 FAULTS: tuple[tuple[Fault, str], ...] = (
     (answers_at_once, "*"),
-    (answers(500, LIVE.encode(), X_Token=LIVE), "*"),
-    (answers(401, LIVE.encode(), WWW_Authenticate=f'Bearer error="{LIVE}"'), "*"),
-    (answers(307, Location=f"http://127.0.0.1:1/?{LIVE}"), "*"),
-    (answers(200, LIVE.encode()), "POST"),
-    (answers(200, json.dumps({"active": LIVE}).encode()), "POST"),
-    (answers(207, f"<!DOCTYPE x [<!ENTITY a '{LIVE}'>]><x>&a;</x>".encode()), "PROPFIND"),
-    (answers(200, Allow=LIVE), "OPTIONS"),
+    (answers(500, VALID.encode(), X_Token=VALID), "*"),
+    (answers(401, VALID.encode(), WWW_Authenticate=f'Bearer error="{VALID}"'), "*"),
+    (answers(307, Location=f"http://127.0.0.1:1/?{VALID}"), "*"),
+    (answers(200, VALID.encode()), "POST"),
+    (answers(200, json.dumps({"active": VALID}).encode()), "POST"),
+    (answers(207, f"<!DOCTYPE x [<!ENTITY a '{VALID}'>]><x>&a;</x>".encode()), "PROPFIND"),
+    (answers(200, Allow=VALID), "OPTIONS"),
     (fake_unit.parrots, "*"),
     (fake_unit.drops_every_connection, "*"),
     (fake_unit.never_answers, "*"),
@@ -70,56 +70,56 @@ class CanaryTestCase(ValidatedServiceTestCase):
     def setUp(self) -> Test:
         yield super().setUp()
         soon = int(reactor.seconds()) + 3600
-        self.unit.tokens[LIVE] = Token(soon)
+        self.unit.tokens[VALID] = Token(soon)
         self.unit.tokens[READER] = Token(soon, may="OPTIONS, GET")
-        self.unit.tokens[LIMITED] = Token(soon, reads_properties=False)
+        self.unit.tokens[NO_RIGHTS] = Token(soon, reads_properties=False)
 
     def assert_clean(self, what: str, text: str) -> None:
         for secret in SECRETS:
             self.assertNotIn(secret, text, what)
 
-    def assert_judged(self) -> None:
-        """The tokens did go where they belong, so there was something to be found."""
+    def assert_tokens_were_used(self) -> None:
+        """The unit has received all tokens, so the service did have them."""
         seen = {headers["authorization"] for _, _, headers in self.unit.requests}
-        for token in (LIVE, READER, UNKNOWN, LIMITED):
+        for token in (VALID, READER, UNKNOWN, NO_RIGHTS):
             self.assertIn(f"Bearer {token}", seen)
         self.assertIn(basic(USERNAME, PASSWORD), seen)
 
 
 class LogTests(CanaryTestCase):
-    """In this process, where every event can be seen, those below the log's level too."""
+    """The service runs in this process, where log events below the log level are visible too."""
 
     @inlineCallbacks
     def test_no_event_holds_a_secret(self) -> Test:
         events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
-        self.patch(outage_log, "LOG_INTERVAL", 0)  # every outage has its line
+        self.patch(outage_log, "LOG_INTERVAL", 0)  # log each outage
         self.start(self.settings("cache = 1\nrecheck = 1"))
         for fault, method in FAULTS:
             self.unit.recovers()
-            lasting = yield self.live_session()
+            session = yield self.active_session()
             self.unit.has(fault, method)
-            for token in (LIVE, READER, UNKNOWN, LIMITED):
+            for token in (VALID, READER, UNKNOWN, NO_RIGHTS):
                 outcome = yield self.present(token)
                 self.assert_clean("a reply", outcome.text)
-                for answer in (yield self.send(token)):
-                    self.assert_clean("an answer", answer)
-            lasting.present(UNKNOWN)
-            # A check that nobody asked for may have closed it before.
-            while not (frames := lasting.frames()):
+                for response in (yield self.send(token)):
+                    self.assert_clean("a response", response)
+            session.present(UNKNOWN)
+            # A recheck may have closed the session before.
+            while not (frames := session.frames()):
                 yield sleep(0.002)
             for _, payload in frames:
                 self.assert_clean("a reply", payload.decode("latin-1"))
-            lasting.disconnect()
+            session.disconnect()
         self.unit.recovers()
         revoked = self.connect()
-        revoked.present(LIVE)
+        revoked.present(VALID)
         yield self.reply(revoked)
-        del self.unit.tokens[LIVE]
+        del self.unit.tokens[VALID]
         text, _ = yield self.reply(revoked)
         self.assertIn("Token inactive", text)
-        self.assert_judged()
+        self.assert_tokens_were_used()
         self.assertIn("tokens cannot be validated", " ".join(map(eventAsText, events)))
         self.assertGreater(len([e for e in events if e.get("log_level") == LogLevel.info]), 20)
         for event in events:
@@ -128,21 +128,21 @@ class LogTests(CanaryTestCase):
             self.assert_clean("an event as JSON", as_json(event))
 
     @inlineCallbacks
-    def live_session(self) -> Generator[Deferred[Any], Any, MemoryClient]:
-        """A client whose token was granted.
+    def active_session(self) -> Generator[Deferred[Any], Any, MemoryClient]:
+        """Return a client with an active session.
 
-        A check that the last fault spoiled may still be under way, and be shared.
+        The first attempts may share a check that started during the last fault.
         """
         while True:
             client = self.connect()
-            client.present(LIVE)
+            client.present(VALID)
             text, _ = yield self.reply(client)
             if "Success" in text:
                 return client
 
     @inlineCallbacks
     def send(self, token: str) -> Generator[Deferred[Any], Any, list[str]]:
-        """Send over HTTP, well and wrong; return all that was answered."""
+        """Send valid and invalid requests; return the responses."""
         texts = []
         for method, path, headers, body in (
             ("POST", SEND_PATH, {"Authorization": f"Bearer {token}"}, b"1"),
@@ -163,18 +163,18 @@ class LogTests(CanaryTestCase):
 
 
 class ProcessTests(CanaryTestCase):
-    """A service of its own: its log, its answers, its admin pages, its command line."""
+    """A twistd process: its log, its responses, its admin pages, its command line."""
 
     twistd: tuple[str, ...] = ()
 
     def assert_log(self, text: str) -> None:
-        """There was something to be found in the log."""
+        """The log has lines about outages, sessions and invalid tokens."""
         self.assertIn("tokens cannot be validated", text)
         self.assertRegex(text, r"session \d+ of \S+ on /cell1/box1/col/topic/name begins")
         self.assertIn("Token inactive; ", text)
 
     @inlineCallbacks
-    def test_nothing_that_comes_out_holds_a_secret(self) -> Test:
+    def test_no_output_holds_a_secret(self) -> Test:
         file = self.directory / "topicsvc.toml"
         file.write_text(f"""
             listen = ["tcp:0:interface=127.0.0.1"]
@@ -203,16 +203,16 @@ class ProcessTests(CanaryTestCase):
         for fault, method in FAULTS:
             self.unit.recovers()
             self.unit.has(fault, method)
-            for token in (LIVE, READER, UNKNOWN, LIMITED):
+            for token in (VALID, READER, UNKNOWN, NO_RIGHTS):
                 for text in (yield deferToThread(_use, listen, token)):
-                    self.assert_clean("an answer", text)
-        for path in ("/", "/health/live", "/health/ready", "/metrics", f"/?{LIVE}"):
+                    self.assert_clean("a response", text)
+        for path in ("/", "/health/live", "/health/ready", "/metrics", f"/?{VALID}"):
             text = yield deferToThread(_fetch, admin, "GET", path)
             self.assert_clean(path, text)
             if path == "/metrics":
                 self.assertIn('\ntopicsvc_sessions_ended_total{reason="token_inactive"}', text)
                 self.assertNotIn("cell1", text)
-        self.assert_judged()
+        self.assert_tokens_were_used()
         command = Path(f"/proc/{service.child.pid}/cmdline").read_text()
         self.assertIn("topicsvc.toml", command)
         self.assert_clean("the command line", command)
@@ -222,7 +222,7 @@ class ProcessTests(CanaryTestCase):
 
 
 class JsonTests(ProcessTests):
-    """The same with the log as JSON: every line is an object."""
+    """The same with a JSON log: each line is an object."""
 
     twistd = ("--logger", "topicsvc.logs.json_lines")
 
@@ -240,7 +240,7 @@ class JsonTests(ProcessTests):
 
 
 def _use(port: int, token: str) -> Iterable[str]:
-    """What a client gets to read, over WebSocket and HTTP."""
+    """Return all replies and responses that a client gets with a token."""
     session = WebSocketClient(port, HOST, f"{WEBSOCKET_PATH}?access_token={token}")
     session.send(json.dumps({"AccessToken": token}))
     texts = [session.recv()]
@@ -259,7 +259,7 @@ def _fetch(port: int, method: str, path: str, headers: dict[str, str] | None = N
     try:
         body = "1" if method == "POST" else None
         connection.request(method, path, body, {"Host": HOST, **(headers or {})})
-        answer = connection.getresponse()
-        return f"{answer.status} {answer.headers} {answer.read().decode()}"
+        response = connection.getresponse()
+        return f"{response.status} {response.headers} {response.read().decode()}"
     finally:
         connection.close()

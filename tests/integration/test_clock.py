@@ -1,4 +1,4 @@
-"""The time of day of a running service is set, back by an hour and forward."""
+"""The system clock of a running service is set back by an hour, and forward."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class TimeOfDayTests(SynchronousTestCase):
         self.directory.mkdir()
         self.key = make_key()
         write_key(self.directory / "key", self.key)
-        self.ahead = self.directory / "ahead"
-        self.set(0)
+        self.offset = self.directory / "offset"
+        self.set_clock(0)
         file = self.directory / "topicsvc.toml"
         file.write_text(
             f"""
@@ -50,7 +50,7 @@ class TimeOfDayTests(SynchronousTestCase):
         )
         faking = {
             "LD_PRELOAD": str(LIBRARIES[0]),
-            "FAKETIME_TIMESTAMP_FILE": str(self.ahead),
+            "FAKETIME_TIMESTAMP_FILE": str(self.offset),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
@@ -58,11 +58,11 @@ class TimeOfDayTests(SynchronousTestCase):
             self.service = TwistdProcess("--config", str(file), directory=self.directory)
         self.addCleanup(self.service.stop)
 
-    def set(self, seconds: int) -> None:
-        """From now on it is so much later than here, for the service."""
-        new = self.ahead.with_name("new")
+    def set_clock(self, seconds: int) -> None:
+        """Set the clock of the service so many seconds ahead of the real time."""
+        new = self.offset.with_name("new")
         new.write_text(f"{seconds:+d}\n")
-        new.rename(self.ahead)
+        new.rename(self.offset)
 
     def connect(self) -> RawClient:
         client = RawClient(self.service.ports[0])
@@ -70,9 +70,9 @@ class TimeOfDayTests(SynchronousTestCase):
         self.assertEqual(client.upgrade(PATH, HOST), 101)
         return client
 
-    def join(self, life: int) -> RawClient:
+    def join(self, lifetime: int) -> RawClient:
         client = self.connect()
-        expires_at = int(time.time()) + life
+        expires_at = int(time.time()) + lifetime
         token = sign_token(self.key, None, [TOPIC], ["receive"], expires_at)
         client.write(frame(TEXT, json.dumps({"AccessToken": token}).encode()))
         opcode, reply = client.read_frame()
@@ -80,7 +80,7 @@ class TimeOfDayTests(SynchronousTestCase):
         return client
 
     def assert_pinged(self, client: RawClient, count: int) -> None:
-        """That many pings come, each in time."""
+        """So many pings arrive, each in time."""
         for _ in range(count):
             began = time.monotonic()
             opcode, payload = client.read_frame()
@@ -88,29 +88,29 @@ class TimeOfDayTests(SynchronousTestCase):
             self.assertLess(time.monotonic() - began, 5 * PING_INTERVAL)
             client.write(frame(PONG, payload))
 
-    def assert_closed(self, client: RawClient, why: bytes, seconds: float) -> None:
-        """It is closed before so many seconds have passed, pings aside."""
+    def assert_closed(self, client: RawClient, reason: bytes, seconds: float) -> None:
+        """The session is closed within so many seconds; pings may arrive before."""
         began = time.monotonic()
         while (received := client.read_frame()) is not None:
             opcode, payload = received
             if opcode == CLOSE:
-                self.assertEqual(payload[2:], why)
+                self.assertEqual(payload[2:], reason)
                 self.assertLess(time.monotonic() - began, seconds)
                 return
         self.fail("the stream has ended")
 
-    def test_it_goes_on_as_ever_and_expiry_is_by_the_time_of_day(self) -> None:
+    def test_timers_are_not_disturbed_and_tokens_expire_by_the_time_of_day(self) -> None:
         long_lived, short_lived = self.join(5 * HOUR), self.join(HOUR // 2)
         for client in (long_lived, short_lived):
             self.assert_pinged(client, 2)
         waiting = self.connect()
-        self.set(-HOUR)
+        self.set_clock(-HOUR)
         for client in (long_lived, short_lived):
             self.assert_pinged(client, 3)
         self.assert_closed(waiting, b"Token timeout", TOKEN_TIMEOUT + 4)
         waiting, began = self.connect(), time.monotonic()
-        self.set(HOUR)
+        self.set_clock(HOUR)
         self.assert_closed(waiting, b"Token timeout", TOKEN_TIMEOUT + 4)
-        self.assertGreater(time.monotonic() - began, TOKEN_TIMEOUT - 0.5, "not before its time")
+        self.assertGreater(time.monotonic() - began, TOKEN_TIMEOUT - 0.5, "closed too early")
         self.assert_closed(short_lived, b"Session expired", 5 * PING_INTERVAL)
         self.assert_pinged(long_lived, 3)

@@ -1,4 +1,4 @@
-"""``topicsvc subscribe`` and ``send`` against a running service, as a user types them."""
+"""The commands ``topicsvc subscribe`` and ``topicsvc send`` with a running service."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class CommandTests(SynchronousTestCase):
         self.send_url = re.search(r"topicsvc send (\S+) ", text)[1]
         self.curl = re.search(r"curl .*\n", text)[0]
 
-    def command(self, *arguments: str, given: bytes = b"") -> tuple[int, str, str]:
+    def command(self, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         done = subprocess.run(
             [*TOPICSVC, *arguments],
             check=False,
-            input=given,
+            input=stdin,
             capture_output=True,
             env={**environment(), "TOPICSVC_TOKEN": self.token},
             timeout=30,
         )
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
-    def test_many_lines_arrive_in_order_one_a_line(self) -> None:
+    def test_each_line_of_standard_input_is_a_message_in_order(self) -> None:
         subscriber = Process(
             [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "50", "--token", self.token]
         )
@@ -51,7 +51,7 @@ class CommandTests(SynchronousTestCase):
         subscriber.wait_for("subscribed for")
         lines = [b'{"number":\t%d}' % number for number in range(50)]
         self.assertEqual(
-            self.command("send", self.send_url, "-", given=b"\n".join([*lines, b"", b""])),
+            self.command("send", self.send_url, "-", stdin=b"\n".join([*lines, b"", b""])),
             (0, "", ""),
         )
         self.assertEqual(subscriber.wait(), 0)
@@ -78,7 +78,7 @@ class CommandTests(SynchronousTestCase):
             {"From": "http://cell1.localhost/", "Body": {"hoge": "testmessage"}},
         )
 
-    def test_a_body_with_line_breaks_is_one_line(self) -> None:
+    def test_a_body_with_line_breaks_is_printed_on_one_line(self) -> None:
         subscriber = Process(
             [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "1", "--token", self.token]
         )
@@ -88,7 +88,7 @@ class CommandTests(SynchronousTestCase):
         subscriber.wait()
         self.assertEqual(json.loads(subscriber.output[-1])["Body"], {"a": 1})
 
-    def test_a_body_may_be_anything_and_no_more_are_printed_than_were_wanted(self) -> None:
+    def test_a_long_body_is_printed_and_not_more_messages_than_count(self) -> None:
         subscriber = Process(
             [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "1", "--token", self.token]
         )
@@ -108,7 +108,7 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(len(lines), 1, subscriber.text[:200])
         self.assertIn(body.decode(), lines[0])
 
-    def test_nobody_reads_what_a_subscriber_prints(self) -> None:
+    def test_a_closed_standard_output_ends_a_subscriber_without_a_traceback(self) -> None:
         reader = Process(
             [
                 "sh",
@@ -125,7 +125,7 @@ class CommandTests(SynchronousTestCase):
         self.assertNotIn("Traceback", reader.text)
         self.assertEqual(reader.text.count('"Body":1'), 1)
 
-    def test_a_subscriber_is_told_why_it_was_refused(self) -> None:
+    def test_a_subscriber_prints_why_it_was_refused(self) -> None:
         code, out, err = self.command("subscribe", self.subscribe_url, "--token", "nonsense")
         self.assertEqual((code, out), (1, ""))
         self.assertEqual(err, "topicsvc subscribe: closed: Token inactive (1008)\n")
@@ -133,7 +133,7 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual((code, err.count("\n")), (1, 1), err)
         self.assertIn(f"404 Resource not found. [http{self.subscribe_url[2:]}/x].", err)
 
-    def test_one_who_is_interrupted_has_no_complaint(self) -> None:
+    def test_an_interrupted_subscriber_prints_no_error(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             subscriber = Process(
                 [*TOPICSVC, "subscribe", self.subscribe_url, "--token", self.token]
@@ -144,16 +144,16 @@ class CommandTests(SynchronousTestCase):
             self.assertEqual(subscriber.wait(), 130, subscriber.text)
             self.assertRegex(subscriber.text, r"\Asubscribed for \d+ seconds\n\Z")
 
-    def test_names_of_any_script(self) -> None:
+    def test_names_in_other_scripts(self) -> None:
         for command, url in (("subscribe", self.subscribe_url), ("send", self.send_url)):
             code, _, err = self.command(
-                command, url.replace("collection1", "\u00fcbung"), given=b"1"
+                command, url.replace("collection1", "\u00fcbung"), stdin=b"1"
             )
-            # It is the token that is not for it, not the request that is none.
+            # The request is valid, but the token is for another topic.
             self.assertEqual((code, err.count("\n")), (1, 1), err)
             self.assertRegex(err, "Token inactive|403 Necessary privilege")
 
-    def test_a_certificate_that_is_not_trusted(self) -> None:
+    def test_untrusted_certificates(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         key, cert = Authority(directory).issue("localhost")
@@ -162,14 +162,14 @@ class CommandTests(SynchronousTestCase):
         self.addCleanup(service.stop)
         port = service.ports[0]
         for command, url in (("subscribe", "wss"), ("send", "https")):
-            code, _, err = self.command(command, f"{url}://127.0.0.1:{port}/", given=b"1")
+            code, _, err = self.command(command, f"{url}://127.0.0.1:{port}/", stdin=b"1")
             self.assertEqual((code, err.count("\n")), (1, 1), err)
             self.assertIn("its certificate is for another name\n", err)
-            code, _, err = self.command(command, f"{url}://localhost:{port}/", given=b"1")
+            code, _, err = self.command(command, f"{url}://localhost:{port}/", stdin=b"1")
             self.assertEqual((code, err.count("\n")), (1, 1), err)
             self.assertIn("certificate verify failed; $SSL_CERT_FILE names", err)
 
-    def test_a_sender_is_told_why_it_was_refused(self) -> None:
+    def test_a_sender_prints_why_it_was_refused(self) -> None:
         for arguments, words in (
             (("1", "--token", "nonsense"), "message 1: 401 Token parse error."),
             (("nonsense",), "message 1: not one JSON value"),
@@ -177,20 +177,20 @@ class CommandTests(SynchronousTestCase):
             code, out, err = self.command("send", self.send_url, *arguments)
             self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
             self.assertIn(words, err)
-        code, _, err = self.command("send", self.send_url, given=b"1\n2\nnonsense\n4\n")
+        code, _, err = self.command("send", self.send_url, stdin=b"1\n2\nnonsense\n4\n")
         self.assertEqual(code, 1)
         self.assertIn("message 3: not one JSON value", err)
 
-    def test_nobody_there(self) -> None:
+    def test_no_service(self) -> None:
         self.service.stop()
         for command, url in (("send", self.send_url), ("subscribe", self.subscribe_url)):
-            code, out, err = self.command(command, url, given=b"1")
+            code, out, err = self.command(command, url, stdin=b"1")
             self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
             self.assertIn("refused", err)
 
 
 class StartTests(SynchronousTestCase):
-    def test_a_wrong_start_is_one_line_and_exit_code_1(self) -> None:
+    def test_a_wrong_option_gives_one_line_and_exit_code_1(self) -> None:
         for arguments, words in (
             ([], "nothing to run"),
             (["--nonsense"], "option --nonsense not recognized"),
@@ -203,7 +203,7 @@ class StartTests(SynchronousTestCase):
                 self.assertEqual(process.text.count("\n"), 1, process.text)
                 self.assertIn(words, process.text)
 
-    def test_a_taken_port_is_told_by_a_daemon_too(self) -> None:
+    def test_a_port_in_use_is_reported_by_a_daemon_too(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         first = TwistdProcess("--demo", "--listen", LOOPBACK, directory=directory)
@@ -218,7 +218,7 @@ class StartTests(SynchronousTestCase):
         self.assertRegex(second.text, f"topicsvc: listen: {endpoint}: .* in use")
         self.assertFalse(pid_file.exists())
 
-    def test_a_taken_port_is_a_clear_message_and_exit_code_1(self) -> None:
+    def test_a_port_in_use_gives_one_message_and_exit_code_1(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         first = TwistdProcess("--demo", "--listen", LOOPBACK, directory=directory)

@@ -1,4 +1,4 @@
-"""Strangers over real sockets: how long each kind of endpoint waits, and what one too many gets."""
+"""Unauthenticated clients on each kind of endpoint: deadlines, and the limit of connections."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tests.support.twistd_case import (
 from topicsvc.web import site
 
 HOST = "cell1.unit1.example"
-ROOM = 4.0
-"""Seconds that a busy machine may be late."""
+MAX_DELAY = 4.0
+"""Seconds by which a busy machine may exceed a deadline."""
 
 
-class StrangerTestCase(TwistdTestCase):
+class EndpointTestCase(TwistdTestCase):
     def setUp(self) -> None:
         super().setUp()
         authority = Authority(self.directory)
         key, cert = authority.issue(HOST)
-        chosen = self.directory / "certificates"
-        chosen.mkdir()
-        (chosen / "server.pem").write_bytes(cert.read_bytes() + key.read_bytes())
+        certificates = self.directory / "certificates"
+        certificates.mkdir()
+        (certificates / "server.pem").write_bytes(cert.read_bytes() + key.read_bytes())
         self.context = authority.client_context()
         self.endpoints = (
             LOOPBACK,
             f"ssl:0:privateKey={key}:certKey={cert}:interface=127.0.0.1",
-            f"tls:{chosen}:port=0:interface=127.0.0.1",
+            f"tls:{certificates}:port=0:interface=127.0.0.1",
             f"haproxy:{LOOPBACK}",
         )
 
@@ -45,55 +45,55 @@ class StrangerTestCase(TwistdTestCase):
         return service.ports
 
 
-class DeadlineTests(StrangerTestCase):
-    def test_every_kind_of_endpoint_waits_as_long_and_no_longer(self) -> None:
+class DeadlineTests(EndpointTestCase):
+    def test_each_kind_of_endpoint_has_the_same_deadlines(self) -> None:
         tcp, over_ssl, over_tls, haproxy = self.serve()
         hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300)
         proxy = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
         head = f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode() + b"x" * 100
         waits = {
             "tcp, silent": (tcp, b"", b""),
-            "tcp, dripping": (tcp, b"", head),
+            "tcp, slow": (tcp, b"", head),
             "ssl, silent": (over_ssl, b"", b""),
-            "ssl, dripping": (over_ssl, b"", hello),
+            "ssl, slow": (over_ssl, b"", hello),
             "tls, silent": (over_tls, b"", b""),
-            "tls, dripping": (over_tls, b"", hello),
+            "tls, slow": (over_tls, b"", hello),
             "haproxy, silent": (haproxy, b"", b""),
-            "haproxy, dripping behind": (haproxy, proxy, head),
-            "haproxy, dripping": (haproxy, proxy[:10], b"1" * 60),
+            "haproxy, slow after the header": (haproxy, proxy, head),
+            "haproxy, slow": (haproxy, proxy[:10], b"1" * 60),
         }
         lasted: dict[str, float] = {}
         threads = [
-            threading.Thread(target=self.last, args=(lasted, name, *wait))
+            threading.Thread(target=self.measure, args=(lasted, name, *wait))
             for name, wait in waits.items()
         ]
-        threads.append(threading.Thread(target=self.never_closes, args=(lasted, over_ssl)))
+        threads.append(threading.Thread(target=self.measure_without_close, args=(lasted, over_ssl)))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        answered = lasted.pop("ssl, answered")
+        after_response = lasted.pop("ssl, after the response")
         self.assertEqual(set(lasted), set(waits))
         for name, seconds in lasted.items():
             with self.subTest(name=name):
                 self.assertGreater(seconds, site.HEAD_TIMEOUT - 0.5)
-                self.assertLess(seconds, site.HEAD_TIMEOUT + ROOM)
-        self.assertGreater(answered, site.CLOSE_TIMEOUT - 0.5)
-        self.assertLess(answered, site.CLOSE_TIMEOUT + ROOM)
+                self.assertLess(seconds, site.HEAD_TIMEOUT + MAX_DELAY)
+        self.assertGreater(after_response, site.CLOSE_TIMEOUT - 0.5)
+        self.assertLess(after_response, site.CLOSE_TIMEOUT + MAX_DELAY)
 
-    def last(
-        self, lasted: dict[str, float], name: str, port: int, first: bytes, drip: bytes
+    def measure(
+        self, lasted: dict[str, float], name: str, port: int, first: bytes, slow: bytes
     ) -> None:
-        """Note how long a connection lasts that says `first`, and then a byte now and then."""
+        """Note how long a connection lasts; it sends `first`, then a byte of `slow` each 0.25 s."""
         began = time.monotonic()
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(first)
-            stranger.settimeout(0.25)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(first)
+            client.settimeout(0.25)
             while time.monotonic() - began < 30:
                 try:
-                    stranger.sendall(drip[:1])
-                    drip = drip[1:]
-                    if not stranger.recv(4096):
+                    client.sendall(slow[:1])
+                    slow = slow[1:]
+                    if not client.recv(4096):
                         break
                 except TimeoutError:
                     continue
@@ -101,8 +101,8 @@ class DeadlineTests(StrangerTestCase):
                     break
         lasted[name] = time.monotonic() - began
 
-    def never_closes(self, lasted: dict[str, float], port: int) -> None:
-        """Note how long our end waits for a peer that has its answer and does not close."""
+    def measure_without_close(self, lasted: dict[str, float], port: int) -> None:
+        """Note how long the service waits for a client that does not close after the response."""
         client = RawClient(port, self.context, HOST)
         client.write(
             f"OPTIONS {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
@@ -112,16 +112,16 @@ class DeadlineTests(StrangerTestCase):
         bare = socket.socket(fileno=client.socket.detach())
         bare.settimeout(30)
         try:
-            while bare.recv(4096):  # the close alert, and then the end
+            while bare.recv(4096):  # the close_notify alert, then the end of the stream
                 pass
         except ConnectionResetError:
             pass
         bare.close()
-        lasted["ssl, answered"] = time.monotonic() - began if status == 200 else -1
+        lasted["ssl, after the response"] = time.monotonic() - began if status == 200 else -1
 
 
-class TooManyTests(StrangerTestCase):
-    def test_one_too_many_can_read_why_over_each_kind_of_endpoint(self) -> None:
+class ConnectionLimitTests(EndpointTestCase):
+    def test_a_connection_over_the_limit_gets_503_on_each_kind_of_endpoint(self) -> None:
         tcp, over_ssl, over_tls, haproxy = self.serve("[limits]\nconnections = 1")
         first = RawClient(tcp)
         self.addCleanup(first.close)
@@ -132,11 +132,11 @@ class TooManyTests(StrangerTestCase):
             (over_tls, self.context, b""),
             (haproxy, None, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
         ):
-            for ask in (self.asks_for_a_websocket, self.sends_a_lot):
-                with self.subTest(port=port, ask=ask.__name__):
+            for request in (self.request_websocket, self.send_much):
+                with self.subTest(port=port, request=request.__name__):
                     client = RawClient(port, context, HOST)
                     client.write(before)
-                    ask(client)
+                    request(client)
                     status, head = client.read_head()
                     self.assertEqual(status, 503)
                     self.assertIn(b"\r\nRetry-After: 1\r\n", head + b"\r\n")
@@ -146,11 +146,11 @@ class TooManyTests(StrangerTestCase):
         self.addCleanup(served.close)
         self.assertEqual(served.upgrade(WEBSOCKET_PATH, HOST), 101)
 
-    def asks_for_a_websocket(self, client: RawClient) -> None:
+    def request_websocket(self, client: RawClient) -> None:
         client.write(
             f"GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\n\r\n".encode()
         )
 
-    def sends_a_lot(self, client: RawClient) -> None:
+    def send_much(self, client: RawClient) -> None:
         head = f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 500000\r\n\r\n"
         client.write(head.encode() + b"x" * 500_000)

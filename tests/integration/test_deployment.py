@@ -1,7 +1,7 @@
-"""The commands of docs/deployment.md, run one after the other as they stand there.
+"""Runs the commands of docs/deployment.md in their order.
 
-What changes the machine is caught: absolute paths lead into a directory of the test, and
-programs such as apt-get and systemctl are stand-ins that look at what they are told.
+The machine is not changed: absolute paths lead into a directory of the test, and programs such
+as apt-get and systemctl are replaced by scripts that check their arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.integration.support.requirements import need
 from tests.support.processes import TOPICSVC, TWISTD, environment
 
 ROOT = Path(__file__).parent.parent.parent
-CAUGHT = ("apt-get", "adduser", "curl", "nginx", "haproxy", "sleep")
+REPLACED = ("apt-get", "adduser", "curl", "nginx", "haproxy", "sleep")
 
 SYSTEMCTL = """
 cd "{root}/etc/systemd/system"
@@ -38,7 +38,7 @@ for word in "$@"; do
         restart|reload) [ -f "{root}/enabled/$word" ] || exit 7 ;;
     esac
 done
-# The next client would start it again.
+# The socket unit would start the service again at the next connection.
 if [ "$verb" = disable ] && [ -f "{root}/enabled/topicsvc.socket" ]; then
     case " $* " in *" topicsvc.service "*) exit 8 ;; esac
 fi
@@ -60,12 +60,12 @@ class DeploymentTests(SynchronousTestCase):
     def setUp(self) -> None:
         need(shutil.which("systemd-analyze"), "systemd-analyze (tests/integration/install.sh)")
         self.root = Path(self.mktemp()).absolute()
-        self.kept = Path(self.mktemp()).absolute()
-        places = "etc/nginx/sites-enabled", "etc/haproxy", "etc/systemd/system"
-        for directory in ("shims", "enabled", *places):
+        self.saved = Path(self.mktemp()).absolute()
+        directories = "etc/nginx/sites-enabled", "etc/haproxy", "etc/systemd/system"
+        for directory in ("shims", "enabled", *directories):
             (self.root / directory).mkdir(parents=True)
         self.log = self.root / "log"
-        for name in CAUGHT:
+        for name in REPLACED:
             self.shim(name, "")
         self.shim("systemctl", SYSTEMCTL)
         self.shim("install", INSTALL)
@@ -77,20 +77,20 @@ class DeploymentTests(SynchronousTestCase):
             self.shim(name, f'exec {words} "$@"')
 
     def shim(self, name: str, script: str) -> None:
-        """A program that writes down what it is told, and then does `script`."""
+        """Create a program that logs its arguments and then runs `script`."""
         file = self.root / "shims" / name
         text = script.replace("{root}", str(self.root))
         file.write_text(f'#!/bin/bash\necho {name} "$@" >>{self.log}\n{text}\n')
         file.chmod(0o755)
 
-    def here(self, text: str) -> str:
-        """The same with paths that lead into the test's directory."""
+    def relocated(self, text: str) -> str:
+        """Replace absolute paths by paths in the test's directory."""
         return re.sub(r"(?<![\w.])/(etc|opt)/", rf"{self.root}/\1/", text)
 
     def run_block(self, block: str) -> subprocess.CompletedProcess[str]:
         path = f"{self.root}/shims:{os.environ['PATH']}"
         return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self.here(block)],
+            ["bash", "-euo", "pipefail", "-c", self.relocated(block)],
             input="the unit's password\n",
             env={**environment(), "PATH": path},
             cwd=ROOT,
@@ -101,7 +101,7 @@ class DeploymentTests(SynchronousTestCase):
         )
 
     def verify(self, unit: str) -> None:
-        """Let systemd read a unit as it was put in place."""
+        """Check an installed unit with systemd-analyze."""
         units = self.root / "etc/systemd/system"
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", str(units / unit)],
@@ -110,18 +110,18 @@ class DeploymentTests(SynchronousTestCase):
             timeout=60,
             check=False,
         )
-        # The program is where the unit says, below the test's directory.
+        # The program exists below the test's directory, at the path in the unit.
         program = "/opt/topicsvc/bin/twistd"
         self.assertTrue((self.root / program[1:]).exists())
-        ours = [line for line in done.stderr.splitlines() if "topicsvc" in line]
-        self.assertEqual([line for line in ours if f"Command {program} " not in line], [], unit)
+        lines = [line for line in done.stderr.splitlines() if "topicsvc" in line]
+        self.assertEqual([line for line in lines if f"Command {program} " not in line], [], unit)
 
-    def test_every_command_works_as_it_stands_there(self) -> None:
+    def test_each_command_works_as_documented(self) -> None:
         text = (ROOT / "docs/deployment.md").read_text("utf-8")
         first, *others = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
         self.follow(first)
         self.assertEqual(self.enabled, {"topicsvc.service", "topicsvc.socket"})
-        shutil.copytree(self.root, self.kept, symlinks=True)
+        shutil.copytree(self.root, self.saved, symlinks=True)
         instances = {"topicsvc@1.service", "topicsvc@2.service"}
         for chapter, enabled in zip(
             others,
@@ -142,10 +142,10 @@ class DeploymentTests(SynchronousTestCase):
             if chapter.startswith("HAProxy"):
                 self.assertNotIn("topicsvc.socket", self.unit("topicsvc@.service"))
                 self.assertIn("--listen haproxy:tcp:808%i:", self.unit("topicsvc@.service"))
-            told = self.log.read_text()
+            log = self.log.read_text()
             shutil.rmtree(self.root)
-            shutil.copytree(self.kept, self.root, symlinks=True)
-            self.log.write_text(told)
+            shutil.copytree(self.saved, self.root, symlinks=True)
+            self.log.write_text(log)
         for words in (
             "systemctl enable --now topicsvc.socket topicsvc.service",
             "systemctl restart topicsvc@2.service",
@@ -154,34 +154,34 @@ class DeploymentTests(SynchronousTestCase):
             "curl -fs http://127.0.0.1:9092/health/ready",
             "runuser -u topicsvc",
         ):
-            self.assertIn(words, told)
+            self.assertIn(words, log)
 
     def follow(self, chapter: str) -> None:
-        """Do what a chapter says, from its beginning to its end."""
+        """Run the commands of a chapter and apply its settings."""
         blocks = re.findall(r"^```(sh|toml)\n(.*?)^```", chapter, re.DOTALL | re.MULTILINE)
         for language, block in blocks:
             if language == "toml":
                 self.change_settings(block)
                 continue
             if " check " in block:
-                self.point_settings_here()
+                self.relocate_settings()
             done = self.run_block(block)
-            said = f"{block}\n{done.stdout}{done.stderr}"
+            output = f"{block}\n{done.stdout}{done.stderr}"
             if " doctor " in block:
-                # There is no unit here, and it says so.
-                self.assertEqual(done.returncode, 1, said)
+                # There is no unit in this test, which doctor reports.
+                self.assertEqual(done.returncode, 1, output)
                 self.assertIn("ok    settings: ", done.stdout)
                 self.assertIn("warn  validator: DNS has no host for cell", done.stdout)
                 self.assertIn("FAIL  clock: https://unit1.example/ ", done.stdout)
                 continue
-            self.assertEqual(done.returncode, 0, said)
+            self.assertEqual(done.returncode, 0, output)
             if "systemctl" in block and "topicsvc" in block:
                 for unit in (self.root / "etc/systemd/system").glob("topicsvc*.s*"):
                     if unit.is_file():
                         self.verify(unit.name)
 
     def change_settings(self, block: str) -> None:
-        """Put the settings of a piece in place of those that are there, or before them."""
+        """Replace or add the settings of a code block in the configuration file."""
         file = self.root / "etc/topicsvc/topicsvc.toml"
         text = file.read_text()
         for line in block.splitlines():
@@ -190,26 +190,26 @@ class DeploymentTests(SynchronousTestCase):
         file.write_text(text)
 
     def renew(self) -> None:
-        """What certbot runs after a renewal puts what was renewed in place."""
-        place = self.root / "etc/topicsvc/certificates/push.pem"
-        place.unlink()
+        """The hook that certbot runs after a renewal installs the renewed certificate."""
+        installed = self.root / "etc/topicsvc/certificates/push.pem"
+        installed.unlink()
         done = self.run_block(
             "RENEWED_LINEAGE=/etc/topicsvc/tls /etc/letsencrypt/renewal-hooks/deploy/topicsvc"
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         tls = self.root / "etc/topicsvc/tls"
         parts = [(tls / name).read_text() for name in ("privkey.pem", "fullchain.pem")]
-        self.assertEqual(place.read_text(), "".join(parts))
+        self.assertEqual(installed.read_text(), "".join(parts))
         self.assertTrue(self.log.read_text().endswith("systemctl reload topicsvc.service\n"))
 
     @property
     def enabled(self) -> set[str]:
-        """The units that are started with the machine."""
+        """The enabled units."""
         return {file.name for file in (self.root / "enabled").iterdir()}
 
-    def point_settings_here(self) -> None:
+    def relocate_settings(self) -> None:
         file = self.root / "etc/topicsvc/topicsvc.toml"
-        file.write_text(self.here(file.read_text()))
+        file.write_text(self.relocated(file.read_text()))
 
     def unit(self, name: str) -> str:
         return (self.root / "etc/systemd/system" / name).read_text()

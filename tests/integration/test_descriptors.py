@@ -1,4 +1,4 @@
-"""No file descriptor is left: who is in stays, and who comes later is served once some are back."""
+"""All file descriptors are in use: sessions go on, and new clients are served afterwards."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support.twistd_case import (
 HOST = "cell1.unit1.example"
 SESSIONS = 20
 FILES = 200
-CROWD = 300
-RECOVERY = 1.0
-"""Seconds in which new connections work once descriptors are back."""
+CONNECTIONS = 300
+RECOVERY_TIME = 1.0
+"""Seconds in which new connections work after descriptors are free again."""
 
 
 class DescriptorTests(TwistdTestCase):
@@ -32,7 +32,7 @@ class DescriptorTests(TwistdTestCase):
             more="""
             [session]
             ping_interval = 1
-            [limits]  # more than there are descriptors for
+            [limits]  # above the limit of descriptors
             connections = 100000
             unauthenticated = 0
             unauthenticated_per_address = 0
@@ -47,7 +47,7 @@ class DescriptorTests(TwistdTestCase):
         return client
 
     def join(self) -> RawClient:
-        """A client whose session is live."""
+        """Return a client with an active session."""
         client = self.connect()
         self.assertEqual(client.upgrade(WEBSOCKET_PATH, HOST), 101)
         client.write(frame(TEXT, json.dumps({"AccessToken": self.token()}).encode()))
@@ -55,16 +55,17 @@ class DescriptorTests(TwistdTestCase):
         return client
 
     def text(self, client: RawClient) -> bytes:
-        """The next text; pings on the way are answered."""
+        """Return the next text message; reply to pings before it."""
         while True:
-            told = client.read_frame()
-            assert told is not None, "the session has ended"
-            if told[0] == TEXT:
-                return told[1]
-            client.write(frame(PONG, told[1]))
+            received = client.read_frame()
+            assert received is not None, "the session has ended"
+            opcode, payload = received
+            if opcode == TEXT:
+                return payload
+            client.write(frame(PONG, payload))
 
     def publish(self, sender: RawClient, body: bytes) -> None:
-        """Send over a connection that is there already."""
+        """Send a message over an open connection."""
         sender.write(
             f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {self.token()}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
@@ -73,7 +74,7 @@ class DescriptorTests(TwistdTestCase):
         self.assertEqual(sender.read_head()[0], 200)
 
     def allow(self, files: int) -> None:
-        """From now on the service may have so many open."""
+        """Set the service's limit of open files."""
         _, most = resource.prlimit(self.service.child.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(self.service.child.pid, resource.RLIMIT_NOFILE, (files, most))
 
@@ -81,11 +82,11 @@ class DescriptorTests(TwistdTestCase):
     def files(self) -> int:
         return len(os.listdir(f"/proc/{self.service.child.pid}/fd"))
 
-    def is_served(self, patience: float = 0.3) -> bool:
-        """Whether somebody who comes now gets an answer."""
+    def is_served(self, timeout: float = 0.3) -> bool:
+        """Whether a new client gets a response."""
         client = RawClient(self.port)
         try:
-            client.socket.settimeout(patience)
+            client.socket.settimeout(timeout)
             return client.upgrade(WEBSOCKET_PATH, HOST) == 101
         except OSError:
             return False
@@ -95,50 +96,50 @@ class DescriptorTests(TwistdTestCase):
     def assert_recovers(self) -> None:
         began = time.monotonic()
         while not self.is_served():
-            self.assertLess(time.monotonic() - began, RECOVERY, "not served again")
-        self.assertLess(time.monotonic() - began, RECOVERY)
+            self.assertLess(time.monotonic() - began, RECOVERY_TIME, "not served again")
+        self.assertLess(time.monotonic() - began, RECOVERY_TIME)
 
-    def assert_alive(self, sessions: list[RawClient], sender: RawClient, body: bytes) -> None:
-        """Each session gets what is sent now."""
+    def assert_delivered(self, sessions: list[RawClient], sender: RawClient, body: bytes) -> None:
+        """Each session receives a message that is sent now."""
         self.publish(sender, body)
         for session in sessions:
             self.assertTrue(self.text(session).endswith(b'"Body":%s}' % body))
 
-    def test_none_is_left_for_a_while(self) -> None:
+    def test_no_descriptor_is_free_for_three_seconds(self) -> None:
         sessions = [self.join() for _ in range(SESSIONS)]
         sender = self.connect()
         self.publish(sender, b'"before"')
         for session in sessions:
             self.text(session)
         self.allow(self.files)
-        end = time.monotonic() + 3  # pings, and turns of the heart
+        end = time.monotonic() + 3  # with pings
         while time.monotonic() < end:
             self.assertFalse(self.is_served())
-            self.assert_alive(sessions, sender, b'"meanwhile"')
+            self.assert_delivered(sessions, sender, b'"meanwhile"')
         self.allow(20000)
         self.assert_recovers()
-        self.assert_alive(sessions, sender, b'"after"')
+        self.assert_delivered(sessions, sender, b'"after"')
         self.assertNotIn("Traceback", self.service.text)
 
-    def test_a_crowd_takes_all_of_them(self) -> None:
+    def test_other_connections_use_all_descriptors(self) -> None:
         sessions = [self.join() for _ in range(SESSIONS)]
         sender = self.connect()
         self.allow(FILES)
-        crowd = []
-        for _ in range(CROWD):
-            stranger = socket.create_connection(("127.0.0.1", self.port), timeout=5)
-            self.addCleanup(stranger.close)
-            crowd.append(stranger)
+        connections = []
+        for _ in range(CONNECTIONS):
+            connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+            self.addCleanup(connection.close)
+            connections.append(connection)
         deadline = time.monotonic() + 5
         while self.files < FILES - 2:
             self.assertLess(time.monotonic(), deadline, self.files)
             time.sleep(0.05)
         self.assertFalse(self.is_served())
-        self.assert_alive(sessions, sender, b'"in the crowd"')
-        for stranger in crowd:
-            stranger.close()
+        self.assert_delivered(sessions, sender, b'"meanwhile"')
+        for connection in connections:
+            connection.close()
         self.assert_recovers()
-        self.assert_alive(sessions, sender, b'"after"')
+        self.assert_delivered(sessions, sender, b'"after"')
         for session in sessions:
             session.write(close(1000))
             self.assertEqual(session.read_to_end().code, 1000)

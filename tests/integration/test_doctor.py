@@ -1,4 +1,4 @@
-"""``topicsvc doctor``: each trial, where all is well and where something is wrong."""
+"""``topicsvc doctor``: each check with a correct and with a faulty environment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FAR = 2**31
 
 
 def days(number: int) -> timedelta:
-    """That many days and some seconds."""
+    """So many days and one minute."""
     return timedelta(days=number, minutes=1)
 
 
@@ -77,23 +77,28 @@ class DoctorTestCase(TestCase):
             """,
         )
 
-    def token(self, *may: str, life: int = FAR) -> str:
-        return sign_token(self.key, None, [TOPIC.path], may or ("receive", "send"), life)
+    def token(self, *may: str, expires_at: int = FAR) -> str:
+        return sign_token(self.key, None, [TOPIC.path], may or ("receive", "send"), expires_at)
 
     def doctor(self, token: str | None = None, by: str = "file") -> Deferred[list[str]]:
-        """Run it; fires with its lines. Its exit code must be what they say."""
+        """Run the command and check its exit code; fires with its output lines.
+
+        Args:
+            token: the token; None: without a topic.
+            by: how the command gets the token: "file" or "environment".
+        """
         command = [*TOPICSVC, "doctor", "--config", str(self.configuration())]
-        given = environment()
+        variables = environment()
         if token is not None:
             command += ["--topic", TOPIC.path]
             if by == "file":
                 command += ["--token-file", str(self.file("token", token))]
             else:
-                given["TOPICSVC_TOKEN"] = token
+                variables["TOPICSVC_TOKEN"] = token
 
         def run() -> list[str]:
             done = subprocess.run(
-                command, capture_output=True, text=True, env=given, timeout=90, check=False
+                command, capture_output=True, text=True, env=variables, timeout=90, check=False
             )
             lines = done.stdout.splitlines()
             has_failed = any(line.startswith("FAIL") for line in lines)
@@ -115,7 +120,7 @@ class DoctorTestCase(TestCase):
 
 class LocalTests(DoctorTestCase):
     @inlineCallbacks
-    def test_all_is_well_the_whole_way(self) -> Any:
+    def test_all_checks_pass(self) -> Any:
         for by in ("file", "environment"):
             lines = yield self.doctor(self.token(), by)
             self.assertEqual({line[:4] for line in lines}, {"ok  "}, lines)
@@ -134,12 +139,12 @@ class LocalTests(DoctorTestCase):
                 self.assert_found(lines, "ok", what, words)
 
     @inlineCallbacks
-    def test_tokens_that_may_less(self) -> Any:
+    def test_tokens_with_fewer_rights(self) -> Any:
         lines = yield self.doctor(self.token("receive"))
         self.assertIn("subscribe", lines[-1])
         lines = yield self.doctor(self.token("send"))
         self.assertIn("send", lines[-1])
-        lines = yield self.doctor(self.token(life=1))
+        lines = yield self.doctor(self.token(expires_at=1))
         self.assert_found(lines, "FAIL", "token", "rejected for " + TOPIC.path)
         lines = yield self.doctor(self.token("nothing"))
         self.assert_found(lines, "FAIL", "token", "valid, but it may neither receive")
@@ -148,7 +153,7 @@ class LocalTests(DoctorTestCase):
         self.assert_found(lines, "warn", "send", "send.enabled")
 
     @inlineCallbacks
-    def test_settings_that_are_wrong(self) -> Any:
+    def test_invalid_settings(self) -> Any:
         self.listen = ["tcp:99999"]
         self.more = "[stop]\ndrain = -1"
         lines = yield self.doctor()
@@ -156,20 +161,22 @@ class LocalTests(DoctorTestCase):
         self.assert_found(lines, "FAIL", "settings", "stop.drain")
 
     @inlineCallbacks
-    def test_files_that_are_too_few(self) -> Any:
+    def test_too_few_open_files(self) -> Any:
         self.more = "[limits]\nconnections = 1000000"
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "files", "limits.connections needs 1000256")
 
     @inlineCallbacks
-    def test_ports_that_are_taken(self) -> Any:
+    def test_ports_in_use(self) -> Any:
         authority = Authority(self.directory)
-        key, cert = authority.issue("unit1.example", "*.unit1.example", life=days(100))
+        key, cert = authority.issue("unit1.example", "*.unit1.example", lifetime=days(100))
         pair = f"privateKey={key}:certKey={cert}"
-        sockets = mkdtemp()  # a path that is short enough for one
+        sockets = mkdtemp()  # short enough for the path of a UNIX socket
         self.addCleanup(rmtree, sockets)
-        plain = [self.port(), self.port("haproxy:"), f"unix:{sockets}/door"]
-        tls = [f"{door}ssl:{free_port()}:{pair}:interface=127.0.0.1" for door in ("", "haproxy:")]
+        plain = [self.port(), self.port("haproxy:"), f"unix:{sockets}/socket"]
+        tls = [
+            f"{prefix}ssl:{free_port()}:{pair}:interface=127.0.0.1" for prefix in ("", "haproxy:")
+        ]
         self.listen = [*plain, *tls]
         self.admin = f'admin = "{self.port()}"'
         service = TwistdProcess("--config", str(self.configuration()), directory=self.directory)
@@ -181,7 +188,7 @@ class LocalTests(DoctorTestCase):
         for text in tls:
             self.assert_found(lines, "ok", f"listen {text}", "in use, and answered over TLS")
         self.assert_found(lines, "ok", "certificate for unit1.example", "100 days left")
-        authority.issue("unit1.example", "*.unit1.example", life=days(100))
+        authority.issue("unit1.example", "*.unit1.example", lifetime=days(100))
         self.listen = tls
         lines = yield self.doctor()
         for text in tls:
@@ -200,13 +207,13 @@ class LocalTests(DoctorTestCase):
         )
         self.assert_found(lines, "FAIL", "listen tcp:", "does not answer")
 
-    def port(self, before: str = "") -> str:
-        return f"{before}tcp:{free_port()}:interface=127.0.0.1"
+    def port(self, prefix: str = "") -> str:
+        return f"{prefix}tcp:{free_port()}:interface=127.0.0.1"
 
     @inlineCallbacks
-    def test_ports_that_are_for_the_privileged(self) -> Any:
+    def test_ports_that_cannot_be_opened(self) -> Any:
         if os.geteuid() == 0:
-            self.listen = ["tcp:80:interface=192.0.2.1"]  # nobody has that address
+            self.listen = ["tcp:80:interface=192.0.2.1"]  # an address of no machine
             words = "assign requested address"
         else:
             self.listen = ["tcp:80:interface=127.0.0.1"]
@@ -216,13 +223,13 @@ class LocalTests(DoctorTestCase):
 
 
 class UnitTests(DoctorTestCase):
-    """Fixture: a unit that judges."""
+    """Fixture: a unit that validates tokens."""
 
     @inlineCallbacks
     def setUp(self) -> Any:
         super().setUp()
         self.unit = FakeUnit(reactor, [TOPIC])
-        self.unit.tokens["live"] = Token(int(reactor.seconds()) + 3600)
+        self.unit.tokens["valid"] = Token(int(reactor.seconds()) + 3600)
         site: Site = self.unit.site()
         site.noisy = False
         port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
@@ -235,28 +242,28 @@ class UnitTests(DoctorTestCase):
         )
 
     @inlineCallbacks
-    def test_it_is_asked_the_whole_way(self) -> Any:
-        lines = yield self.doctor("live")
+    def test_all_checks_with_a_unit(self) -> Any:
+        lines = yield self.doctor("valid")
         self.assert_found(lines, "ok", "validator", "rejects an invalid token")
         self.assert_found(lines, "ok", "clock", "s from http://localhost:")
         self.assert_found(lines, "ok", "receive", "has arrived")
-        lines = yield self.doctor("dead")
+        lines = yield self.doctor("unknown")
         self.assert_found(lines, "FAIL", "token", "rejected for")
 
     @inlineCallbacks
-    def test_a_password_that_is_not_the_unit_s(self) -> Any:
+    def test_a_wrong_password(self) -> Any:
         self.password.write_text("another")
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "validator", "are username and password the unit's?")
 
     @inlineCallbacks
-    def test_a_cell_that_is_none(self) -> Any:
+    def test_an_unknown_cell(self) -> Any:
         self.unit.has(answers(404), "POST")
         lines = yield self.doctor()
         self.assert_found(lines, "warn", "validator", "has no cell topicsvc-doctor")
 
     @inlineCallbacks
-    def test_a_unit_that_is_not_there_or_grants_anything(self) -> Any:
+    def test_a_unit_that_fails_or_does_not_exist(self) -> Any:
         self.unit.has(answers(500))
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "validator", "status 500")
@@ -266,14 +273,14 @@ class UnitTests(DoctorTestCase):
         self.assert_found(lines, "FAIL", "clock", "gives no time")
 
     @inlineCallbacks
-    def test_a_unit_that_hangs(self) -> Any:
+    def test_a_unit_that_does_not_respond(self) -> Any:
         self.unit.has(never_answers)
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "validator", "no answer within 2")
         self.assert_found(lines, "ok", "files", "")
 
     @inlineCallbacks
-    def test_cells_by_host_that_the_domain_name_system_does_not_know(self) -> Any:
+    def test_cell_hosts_that_cannot_be_resolved(self) -> Any:
         self.validator = self.validator.replace('"path"', '"host"')
         lines = yield self.doctor()
         self.assert_found(lines, "warn", "validator", "DNS has no host for cell")
@@ -290,7 +297,7 @@ class UnitTests(DoctorTestCase):
 
 class BrokerTests(DoctorTestCase):
     @inlineCallbacks
-    def test_a_broker_that_lets_us_in_and_one_that_does_not(self) -> Any:
+    def test_a_broker_with_a_valid_and_with_a_wrong_password(self) -> Any:
         need_activemq()
         server = ActiveMQ(("topicsvc", "right"))
         self.addCleanup(server.remove)
@@ -308,7 +315,7 @@ class BrokerTests(DoctorTestCase):
         self.assert_found(lines, "FAIL", "broker", "invalid")
 
     @inlineCallbacks
-    def test_a_broker_that_is_not_there(self) -> Any:
+    def test_a_broker_that_does_not_run(self) -> Any:
         self.broker = f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{free_port()}"'
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "broker", "refused")

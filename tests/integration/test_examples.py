@@ -1,4 +1,4 @@
-"""The examples of clients run as they stand: the page in a real browser, the program in Python."""
+"""The example clients, unchanged: the page in a real browser, and the Python program."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ CHROMIUM = [
 
 DRIVER = b"""
 "use strict";
-// What somebody at the keyboard does, and what they see.
-const tell = (what, text) =>
+// Fills in the form for each task, and reports what the page shows.
+const report = (what, text) =>
   fetch("/report", { method: "POST", body: JSON.stringify([what, text]) });
-new MutationObserver(() => tell("state", state.textContent))
+new MutationObserver(() => report("state", state.textContent))
   .observe(state, { childList: true });
 new MutationObserver((changes) => {
   for (const change of changes) {
-    for (const item of change.addedNodes) tell("message", item.textContent);
+    for (const item of change.addedNodes) report("message", item.textContent);
   }
 }).observe(messages, { childList: true });
 (async () => {
@@ -75,7 +75,7 @@ new MutationObserver((changes) => {
 
 
 class _File(Resource):
-    """What is always the same."""
+    """A static file."""
 
     isLeaf = True
 
@@ -90,11 +90,11 @@ class _File(Resource):
 
 
 class Page(Resource):
-    """Serves the example, at work under a driver, and keeps what it reports.
+    """Serves the example page with a script that controls it, and collects its reports.
 
     Attributes:
-        reports: what was seen, in its order: ``state`` or ``message``, and the text.
-        tasks: what is to be typed in.
+        reports: pairs of ``state`` or ``message`` and the text, in order.
+        tasks: values for the form.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class Page(Resource):
         self.putChild(b"report", _Call(self._report))
 
     def getChild(self, path: bytes, request: Any) -> Resource:
-        """What a browser asks for by itself, as the page's icon: nothing."""
+        """An empty response for other requests of the browser, such as the icon."""
         return _File(b"", "text/plain")
 
     def _task(self, _: bytes) -> bytes:
@@ -140,7 +140,7 @@ class _Call(Resource):
 
 
 class ExampleTestCase(TestCase):
-    """A service, and what can be asked of it."""
+    """Fixture: a service, tokens and messages."""
 
     timeout = 180
 
@@ -174,12 +174,12 @@ class ExampleTestCase(TestCase):
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/cell1{WEBSOCKET_PATH}"
 
-    def token(self, life: int = 3600) -> str:
-        expiry = int(reactor.seconds()) + life
+    def token(self, lifetime: int = 3600) -> str:
+        expiry = int(reactor.seconds()) + lifetime
         return sign_token(self.key, CELL_URL, [TOPIC], ("receive", "send"), expiry)
 
     def send(self, body: str) -> Deferred[Any]:
-        """Send one message with the command, which waits until it is taken."""
+        """Send one message with ``topicsvc send``; fires when it is accepted."""
         return deferToThread(
             subprocess.run,
             [
@@ -195,7 +195,7 @@ class ExampleTestCase(TestCase):
 class BrowserTests(ExampleTestCase):
     @inlineCallbacks
     def serve(self, port: int = 0) -> Generator[Deferred[Any], Any, tuple[Page, str]]:
-        """The page on a port; fires with it and its origin."""
+        """Serve the page on a port; fires with the page and its origin."""
         page = Page()
         site = Site(page)
         site.noisy = False
@@ -205,8 +205,8 @@ class BrowserTests(ExampleTestCase):
         return page, f"http://127.0.0.1:{listening.getHost().port}"
 
     def browse(self, url: str, name: str = "browser") -> None:
-        """A browser of its own that shows the page."""
-        need(shutil.which("chromium"), "chromium")
+        """Start a browser with a profile of its own that shows the page."""
+        need(shutil.which("chromium"), "chromium (tests/integration/install.sh)")
         profile = self.directory / name
         with (self.directory / f"{name}.log").open("wb") as log:
             browser = subprocess.Popen(
@@ -219,14 +219,14 @@ class BrowserTests(ExampleTestCase):
             )
 
         def close() -> None:
-            # A browser is several processes: all of this session, and no other.
+            # A browser has several processes, all in this process group.
             os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
 
         self.addCleanup(close)
 
     @inlineCallbacks
-    def test_the_page_receives_and_renews(self) -> Test:
+    def test_the_page_receives_and_renews_its_token(self) -> Test:
         self.start()
         page, origin = yield self.serve()
         page.tasks.append({"url": self.url, "token": self.token(1000)})
@@ -236,18 +236,18 @@ class BrowserTests(ExampleTestCase):
         golden = f'{CELL_URL}: {{"hoge":1}}'
         yield until(lambda: page.last("message") == golden, "a message")
 
-        # A browser that did not answer pings would be gone by now.
+        # The service would have closed the session of a browser that does not reply to pings.
         yield deferLater(reactor, PING_INTERVAL * (PING_LIMIT + 3))
         self.assertEqual(len(page.seen("state")), 1, page.reports)
 
         page.tasks.append({"url": self.url, "token": self.token(5000)})
-        yield until(lambda: "valid for 4" in page.last("state"), "another grant")
+        yield until(lambda: "valid for 4" in page.last("state"), "a second grant")
         yield self.send('"again"')
-        yield until(lambda: page.last("message") == f'{CELL_URL}: "again"', "another message")
+        yield until(lambda: page.last("message") == f'{CELL_URL}: "again"', "a second message")
         self.assertEqual(len(page.seen("state")), 2, "one connection")
 
         page.tasks.append({"url": self.url, "token": "nonsense"})
-        yield until(lambda: "Closed" in page.last("state"), "the end")
+        yield until(lambda: "Closed" in page.last("state"), "the connection is closed")
         self.assertEqual(
             page.seen("state")[2:],
             ["Refused: Token inactive.", "Closed: 1008 Token inactive."],
@@ -264,7 +264,7 @@ class BrowserTests(ExampleTestCase):
         self.browse(other_origin + "/", "forbidden")
         yield until(lambda: "valid for" in allowed.last("state"), "a grant", BROWSER_START)
         yield until(lambda: len(forbidden.seen("state")) > 1, "two refusals", BROWSER_START)
-        # A browser tells a page no more of a refused handshake than that.
+        # A browser does not tell a page why a handshake was refused.
         self.assertEqual(set(forbidden.seen("state")), {"Closed: 1006 , connecting again."})
 
 
@@ -277,7 +277,7 @@ class PythonTests(ExampleTestCase):
         return program
 
     @inlineCallbacks
-    def test_the_program_receives_renews_and_comes_back(self) -> Test:
+    def test_the_program_receives_and_reconnects(self) -> Test:
         self.start()
         program = self.receive(self.token(4000))
         program.wait_for(r"granted for (4000|39\d\d) s")
@@ -287,10 +287,10 @@ class PythonTests(ExampleTestCase):
         self.assertNotIn("closed", program.text)
         self.service.stop()
         program.wait_for(r"closed: 1001; connecting again in ")
-        program.wait_for(r"(?s)again in .*Connect")  # nobody is there
+        program.wait_for(r"(?s)again in .*Connect")  # the service has stopped
 
-    def test_the_program_comes_back_to_one_who_hangs_up_before_the_handshake(self) -> None:
-        # As the service does far over a bound.
+    def test_the_program_reconnects_after_a_close_before_the_handshake(self) -> None:
+        # The service closes connections in this way when it is far over a limit.
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(TIMEOUT)
             url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
@@ -301,12 +301,12 @@ class PythonTests(ExampleTestCase):
                 connection.close()
             program.wait_for("closed: 1006; connecting again in ")
 
-    def test_the_program_renews_in_time(self) -> None:
+    def test_the_program_renews_its_token_in_time(self) -> None:
         self.start()
         program = self.receive(self.token(6))
         program.wait_for(r"(?s)granted.*granted for [12] s")
 
-    def test_the_program_tells_when_it_is_refused(self) -> None:
+    def test_the_program_ends_with_an_error_when_it_is_refused(self) -> None:
         self.start()
         program = self.receive("nonsense")
         program.wait_for("refused: Token inactive")

@@ -1,7 +1,7 @@
-"""A unit at fault, over real sockets, plain and TLS: which reply each fault leads to.
+"""Faults of a unit over real sockets, plain and TLS, and the reply to the client for each.
 
-After every one: no token went into the trap, this process (the faulty unit included) has
-not grown by 5 MB, and no check has outlasted its deadline by half a second.
+After each fault: the trap has received no token, this process (with the faulty unit) has not
+grown by 5 MB, and no check has exceeded its deadline by 0.5 seconds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FaultTests(ValidatedServiceTestCase):
     def setUp(self) -> Test:
         yield super().setUp()
         self.start(self.settings())
-        # What a first check leaves in memory for good is no growth.
+        # The first check fills caches, which does not count as growth.
         outcome = yield self.present()
         self.assert_outcome("no fault", outcome, SUCCESS)
 
@@ -71,14 +71,14 @@ class FaultTests(ValidatedServiceTestCase):
     def assert_reply(
         self, reply: tuple[str, int | None], fault: Fault, *methods: str
     ) -> Generator[Deferred[Any], Any, Outcome]:
-        """With `fault` in the answers to each of `methods` in turn, this is the reply."""
+        """Check the reply with `fault` in the responses to each of `methods` in turn."""
         for method in methods or METHODS:
             self.unit.recovers()
             self.unit.has(fault, method)
             outcome = yield self.present()
             self.assert_outcome(f"{self.id().rpartition('.')[2]} ({method})", outcome, reply)
             yield sleep(0.05)
-            self.assertEqual(self.unit.in_flight, 0, "a question was left behind")
+            self.assertEqual(self.unit.in_flight, 0, "a request is still in flight")
         return outcome
 
     @inlineCallbacks
@@ -101,37 +101,37 @@ class FaultTests(ValidatedServiceTestCase):
         yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.never_answers)
 
     @inlineCallbacks
-    def test_drips_a_byte_a_second(self) -> Test:
+    def test_sends_one_byte_per_second(self) -> Test:
         yield self.assert_reply(SERVICE_UNAVAILABLE, drips(reactor, 1))
 
     @inlineCallbacks
-    def test_drips_faster(self) -> Test:
+    def test_sends_one_byte_per_10_ms(self) -> Test:
         yield self.assert_reply(SERVICE_UNAVAILABLE, drips(reactor, 0.01))
 
     @inlineCallbacks
-    def test_closes_kept_connections(self) -> Test:
+    def test_closes_persistent_connections(self) -> Test:
         self.unit.has(fake_unit.closes_kept_connections)
         for _ in range(3):
             outcome = yield self.present()
-            self.assert_outcome("closes kept connections", outcome, SUCCESS)
+            self.assert_outcome("closes persistent connections", outcome, SUCCESS)
 
     @inlineCallbacks
-    def test_drops_connections_that_are_kept(self) -> Test:
+    def test_resets_idle_connections(self) -> Test:
         channels: set[Any] = set()
 
-        def notes_its_channel(request: Any, reply: fake_unit.Reply) -> Any:
+        def records_channel(request: Any, reply: fake_unit.Reply) -> Any:
             channels.add(request.channel)
             return fake_unit.answers_at_once(request, reply)
 
         self.service._validators._agent._pool.cachedConnectionTimeout = 0.2
-        self.unit.has(notes_its_channel)
+        self.unit.has(records_channel)
         outcome = yield self.present()
-        self.assert_outcome("drops connections that are kept", outcome, SUCCESS)
+        self.assert_outcome("resets idle connections", outcome, SUCCESS)
         for channel in channels:
             channel.transport.abortConnection()
-        yield sleep(0.4)  # the pool lets go of them
+        yield sleep(0.4)  # the pool drops them
         outcome = yield self.present()
-        self.assert_outcome("drops connections that are kept", outcome, SUCCESS)
+        self.assert_outcome("resets idle connections", outcome, SUCCESS)
 
     @inlineCallbacks
     def test_drops_every_connection(self) -> Test:
@@ -147,7 +147,7 @@ class FaultTests(ValidatedServiceTestCase):
         for status in (401, 403, 404):
             yield self.assert_reply(TOKEN_INACTIVE, answers(status), "PROPFIND", "OPTIONS", "*")
         yield self.assert_reply(TOKEN_INACTIVE, answers(404), "POST")
-        for status in (401, 403):  # our own credentials, see PersoniumValidator
+        for status in (401, 403):  # credentials of topicsvc: see PersoniumValidator
             yield self.assert_reply(SERVICE_UNAVAILABLE, answers(status), "POST")
 
     @inlineCallbacks
@@ -182,7 +182,7 @@ class FaultTests(ValidatedServiceTestCase):
             yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
 
     @inlineCallbacks
-    def test_headers_that_are_no_text(self) -> Test:
+    def test_headers_that_are_not_text(self) -> Test:
         for header in ("Allow", "Content-Encoding"):
             fault = adds_header(header, b"\xff\xfe\x80")
             yield self.assert_reply(SERVICE_UNAVAILABLE, fault, "OPTIONS")
@@ -193,7 +193,7 @@ class FaultTests(ValidatedServiceTestCase):
         yield self.assert_reply(SERVICE_UNAVAILABLE, floods(chunked=True))
 
     @inlineCallbacks
-    def test_headers_without_end(self) -> Test:
+    def test_endless_headers(self) -> Test:
         yield self.assert_reply(SERVICE_UNAVAILABLE, fake_unit.floods_with_headers)
 
     @inlineCallbacks
@@ -207,7 +207,7 @@ class FaultTests(ValidatedServiceTestCase):
             yield self.assert_reply(SERVICE_UNAVAILABLE, redirects_to(url, status))
 
     @inlineCallbacks
-    def test_active_is_no_boolean(self) -> Test:
+    def test_active_is_not_a_boolean(self) -> Test:
         now = int(reactor.seconds())
         fault = claims(active="true", exp=now + 60)
         yield self.assert_reply(SERVICE_UNAVAILABLE, fault, "POST")
@@ -225,16 +225,16 @@ class FaultTests(ValidatedServiceTestCase):
         yield self.assert_reply(TOKEN_INACTIVE, fault, "POST")
 
     @inlineCallbacks
-    def test_a_no_ends_what_would_take_for_ever(self) -> Test:
+    def test_a_rejection_cancels_the_other_requests(self) -> Test:
         self.unit.has(fake_unit.never_answers)
         self.unit.has(answers(401), "PROPFIND")
         outcome = yield self.present()
-        self.assert_outcome("the first no ends the rest", outcome, TOKEN_INACTIVE)
+        self.assert_outcome("a rejection cancels the other requests", outcome, TOKEN_INACTIVE)
         self.assertLess(outcome.seconds, TIMEOUT / 2)
 
 
 class ConnectionTests(ValidatedServiceTestCase):
-    """A unit that is never reached: the deadline holds for the way there as well."""
+    """A unit that cannot be reached: the deadline includes the connection."""
 
     url = ""
 
@@ -251,12 +251,12 @@ class ConnectionTests(ValidatedServiceTestCase):
             self.assert_outcome(what, outcome, SERVICE_UNAVAILABLE)
             self.assertGreater(outcome.seconds, TIMEOUT / 2, what)
 
-    def test_a_name_that_nobody_resolves(self) -> Deferred[None]:
+    def test_a_name_that_is_never_resolved(self) -> Deferred[None]:
         before = reactor.installNameResolver(SilentResolver())
         self.addCleanup(reactor.installNameResolver, before)
-        return self.assert_unreachable("no name", "https://unit1.example/")
+        return self.assert_unreachable("no name resolution", "https://unit1.example/")
 
-    def test_a_connection_that_nobody_takes(self) -> Deferred[None]:
+    def test_a_connection_that_is_never_accepted(self) -> Deferred[None]:
         full = socket.create_server(("127.0.0.1", 0), backlog=0)
         self.addCleanup(full.close)
         for _ in range(3):
@@ -268,23 +268,23 @@ class ConnectionTests(ValidatedServiceTestCase):
         return self.assert_unreachable("no connection", f"http://127.0.0.1:{port}/")
 
     @inlineCallbacks
-    def test_a_handshake_that_never_ends(self) -> Test:
-        taken: list[bytes] = []
-        left: list[object] = []
-        port = reactor.listenTCP(0, Silent(taken, left), interface="127.0.0.1")
+    def test_a_tls_handshake_that_never_ends(self) -> Test:
+        received: list[bytes] = []
+        closed: list[object] = []
+        port = reactor.listenTCP(0, Silent(received, closed), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         yield self.assert_unreachable("no handshake", f"https://127.0.0.1:{port.getHost().port}/")
-        self.assertTrue(taken)
-        self.assertNotIn(b"live", b"".join(taken))
-        self.assertEqual(len(left), 6, "a connection was left behind")
+        self.assertTrue(received)
+        self.assertNotIn(b"valid", b"".join(received))
+        self.assertEqual(len(closed), 6, "a connection is still open")
 
 
 class OverTLS(ValidatedServiceTestCase):
-    """The unit has a certificate of an authority that we know."""
+    """The unit has a certificate of a trusted authority."""
 
     scheme = "https"
     certified_for = "localhost"
-    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    # Twisted itself makes a call that pyOpenSSL has deprecated.
     suppress = (util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),)
 
     def endpoint(self) -> str:
@@ -301,48 +301,48 @@ class FaultsOverTLSTests(OverTLS, FaultTests):
     """The same over TLS."""
 
 
-class StrangerTestCase(OverTLS):
-    """A unit that is not who it should be is told nothing."""
+class WrongServerTestCase(OverTLS):
+    """A server that is not the unit receives no request."""
 
     @inlineCallbacks
-    def assert_told_nothing(self, settings: Config) -> Test:
+    def assert_nothing_sent(self, settings: Config) -> Test:
         self.start(settings)
         outcome = yield self.present()
-        self.assert_outcome("a stranger", outcome, SERVICE_UNAVAILABLE)
+        self.assert_outcome("a wrong server", outcome, SERVICE_UNAVAILABLE)
         self.assertEqual(self.unit.requests, [])
 
 
-class OtherAuthorityTests(StrangerTestCase):
-    def test_an_authority_that_we_do_not_trust(self) -> Deferred[None]:
-        return self.assert_told_nothing(ValidatedServiceTestCase.settings(self))
+class OtherAuthorityTests(WrongServerTestCase):
+    def test_an_untrusted_authority(self) -> Deferred[None]:
+        return self.assert_nothing_sent(ValidatedServiceTestCase.settings(self))
 
 
-class OtherNameTests(StrangerTestCase):
+class OtherNameTests(WrongServerTestCase):
     certified_for = "other.example"
 
     def test_a_certificate_for_another_name(self) -> Deferred[None]:
-        return self.assert_told_nothing(self.settings())
+        return self.assert_nothing_sent(self.settings())
 
 
 class Silent(Factory):
-    """Takes what comes, and says nothing."""
+    """Accepts connections and sends nothing."""
 
     noisy = False
 
-    def __init__(self, taken: list[bytes], left: list[object]) -> None:
-        self._taken = taken
-        self._left = left
+    def __init__(self, received: list[bytes], closed: list[object]) -> None:
+        self._received = received
+        self._closed = closed
 
     def buildProtocol(self, _: Any) -> Any:
         protocol: Any = Protocol()
-        protocol.dataReceived = self._taken.append
-        protocol.connectionLost = self._left.append
+        protocol.dataReceived = self._received.append
+        protocol.connectionLost = self._closed.append
         return protocol
 
 
 @implementer(IHostnameResolver)
 class SilentResolver:
-    """Finds nothing, and does not say so."""
+    """Never finishes a resolution."""
 
     def resolveHostName(self, receiver: Any, name: str, *_: Any, **__: Any) -> Any:
         receiver.resolutionBegan(resolution := _Resolution(name))
@@ -351,7 +351,7 @@ class SilentResolver:
 
 @implementer(IHostnameResolver)
 class LoopbackResolver:
-    """Finds every host on this machine, and remembers which were looked for."""
+    """Resolves each host name to 127.0.0.1, and collects the names."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -376,7 +376,7 @@ class _Resolution:
 
 
 class CellByHostTests(OverTLS):
-    """Cells that have hosts of their own, under one certificate."""
+    """Cells with host names of their own, and one certificate for all."""
 
     unit_host = "unit1.example"
     certified_for = "*.unit1.example"
@@ -388,7 +388,7 @@ class CellByHostTests(OverTLS):
         return replace(settings, validator=replace(settings.validator, unit=unit))
 
     @inlineCallbacks
-    def test_the_cell_s_own_host_is_asked(self) -> Test:
+    def test_requests_go_to_the_host_of_the_cell(self) -> Test:
         resolver = LoopbackResolver()
         before = reactor.installNameResolver(resolver)
         self.addCleanup(reactor.installNameResolver, before)
@@ -400,30 +400,32 @@ class CellByHostTests(OverTLS):
         self.assert_outcome("a cell by host", outcome, TOKEN_INACTIVE)
 
     @inlineCallbacks
-    def test_hosts_that_clients_make_up_cost_nothing_for_good(self) -> Test:
+    def test_made_up_hosts_use_no_memory_for_long(self) -> Test:
         before = reactor.installNameResolver(LoopbackResolver())
         self.addCleanup(reactor.installNameResolver, before)
         self.patch(http_agent, "_POOL_RESET_AFTER", 5)
         settings = self.settings()
         authorities = CountedAuthorities(settings.validator.authorities)
-        judge = replace(settings.validator, authorities=authorities)
-        self.start(replace(settings, validator=judge))
+        validator = replace(settings.validator, authorities=authorities)
+        self.start(replace(settings, validator=validator))
         for number in range(20):
             client = self.connect_http()
             self.assertEqual(client.upgrade(host=f"made-up-{number}.unit1.example"), 101)
-            client.present("live")
+            client.present("valid")
             text, _ = yield self.reply(client)
             self.assertIn("Token inactive", text)
             client.disconnect()
         self.assertEqual(len({headers["host"] for _, _, headers in self.unit.requests}), 20)
-        self.assertEqual(authorities.loaded, 1, "with the system's each is nearly a megabyte")
+        self.assertEqual(
+            authorities.loaded, 1, "each copy of the system's authorities takes nearly 1 MB"
+        )
         pool = self.service._validators._agent._pool
         self.assertLessEqual(len(pool._connections), 6)
 
 
 @implementer(IOpenSSLTrustRoot)
 class CountedAuthorities:
-    """Counts how often authorities are read into a context."""
+    """Counts how often the authorities are loaded into a TLS context."""
 
     def __init__(self, authorities: Any) -> None:
         self._authorities = authorities

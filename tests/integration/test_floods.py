@@ -1,11 +1,11 @@
-"""Floods of every kind, all at once: nobody else notices, and nothing is left of them.
+"""Floods of all kinds at the same time: other sessions are not slowed down, and no memory stays.
 
-Once within the default bounds, which let a thousand strangers in at a time, and once without
-them: then all of 10,500 are in. All that is compared with "before" is compared with the service
-before any flood.
+One test uses the default limits, which allow 1,000 unauthenticated connections at a time. The
+other one uses no limits: then all 10,500 hostile connections are open. Memory is compared with
+the service before the first flood.
 
-Latency is measured at sessions that have nothing to do with the floods, for as long as they
-last. The strangers yield the processor: what it costs to be one is not the service's matter.
+Latency is measured at 100 other sessions, as long as the flood lasts. The process of the hostile
+clients has a low priority (nice 19), because real clients do not use the service's processor.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.integration.support import live_memory
-from tests.integration.support.cpu_steal import Elsewhere
-from tests.integration.support.floods import Orders
+from tests.integration.support.cpu_steal import OtherLoad
+from tests.integration.support.floods import FloodSettings
 from tests.integration.support.requirements import allow_files, need_files
 from tests.support.certificates import Authority
 from tests.support.processes import TwistdProcess, environment, until
@@ -46,26 +46,26 @@ Test = Generator[Deferred[Any], Any, None]
 HOST = "127.0.0.1"
 SUBSCRIBERS = 100
 INTERVAL = 0.05
-"""Seconds between two messages that are measured."""
+"""Seconds between two measured messages."""
 
 BULK = b'"%s"' % (b"x" * 65536)
 BULK_INTERVAL = 0.1
-BASE_LINE = 10.0
-"""Seconds: 20,000 latencies."""
+BASELINE = 10.0
+"""Seconds of the measurement before a flood: 20,000 latencies."""
 
 TOKEN_TIMEOUT = 15
 FILES = 12_000
-MOST_GROWTH = 5_000_000
-"""Bytes."""
+MAX_GROWTH = 5_000_000
+"""Bytes of memory."""
 
-MOST_KEPT = 25_000_000
-"""Bytes that Python's allocator may keep of more than 10,000 connections: docs/security.md."""
+MAX_KEPT = 25_000_000
+"""Bytes that Python's allocator may keep after more than 10,000 connections: docs/security.md."""
 
 ATTEMPTS = 3
 BUSY = 0.1
-"""Cores. Where others are busier than that, a latency says little: it is measured again."""
+"""Cores. If other processes use more, the latency is measured again."""
 
-FLOOD = Orders(
+FLOOD = FloodSettings(
     port=0,
     tls_port=0,
     host=HOST,
@@ -74,71 +74,73 @@ FLOOD = Orders(
     token="",
     per_second=1000,
     silent=10_000,
-    dripping={
-        "a head that drips": 200,
-        "a body that drips": 200,
-        "chunks that drip": 100,
-        "a token that drips": 50,
-        "a TLS handshake that drips": 50,
+    slow={
+        "slow request head": 200,
+        "slow request body": 200,
+        "slow chunks": 100,
+        "slow token": 50,
+        "slow TLS handshake": 50,
     },
     fragments=3_000_000,
     pings=400_000,
     stopped=10,
 )
 
-WHEN = {
-    # Seconds from a connection to its end, at least and at most: docs/security.md.
-    "says nothing": (10, 10),
-    "a head that drips": (10, 10),
-    "a TLS handshake that drips": (10, 10),
-    "a body that drips": (30, 30),
-    "chunks that drip": (30, 30),
-    "a token that drips": (TOKEN_TIMEOUT, TOKEN_TIMEOUT + 5),
-    "a reader that stops": (5, 25),  # its queue is full, or nothing has left for 10 s; then 5
-    "fragments": (5, 5),  # told at once, aborted when it does not close
-    "pings of a session": (5, 5),
+LIFETIMES = {
+    # Seconds from the start of a connection to its end, at least and at most: docs/security.md.
+    "silent connection": (10, 10),
+    "slow request head": (10, 10),
+    "slow TLS handshake": (10, 10),
+    "slow request body": (30, 30),
+    "slow chunks": (30, 30),
+    "slow token": (TOKEN_TIMEOUT, TOKEN_TIMEOUT + 5),
+    # Its queue is full, or no byte was sent for 10 s; then 5 s for the close handshake.
+    "stopped reader": (5, 25),
+    # A close frame at once; 5 s for the close handshake.
+    "fragments": (5, 5),
+    "pings with a token": (5, 5),
     "pings without a token": (5, 5),
 }
 MAX_DELAY = 4.0
-"""Seconds that an end may come late on a machine that is busy with floods."""
+"""Seconds that a connection may last longer, because floods keep the machine busy."""
 
-EARLY = 0.1
-"""Seconds between the clocks of two processes, and what rounding takes off."""
+CLOCK_ERROR = 0.1
+"""Seconds between the clocks of two processes, and errors of rounding."""
 
 
-class Watcher(Subscriber):
-    """A subscriber that notes how long each message took.
+class LatencyMeter(Subscriber):
+    """A subscriber that notes the latency of each message.
 
-    Attributes:
-        took: seconds, one list for all.
+    Args:
+        latencies: the list for the latencies of all subscribers, in seconds.
     """
 
-    def __init__(self, took: list[float]) -> None:
+    def __init__(self, latencies: list[float]) -> None:
         super().__init__()
-        self.took = took
+        self._latencies = latencies
 
     def frame_received(self, opcode: int, payload: bytes) -> None:
         if opcode == 1 and b'"Body":' in payload:
             sent = float(payload.rpartition(b":")[2][:-1])
-            self.took.append(time.monotonic() - sent)
+            self._latencies.append(time.monotonic() - sent)
         else:
             super().frame_received(opcode, payload)
 
 
 @dataclass
 class Flood:
-    """What became of one, and of its strangers.
+    """The results of one flood.
 
     Attributes:
-        before: 99th percentile of latencies before it, in seconds.
-        during: the same while it lasted.
-        busy: how many cores others had meanwhile.
-        most: bytes of memory that the service had at most.
-        kept: bytes that it had more when all was over than before any flood.
-        left: bytes that were in use more.
-        log: what the service had to say.
-        closed: for each kind, after how many seconds its connections were closed.
-        told: what else its strangers tell.
+        before: 99th percentile of the latencies before the flood, in seconds.
+        during: 99th percentile of the latencies during the flood, in seconds.
+        busy: cores that other processes used.
+        most: largest resident memory of the service, in bytes.
+        kept: growth of its resident memory since before the first flood, in bytes.
+        in_use: growth of its memory in use since before the first flood, in bytes.
+        log: the service's log of the flood.
+        closed: for each kind, the seconds after which the connections were closed.
+        counts: other results; see `Floods`.
     """
 
     before: float
@@ -146,32 +148,32 @@ class Flood:
     busy: float
     most: int
     kept: int
-    left: int
+    in_use: int
     log: str = field(repr=False)
     closed: dict[str, list[float]]
-    told: dict[str, Any]
+    counts: dict[str, Any]
 
     def __str__(self) -> str:
         lines = [
             f"p99 before {self.before * 1000:.1f} ms, during {self.during * 1000:.1f} ms, "
-            f"{self.busy:.2f} cores busy elsewhere",
+            f"{self.busy:.2f} cores used by other processes",
             f"at most {self.most / 1e6:.1f} MB, after it {self.kept / 1e6:+.1f} MB, "
-            f"in use {self.left / 1e6:+.1f} MB",
+            f"in use {self.in_use / 1e6:+.1f} MB",
             *(
                 f"{kind}: {len(each)} closed after {min(each)} to {max(each)} s"
                 for kind, each in self.closed.items()
             ),
-            str(self.told),
+            str(self.counts),
         ]
         return "\n    ".join(lines)
 
 
 class Sender(Protocol):
-    """Sends over one HTTP connection that is kept."""
+    """Sends messages over one persistent HTTP connection."""
 
     def __init__(self, token: str) -> None:
         self._token = token
-        self.answers = 0
+        self.responses = 0
 
     def send(self, path: str, body: bytes) -> None:
         self.transport.write(
@@ -181,7 +183,7 @@ class Sender(Protocol):
         )
 
     def dataReceived(self, data: bytes) -> None:
-        self.answers += data.count(b"HTTP/1.1 200 ")
+        self.responses += data.count(b"HTTP/1.1 200 ")
 
 
 class FloodTests(TestCase):
@@ -189,7 +191,7 @@ class FloodTests(TestCase):
 
     @inlineCallbacks
     def serve(self, unauthenticated: int) -> Test:
-        """Start a service that lets so many strangers in at a time, and who listens to it."""
+        """Start a service with this limit of unauthenticated connections, and its subscribers."""
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
         key = make_key()
@@ -214,7 +216,7 @@ class FloodTests(TestCase):
             [stop]
             drain = 0
             [limits]
-            unauthenticated_per_address = 0  # the strangers have one address
+            unauthenticated_per_address = 0  # all clients have one address
             unauthenticated = {unauthenticated}
             """
         )
@@ -227,14 +229,14 @@ class FloodTests(TestCase):
         )
         self.addCleanup(self.service.stop)
         self.port, tls_port, self.admin = self.service.ports
-        self.orders = replace(FLOOD, port=self.port, tls_port=tls_port, token=self.token)
-        self.took: list[float] = []
-        self.watchers = [Watcher(self.took) for _ in range(SUBSCRIBERS)]
-        for watcher in self.watchers:
-            watcher.path, watcher.token = "/cell1/__topic/box1/col.topic.name", self.token
-            yield self.connect(watcher)
-            yield watcher.subscribed
-            self.addCleanup(watcher.leave)
+        self.settings = replace(FLOOD, port=self.port, tls_port=tls_port, token=self.token)
+        self.latencies: list[float] = []
+        self.meters = [LatencyMeter(self.latencies) for _ in range(SUBSCRIBERS)]
+        for meter in self.meters:
+            meter.path, meter.token = "/cell1/__topic/box1/col.topic.name", self.token
+            yield self.connect(meter)
+            yield meter.subscribed
+            self.addCleanup(meter.leave)
         self.sender = yield self.connect(Sender(self.token))
         self.addCleanup(self.sender.transport.abortConnection)
 
@@ -247,7 +249,7 @@ class FloodTests(TestCase):
 
     @property
     def status(self) -> dict[str, int]:
-        """Bytes of memory, by their names in proc(5)."""
+        """Memory of the service in bytes, by the names of proc(5)."""
         lines = Path(f"/proc/{self.service.child.pid}/status").read_text().splitlines()
         pairs = [line.split() for line in lines if line.endswith(" kB")]
         return {name.rstrip(":"): int(size) * 1024 for name, size, _ in pairs}
@@ -258,28 +260,28 @@ class FloodTests(TestCase):
 
     @inlineCallbacks
     def measured(self, meanwhile: Deferred[Any]) -> Generator[Deferred[Any], Any, Any]:
-        """The 99th percentile of latencies until then, in seconds; and what came then."""
-        self.took.clear()
-        answered = self.sender.answers
+        """The 99th percentile of latencies until `meanwhile` fires, in seconds; and its result."""
+        self.latencies.clear()
+        before = self.sender.responses
         sending = LoopingCall(self.send)
         sending.start(INTERVAL)
         try:
-            came = yield meanwhile
+            result = yield meanwhile
         finally:
             sending.stop()
         yield deferLater(reactor, 0.5)
-        sent = self.sender.answers - answered
-        self.assertEqual(len(self.took), sent * SUBSCRIBERS, "messages are missing")
-        return sorted(self.took)[len(self.took) * 99 // 100], came
+        sent = self.sender.responses - before
+        self.assertEqual(len(self.latencies), sent * SUBSCRIBERS, "messages are missing")
+        return sorted(self.latencies)[len(self.latencies) * 99 // 100], result
 
-    def be_elsewhere(self) -> None:
-        """In the strangers' process: they have machines of their own."""
+    def lower_priority(self) -> None:
+        """In the process of the hostile clients: give way to the service."""
         os.nice(19)
         allow_files()
 
     @inlineCallbacks
-    def strangers(self) -> Generator[Deferred[Any], Any, Any]:
-        """Let them in; fires with what became of them."""
+    def run_clients(self) -> Generator[Deferred[Any], Any, Any]:
+        """Run the hostile clients; fires with their results."""
         sender = yield self.connect(Sender(self.token))
         bulk = LoopingCall(sender.send, "/cell1/box1/bulk/topic/name", BULK)
         bulk.start(BULK_INTERVAL)
@@ -287,11 +289,11 @@ class FloodTests(TestCase):
             done = yield deferToThread(
                 subprocess.run,
                 [sys.executable, "-m", "tests.integration.support.floods"],
-                input=json.dumps(asdict(self.orders)),
+                input=json.dumps(asdict(self.settings)),
                 capture_output=True,
                 text=True,
                 env=environment(),
-                preexec_fn=self.be_elsewhere,
+                preexec_fn=self.lower_priority,
                 timeout=120,
             )
         finally:
@@ -302,13 +304,13 @@ class FloodTests(TestCase):
 
     @inlineCallbacks
     def flood(self) -> Generator[Deferred[Any], Any, Flood]:
-        """Measure, let the strangers in, measure meanwhile, and see what is left of them."""
-        elsewhere, lines = Elsewhere(self.service.child.pid), len(self.output)
-        before, _ = yield self.measured(deferLater(reactor, BASE_LINE))
-        quiet = self.files
-        during, became = yield self.measured(self.strangers())
-        busy = elsewhere.cores
-        yield until(lambda: self.files == quiet, "all strangers are gone")
+        """Measure without a flood, then with a flood, then the memory after it."""
+        other_load, lines = OtherLoad(self.service.child.pid), len(self.output)
+        before, _ = yield self.measured(deferLater(reactor, BASELINE))
+        files = self.files
+        during, results = yield self.measured(self.run_clients())
+        busy = other_load.cores
+        yield until(lambda: self.files == files, "all hostile connections are closed")
         yield deferLater(reactor, 2 * memory.INTERVAL + 1)
         return Flood(
             before=before,
@@ -316,83 +318,81 @@ class FloodTests(TestCase):
             busy=busy,
             most=self.status["VmHWM"],
             kept=self.status["VmRSS"] - self.resident,
-            left=live_memory.of(self.service) - self.live,
+            in_use=live_memory.of(self.service) - self.in_use,
             log="".join(self.output[lines:]),
-            **became,
+            **results,
         )
 
     @inlineCallbacks
-    def judge(self, rules: Callable[[Flood], None]) -> Test:
-        """Flood it, and see whether the rules hold; anew, if others have disturbed that."""
+    def check(self, rules: Callable[[Flood], None]) -> Test:
+        """Run a flood and check the rules; repeat it if other processes were busy."""
         self.output = self.service.output
-        self.resident, self.live = self.status["VmRSS"], live_memory.of(self.service)
-        for more in reversed(range(ATTEMPTS)):
+        self.resident, self.in_use = self.status["VmRSS"], live_memory.of(self.service)
+        for attempts_left in reversed(range(ATTEMPTS)):
             flood = yield self.flood()
             if os.environ.get("TOPICSVC_FIGURES"):
-                print(
-                    f"\nbefore any: {self.resident / 1e6:.1f} MB, {self.live / 1e6:.1f} MB in use"
-                )
+                print(f"\nbefore: {self.resident / 1e6:.1f} MB, {self.in_use / 1e6:.1f} MB in use")
                 print(flood)
             try:
-                self.assert_nobody_noticed(flood)
+                self.assert_others_unaffected(flood)
                 rules(flood)
-                self.assert_closed_when_they_should_be(flood)
+                self.assert_closed_in_time(flood)
             except self.failureException:
-                if flood.busy < BUSY or not more:
+                if flood.busy < BUSY or not attempts_left:
                     raise
             else:
                 return
 
     @inlineCallbacks
-    def test_within_the_default_bounds(self) -> Test:
+    def test_with_the_default_limits(self) -> Test:
         def rules(flood: Flood) -> None:
-            self.assertLess(flood.kept, MOST_GROWTH, flood)
-            self.assertLess(flood.told["most at once"], 1200)
-            silent = flood.closed["says nothing"]
+            self.assertLess(flood.kept, MAX_GROWTH, flood)
+            self.assertLess(flood.counts["most connections"], 1200)
+            silent = flood.closed["silent connection"]
             stayed = [seconds for seconds in silent if seconds > MAX_DELAY]
-            self.assertLess(len(stayed), len(silent) / 2, "the rest is closed at once")
-            self.assertEqual(len(silent), self.orders.silent)
-            flood.closed["says nothing"] = stayed
+            self.assertLess(len(stayed), len(silent) / 2, "most are closed at once")
+            self.assertEqual(len(silent), self.settings.silent)
+            flood.closed["silent connection"] = stayed
 
         yield self.serve(unauthenticated=LimitSettings().unauthenticated)
-        yield self.judge(rules)
+        yield self.check(rules)
 
     @inlineCallbacks
-    def test_when_all_of_them_are_in(self) -> Test:
+    def test_without_limits(self) -> Test:
         def rules(flood: Flood) -> None:
-            self.assertLess(flood.kept, MOST_KEPT, flood)
-            self.assertGreater(flood.told["most at once"], 10_000)
-            self.assertEqual(len(flood.closed["says nothing"]), self.orders.silent)
+            self.assertLess(flood.kept, MAX_KEPT, flood)
+            self.assertGreater(flood.counts["most connections"], 10_000)
+            self.assertEqual(len(flood.closed["silent connection"]), self.settings.silent)
 
         yield self.serve(unauthenticated=0)
-        yield self.judge(rules)
+        yield self.check(rules)
 
-    def assert_nobody_noticed(self, flood: Flood) -> None:
+    def assert_others_unaffected(self, flood: Flood) -> None:
         self.assertLess(flood.during, 2 * flood.before, flood)
-        self.assertLess(flood.left, MOST_GROWTH, flood)
-        self.assertEqual([watcher.close_code for watcher in self.watchers], [None] * SUBSCRIBERS)
+        self.assertLess(flood.in_use, MAX_GROWTH, flood)
+        self.assertEqual([meter.close_code for meter in self.meters], [None] * SUBSCRIBERS)
         self.assertNotIn("Traceback", self.service.text)
 
-    def assert_closed_when_they_should_be(self, flood: Flood) -> None:
-        closed, told, orders = flood.closed, flood.told, self.orders
-        self.assertEqual(set(closed), set(WHEN))
-        for kind, count in orders.dripping.items():
+    def assert_closed_in_time(self, flood: Flood) -> None:
+        closed, counts, settings = flood.closed, flood.counts, self.settings
+        self.assertEqual(set(closed), set(LIFETIMES))
+        for kind, count in settings.slow.items():
             self.assertEqual(len(closed[kind]), count)
-        for kind, (first, last) in WHEN.items():
-            self.assertGreaterEqual(min(closed[kind]), first - EARLY, kind)
+        for kind, (first, last) in LIFETIMES.items():
+            self.assertGreaterEqual(min(closed[kind]), first - CLOCK_ERROR, kind)
             self.assertLess(max(closed[kind]), last + MAX_DELAY, kind)
-        self.assertEqual(told["fragments are answered with"], [1008, "Too many frames"])
-        for kind, asked in (
-            ("fragments", orders.fragments),
-            ("pings of a session", orders.pings),
-            ("pings without a token", orders.pings),
+        self.assertEqual(counts["close of the fragments"], [1008, "Too many frames"])
+        for kind, number in (
+            ("fragments", settings.fragments),
+            ("pings with a token", settings.pings),
+            ("pings without a token", settings.pings),
         ):
-            # It goes on sending, though it is read in vain by then, until it is cut off.
-            self.assertTrue(told[kind]["sent"] >= asked or told[kind]["was cut off"], told)
+            # The client sends on after the close frame, until the service closes the connection.
+            self.assertTrue(counts[kind]["sent"] >= number or counts[kind]["was closed"], counts)
         ends = Counter(re.findall(r" ends after .* bytes: ([A-Z][a-z]+(?: [a-z]+)*)", flood.log))
         self.assertEqual(ends, {
             "Too many frames": 1,
             "Too many messages": 2,
-            "Slow consumer": orders.stopped,
-            "Token timeout": orders.dripping["a token that drips"],
+            "Slow consumer": settings.stopped,
+            "Token timeout": settings.slow["slow token"],
         })  # fmt: skip

@@ -1,7 +1,7 @@
-"""Frames that no polite client sends, and the close code that RFC 6455 has for each.
+"""Invalid and unusual frames, and the close code of RFC 6455 for each.
 
-Each row is written at once and byte by byte, plain and over TLS, to a running service. Its
-end must be seen: a close frame with the code, then the end of the stream, no reset.
+Each row is sent to a running service at once and byte by byte, plain and over TLS. The client
+must receive a close frame with the code, then the end of the stream, and no reset.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ INVALID_MESSAGE = b'"Reason":"Invalid message"'
 
 @dataclass
 class Row:
-    """What a client sends, and what it is told.
+    """The frames of a client, and those of the service.
 
     Attributes:
-        name: what is wrong with it.
-        sent: all of it.
-        code: of the close frame; None: it holds none.
-        before: what comes before the close frame: opcode and a piece of the payload of each.
+        name: description of the frames.
+        sent: the bytes of the client.
+        code: code of the close frame; None: it has none.
+        before: the frames before the close frame: opcode and a part of the payload.
     """
 
     name: str
@@ -56,11 +56,12 @@ ROWS: list[Row] = []
 
 
 def row(name: str, sent: bytes, code: int | None, *before: tuple[int, bytes]) -> None:
+    """Add a row."""
     ROWS.append(Row(name, sent, code, before))
 
 
 def invalid(name: str, sent: bytes, code: int = POLICY_VIOLATION) -> None:
-    """A row of good frames that hold no good message."""
+    """Add a row with valid frames and an invalid message."""
     row(name, sent, code, (TEXT, INVALID_MESSAGE))
 
 
@@ -87,15 +88,19 @@ for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15):
 row("an unknown opcode in a message", first(b"{") + frame(3, b"}"), PROTOCOL_ERROR)
 
 # Section 5.4: fragments.
-row("a continuation of nothing", last(b"x"), PROTOCOL_ERROR)
-row("a continuation of nothing, not the last", more(b"x"), PROTOCOL_ERROR)
+row("a continuation without a start", last(b"x"), PROTOCOL_ERROR)
+row("a continuation without a start, not the last", more(b"x"), PROTOCOL_ERROR)
 row("a text in a text", first(b"{") + frame(TEXT, b"}"), PROTOCOL_ERROR)
 row("a fragmented text in a text", first(b"{") + first(b"}"), PROTOCOL_ERROR)
 row("a binary in a text", first(b"{") + frame(BINARY, b"}"), PROTOCOL_ERROR)
 row("a text in a binary", first(b"{", BINARY) + frame(TEXT, b"}"), PROTOCOL_ERROR)
-row("a message in a message, far in", first() + more() * 20 + frame(TEXT), PROTOCOL_ERROR)
 row(
-    "a ping in a message is answered, and the message goes on",
+    "a message in a message, after 20 fragments",
+    first() + more() * 20 + frame(TEXT),
+    PROTOCOL_ERROR,
+)
+row(
+    "a ping in a message gets a pong, and the message goes on",
     first(b"{") + frame(PING, b"hello") + last(b"}"),
     POLICY_VIOLATION,
     (PONG, b"hello"),
@@ -116,12 +121,12 @@ for opcode in (CLOSE, PING, PONG):
 row("a long length for a short ping", frame(PING, b"x", width=2), PROTOCOL_ERROR)
 row("a ping that announces 2^62", frame(PING, announced=2**62), PROTOCOL_ERROR)
 row(
-    "a ping of 125 bytes is good",
+    "a ping of 125 bytes is valid",
     frame(PING, b"x" * 125) + close(1000),
     1000,
     (PONG, b"x" * 125),
 )
-row("pongs that nobody asked for are good", frame(PONG, b"x") * 9 + close(1000), 1000)
+row("unsolicited pongs are valid", frame(PONG, b"x") * 9 + close(1000), 1000)
 
 # Floods: limits.frames_per_message and limits.messages_per_minute, by default 128 and 60.
 row("more fragments than a message may have", first() + more() * 200, POLICY_VIOLATION)
@@ -161,10 +166,10 @@ for code in (0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 99
     row(f"close code {code}", close(code), PROTOCOL_ERROR)
 row("a bad close code with a reason", close(1005, b"no status"), PROTOCOL_ERROR)
 for code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999):
-    row(f"close code {code} is good", close(code), code)
-row("a close without a code is good", frame(CLOSE), None)
-row("a close with a long reason is good", close(1000, b"x" * 123), 1000)
-row("a close with a reason in UTF-8 is good", close(1000, "\N{SNOWMAN}".encode() * 41), 1000)
+    row(f"close code {code} is valid", close(code), code)
+row("a close without a code is valid", frame(CLOSE), None)
+row("a close with a long reason is valid", close(1000, b"x" * 123), 1000)
+row("a close with a reason in UTF-8 is valid", close(1000, "\N{SNOWMAN}".encode() * 41), 1000)
 for name, reason in (
     ("no UTF-8", b"\xff"),
     ("a surrogate", b"\xed\xa0\x80"),
@@ -172,14 +177,18 @@ for name, reason in (
     ("overlong", b"\xc0\xaf"),
 ):
     row(f"a close reason: {name}", close(1000, reason), INVALID_PAYLOAD)
-row("after a close nothing counts", close(1000) + frame(TEXT, b"{}") + frame(PING), 1000)
-row("after a close not even faults", close(1000) + frame(3, b"x", rsv=7, masked=False), 1000)
+row("frames after a close are ignored", close(1000) + frame(TEXT, b"{}") + frame(PING), 1000)
+row(
+    "invalid frames after a close are ignored",
+    close(1000) + frame(3, b"x", rsv=7, masked=False),
+    1000,
+)
 row("two closes", close(1000) + close(1001), 1000)
 
 # Section 8.1: UTF-8.
 BAD_UTF8 = {
-    "no start": b"\x80",
-    "never used": b"\xff",
+    "no start byte": b"\x80",
+    "an unused byte": b"\xff",
     "overlong slash": b"\xc0\xaf",
     "overlong NUL": b"\xc0\x80",
     "overlong in three": b"\xe0\x80\xaf",
@@ -210,29 +219,32 @@ invalid(
     first(GOOD_TEXT[:1]) + b"".join(more(bytes([each])) for each in GOOD_TEXT[1:]) + last(),
 )
 row(
-    "bad UTF-8 is told before the message ends",
+    "invalid UTF-8 is reported before the message ends",
     frame(TEXT, b"\xff" + b"x" * 10, announced=60000),
     INVALID_PAYLOAD,
 )
 
-# What is well-formed for RFC 6455 and not for us: docs/protocol.md.
+# Valid by RFC 6455, but not by the protocol of topicsvc: docs/protocol.md.
 invalid("a binary message", frame(BINARY, b'{"AccessToken":"x"}'), UNSUPPORTED_DATA)
 invalid("an empty binary message", frame(BINARY), UNSUPPORTED_DATA)
 invalid("a binary message in fragments", first(b"{", BINARY) + last(b"}"), UNSUPPORTED_DATA)
 for name, text in (
     ("empty", b""),
-    ("no JSON", b"hello"),
+    ("not JSON", b"hello"),
     ("an array", b"[]"),
     ("a key twice", b'{"AccessToken":"a","AccessToken":"a"}'),
     ("NaN", b'{"AccessToken":"a","x":NaN}'),
-    ("a token of no text", b'{"AccessToken":1}'),
+    ("a token that is not a string", b'{"AccessToken":1}'),
     ("an empty token", b'{"AccessToken":""}'),
     ("a blank in a token", b'{"AccessToken":"a b"}'),
-    ("half a character in a token", b'{"AccessToken":"\\ud800"}'),
+    ("a lone surrogate in a token", b'{"AccessToken":"\\ud800"}'),
     ("a token over 32 KiB", b'{"AccessToken":"%s"}' % (b"x" * 32769)),
     ("arrays too deep", b"[" * 60000),
     ("objects too deep", b'{"a":' * 12000),
-    ("deep beside a token", b'{"AccessToken":"a","x":' + b"[" * 20000 + b"]" * 20000 + b"}"),
+    (
+        "a deep value beside a token",
+        b'{"AccessToken":"a","x":' + b"[" * 20000 + b"]" * 20000 + b"}",
+    ),
     ("a byte order mark", b'\xef\xbb\xbf{"AccessToken":"a"}'),
     ("two values", b'{"AccessToken":"a"}{}'),
     ("NULs", b"\0" * 1000),
@@ -240,8 +252,8 @@ for name, text in (
 ):
     invalid(f"a message: {name}", frame(TEXT, text))
 
-DRIPPED = 300
-"""Bytes up to which a row is also written byte by byte."""
+MAX_BYTE_BY_BYTE = 300
+"""Rows up to this size, in bytes, are also sent byte by byte."""
 
 
 class FrameTests(TwistdTestCase):
@@ -254,34 +266,34 @@ class FrameTests(TwistdTestCase):
     def endpoint(self) -> str:
         return LOOPBACK
 
-    def assert_told(self, row: Row, write: Callable[[RawClient, bytes], None]) -> None:
+    def assert_replies(self, row: Row, write: Callable[[RawClient, bytes], None]) -> None:
         client = RawClient(self.port, self.context, HOST)
         try:
             self.assertEqual(client.upgrade(WEBSOCKET_PATH, HOST), 101)
             write(client, row.sent)
-            told = client.read_to_end()
+            received = client.read_to_end()
         finally:
             client.close()
-        self.assertTrue(told.ended, (row.name, told))
-        *before, (opcode, _) = told.frames
-        self.assertEqual((opcode, told.code), (CLOSE, row.code), (row.name, told))
-        self.assertEqual(len(before), len(row.before), (row.name, told))
+        self.assertTrue(received.ended, (row.name, received))
+        *before, (opcode, _) = received.frames
+        self.assertEqual((opcode, received.code), (CLOSE, row.code), (row.name, received))
+        self.assertEqual(len(before), len(row.before), (row.name, received))
         for (opcode, payload), (expected, piece) in zip(before, row.before, strict=True):
-            self.assertEqual(opcode, expected, (row.name, told))
+            self.assertEqual(opcode, expected, (row.name, received))
             self.assertIn(piece, payload, row.name)
 
-    def test_there_are_enough_and_each_has_a_name_of_its_own(self) -> None:
+    def test_there_are_enough_rows_with_unique_names(self) -> None:
         self.assertGreaterEqual(len(ROWS), 60)
         self.assertEqual(len({row.name for row in ROWS}), len(ROWS))
 
-    def test_written_at_once(self) -> None:
+    def test_frames_sent_at_once(self) -> None:
         for row in ROWS:
-            self.assert_told(row, RawClient.write)
+            self.assert_replies(row, RawClient.write)
 
-    def test_written_byte_by_byte(self) -> None:
+    def test_frames_sent_byte_by_byte(self) -> None:
         for row in ROWS:
-            if len(row.sent) <= DRIPPED:
-                self.assert_told(row, RawClient.drip)
+            if len(row.sent) <= MAX_BYTE_BY_BYTE:
+                self.assert_replies(row, RawClient.drip)
 
 
 class FramesOverTlsTests(FrameTests):

@@ -1,9 +1,9 @@
-"""No way from one cell to another, nor to any host but the unit's.
+"""No request reaches the topic of another cell, or a host other than the unit's.
 
-Every token is good for every topic here, so that nothing but the reading of addresses keeps
-the topics apart. Each row is sent as it stands, over the WebSocket and the send side. It
-reaches the one topic that it names, or none; and nobody but the unit is asked about it, and
-about nothing but that topic.
+In these tests each token is valid for all topics, so that only the parsing of addresses keeps
+topics apart. Each row is sent unchanged, as a WebSocket handshake and as a send request. It
+reaches the topic that it names, or no topic. Token checks go to the unit alone, and concern
+that topic alone.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ ALL = [
 ]
 
 HOSTS: list[tuple[list[bytes], TopicAddress | None]] = [
-    # Host headers, and what ``col.topic.name`` in ``box1`` below them is.
+    # Host headers, and the topic of ``col.topic.name`` in ``box1`` with them.
     ([b"cell1.unit1.example"], NAMED),
     ([b"CELL1.Unit1.Example"], NAMED),
     ([b"cell1.unit1.example:443"], NAMED),
@@ -138,8 +138,8 @@ HOSTS: list[tuple[list[bytes], TopicAddress | None]] = [
 ]
 
 BELOW: list[tuple[bytes, TopicAddress | None]] = [
-    # What stands in the place of ``{Path}``, and what it is in ``box1`` of ``cell1``. A ``|``
-    # is what separates parts: ``.`` in a WebSocket URL, ``/`` in a send URL.
+    # Values of ``{Path}``, and their topics in ``box1`` of ``cell1``. A ``|`` stands for the
+    # separator of parts: ``.`` in a WebSocket URL, ``/`` in a send URL.
     (b"col|topic|name", NAMED),
     (b"Col|topic|name", OTHER_CASE),
     (b"dir|col|topic|name", DEEP),
@@ -153,7 +153,7 @@ BELOW: list[tuple[bytes, TopicAddress | None]] = [
     (b"col|topic|name?col2|topic|name", NAMED),
     (b"col|topic|name?/cell2/__topic/box1/col.topic.name", NAMED),
     (b"col|topic|unknown", topic("/cell1/box1/col/topic/unknown")),
-    (b"e%cc%81|topic|name", None),  # decomposed: no letter and digit
+    (b"e%cc%81|topic|name", None),  # decomposed: U+0301 is neither a letter nor a digit
     (b"%2563ol|topic|name", None),
     (b"%25252563ol|topic|name", None),
     (b"col%2Ctopic|topic|name", None),
@@ -227,12 +227,12 @@ BELOW: list[tuple[bytes, TopicAddress | None]] = [
     (b"a|" * 15 + b"topic|name", None),
     (b"x" * 128 + b"|" + b"x" * 128 + b"|topic|name", None),
     (b"http:%2f%2ftrap.example%2f|topic|name", None),
-    (b"%e2%80%8bcol|topic|name", None),  # a blank of no width
-    (b"%e2%80%aecol|topic|name", None),  # from right to left
+    (b"%e2%80%8bcol|topic|name", None),  # U+200B, zero width space
+    (b"%e2%80%aecol|topic|name", None),  # U+202E, right-to-left override
 ]
 
 TARGETS: list[tuple[str, bytes, TopicAddress | None]] = [
-    # Whole request targets of the side that they are sent to, under Host cell1.unit1.example.
+    # Whole request targets and the interface for them, with Host cell1.unit1.example.
     ("ws", b"http://cell1.unit1.example/__topic/box1/col.topic.name", None),
     ("ws", b"http://cell2.unit1.example/__topic/box1/col.topic.name", None),
     ("ws", b"wss://trap.example/__topic/box1/col.topic.name", None),
@@ -263,7 +263,7 @@ TARGETS: list[tuple[str, bytes, TopicAddress | None]] = [
     ("send", b"http://cell2.unit1.example/box1/col/topic/name", None),
     ("send", b"http://trap.example/box1/col/topic/name", None),
     ("send", b"//trap.example/box1/col/topic/name", None),
-    # Here `cell2` is a box of `cell1`: an address of its own, with nothing registered.
+    # In this URL `cell2` is a box of `cell1`; the topic does not exist.
     ("send", b"/cell2/box1/col/topic/name", topic("/cell1/cell2/box1/col/topic/name")),
     ("send", b"/__/col/topic/name", MAIN_BOX),
     ("send", b"/box1/col/../../../cell2/box1/col/topic/name", None),
@@ -278,7 +278,7 @@ TARGETS: list[tuple[str, bytes, TopicAddress | None]] = [
     ("send", b"*", None),
 ]
 BY_PATH: list[tuple[bytes, TopicAddress | None]] = [
-    # What stands in the place of ``{Cell}`` under the unit's own host.
+    # Values of ``{Cell}`` with the unit's own host.
     (b"cell1", NAMED),
     (b"%63ell1", NAMED),
     (b"cell2", CELL2),
@@ -303,8 +303,8 @@ BY_PATH: list[tuple[bytes, TopicAddress | None]] = [
     (b"%ef%bd%83ell1", None),
 ]
 
-SWITCHES: list[bytes] = [
-    # Headers that some servers obey.
+OVERRIDE_HEADERS: list[bytes] = [
+    # Headers with which some servers replace the host or the path.
     b"X-Forwarded-Host: cell2.unit1.example",
     b"X-Host: cell2.unit1.example",
     b"X-Original-Host: cell2.unit1.example",
@@ -324,23 +324,23 @@ SWITCHES: list[bytes] = [
 
 
 def rows() -> list[tuple[str, bytes, list[bytes], TopicAddress | None]]:
-    """Side, request target, header lines, and the one topic that may be reached."""
+    """Interface, request target, header lines, and the topic that may be reached, if any."""
     here = [b"Host: cell1.unit1.example"]
     unit = [b"Host: unit1.example"]
     paths = {"ws": b"/__topic/box1/%s", "send": b"/box1/%s"}
-    dividers = {"ws": b".", "send": b"/"}
+    separators = {"ws": b".", "send": b"/"}
     table = [(side, target, here, expected) for side, target, expected in TARGETS]
     for side, path in paths.items():
-        divider = dividers[side]
-        good = path % b"col|topic|name".replace(b"|", divider)
+        separator = separators[side]
+        valid = path % b"col|topic|name".replace(b"|", separator)
         for hosts, expected in HOSTS:
-            table.append((side, good, [b"Host: " + host for host in hosts], expected))
+            table.append((side, valid, [b"Host: " + host for host in hosts], expected))
         for below, expected in BELOW:
-            table.append((side, path % below.replace(b"|", divider), here, expected))
+            table.append((side, path % below.replace(b"|", separator), here, expected))
         for cell, expected in BY_PATH:
-            table.append((side, b"/" + cell + good, unit, expected))
-        for switch in SWITCHES:
-            table.append((side, good, [*here, switch], NAMED))
+            table.append((side, b"/" + cell + valid, unit, expected))
+        for header in OVERRIDE_HEADERS:
+            table.append((side, valid, [*here, header], NAMED))
     return table
 
 
@@ -356,13 +356,13 @@ class IsolationTests(ValidatedServiceTestCase):
         self.connected: list[tuple[str, int]] = []
         connect = reactor.connectTCP
 
-        def connect_and_tell(host: str, port: int, *rest: Any, **named: Any) -> Any:
+        def recording_connect(host: str, port: int, *rest: Any, **named: Any) -> Any:
             self.connected.append((host, port))
             return connect(host, port, *rest, **named)
 
-        self.patch(reactor, "connectTCP", connect_and_tell)
+        self.patch(reactor, "connectTCP", recording_connect)
         self.unit = FakeUnit(reactor, ALL, UNIT if self.style == "host" else None)
-        self.unit.tokens["live"] = Token(int(reactor.seconds()) + 3600)
+        self.unit.tokens["valid"] = Token(int(reactor.seconds()) + 3600)
         self.unit_port = yield self.serve(self.unit.site())
         self.start(self.settings())
         self.arrived: list[Message] = []
@@ -375,30 +375,30 @@ class IsolationTests(ValidatedServiceTestCase):
         unit = Unit(url, cell_urls=self.style)
         return replace(settings, validator=replace(settings.validator, unit=unit))
 
-    def test_there_are_enough(self) -> None:
+    def test_there_are_enough_rows(self) -> None:
         table = rows()
         self.assertGreaterEqual(len({(side, path) for side, path, *_ in table}), 200)
         self.assertGreaterEqual(sum(expected is None for *_, expected in table), 200)
 
     @inlineCallbacks
-    def test_nothing_leads_elsewhere(self) -> Test:
+    def test_each_row_reaches_its_topic_or_none(self) -> Test:
         for side, target, lines, expected in rows():
             what = f"{side} {target!r} {lines!r}"
             self.unit.requests.clear()
             self.arrived.clear()
             client = self.connect_http()
             if side == "ws":
-                yield self.ask_for_data(client, target, lines, expected, what)
+                yield self.subscribe(client, target, lines, expected, what)
             else:
                 yield self.send_data(client, target, lines, expected, what)
             client.disconnect()
-            self.assert_only_asked_about(expected, what)
+            self.assert_requests_only_about(expected, what)
         port = self.unit_port.getHost().port
         self.assertEqual({each[1] for each in self.connected}, {port})
         self.assertEqual({each[0] for each in self.connected}, {"127.0.0.1"})
 
     @inlineCallbacks
-    def ask_for_data(
+    def subscribe(
         self,
         client: Client,
         target: bytes,
@@ -413,7 +413,7 @@ class IsolationTests(ValidatedServiceTestCase):
             self.assertIn(client.status, REFUSED, what)
             return
         self.assertEqual(client.status, 101, what)
-        client.present("live")
+        client.present("valid")
         text, code = yield self.reply(client)
         if expected not in ALL:
             self.assertIn("Token inactive", text, what)
@@ -437,7 +437,7 @@ class IsolationTests(ValidatedServiceTestCase):
         what: str,
     ) -> Test:
         head = [b"POST %s HTTP/1.1" % target, *lines]
-        head += [b"Authorization: Bearer live", b"Content-Length: 1", b"", b"1"]
+        head += [b"Authorization: Bearer valid", b"Content-Length: 1", b"", b"1"]
         client.send_raw(b"\r\n".join(head))
         end = reactor.seconds() + REPLY_TIMEOUT
         while not client.status and client.transport.lost is None:
@@ -453,8 +453,8 @@ class IsolationTests(ValidatedServiceTestCase):
             self.assertIn(client.status, REFUSED, what)
             self.assertEqual(self.arrived, [], what)
 
-    def assert_only_asked_about(self, expected: TopicAddress | None, what: str) -> None:
-        """The unit was asked about this topic alone, and nobody else about anything."""
+    def assert_requests_only_about(self, expected: TopicAddress | None, what: str) -> None:
+        """All requests went to the unit and concerned this topic."""
         allowed: set[tuple[str, str, str]] = set()
         names: set[str] = set()
         if expected is not None:
@@ -466,16 +466,16 @@ class IsolationTests(ValidatedServiceTestCase):
                 ("POST", host, f"{prefix}/__introspect"),
             }
             names = {host}
-        asked = {
+        requests = {
             (method, headers["host"].partition(":")[0], path)
             for method, path, headers in self.unit.requests
         }
-        self.assertLessEqual(asked, allowed, what)
+        self.assertLessEqual(requests, allowed, what)
         self.assertLessEqual(self.resolver.names, names, what)
         self.resolver.names.clear()
 
 
 class IsolationOfCellsByHostTests(IsolationTests):
-    """The same where each cell is asked under a host of its own."""
+    """The same with a host name for each cell."""
 
     style: CellUrlStyle = "host"

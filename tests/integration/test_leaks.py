@@ -1,7 +1,7 @@
-"""Nothing is left of sessions that are over, whatever their fate.
+"""Closed sessions leave no objects, files or memory behind, in whichever way they end.
 
-The service runs in this process, on real sockets, so that its objects can be counted; its
-clients are a process of their own.
+The service runs in this process, on real sockets, so that its objects can be counted. The
+clients run in another process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial import util
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.mixed_clients import Orders
+from tests.integration.support.mixed_clients import ClientSettings
 from tests.integration.support.validated_service import resident
 from tests.support.certificates import Authority
 from tests.support.processes import environment, until
@@ -39,27 +39,29 @@ Test = Generator[Deferred[Any], Any, None]
 HOST = "cell1.unit1.example"
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
 SESSIONS = 5120
-"""Each fate as often as the others of its half: half of them are cut off."""
+"""Half of them reset the connection; within a half, each way of ending is equally frequent."""
 
 WARM_UP = 400
-LIFE = 3
-"""Seconds that some tokens live after the start of a round."""
+LIFETIME = 3
+"""Seconds until the short tokens of a round expire."""
 
-OURS = ("topicsvc.", "twisted.", "autobahn.", "OpenSSL.", "txaio.", "zope.")
+PREFIXES = ("topicsvc.", "twisted.", "autobahn.", "OpenSSL.", "txaio.", "zope.")
+"""Modules whose objects are counted."""
 
-
-REMEMBERED = {
-    "topicsvc.validators.local._Token",  # each is read once: the last ones that were shown,
-    "topicsvc.interfaces.Grant",  # and their parts
+CACHED = {
+    # The cache of parsed tokens, and its parts.
+    "topicsvc.validators.local._Token",
+    "topicsvc.interfaces.Grant",
     "topicsvc.topics.TopicPattern",
-    "twisted.internet.base.DelayedCall",  # cancelled ones wait in a heap until they are many
+    # Twisted keeps cancelled calls in a heap until they are many.
+    "twisted.internet.base.DelayedCall",
 }
-"""What is kept for a while, and how much of it is bounded."""
+"""Objects of bounded caches."""
 
 
 @dataclass
 class Count:
-    """What there is, once all sessions are over."""
+    """Objects and resources after all connections are closed."""
 
     connections: int
     http: int
@@ -92,7 +94,7 @@ class LeakTests(TestCase):
                 key_file = "{self.directory / "key"}"
                 [stop]
                 drain = 0
-                [limits]  # all of these strangers have one address
+                [limits]  # all clients have one address
                 unauthenticated_per_address = 0
                 failed_tokens_per_minute = 0
                 """
@@ -109,32 +111,32 @@ class LeakTests(TestCase):
         return "tcp:0:interface=127.0.0.1:backlog=1000"
 
     def publish(self) -> None:
-        self.service.broker.publish(Message(TOPIC, None, b'"to whoever is there"'))
+        self.service.broker.publish(Message(TOPIC, None, b'"to all sessions"'))
 
-    def token(self, until_when: float) -> str:
-        return sign_token(self.key, "x", [TOPIC.path], ("receive", "send"), int(until_when))
+    def token(self, expires_at: float) -> str:
+        return sign_token(self.key, "x", [TOPIC.path], ("receive", "send"), int(expires_at))
 
     @inlineCallbacks
     def run_sessions(self, count: int) -> Generator[Deferred[Any], Any, dict[str, int]]:
-        """Let clients come and go; fires with how often each fate was met."""
+        """Run so many clients; fires with the number of clients for each way of ending."""
         [port] = self.service.ports
         now = int(reactor.seconds())
-        orders = Orders(
+        settings = ClientSettings(
             port=port.getHost().port,
             ca_file=self.ca_file,
             host=HOST,
             websocket_path="/__topic/box1/col.topic.name",
             send_path="/box1/col/topic/name",
             token=self.token(now + 3600),
-            short_token=self.token(now + LIFE),
-            short_until=now + LIFE,
+            short_token=self.token(now + LIFETIME),
+            short_until=now + LIFETIME,
             count=count,
         )
         self.published.start(0.02)
         done = yield deferToThread(
             subprocess.run,
             [sys.executable, "-m", "tests.integration.support.mixed_clients"],
-            input=json.dumps(asdict(orders)),
+            input=json.dumps(asdict(settings)),
             capture_output=True,
             text=True,
             env=environment(),
@@ -146,8 +148,8 @@ class LeakTests(TestCase):
 
     @inlineCallbacks
     def settled(self) -> Generator[Deferred[Any], Any, Count]:
-        """Wait until nobody is connected any more; fires with what there still is."""
-        yield until(lambda: not self.readers(), "all connections are gone")
+        """Wait until all connections are closed; fires with what is left."""
+        yield until(lambda: not self.readers(), "all connections are closed")
         yield deferLater(reactor, 0.2)
         return Count(
             connections=len(self.service.websocket_server),
@@ -159,30 +161,32 @@ class LeakTests(TestCase):
             objects=Counter(
                 name
                 for each in gc.get_objects()
-                if (name := f"{type(each).__module__}.{type(each).__qualname__}").startswith(OURS)
+                if (name := f"{type(each).__module__}.{type(each).__qualname__}").startswith(
+                    PREFIXES
+                )
             ),
         )
 
     def readers(self) -> int:
-        """Sockets that the reactor looks at: those of clients alone."""
+        """The client connections that the reactor reads."""
         return sum(type(each).__name__ == "Server" for each in reactor.getReaders())
 
     @inlineCallbacks
-    def test_nothing_is_left_of_5120_sessions_of_mixed_fates(self) -> Test:
-        # What does not free itself is left to the garbage collector. That is kept rare, and to
-        # what has lived for long it hardly ever comes; here it does not come until the end.
+    def test_nothing_is_left_of_5120_sessions(self) -> Test:
+        # In service, the garbage collector runs rarely, and hardly ever looks at old objects. So
+        # most objects must be freed without it: here it does not run before the end.
         gc.collect()
         gc.disable()
         self.addCleanup(gc.enable)
-        yield self.run_sessions(WARM_UP)  # what the first make for good is no leak
+        yield self.run_sessions(WARM_UP)  # the first sessions fill caches, which is no leak
         before = yield self.settled()
         memory = resident()
-        met = yield self.run_sessions(SESSIONS)
+        counts = yield self.run_sessions(SESSIONS)
         after = yield self.settled()
         growth = resident() - memory
-        self.assertEqual(sum(met.values()), SESSIONS)
-        gone = sum(count for fate, count in met.items() if fate.startswith(("goes", "connects")))
-        self.assertEqual(gone, SESSIONS / 2)
+        self.assertEqual(sum(counts.values()), SESSIONS)
+        resets = sum(count for way, count in counts.items() if way.startswith("reset"))
+        self.assertEqual(resets, SESSIONS / 2)
         self.assertEqual((after.connections, after.http, after.subscriptions), (0, 0, 0))
         self.assertEqual(after.files, before.files)
         self.assertEqual(after.delayed_calls, before.delayed_calls)
@@ -190,13 +194,13 @@ class LeakTests(TestCase):
         self.assertLess(left.total(), SESSIONS / 100, left)
         gc.collect()
         collected = yield self.settled()
-        behind = collected.objects - before.objects
-        for name in REMEMBERED:
-            self.assertLess(behind.pop(name, 0), 50, name)
-        self.assertEqual(str(behind), str(Counter()), "left behind")
+        leaked = collected.objects - before.objects
+        for name in CACHED:
+            self.assertLess(leaked.pop(name, 0), 50, name)
+        self.assertEqual(str(leaked), str(Counter()), "leaked")
         if os.environ.get("TOPICSVC_FIGURES"):
             print(
-                f"\n    {self.id()}: {met}\n    {growth / 1e6:+.2f} MB, {after.files} files, "
+                f"\n    {self.id()}: {counts}\n    {growth / 1e6:+.2f} MB, {after.files} files, "
                 f"{len(after.delayed_calls)} delayed calls, {after.objects.total()} objects, "
                 f"left to the garbage collector: {left.total()}"
             )
@@ -205,7 +209,7 @@ class LeakTests(TestCase):
 class LeaksOverTlsTests(LeakTests):
     """The same over TLS."""
 
-    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    # Twisted itself makes a call that pyOpenSSL has deprecated.
     suppress = (util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),)
 
     def endpoint(self) -> str:

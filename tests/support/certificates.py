@@ -12,18 +12,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-LIFE = datetime.timedelta(days=80)
-"""As long as a well-kept certificate has left, so that a scan has nothing to say about it."""
+LIFETIME = datetime.timedelta(days=80)
+"""Long enough, and short enough, for a TLS scanner to report nothing about it."""
 
-REVOKED = "http://localhost/revoked.crl"
-"""Where a certificate says that a list of revoked ones is; nobody fetches it."""
+REVOCATION_LIST = "http://localhost/revoked.crl"
+"""The revocation list that each certificate names; no test fetches it."""
 
 
 class Authority:
     """Issues certificates into a directory.
 
     Attributes:
-        ca_file: what a client trusts.
+        ca_file: the certificate of the authority, which a client trusts.
     """
 
     def __init__(self, directory: Path, name: str = "topicsvc test CA") -> None:
@@ -35,12 +35,12 @@ class Authority:
         self.ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, *hosts: str, name: str = "server", life: datetime.timedelta = LIFE
+        self, *hosts: str, name: str = "server", lifetime: datetime.timedelta = LIFETIME
     ) -> tuple[Path, Path]:
         """Write a key and a certificate for `hosts`; return the paths of the two files."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
-        certificate = self._build(subject, key, hosts=hosts, life=life)
+        certificate = self._build(subject, key, hosts=hosts, lifetime=lifetime)
         key_file, cert_file = self.directory / f"{name}-key.pem", self.directory / f"{name}.pem"
         key_file.write_bytes(
             key.private_bytes(
@@ -53,7 +53,7 @@ class Authority:
         return key_file, cert_file
 
     def client_context(self) -> ssl.SSLContext:
-        """What a careful client connects with: this authority and nobody else."""
+        """The TLS settings of a client that trusts only this authority."""
         return ssl.create_default_context(cafile=str(self.ca_file))
 
     def _build(
@@ -62,7 +62,7 @@ class Authority:
         key: ec.EllipticCurvePrivateKey,
         hosts: tuple[str, ...] = (),
         is_ca: bool = False,
-        life: datetime.timedelta = LIFE,
+        lifetime: datetime.timedelta = LIFETIME,
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
@@ -72,15 +72,15 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=2))
-            .not_valid_after(now + life)
+            .not_valid_after(now + lifetime)
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         )
         if hosts:
             names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)
-            place = x509.UniformResourceIdentifier(REVOKED)
-            lists = [x509.DistributionPoint([place], None, None, None)]
-            builder = builder.add_extension(x509.CRLDistributionPoints(lists), critical=False)
+            location = x509.UniformResourceIdentifier(REVOCATION_LIST)
+            points = [x509.DistributionPoint([location], None, None, None)]
+            builder = builder.add_extension(x509.CRLDistributionPoints(points), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
 

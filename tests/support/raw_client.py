@@ -1,4 +1,4 @@
-"""A client that is not polite: it writes any bytes, and reads what comes until the end."""
+"""A WebSocket and HTTP client on a blocking socket that can send any bytes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def frame(
     width: int | None = None,
     announced: int | None = None,
 ) -> bytes:
-    """One frame of a client, well-formed unless told otherwise (RFC 6455, section 5.2).
+    """Encode one frame of a client; the defaults make a valid one (RFC 6455, section 5.2).
 
     Args:
         opcode: 0 to 15.
-        payload: what is really sent.
-        fin: whether it is the last of its message.
+        payload: the bytes that are sent.
+        fin: whether it is the last frame of its message.
         rsv: the three reserved bits.
-        masked: whether it is masked, as a client's must be.
-        width: bytes of the extended length: 0, 2 or 8; None: as few as will do.
-        announced: the length that the header tells; None: the true one.
+        masked: whether it is masked, as each frame of a client must be.
+        width: bytes of the extended length: 0, 2 or 8; None: the fewest possible.
+        announced: the length in the header; None: that of the payload.
     """
     size = len(payload) if announced is None else announced
     if width is None:
@@ -49,12 +49,12 @@ def frame(
 
 
 def close(code: int, reason: bytes = b"") -> bytes:
-    """A close frame."""
+    """Encode a close frame."""
     return frame(CLOSE, code.to_bytes(2, "big") + reason)
 
 
 def handshake(path: str, host: str, *headers: str) -> bytes:
-    """A good opening handshake."""
+    """Encode a valid opening handshake."""
     lines = [
         f"GET {path} HTTP/1.1",
         f"Host: {host}",
@@ -68,13 +68,13 @@ def handshake(path: str, host: str, *headers: str) -> bytes:
 
 
 @dataclass
-class Told:
-    """What a server has said until it closed.
+class Transcript:
+    """All frames of a server until it closed the connection.
 
     Attributes:
-        frames: opcode and payload of each.
-        code: of the close frame; None: none came, or none was in it.
-        ended: the stream came to its end; not if it was reset or is still open.
+        frames: opcode and payload of each frame.
+        code: code of the close frame; None: no close frame, or one without a code.
+        ended: the stream was closed in order; False: it was reset or is still open.
     """
 
     frames: list[tuple[int, bytes]] = field(default_factory=list)
@@ -86,18 +86,22 @@ class RawClient:
     """One connection to a loopback port.
 
     Args:
-        port: where.
-        context: for TLS; None: plain.
-        host: the name that TLS asks for.
-        room: bytes that the system keeps for a client that does not read; 0: as it likes.
+        port: the port of the server.
+        context: settings of TLS; None: no TLS.
+        host: the server name for TLS.
+        receive_buffer: size of the socket's receive buffer in bytes; 0: the system's default.
     """
 
     def __init__(
-        self, port: int, context: ssl.SSLContext | None = None, host: str = "", room: int = 0
+        self,
+        port: int,
+        context: ssl.SSLContext | None = None,
+        host: str = "",
+        receive_buffer: int = 0,
     ) -> None:
         self.socket = socket.socket()
-        if room:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT)
         self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -109,7 +113,7 @@ class RawClient:
         self.socket.sendall(data)
 
     def drip(self, data: bytes) -> None:
-        """Write byte by byte; stop when the server takes no more."""
+        """Write byte by byte; stop when the server has closed the connection."""
         try:
             for byte in data:
                 self.socket.sendall(bytes([byte]))
@@ -117,12 +121,12 @@ class RawClient:
             return
 
     def upgrade(self, path: str, host: str, *headers: str) -> int:
-        """Ask for a WebSocket; return the status."""
+        """Send an opening handshake; return the status."""
         self.write(handshake(path, host, *headers))
         return self.read_head()[0]
 
     def read_head(self) -> tuple[int, bytes]:
-        """Read the head of an answer: its status, and all of it."""
+        """Read the head of a response; return its status and the head."""
         while b"\r\n\r\n" not in self._buffer:
             data = self.socket.recv(65536)
             if not data:
@@ -131,19 +135,19 @@ class RawClient:
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         return int(head.split(b" ")[1]), head
 
-    def read_answer(self) -> tuple[int, bytes]:
-        """Read an answer with a length: its status, and its body."""
+    def read_response(self) -> tuple[int, bytes]:
+        """Read a response with a Content-Length; return its status and its body."""
         status, head = self.read_head()
         size = int(head.lower().partition(b"content-length:")[2].split()[0])
         while len(self._buffer) < size:
             data = self.socket.recv(65536)
-            assert data, "the stream has ended within an answer"
+            assert data, "the stream has ended within a response"
             self._buffer += data
         body, self._buffer = self._buffer[:size], self._buffer[size:]
         return status, body
 
     def read_frame(self) -> tuple[int, bytes] | None:
-        """The next frame; None: the stream has ended."""
+        """Return the next frame; None: the stream has ended."""
         while (frame := self._take()) is None:
             data = self.socket.recv(65536)
             if not data:
@@ -151,29 +155,29 @@ class RawClient:
             self._buffer += data
         return frame
 
-    def read_to_end(self) -> Told:
-        """Read all that comes; a close is answered, as RFC 6455, section 5.5.1, has it."""
-        told = Told()
+    def read_to_end(self) -> Transcript:
+        """Read until the end of the stream; reply to a close frame (RFC 6455, section 5.5.1)."""
+        transcript = Transcript()
         try:
             while (frame := self.read_frame()) is not None:
-                told.frames.append(frame)
+                transcript.frames.append(frame)
                 opcode, payload = frame
                 if opcode == CLOSE:
-                    told.code = int.from_bytes(payload[:2], "big") if payload else None
-                    self._answer(payload[:2])
-            told.ended = not self._buffer
+                    transcript.code = int.from_bytes(payload[:2], "big") if payload else None
+                    self._send_close(payload[:2])
+            transcript.ended = not self._buffer
         except OSError:
             pass
-        return told
+        return transcript
 
-    def _answer(self, code: bytes) -> None:
+    def _send_close(self, code: bytes) -> None:
         try:
             self.socket.sendall(frame(CLOSE, code))
         except OSError:
             return
 
     def _take(self) -> tuple[int, bytes] | None:
-        """Take one frame of a server off what was read."""
+        """Remove one frame from the buffer; None: it is incomplete."""
         data = self._buffer
         if len(data) < 2:
             return None
@@ -192,6 +196,6 @@ class RawClient:
         self.socket.close()
 
     def reset(self) -> None:
-        """Go without a word."""
+        """Close the connection with a reset (RST)."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()

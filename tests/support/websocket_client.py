@@ -1,4 +1,4 @@
-"""An independent WebSocket client, for tests that wait."""
+"""A WebSocket client of the ``websockets`` library, with blocking methods."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TIMEOUT = 10.0
 
 
 class WebSocketClient:
-    """A connection of the ``websockets`` library to a loopback port, under any host name.
+    """A connection to a loopback port, under any host name.
 
-    It runs in a loop of its own, one call at a time: that library's client in threads
-    reads and writes one TLS object from two of them, and under load loses data.
+    It uses the library's asyncio client, in a loop of its own: the library's client for
+    threads uses one TLS object in two threads, and loses data under load.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class WebSocketClient:
         self._run(self._connection.send(message))
 
     def recv(self) -> Any:
-        """The next message; fails when none comes in time."""
+        """Return the next message; raise TimeoutError after `TIMEOUT` seconds."""
         return self._run(asyncio.wait_for(self._connection.recv(), TIMEOUT))
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, in which pings are answered."""
+        """Wait so many seconds; the library replies to pings meanwhile."""
         self._run(asyncio.sleep(seconds))
 
     def close(self) -> None:

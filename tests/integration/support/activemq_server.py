@@ -1,4 +1,4 @@
-"""A real ActiveMQ, started by hand with a configuration of the tests' own, and a JMS peer."""
+"""A real ActiveMQ with a configuration for tests, and a JMS client."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ _TLS = """<sslContext>
 
 
 def need_activemq() -> None:
-    """Skip or fail the test where the broker or the JDK is missing."""
+    """Skip or fail the test if the broker or the JDK is missing."""
     need((HOME / "bin/activemq.jar").exists(), "Debian's activemq (tests/integration/install.sh)")
     need(shutil.which("javac"), "javac (tests/integration/install.sh)")
 
 
 class ActiveMQ:
-    """One broker on ports of its own. It keeps nothing on disk.
+    """One broker on free ports, without persistence.
 
     Args:
-        user: the only one who may connect, and the password; None: anybody.
-        key_store: a PKCS #12 file and its password: STOMP is then spoken over TLS.
+        user: the user name and the password that clients need; None: no login.
+        key_store: a PKCS #12 file and its password, for STOMP over TLS; None: no TLS.
     """
 
     def __init__(
@@ -106,23 +106,23 @@ class ActiveMQ:
 
     @inlineCallbacks
     def start(self) -> Any:
-        """Start it; fires when both ports answer, with how many seconds that took."""
+        """Start the broker; fires when both ports are open, with the seconds that this took."""
         self.program.start()
-        return (yield until(self._answers, "ActiveMQ answers", 60))
+        return (yield until(self._listens, "ActiveMQ listens", 60))
 
-    def _answers(self) -> bool:
+    def _listens(self) -> bool:
         assert self.program.runs, self.program.log
         return listens(self.stomp) and listens(self.openwire)
 
     def remove(self) -> None:
-        """End it and leave nothing behind."""
+        """Kill the broker and remove its files."""
         self.program.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class JmsMessage:
-    """What the JMS peer was given."""
+    """A message that the JMS client has received."""
 
     topic: str
     cell: str
@@ -133,7 +133,12 @@ class JmsMessage:
 
 
 class JmsPeer(ProcessProtocol):
-    """The Java program jms/Peer.java, which speaks to the broker as a unit does."""
+    """The Java program jms/Peer.java, which uses the broker in the same way as a unit.
+
+    Attributes:
+        messages: the received messages.
+        others: other lines of its output.
+    """
 
     _classes: Path | None = None
 
@@ -142,7 +147,7 @@ class JmsPeer(ProcessProtocol):
         self.others: list[str] = []
         self._errors = b""
         self._rest = b""
-        self._answers: list[tuple[str, Deferred[list[str]]]] = []
+        self._expected: list[tuple[str, Deferred[list[str]]]] = []
         self._ended: Deferred[None] = Deferred()
         jars = ("activemq-client", "geronimo-jms_1.1_spec", "geronimo-j2ee-management-1.1-spec")
         jars += ("hawtbuf", "slf4j-api", "slf4j-nop")
@@ -160,44 +165,44 @@ class JmsPeer(ProcessProtocol):
         return self._ended
 
     def subscribe(self, topic: str) -> Deferred[list[str]]:
-        return self._ask("subscribed", "subscribe", topic)
+        return self._command("subscribed", "subscribe", topic)
 
     def send(self, topic: str, cell: str, text: str) -> Deferred[list[str]]:
-        return self._ask("sent", "send", topic, _encode(cell), _encode(text))
+        return self._command("sent", "send", topic, _encode(cell), _encode(text))
 
     def send_odd(self, topic: str, cell: str, text: str) -> Deferred[list[str]]:
-        return self._ask("sent", "odd", topic, _encode(cell), _encode(text))
+        return self._command("sent", "odd", topic, _encode(cell), _encode(text))
 
     def send_bytes(self, topic: str, text: str) -> Deferred[list[str]]:
-        return self._ask("sent", "bytes", topic, _encode(text))
+        return self._command("sent", "bytes", topic, _encode(text))
 
     def send_many(self, topic: str, cell: str, count: int) -> Deferred[list[str]]:
-        return self._ask("sent", "many", topic, _encode(cell), str(count))
+        return self._command("sent", "many", topic, _encode(cell), str(count))
 
     def topics(self) -> Deferred[list[str]]:
-        return self._ask("topics", "topics")
+        return self._command("topics", "topics")
 
-    def _ask(self, answer: str, *words: str) -> Deferred[list[str]]:
-        expected = self._expect(answer)
+    def _command(self, reply: str, *words: str) -> Deferred[list[str]]:
+        """Send a command; fires with the words that follow `reply` in the output."""
+        expected = self._expect(reply)
         self.transport.write(" ".join(words).encode() + b"\n")
         return expected
 
     def _expect(self, word: str) -> Deferred[list[str]]:
-        answer: Deferred[list[str]] = Deferred()
-        self._answers.append((word, answer))
-        return answer
+        reply: Deferred[list[str]] = Deferred()
+        self._expected.append((word, reply))
+        return reply
 
     def outReceived(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             word, *rest = line.decode().split(" ")
             if word == "message":
-                topic, cell, message_id, mode, life, text = rest
-                self.messages.append(
-                    JmsMessage(topic, _decode(cell), message_id, mode, int(life), _decode(text))
-                )
-            elif self._answers and word == self._answers[0][0]:
-                self._answers.pop(0)[1].callback(rest)
+                topic, cell, message_id, mode, time_to_live, text = rest
+                message = topic, _decode(cell), message_id, mode, int(time_to_live), _decode(text)
+                self.messages.append(JmsMessage(*message))
+            elif self._expected and word == self._expected[0][0]:
+                self._expected.pop(0)[1].callback(rest)
             else:
                 self.others.append(line.decode())
 
@@ -205,13 +210,13 @@ class JmsPeer(ProcessProtocol):
         self._errors += data
 
     def processEnded(self, reason: Any) -> None:
-        for _, answer in self._answers:
-            answer.errback(AssertionError(self._errors.decode()))
+        for _, reply in self._expected:
+            reply.errback(AssertionError(self._errors.decode()))
         self._ended.callback(None)
 
     @classmethod
     def _compiled(cls) -> Path:
-        """Where the compiled peer is; it is compiled once a run."""
+        """The directory of the compiled program; it is compiled once per test run."""
         if cls._classes is None:
             cls._classes = Path(tempfile.mkdtemp(prefix="topicsvc-jms-"))
             atexit.register(shutil.rmtree, cls._classes, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What every broker outside must survive: whole topicsvc processes beside a real one."""
+"""Test cases for each real broker: outages, pressure and hostile topic names."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from topicsvc.interfaces import Broker, Message
 from topicsvc.topics import TopicAddress
 
 __all__ = [
-    "BACK",
     "CELL",
-    "NOTICED",
+    "DETECTION_TIME",
+    "RECOVERY_TIME",
     "BrokerServer",
     "CloseOnLossCases",
     "HostileNamesCases",
@@ -38,11 +38,11 @@ __all__ = [
     "figure",
 ]
 
-NOTICED = 20
+DETECTION_TIME = 20
 """Seconds in which the loss of a broker must be noticed."""
 
-BACK = 10
-"""Seconds after its return in which everything must work again."""
+RECOVERY_TIME = 10
+"""Seconds after the return of a broker in which everything must work again."""
 
 CELL = "https://cell2.unit1.example/"
 
@@ -53,7 +53,7 @@ class BrokerServer(Server, Protocol):
     """A real broker.
 
     Attributes:
-        settings: the lines of ``[broker]`` that lead to it.
+        settings: the lines of ``[broker]`` for it.
     """
 
     @property
@@ -63,25 +63,26 @@ class BrokerServer(Server, Protocol):
 
 
 def figure(what: str, number: float, unit: str = "s") -> None:
-    """Put what was measured into the test log."""
+    """Write a measurement into the test log."""
     _log.info("FIGURE {what}: {number:.2f} {unit}", what=what, number=number, unit=unit)
 
 
 def directory(test: Any) -> Path:
+    """Create a directory that the end of the test removes."""
     made = Path(tempfile.mkdtemp(prefix="topicsvc-test-"))
     test.addCleanup(shutil.rmtree, made, ignore_errors=True)
     return made
 
 
 def data(sender: str, number: int) -> bytes:
-    """A data message as a client gets it."""
+    """Encode a data message as a client receives it."""
     return b'{"From":"%s","Body":{"number":%d}}' % (sender.encode(), number)
 
 
 class ProcessesCases:
-    """Fixture: two topicsvc processes, a broker of their own, sessions at both.
+    """Fixture: a broker, two topicsvc processes, and sessions at both.
 
-    This and what inherits it is to be mixed into a TestCase.
+    Mix this class and its subclasses into a TestCase.
     """
 
     timeout = 180
@@ -113,13 +114,13 @@ class ProcessesCases:
         return gatherResults([subscriber.leave() for subscriber in self.subscribers])
 
     def send(self, number: int) -> int:
-        """Over HTTP, by turns through both processes; returns the status."""
+        """Send a message over HTTP, alternately to both processes; return the status."""
         service = self.services[number % 2]
         return service.send(self.topic.send_path, b'{"number":%d}' % number)
 
     @inlineCallbacks
-    def arrives(self, number: int) -> Any:
-        """A message, sent now, reaches every session; fires with how long that took."""
+    def assert_delivered(self, number: int) -> Any:
+        """A new message reaches all sessions; fires with the seconds that this took."""
         began = monotonic()
         self.assertEqual(self.send(number), 200)
         expected = b'"Body":{"number":%d}}' % number
@@ -127,73 +128,73 @@ class ProcessesCases:
             lambda: all(
                 each.messages and each.messages[-1].endswith(expected) for each in self.subscribers
             ),
-            "the message reaches everybody",
+            "the message reaches all sessions",
         )
         return monotonic() - began
 
 
 class KeepOnLossCases(ProcessesCases):
-    """Fifty sessions that nothing drives away."""
+    """With ``on_loss = "keep"`` fifty sessions stay open during an outage."""
 
     def send_many(self, count: int) -> Any:
-        """Somebody else sends numbered messages as fast as the broker takes them."""
+        """Another client of the broker sends so many numbered messages without a pause."""
         raise NotImplementedError
 
     def check_numbers(self, numbers: list[int]) -> None:
-        """What a session has got that was there before, during and after an outage."""
+        """Check the messages of a session that was open before, during and after an outage."""
         raise NotImplementedError
 
     def during_outage(self) -> Any:
-        """Something to do in an outage, before anybody has noticed."""
+        """Called after the loss of the broker, before it is noticed."""
 
     def after_outage(self) -> Any:
-        """The broker has just come back."""
+        """Called after the return of the broker."""
 
     @inlineCallbacks
     def test_ten_thousand_messages_to_fifty_sessions(self) -> Any:
         count = 10000
         began = monotonic()
         yield self.send_many(count)
-        figure(f"{count} messages sent by somebody else", monotonic() - began)
+        figure(f"{count} messages sent by another client", monotonic() - began)
         yield until(
             lambda: all(len(each.messages) >= count for each in self.subscribers), "all arrive", 60
         )
         figure(f"{count} messages at each of {self.sessions} sessions", monotonic() - began)
-        yield self.arrives(count)
+        yield self.assert_delivered(count)
         expected = [data(CELL, number) for number in range(count)]
         for subscriber in self.subscribers:
             self.assertEqual(subscriber.messages[:-1], expected)
 
     @inlineCallbacks
     def test_kill_and_restart(self) -> Any:
-        yield self.arrives(1)
+        yield self.assert_delivered(1)
         began = monotonic()
         self.server.program.kill()
         yield self.during_outage()
-        yield gatherResults([service.until_not_ready(NOTICED) for service in self.services])
+        yield gatherResults([service.until_not_ready(DETECTION_TIME) for service in self.services])
         figure("kill -9 noticed", monotonic() - began)
-        yield self.is_refused_while_away()
+        yield self.assert_unavailable()
         yield self.server.start()
-        yield self.is_back("restart")
+        yield self.assert_recovers("restart")
 
     @inlineCallbacks
     def test_stop_and_continue(self) -> Any:
-        yield self.arrives(1)
+        yield self.assert_delivered(1)
         began = monotonic()
         self.server.program.pause()
         yield self.during_outage()
         sending = deferToThread(self.send, 2)
-        yield gatherResults([service.until_not_ready(NOTICED) for service in self.services])
+        yield gatherResults([service.until_not_ready(DETECTION_TIME) for service in self.services])
         figure("SIGSTOP noticed", monotonic() - began)
         self.assertEqual((yield sending), 503)
-        yield self.is_refused_while_away()
+        yield self.assert_unavailable()
         yield deferLater(reactor, 30 - (monotonic() - began))
         self.server.program.resume()
-        yield self.is_back("SIGCONT")
+        yield self.assert_recovers("SIGCONT")
 
     @inlineCallbacks
-    def is_refused_while_away(self) -> Any:
-        """New tokens and sends are refused, those who are there stay."""
+    def assert_unavailable(self) -> Any:
+        """New sessions and sends are refused."""
         self.assertEqual(self.send(3), 503)
         for topic in (self.topic, TopicAddress("cell1", "box1", ("many",), "other")):
             subscriber = yield self.services[0].connect(topic.websocket_path)
@@ -202,73 +203,73 @@ class KeepOnLossCases(ProcessesCases):
             self.assertEqual(subscriber.close_code, 1013)
 
     @inlineCallbacks
-    def is_back(self, what: str) -> Any:
-        """Everything works again in time, for all who were there and for who comes now."""
+    def assert_recovers(self, after: str) -> Any:
+        """Everything works again in time, for open sessions and for a new one."""
         began = monotonic()
-        yield gatherResults([service.until_ready(BACK) for service in self.services])
-        newcomer = yield self.services[1].join(self.topic)
+        yield gatherResults([service.until_ready(RECOVERY_TIME) for service in self.services])
+        new = yield self.services[1].join(self.topic)
         yield self.after_outage()
-        yield self.arrives(4)
-        figure(f"working again after {what}", monotonic() - began)
-        self.assertLess(monotonic() - began, BACK)
+        yield self.assert_delivered(4)
+        figure(f"working again after {after}", monotonic() - began)
+        self.assertLess(monotonic() - began, RECOVERY_TIME)
         self.assertEqual([each.close_code for each in self.subscribers], [None] * self.sessions)
         for subscriber in self.subscribers:
             self.check_numbers([json.loads(each)["Body"]["number"] for each in subscriber.messages])
-        yield until(lambda: newcomer.messages, "the newcomer has it too")
-        yield newcomer.leave()
+        yield until(lambda: new.messages, "the message reaches the new session")
+        yield new.leave()
         for service in self.services:
             self.check_log(service.program.log)
 
     def check_log(self, log: str) -> None:
-        """What the log says of one outage."""
+        """Check the log lines of one outage."""
         raise NotImplementedError
 
 
 class CloseOnLossCases(ProcessesCases):
-    """Sessions of an operator who wants clients to know of the gap."""
+    """With ``on_loss = "close"`` the sessions are closed, so that clients know of the gap."""
 
     on_loss = "close"
     sessions = 10
 
     @inlineCallbacks
-    def test_sessions_are_closed_with_the_code_that_says_why(self) -> Any:
-        yield self.arrives(1)
+    def test_sessions_are_closed_with_code_1013(self) -> Any:
+        yield self.assert_delivered(1)
         self.server.program.kill()
         yield gatherResults([subscriber.gone for subscriber in self.subscribers])
         self.assertEqual([each.close_code for each in self.subscribers], [1013] * self.sessions)
         yield self.server.start()
-        yield gatherResults([service.until_ready(BACK) for service in self.services])
+        yield gatherResults([service.until_ready(RECOVERY_TIME) for service in self.services])
         self.subscribers = [(yield self.services[0].join(self.topic))]
-        yield self.arrives(2)
+        yield self.assert_delivered(2)
 
 
 class RightAfterSuccessCases:
-    """Whatever is sent after a client has read Success reaches it.
+    """A message that is sent after a client has read Success reaches the client.
 
     Mix into a TestCase that has a server in ``self.server`` and a broker in ``self.broker``.
     """
 
     timeout = 180
-    tries = 1000
+    attempts = 1000
     at_once = 4
     server: BrokerServer
     broker: Broker
 
     @inlineCallbacks
-    def test_nothing_is_missed(self) -> Any:
+    def test_no_message_is_missed(self) -> Any:
         service = TopicsvcServer(Deployment(directory(self), self.server.settings))
         self.addCleanup(service.program.stop)
         yield service.start()
-        numbers = iter(range(self.tries))
+        numbers = iter(range(self.attempts))
         began = monotonic()
-        yield gatherResults([self.try_all(service, numbers) for _ in range(self.at_once)])
-        figure(f"{self.tries} tries", monotonic() - began)
+        yield gatherResults([self.run_attempts(service, numbers) for _ in range(self.at_once)])
+        figure(f"{self.attempts} attempts", monotonic() - began)
 
     @inlineCallbacks
-    def try_all(self, service: TopicsvcServer, numbers: Any) -> Any:
+    def run_attempts(self, service: TopicsvcServer, numbers: Any) -> Any:
         for number in numbers:
-            # Each on a topic that nobody has subscribed before.
-            topic = TopicAddress("cell1", "box1", ("tries",), str(number))
+            # Each topic is subscribed for the first time.
+            topic = TopicAddress("cell1", "box1", ("attempts",), str(number))
             message = Message(topic, CELL, b'{"number":%d}' % number)
             sent: list[Any] = []
             subscriber = Subscriber(
@@ -282,7 +283,7 @@ class RightAfterSuccessCases:
 
 
 class PressureCases:
-    """More comes from the broker than can be delivered here.
+    """The broker brings more messages than the hub can deliver.
 
     Mix into a TestCase that has a broker in ``self.broker``.
     """
@@ -291,15 +292,15 @@ class PressureCases:
     name = "pressure"
     flood = 2000
     size = 10000
-    mark = 1_000_000
+    high_water = 1_000_000
     slack = 200_000
-    """What an adapter may still bring when it has been told to pause."""
+    """Bytes that a broker may still bring after it was paused."""
 
     @inlineCallbacks
-    def test_what_waits_here_is_bounded_and_all_of_it_arrives_in_its_order(self) -> Any:
-        self.patch(hub, "HIGH_WATER", self.mark)
-        self.patch(hub, "LOW_WATER", self.mark // 2)
-        self.patch(hub, "MAX_JOINED", 0)  # one message a turn
+    def test_the_queue_is_bounded_and_all_messages_arrive_in_order(self) -> Any:
+        self.patch(hub, "HIGH_WATER", self.high_water)
+        self.patch(hub, "LOW_WATER", self.high_water // 2)
+        self.patch(hub, "MAX_JOINED", 0)  # one message per reactor iteration
         self.patch(hub, "MAX_DELIVERIES_PER_ITERATION", 1)
         topic = TopicAddress("cell1", "box1", (self.name,), "name")
         fan_out = hub.Hub(self.broker, reactor, reactor.seconds, lambda message: message.body)
@@ -307,48 +308,48 @@ class PressureCases:
         yield fan_out.join(topic, member)
         pauses: list[int] = []
         pause = self.broker.pause
-        self.patch(self.broker, "pause", lambda: (pauses.append(len(member.taken)), pause()))
+        self.patch(self.broker, "pause", lambda: (pauses.append(len(member.received)), pause()))
         bodies = [b'"%0*d"' % (self.size, number) for number in range(self.flood)]
         began = monotonic()
         yield gatherResults([self.broker.publish(Message(topic, CELL, body)) for body in bodies])
-        yield until(lambda: len(member.taken) == self.flood, "all arrive", 30)
-        took = monotonic() - began
-        figure(f"{self.flood} messages of {self.size} bytes, {len(pauses)} pauses", took)
-        figure("most that waited", member.most / 1e6, "MB")
-        self.assertEqual(member.taken, bodies)
+        yield until(lambda: len(member.received) == self.flood, "all arrive", 30)
+        seconds = monotonic() - began
+        figure(f"{self.flood} messages of {self.size} bytes, {len(pauses)} pauses", seconds)
+        figure("largest queue", member.most / 1e6, "MB")
+        self.assertEqual(member.received, bodies)
         self.assertGreater(len(pauses), 1)
-        self.assertLess(member.most, self.mark + self.slack)
+        self.assertLess(member.most, self.high_water + self.slack)
         self.assertTrue(self.broker.is_up)
         fan_out.leave(topic, member)
 
 
 class _Member:
-    """Takes what the hub brings; notes how much else waited then."""
+    """Collects messages and notes the largest queue of the hub, in bytes."""
 
     def __init__(self, fan_out: hub.Hub) -> None:
-        self.taken: list[bytes] = []
+        self.received: list[bytes] = []
         self.most = 0
         self._hub = fan_out
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
-        self.taken.append(frames)
+        self.received.append(frames)
         self.most = max(self.most, self._hub.queued)
 
     def broker_lost(self) -> None:
-        raise AssertionError("nothing was lost")
+        raise AssertionError("the broker was not lost")
 
 
 class HostileNamesCases:
-    """Names that a broker would read as more than a name never reach it."""
+    """Topic names with a special meaning for a broker do not reach it."""
 
     server: BrokerServer
 
     def names_at_the_broker(self) -> Any:
-        """All topics that the broker has; fires with a list."""
+        """Fires with a list of all topics of the broker."""
         raise NotImplementedError
 
     @inlineCallbacks
-    def test_names_that_the_broker_would_read_otherwise_never_reach_it(self) -> Any:
+    def test_hostile_names_do_not_reach_the_broker(self) -> Any:
         service = TopicsvcServer(Deployment(directory(self), self.server.settings))
         self.addCleanup(service.program.stop)
         yield service.start()
@@ -358,7 +359,7 @@ class HostileNamesCases:
         for name in hostile:
             path = f"/cell1/__topic/box1/probe.topic.{name}"
             subscriber = yield service.connect(path)
-            # What stands behind a "?" is a query: it is never looked at.
+            # The part after "?" is a query, which is ignored.
             if name.startswith("a?"):
                 self.assertEqual(subscriber.status, 101)
                 self.assertTrue((yield subscriber.subscribed))
@@ -369,9 +370,9 @@ class HostileNamesCases:
             yield subscriber.gone
         for name in ("a>", "*", "a,b", "a?b", "a.b", "a:b", "a/b", "a b", "a\n", "", "^a", "a$"):
             self.assertRaises(PathRefused, TopicAddress, "cell1", "box1", ("probe",), name)
-        # An honest topic is the proof that the others would have been seen.
-        self.assertEqual(service.send("/cell1/box1/probe/topic/honest", b"1"), 200)
+        # A valid topic proves that the hostile ones would be in the list as well.
+        self.assertEqual(service.send("/cell1/box1/probe/topic/valid", b"1"), 200)
         yield deferLater(reactor, 0.5)
         names = yield self.names_at_the_broker()
         probes = sorted(name for name in names if "probe" in name)
-        self.assertEqual(probes, [f"cell1.box1.probe.topic.{name}" for name in ("a", "honest")])
+        self.assertEqual(probes, [f"cell1.box1.probe.topic.{name}" for name in ("a", "valid")])

@@ -1,4 +1,4 @@
-"""How busy the machine is with what is not ours: who measures there should know."""
+"""The processor time that other processes use during a measurement."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 
-class Elsewhere:
-    """How busy the machine is with what is not ours.
+class OtherLoad:
+    """Measures the processor time of other processes, from its construction on.
 
     Args:
-        service: its process id; beside it, this process and its children are ours.
+        service: process id of the service. The service, this process and its children are not
+            counted.
     """
 
     def __init__(self, service: int) -> None:
@@ -20,11 +21,11 @@ class Elsewhere:
 
     @property
     def cores(self) -> float:
-        """Cores that others had since."""
+        """Cores that other processes have used on average."""
         return (self._seconds() - self._busy) / (time.monotonic() - self._began)
 
     def _seconds(self) -> float:
-        """Seconds of processor time of all processes and of other machines, less ours."""
+        """Seconds of processor time of all other processes, and of other machines (steal)."""
         user, nice, system, _, _, _, _, steal, *_ = map(
             int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
         )

@@ -1,8 +1,8 @@
-"""A process of strangers that flood a service, each in its own way, all at once.
+"""A process with many hostile clients of a service, of several kinds at the same time.
 
-``python -m tests.integration.support.floods`` reads what to do from its standard input, as JSON,
-and writes what became of them: for each kind, after how many seconds each connection was closed
-by the service, and what else there is to tell.
+``python -m tests.integration.support.floods`` reads `FloodSettings` as JSON from its standard
+input. It writes the results as JSON: for each kind of client the seconds after which the
+service closed each connection, and some counts.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from typing import Any
 
 from tests.support.raw_client import CLOSE, PING, TEXT, RawClient, frame, handshake
 
-LONGEST = 60.0
-"""Seconds after which a connection that still lives is given up."""
+TIMEOUT = 60.0
+"""Seconds in which the service must close each connection."""
 
 PIECE = 65536
+"""Bytes that a flood writes at a time."""
 
 
 @dataclass
-class Orders:
-    """What the process is told.
+class FloodSettings:
+    """What the process does.
 
     Attributes:
-        port: of the service.
-        tls_port: of the same over TLS.
-        host: its name.
-        websocket_path: of a topic with much data.
-        send_path: of any topic.
-        token: a good one.
-        per_second: how many come in a second.
-        silent: connections that say nothing.
-        dripping: connections that drip a byte a second, how many of each kind; see `Floods.drips`.
-        fragments: empty ones, of one message.
-        pings: from a client that never reads, with a token and from another without.
-        stopped: readers that stop.
+        port: port of the service.
+        tls_port: its port with TLS.
+        host: its host name.
+        websocket_path: path of a topic with much data.
+        send_path: path for sending to any topic.
+        token: a valid token.
+        per_second: new connections per second.
+        silent: connections that send nothing.
+        slow: connections that send one byte per second, for each kind; see `Floods.first_bytes`.
+        fragments: empty fragments of one message.
+        pings: pings of a client that never reads; sent with a token, and once more without.
+        stopped: sessions that stop reading.
     """
 
     port: int
@@ -54,32 +55,32 @@ class Orders:
     token: str
     per_second: int
     silent: int
-    dripping: dict[str, int]
+    slow: dict[str, int]
     fragments: int
     pings: int
     stopped: int
 
 
-class Stranger(asyncio.Protocol):
-    """Says something, and then a byte a second or nothing; notes when it is closed."""
+class SlowClient(asyncio.Protocol):
+    """Sends some bytes at once, then one byte per second or nothing; notes when it is closed."""
 
     transport: asyncio.Transport
 
-    def __init__(self, says: bytes, drips: bytes, closed: list[float]) -> None:
-        self._says = says
-        self._drips = drips
+    def __init__(self, first: bytes, each_second: bytes, closed: list[float]) -> None:
+        self._first = first
+        self._each_second = each_second
         self._closed = closed
-        self._began = time.monotonic()  # before the service can know
+        self._began = time.monotonic()  # before the service can notice the connection
         self.is_gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        if self._says:
-            transport.write(self._says)
+        if self._first:
+            transport.write(self._first)
 
-    def drip(self) -> None:
-        if self._drips and not self.is_gone.done():
-            self.transport.write(self._drips)
+    def send_next(self) -> None:
+        if self._each_second and not self.is_gone.done():
+            self.transport.write(self._each_second)
 
     def connection_lost(self, reason: Exception | None) -> None:
         self._closed.append(round(time.monotonic() - self._began, 2))
@@ -87,130 +88,135 @@ class Stranger(asyncio.Protocol):
 
 
 class Floods:
-    """All of them.
+    """All clients.
 
     Attributes:
-        closed: seconds after which the connections of a kind were closed.
-        told: what else there is to tell.
+        closed: for each kind, the seconds after which its connections were closed.
+        counts: other results.
     """
 
-    def __init__(self, orders: Orders) -> None:
-        self.orders = orders
+    def __init__(self, settings: FloodSettings) -> None:
+        self.settings = settings
         self.closed: dict[str, list[float]] = defaultdict(list)
-        self.told: dict[str, Any] = {"most at once": 0}
-        self._strangers: list[Stranger] = []
+        self.counts: dict[str, Any] = {"most connections": 0}
+        self._slow_clients: list[SlowClient] = []
         self._upgraded: list[RawClient] = []
         self._began = 0.0
 
-    def drips(self, kind: str) -> tuple[int, bytes, bytes]:
-        """Where one of this kind connects, what it says at once, and what it drips."""
-        orders = self.orders
-        upgrade = handshake(orders.websocket_path, orders.host)
+    def first_bytes(self, kind: str) -> tuple[int, bytes, bytes]:
+        """The port of a kind, the bytes that it sends at once, and those that it repeats."""
+        settings = self.settings
+        upgrade = handshake(settings.websocket_path, settings.host)
         post = (
-            f"POST {orders.send_path} HTTP/1.1\r\nHost: {orders.host}\r\n"
-            f"Authorization: Bearer {orders.token}\r\n"
+            f"POST {settings.send_path} HTTP/1.1\r\nHost: {settings.host}\r\n"
+            f"Authorization: Bearer {settings.token}\r\n"
         ).encode()
-        unfinished = b"\x81\xfe\x03\xe7" + bytes(4)  # of 999 bytes, under a mask of zeros
+        unfinished = b"\x81\xfe\x03\xe7" + bytes(4)  # of 999 bytes, with a mask of zeros
         return {
-            "a head that drips": (orders.port, upgrade[:60], b"x"),
-            "a body that drips": (orders.port, post + b"Content-Length: 999\r\n\r\n", b"x"),
-            "chunks that drip": (
-                orders.port,
+            "slow request head": (settings.port, upgrade[:60], b"x"),
+            "slow request body": (settings.port, post + b"Content-Length: 999\r\n\r\n", b"x"),
+            "slow chunks": (
+                settings.port,
                 post + b"Transfer-Encoding: chunked\r\n\r\n",
                 b"1\r\nx\r\n",
             ),
-            "a TLS handshake that drips": (orders.tls_port, b"\x16\x03\x01\x02\x00\x01", b"x"),
-            "a token that drips": (orders.port, upgrade + unfinished, b"x"),
+            "slow TLS handshake": (settings.tls_port, b"\x16\x03\x01\x02\x00\x01", b"x"),
+            "slow token": (settings.port, upgrade + unfinished, b"x"),
         }[kind]
 
     async def run(self) -> None:
-        orders = self.orders
-        jobs = [self.stop_reading] * orders.stopped
-        if orders.fragments:
+        settings = self.settings
+        jobs = [self.stop_reading] * settings.stopped
+        if settings.fragments:
             jobs.append(self.send_fragments)
-        if orders.pings:
-            jobs += [partial(self.send_pings, is_active) for is_active in (False, True)]
+        if settings.pings:
+            jobs += [partial(self.send_pings, has_token) for has_token in (False, True)]
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(len(jobs) + 1))
         threads = [asyncio.create_task(asyncio.to_thread(job)) for job in jobs]
-        dripping = asyncio.create_task(self.drip())
-        while len(self._upgraded) < len(jobs):  # those come in before there is no room
-            assert not any(thread.done() for thread in threads), "was not let in"
+        sending = asyncio.create_task(self.send_slowly())
+        # These connect first, as the others may use up the limit of connections.
+        while len(self._upgraded) < len(jobs):
+            assert not any(thread.done() for thread in threads), "no WebSocket was opened"
             await asyncio.sleep(0.01)
         self._began = time.monotonic()
-        for kind, count in orders.dripping.items():
-            port, says, drips = self.drips(kind)
+        for kind, count in settings.slow.items():
+            port, first, each_second = self.first_bytes(kind)
             for _ in range(count):
-                await self.come(kind, port, says, drips)
-        for number in range(orders.silent):
-            await self.come("says nothing", orders.port if number % 10 else orders.tls_port)
-        gone = [each.is_gone for each in self._strangers]
-        await asyncio.wait_for(asyncio.gather(*threads, *gone), LONGEST)
-        dripping.cancel()
+                await self.connect(kind, port, first, each_second)
+        for number in range(settings.silent):
+            port = settings.port if number % 10 else settings.tls_port
+            await self.connect("silent connection", port)
+        gone = [each.is_gone for each in self._slow_clients]
+        await asyncio.wait_for(asyncio.gather(*threads, *gone), TIMEOUT)
+        sending.cancel()
 
-    async def come(self, kind: str, port: int, says: bytes = b"", drips: bytes = b"") -> None:
-        """Connect, evenly among all."""
-        early = self._began + len(self._strangers) / self.orders.per_second - time.monotonic()
-        if early > 0.002:
-            await asyncio.sleep(early)
-        stranger = Stranger(says, drips, self.closed[kind])
+    async def connect(
+        self, kind: str, port: int, first: bytes = b"", each_second: bytes = b""
+    ) -> None:
+        """Open a connection, at the rate of the settings."""
+        due = self._began + len(self._slow_clients) / self.settings.per_second
+        wait = due - time.monotonic()
+        if wait > 0.002:
+            await asyncio.sleep(wait)
+        client = SlowClient(first, each_second, self.closed[kind])
         loop = asyncio.get_running_loop()
-        self._strangers.append(stranger)
+        self._slow_clients.append(client)
         try:
-            await loop.create_connection(lambda: stranger, "127.0.0.1", port)
-        except ConnectionResetError as error:  # accepted and dropped before we have seen it
-            stranger.connection_lost(error)
-        there = len(self._strangers) - sum(map(len, self.closed.values()))
-        self.told["most at once"] = max(self.told["most at once"], there)
+            await loop.create_connection(lambda: client, "127.0.0.1", port)
+        except ConnectionResetError as error:  # accepted and reset before the call returned
+            client.connection_lost(error)
+        connections = len(self._slow_clients) - sum(map(len, self.closed.values()))
+        self.counts["most connections"] = max(self.counts["most connections"], connections)
 
-    async def drip(self) -> None:
+    async def send_slowly(self) -> None:
         while True:
             await asyncio.sleep(1)
-            for stranger in self._strangers:
-                stranger.drip()
+            for client in self._slow_clients:
+                client.send_next()
 
-    # Each in a thread of its own.
+    # Each of the following methods runs in a thread of its own.
 
-    def upgraded(self, room: int = 0) -> RawClient:
-        client = RawClient(self.orders.port, room=room)
-        assert client.upgrade(self.orders.websocket_path, self.orders.host) == 101
+    def upgraded(self, receive_buffer: int = 0) -> RawClient:
+        client = RawClient(self.settings.port, receive_buffer=receive_buffer)
+        assert client.upgrade(self.settings.websocket_path, self.settings.host) == 101
         self._upgraded.append(client)
         return client
 
     def present(self, client: RawClient) -> None:
-        client.write(frame(TEXT, json.dumps({"AccessToken": self.orders.token}).encode()))
-        told = client.read_frame()
-        assert told is not None
-        assert b'"Success"' in told[1], told
+        client.write(frame(TEXT, json.dumps({"AccessToken": self.settings.token}).encode()))
+        reply = client.read_frame()
+        assert reply is not None
+        assert b'"Success"' in reply[1], reply
 
     def send_fragments(self) -> None:
-        """All of one message; what comes meanwhile is read."""
+        """Send the fragments of one message, and read the service's frames meanwhile."""
         client = self.upgraded()
         client.write(frame(TEXT, fin=False))
         began = time.monotonic()
-        told: list[tuple[int, bytes] | None] = []
+        frames: list[tuple[int, bytes] | None] = []
 
         def read() -> None:
-            while not told and select.select([client.socket], [], [], 0)[0]:
-                told.append(client.read_frame())
+            while not frames and select.select([client.socket], [], [], 0)[0]:
+                frames.append(client.read_frame())
 
-        self.send("fragments", client, frame(0, fin=False), self.orders.fragments, read)
-        if not told:
-            told.append(client.read_frame())
+        self.send("fragments", client, frame(0, fin=False), self.settings.fragments, read)
+        if not frames:
+            frames.append(client.read_frame())
         self.wait_for_end(client)
         self.note("fragments", began)
-        opcode, payload = told[0] or (0, b"")
+        opcode, payload = frames[0] or (0, b"")
         if opcode == CLOSE:
             code = int.from_bytes(payload[:2], "big")
-            self.told["fragments are answered with"] = [code, payload[2:].decode()]
+            self.counts["close of the fragments"] = [code, payload[2:].decode()]
 
-    def send_pings(self, is_active: bool) -> None:
-        """And never read a byte."""
+    def send_pings(self, has_token: bool) -> None:
+        """Send pings and read nothing."""
         client = self.upgraded()
-        if is_active:
+        if has_token:
             self.present(client)
         began = time.monotonic()
-        kind = "pings of a session" if is_active else "pings without a token"
-        self.send(kind, client, frame(PING, b"x" * 125), self.orders.pings)
+        kind = "pings with a token" if has_token else "pings without a token"
+        self.send(kind, client, frame(PING, b"x" * 125), self.settings.pings)
         self.wait_for_end(client)
         self.note(kind, began)
 
@@ -222,41 +228,42 @@ class Floods:
         count: int,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send so many, unless the service cuts it off; tells how many those were, and which."""
+        """Send `one` so many times, or until the service closes the connection."""
         piece = one * (PIECE // len(one))
-        sent, was_cut = 0, False
+        sent, was_closed = 0, False
         try:
             while sent < count:
                 client.write(piece)
                 sent += len(piece) // len(one)
                 meanwhile()
         except OSError:
-            was_cut = True
-        self.told[kind] = {"sent": sent, "was cut off": was_cut}
+            was_closed = True
+        self.counts[kind] = {"sent": sent, "was closed": was_closed}
 
     def stop_reading(self) -> None:
-        client = self.upgraded(room=4096)
+        client = self.upgraded(receive_buffer=4096)
         self.present(client)
         began = time.monotonic()
         self.wait_for_end(client)
-        self.note("a reader that stops", began)
+        self.note("stopped reader", began)
 
     def wait_for_end(self, client: RawClient) -> None:
-        """Wait, without reading, until the service has cut the connection off."""
+        """Wait without reading until the service has closed the connection."""
         poll = select.poll()
         poll.register(client.socket, select.POLLHUP | select.POLLERR)
-        assert poll.poll(LONGEST * 1000), "not cut off"
+        assert poll.poll(TIMEOUT * 1000), "the connection is still open"
         client.close()
 
     def note(self, kind: str, began: float) -> None:
         self.closed[kind].append(round(time.monotonic() - began, 2))
 
 
-async def flood(orders: Orders) -> dict[str, Any]:
-    floods = Floods(orders)
+async def flood(settings: FloodSettings) -> dict[str, Any]:
+    """Run all clients; return the results."""
+    floods = Floods(settings)
     await floods.run()
-    return {"closed": floods.closed, "told": floods.told}
+    return {"closed": floods.closed, "counts": floods.counts}
 
 
 if __name__ == "__main__":
-    json.dump(asyncio.run(flood(Orders(**json.load(sys.stdin)))), sys.stdout)
+    json.dump(asyncio.run(flood(FloodSettings(**json.load(sys.stdin)))), sys.stdout)

@@ -1,6 +1,7 @@
-"""How much memory of a process is in use, as its allocators tell it: what lives, not what is kept.
+"""The memory in use in a process, without free memory that its allocators keep.
 
-A process that is `watched_by` this module answers SIGUSR1 with a line on standard error.
+A process that has called `watch` replies to SIGUSR1 with a line on standard error; see
+`TwistdProcess`.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ class _Heap(ctypes.Structure):
 
 
 def here() -> int:
-    """Bytes in use in this process: in blocks of Python's allocator and of the C library's.
+    """Bytes in use in this process, in blocks of Python's allocator and of the C library's.
 
-    The arenas of the first are got by mmap(2), so nothing is counted twice.
+    Python's allocator gets its arenas with mmap(2), so no byte is counted twice.
     """
     gc.collect()
     heap = ctypes.CDLL(None).mallinfo2
     heap.restype = _Heap
-    large = heap()
-    return int(large.uordblks + large.hblkhd) + _small()
+    info = heap()
+    return int(info.uordblks + info.hblkhd) + _python_blocks()
 
 
-def _small() -> int:
-    """Bytes of blocks of Python's own allocator."""
+def _python_blocks() -> int:
+    """Bytes in blocks of Python's own allocator."""
     with tempfile.TemporaryFile() as file:
         stderr = os.dup(2)
         try:
@@ -58,16 +59,16 @@ def _small() -> int:
 
 
 def of(process: Process) -> int:
-    """Ask a process that is watched."""
+    """Bytes in use in a process that has called `watch`."""
     read = len(process.output)
     process.child.send_signal(signal.SIGUSR1)
     return int(process.wait_for(_LINE, after=read)[1])
 
 
 def watch() -> None:
-    """In the process: answer."""
+    """Print the bytes in use of this process after each SIGUSR1."""
 
-    def answer(*_: Any) -> None:
+    def report(*_: Any) -> None:
         print(f"live memory: {here()}", file=sys.__stderr__, flush=True)
 
-    signal.signal(signal.SIGUSR1, answer)
+    signal.signal(signal.SIGUSR1, report)

@@ -1,7 +1,8 @@
-"""A process of clients with mixed fates: half of them end as they should, half just go.
+"""A process with clients that end in 18 ways; half of them do not close their connection.
 
-``python -m tests.integration.support.mixed_clients`` reads what to do from its standard input,
-as JSON, and writes how often each fate was met. Whoever does not see what they should ends it.
+``python -m tests.integration.support.mixed_clients`` reads `ClientSettings` as JSON from its
+standard input. It writes as JSON how many clients ended in each way. It fails if a client does
+not get the expected replies.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ AT_ONCE = 25
 
 
 @dataclass
-class Orders:
-    """What the process is told.
+class ClientSettings:
+    """What the process does.
 
     Attributes:
-        port: of the service.
-        ca_file: over TLS, trusting this; empty: plain.
-        host: the cell's.
-        websocket_path: of a topic.
-        send_path: of the same.
-        token: a good one.
-        short_token: one that runs out at `short_until`, seconds since the epoch.
-        short_until: see above.
-        count: of sessions.
+        port: port of the service.
+        ca_file: the authority that clients trust, for TLS; empty: no TLS.
+        host: host name of the cell.
+        websocket_path: path of a topic.
+        send_path: path for sending to the same topic.
+        token: a valid token.
+        short_token: a token that expires at `short_until`.
+        short_until: seconds since the epoch.
+        count: number of clients.
     """
 
     port: int
@@ -48,199 +49,197 @@ class Orders:
     short_until: float
     count: int
 
-    def __post_init__(self) -> None:
-        self.context = None
-        if self.ca_file:
-            self.context = ssl.create_default_context(cafile=self.ca_file)
 
-    # What a client does.
+class Clients:
+    """One method for each way in which a client ends."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self.context = None
+        if settings.ca_file:
+            self.context = ssl.create_default_context(cafile=settings.ca_file)
 
     def connect(self) -> RawClient:
-        return RawClient(self.port, self.context, self.host)
+        return RawClient(self.settings.port, self.context, self.settings.host)
 
     def upgraded(self) -> RawClient:
         client = self.connect()
-        assert client.upgrade(self.websocket_path, self.host) == 101
+        assert client.upgrade(self.settings.websocket_path, self.settings.host) == 101
         return client
 
     def active(self) -> RawClient:
         client = self.upgraded()
-        client.write(present(self.token))
+        client.write(token_request(self.settings.token))
         expect(client, b'"Success"')
         return client
 
     def request(self, client: RawClient, body: bytes, length: int | None = None) -> None:
         client.write(
-            f"POST {self.send_path} HTTP/1.1\r\nHost: {self.host}\r\n"
-            f"Authorization: Bearer {self.token}\r\n"
+            f"POST {self.settings.send_path} HTTP/1.1\r\nHost: {self.settings.host}\r\n"
+            f"Authorization: Bearer {self.settings.token}\r\n"
             f"Content-Length: {len(body) if length is None else length}\r\n\r\n".encode()
             + body
         )
 
-    # Fates that come to an end.
+    # These clients end in order.
 
-    def leaves(self) -> None:
+    def close_session(self) -> None:
         client = self.active()
         client.write(close(1000))
         assert client.read_to_end().code == 1000
         client.close()
 
-    def renews_and_leaves(self) -> None:
+    def renew_and_close_session(self) -> None:
         client = self.active()
-        client.write(present(self.token) + frame(PING, b"hello"))
+        client.write(token_request(self.settings.token) + frame(PING, b"hello"))
         expect(client, b'"Success"')
         expect(client, b"hello", PONG)
         client.write(close(1001))
         assert client.read_to_end().code == 1001
         client.close()
 
-    def is_refused(self) -> None:
+    def use_invalid_token(self) -> None:
         client = self.upgraded()
-        client.write(present("nonsense"))
+        client.write(token_request("nonsense"))
         expect(client, b"Token inactive")
         assert client.read_to_end().code == 1008
         client.close()
 
-    def runs_out(self) -> None:
+    def let_token_expire(self) -> None:
         client = self.upgraded()
-        client.write(present(self.short_token))
-        told = client.read_frame()
-        if told is not None and b'"Success"' in told[1]:
-            time.sleep(max(0, self.short_until - time.time()) + 0.05)
-            client.write(present(self.token))
+        client.write(token_request(self.settings.short_token))
+        reply = client.read_frame()
+        if reply is not None and b'"Success"' in reply[1]:
+            time.sleep(max(0, self.settings.short_until - time.time()) + 0.05)
+            client.write(token_request(self.settings.token))
             expect(client, b"Session expired")
         assert client.read_to_end().code == 1008
         client.close()
 
-    def breaks_the_rules(self) -> None:
+    def break_protocol(self) -> None:
         client = self.active()
         client.write(frame(TEXT, b"x", masked=False))
         assert client.read_to_end().code == 1002
         client.close()
 
-    def closes_its_half(self) -> None:
+    def half_close(self) -> None:
         client = self.active()
         if self.context is None:
             client.socket.shutdown(1)
             client.read_to_end()
         client.close()
 
-    def sends(self) -> None:
+    def send_messages(self) -> None:
         client = self.connect()
         for _ in range(2):
-            self.request(client, b'"from a stranger"')
+            self.request(client, b'"sent"')
             assert client.read_head()[0] == 200
         client.close()
 
-    def sends_too_much(self) -> None:
+    def send_too_much(self) -> None:
         client = self.connect()
         self.request(client, b"", 2**30)
         assert client.read_head()[0] == 413
         client.close()
 
-    # Fates that are cut off.
+    # These clients reset their connection.
 
-    def connects_and_goes(self) -> None:
-        abort(self.connect())
+    def reset_after_connecting(self) -> None:
+        self.connect().reset()
 
-    def goes_in_its_head(self) -> None:
+    def reset_in_request_head(self) -> None:
         client = self.connect()
-        client.write(handshake_bytes(self.websocket_path, self.host)[:50])
-        abort(client)
+        client.write(handshake_bytes(self.settings.websocket_path, self.settings.host)[:50])
+        client.reset()
 
-    def goes_in_its_greeting(self) -> None:
-        client = RawClient(self.port)
+    def reset_in_first_bytes(self) -> None:
+        client = RawClient(self.settings.port)
         client.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" if self.context else b"G")
-        abort(client)
+        client.reset()
 
-    def goes_without_a_token(self) -> None:
-        abort(self.upgraded())
+    def reset_without_token(self) -> None:
+        self.upgraded().reset()
 
-    def goes_in_its_token(self) -> None:
+    def reset_in_token(self) -> None:
         client = self.upgraded()
-        client.write(present(self.token)[:20])
-        abort(client)
+        client.write(token_request(self.settings.token)[:20])
+        client.reset()
 
-    def goes_before_it_is_judged(self) -> None:
+    def reset_before_validation(self) -> None:
         client = self.upgraded()
-        client.write(present(self.token))
-        abort(client)
+        client.write(token_request(self.settings.token))
+        client.reset()
 
-    def goes_before_it_is_refused(self) -> None:
+    def reset_before_rejection(self) -> None:
         client = self.upgraded()
-        client.write(present("nonsense"))
-        abort(client)
+        client.write(token_request("nonsense"))
+        client.reset()
 
-    def goes_when_active(self) -> None:
-        abort(self.active())
+    def reset_active_session(self) -> None:
+        self.active().reset()
 
-    def goes_in_its_body(self) -> None:
+    def reset_in_request_body(self) -> None:
         client = self.connect()
         self.request(client, b'"half', 1000)
-        abort(client)
+        client.reset()
 
-    def goes_in_its_close(self) -> None:
+    def reset_after_close_frame(self) -> None:
         client = self.active()
         client.write(close(1000))
-        abort(client)
+        client.reset()
 
 
-def present(token: str) -> bytes:
+def token_request(token: str) -> bytes:
     return frame(TEXT, json.dumps({"AccessToken": token}).encode())
 
 
 def expect(client: RawClient, piece: bytes, opcode: int = TEXT) -> None:
-    """Read on until a frame holds `piece`; others may only be data."""
-    while (told := client.read_frame()) is not None:
-        if told[0] == opcode and piece in told[1]:
+    """Read until a frame contains `piece`; all frames before it must be data messages."""
+    while (received := client.read_frame()) is not None:
+        if received[0] == opcode and piece in received[1]:
             return
-        assert told[1].startswith(b'{"From"'), told
-        assert told[0] != CLOSE, told
-    raise AssertionError(f"the end before {piece!r}")
+        assert received[1].startswith(b'{"From"'), received
+        assert received[0] != CLOSE, received
+    raise AssertionError(f"the stream ended before {piece!r}")
 
 
-def abort(client: RawClient) -> None:
-    """Go without a word: the service sees a reset."""
-    client.reset()
-
-
-def fates(orders: Orders) -> list[Callable[[], None]]:
-    """Two equal halves."""
-    ends = [
-        orders.leaves,
-        orders.renews_and_leaves,
-        orders.is_refused,
-        orders.runs_out,
-        orders.breaks_the_rules,
-        orders.closes_its_half,
-        orders.sends,
-        orders.sends_too_much,
+def ways(clients: Clients) -> list[Callable[[], None]]:
+    """All ways, so often that half of them reset the connection."""
+    in_order = [
+        clients.close_session,
+        clients.renew_and_close_session,
+        clients.use_invalid_token,
+        clients.let_token_expire,
+        clients.break_protocol,
+        clients.half_close,
+        clients.send_messages,
+        clients.send_too_much,
     ]
-    goes = [
-        orders.connects_and_goes,
-        orders.goes_in_its_head,
-        orders.goes_in_its_greeting,
-        orders.goes_without_a_token,
-        orders.goes_in_its_token,
-        orders.goes_before_it_is_judged,
-        orders.goes_before_it_is_refused,
-        orders.goes_when_active,
-        orders.goes_in_its_body,
-        orders.goes_in_its_close,
+    resets = [
+        clients.reset_after_connecting,
+        clients.reset_in_request_head,
+        clients.reset_in_first_bytes,
+        clients.reset_without_token,
+        clients.reset_in_token,
+        clients.reset_before_validation,
+        clients.reset_before_rejection,
+        clients.reset_active_session,
+        clients.reset_in_request_body,
+        clients.reset_after_close_frame,
     ]
-    return [*ends * len(goes), *goes * len(ends)]
+    return [*in_order * len(resets), *resets * len(in_order)]
 
 
 def main() -> None:
-    orders = Orders(**json.load(sys.stdin))
-    some = fates(orders)
-    chosen = [some[at % len(some)] for at in range(orders.count)]
-    random.Random(orders.count).shuffle(chosen)
-    met: Counter[str] = Counter()
+    settings = ClientSettings(**json.load(sys.stdin))
+    available = ways(Clients(settings))
+    chosen = [available[at % len(available)] for at in range(settings.count)]
+    random.Random(settings.count).shuffle(chosen)
+    counts: Counter[str] = Counter()
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        for fate, _ in zip(chosen, threads.map(lambda fate: fate(), chosen), strict=True):
-            met[fate.__name__] += 1
-    json.dump(met, sys.stdout)
+        for way, _ in zip(chosen, threads.map(lambda way: way(), chosen), strict=True):
+            counts[way.__name__] += 1
+    json.dump(counts, sys.stdout)
 
 
 if __name__ == "__main__":

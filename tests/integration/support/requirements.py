@@ -1,4 +1,4 @@
-"""What an integration test needs, and what happens without it."""
+"""Checks that the software of an integration test is installed."""
 
 import os
 import resource
@@ -7,7 +7,7 @@ from twisted.trial.unittest import SkipTest
 
 
 def need(is_there: object, what: str) -> None:
-    """Skip the test without `what`; fail it where integration tests are required to run."""
+    """Skip the test without `what`; fail it if TOPICSVC_REQUIRE_INTEGRATION is set."""
     if is_there:
         return
     if os.environ.get("TOPICSVC_REQUIRE_INTEGRATION"):
@@ -16,12 +16,12 @@ def need(is_there: object, what: str) -> None:
 
 
 def need_files(count: int) -> None:
-    """Skip the test where a child cannot have so many files open; see `allow_files`."""
+    """Skip or fail the test if a child cannot open so many files; see `allow_files`."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     need(most == resource.RLIM_INFINITY or most >= count, f"{count} open files: ulimit -Hn")
 
 
 def allow_files() -> None:
-    """In a child: as many open files as this user may have."""
+    """Raise the limit of open files to the hard limit; called in a child."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""A service whose tokens are judged over real sockets; its clients are in memory."""
+"""A service whose validator uses real sockets; its clients are in memory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ REPLY_TIMEOUT = 30.0
 """Seconds in which a reply must arrive."""
 
 TIMEOUT = 1.0
-"""Seconds that one check may take."""
+"""Seconds that one token check may take."""
 
-MOST_GROWTH = 5_000_000
-"""Bytes."""
+MAX_GROWTH = 5_000_000
+"""Bytes by which the memory may grow during one token check."""
 
-MOST_LATENESS = 0.5
-"""Seconds."""
+MAX_DELAY = 0.5
+"""Seconds by which a reply may exceed `TIMEOUT`."""
 
 SUCCESS = ("Success", None)
 TOKEN_INACTIVE = ('"Reason":"Token inactive"', 1008)
@@ -46,13 +46,13 @@ SERVICE_UNAVAILABLE = ('"Reason":"Service unavailable"', 1013)
 
 @dataclass
 class Outcome:
-    """What one client has seen.
+    """What one client has received for its token.
 
     Attributes:
         text: the reply.
-        code: of the close frame; None: none came.
-        seconds: from its token to the reply.
-        growth: bytes by which this process had grown at most.
+        code: code of the close frame; None: there was none.
+        seconds: time between the token and the reply.
+        growth: largest growth of this process, in bytes.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Resident memory of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -74,7 +74,7 @@ def sleep(seconds: float) -> Deferred[None]:
 
 
 class ValidatedServiceTestCase(TestCase):
-    """A fake unit on a port, a trap on another, and a service that asks the unit."""
+    """Fixture: a fake unit and a trap on ports of their own, and a service that uses the unit."""
 
     scheme = "http"
     check_timeout = TIMEOUT
@@ -87,13 +87,13 @@ class ValidatedServiceTestCase(TestCase):
         self.clock = reactor
         self.trap = Trap()
         self.unit = FakeUnit(reactor, [TOPIC], self.unit_host)
-        self.unit.tokens["live"] = Token(int(reactor.seconds()) + 3600)
+        self.unit.tokens["valid"] = Token(int(reactor.seconds()) + 3600)
         self.unit_port = yield self.serve(self.unit.site())
         self.trap_port = yield self.serve(Site(self.trap))
         self._port = 50000
 
     def tearDown(self) -> None:
-        self.assertEqual(self.trap.requests, [], "a token went into the trap")
+        self.assertEqual(self.trap.requests, [], "the trap has received a token")
 
     @inlineCallbacks
     def serve(self, site: Site) -> Generator[Deferred[Any], Any, Any]:
@@ -115,7 +115,7 @@ class ValidatedServiceTestCase(TestCase):
         return file
 
     def settings(self, more: str = "") -> Config:
-        """The settings, from a file as an operator writes it."""
+        """The settings of a configuration file."""
         return config.load(f"""
             listen = ["tcp:0"]
             unit_url = "https://unit1.example/"
@@ -130,10 +130,10 @@ class ValidatedServiceTestCase(TestCase):
         """)
 
     def start(self, settings: Config) -> None:
-        """Build a service and start all of it but its ports."""
+        """Create a service and start all of it except its ports."""
         self.service = TopicService(settings, reactor)
         self.websocket_server = self.service.websocket_server
-        # All clients here are at one address.
+        # All clients of a test have one address.
         self.service.limits.settings = LimitSettings(
             unauthenticated_per_address=0, failed_tokens_per_minute=0
         )
@@ -150,7 +150,7 @@ class ValidatedServiceTestCase(TestCase):
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], Any, None]:
         for member in list(self.websocket_server._wheel):
-            member.transport.lose(ConnectionError("the test is over"))
+            member.transport.lose(ConnectionError("end of the test"))
         self.websocket_server.stopService()
         yield self.service._validators.stop()
         yield self.service.broker.stopService()
@@ -170,7 +170,7 @@ class ValidatedServiceTestCase(TestCase):
 
     @inlineCallbacks
     def reply(self, client: Client) -> Generator[Deferred[Any], Any, tuple[str, int | None]]:
-        """Wait for the next reply; with the code of the close frame behind it."""
+        """Wait for the next reply; fires with it and the code of the close frame after it."""
         end = reactor.seconds() + REPLY_TIMEOUT
         while not (frames := client.frames()):
             self.assertLess(reactor.seconds(), end, "no reply")
@@ -182,32 +182,32 @@ class ValidatedServiceTestCase(TestCase):
         return frames[0][1].decode(), code
 
     @inlineCallbacks
-    def present(self, token: str = "live") -> Generator[Deferred[Any], Any, Outcome]:
-        """A new client shows a token."""
+    def present(self, token: str = "valid") -> Generator[Deferred[Any], Any, Outcome]:
+        """A new client presents a token; fires with the outcome."""
         client = self.connect()
         before, most = resident(), 0
 
-        def look() -> None:
+        def measure() -> None:
             nonlocal most
             most = max(most, resident())
 
-        look()
-        looking = LoopingCall(look)
-        looking.start(0.01)
+        measure()
+        measuring = LoopingCall(measure)
+        measuring.start(0.01)
         begun = reactor.seconds()
         client.present(token)
         text, code = yield self.reply(client)
         seconds = reactor.seconds() - begun
-        yield sleep(0.05)  # what comes after the verdict counts as well
-        looking.stop()
+        yield sleep(0.05)  # memory that is used after the reply counts as well
+        measuring.stop()
         client.disconnect()
         return Outcome(text, code, seconds, most - before)
 
     def assert_outcome(self, what: str, outcome: Outcome, reply: tuple[str, int | None]) -> None:
         self.assertIn(reply[0], outcome.text, what)
         self.assertEqual(outcome.code, reply[1], what)
-        self.assertLess(outcome.seconds, TIMEOUT + MOST_LATENESS, what)
-        self.assertLess(outcome.growth, MOST_GROWTH, what)
+        self.assertLess(outcome.seconds, TIMEOUT + MAX_DELAY, what)
+        self.assertLess(outcome.growth, MAX_GROWTH, what)
         if os.environ.get("TOPICSVC_FIGURES"):
             print(
                 f"\n    {self.scheme} {what}: {outcome.seconds:.3f} s, "

@@ -199,7 +199,7 @@ class CertificateTests(SynchronousTestCase):
 
     def check(self, host: str, names: Iterable[str], days_from_now: float = 0) -> CheckResult:
         """Check a certificate for `names`, issued two days ago for 102 days."""
-        key, certificate = self.authority.issue(*names, life=timedelta(days=100))
+        key, certificate = self.authority.issue(*names, lifetime=timedelta(days=100))
         endpoint = f"ssl:443:privateKey={key}:certKey={certificate}"
         settings = config.load(
             f"""

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from topicsvc.interfaces import Broker, Message
 from topicsvc.topics import TopicAddress
 
-MANY = 200
+MESSAGES = 200
 
 
 class Inbox:
@@ -75,12 +75,12 @@ class BrokerContract:
     def test_order_is_kept_and_no_message_is_delivered_twice(self) -> Any:
         inbox = Inbox()
         subscription = yield self.broker.subscribe(self.topic("order"), inbox)
-        bodies = [b"%d" % number for number in range(MANY)]
+        bodies = [b"%d" % number for number in range(MESSAGES)]
         accepted = [self.broker.publish(self.message(body, "order")) for body in bodies]
         yield from accepted
-        yield inbox.holds(MANY)
+        yield inbox.holds(MESSAGES)
         yield self.broker.publish(self.message(b'"last"', "order"))
-        yield inbox.holds(MANY + 1)
+        yield inbox.holds(MESSAGES + 1)
         self.assertEqual(inbox.bodies, [*bodies, b'"last"'])
         yield subscription.stop()
 
@@ -134,25 +134,25 @@ class BrokerContract:
 
     @inlineCallbacks
     def test_no_message_arrives_after_stop_which_may_be_called_twice(self) -> Any:
-        stopped, witness = Inbox(), Inbox()
+        stopped, other = Inbox(), Inbox()
         one = yield self.broker.subscribe(self.topic("stop"), stopped)
-        two = yield self.broker.subscribe(self.topic("stop"), witness)
+        two = yield self.broker.subscribe(self.topic("stop"), other)
         stopping = one.stop()
         yield self.broker.publish(self.message(b"1", "stop"))
         yield stopping
         yield one.stop()
-        yield witness.holds(1)
+        yield other.holds(1)
         self.assertEqual(stopped.messages, [])
         yield two.stop()
 
     @inlineCallbacks
     def test_a_topic_can_be_subscribed_again(self) -> Any:
-        for round_ in (b"1", b"2", b"3"):
+        for body in (b"1", b"2", b"3"):
             inbox = Inbox()
             subscription = yield self.broker.subscribe(self.topic("again"), inbox)
-            yield self.broker.publish(self.message(round_, "again"))
+            yield self.broker.publish(self.message(body, "again"))
             yield inbox.holds(1)
-            self.assertEqual(inbox.bodies, [round_])
+            self.assertEqual(inbox.bodies, [body])
             yield subscription.stop()
 
     @inlineCallbacks
@@ -161,7 +161,7 @@ class BrokerContract:
         subscription = yield self.broker.subscribe(self.topic("paused"), inbox)
         self.broker.pause()
         self.broker.pause()
-        bodies = [b"%d" % number for number in range(MANY)]
+        bodies = [b"%d" % number for number in range(MESSAGES)]
         for body in bodies:
             yield self.broker.publish(self.message(body, "paused"))
         yield deferLater(reactor, 0.1)
@@ -170,7 +170,7 @@ class BrokerContract:
         self.broker.resume()
         self.broker.resume()
         yield self.broker.publish(self.message(b'"last"', "paused"))
-        yield inbox.holds(MANY + 1)
+        yield inbox.holds(MESSAGES + 1)
         self.assertEqual(inbox.bodies, [*bodies, b'"last"'])
         yield subscription.stop()
 
@@ -181,14 +181,14 @@ class BrokerContract:
         for is_paused in (False, True):
             if is_paused:
                 self.broker.pause()
-            for number in range(MANY):
+            for number in range(MESSAGES):
                 yield self.broker.publish(self.message(b"%d" % number, "settled"))
             if is_paused:
                 self.assertEqual(self.broker.is_settled, self.delivers_while_paused)
                 self.broker.resume()
             while not self.broker.is_settled:
                 yield deferLater(reactor, 0)
-            self.assertEqual(len(inbox.bodies), MANY * (1 + is_paused))
+            self.assertEqual(len(inbox.bodies), MESSAGES * (1 + is_paused))
         yield subscription.stop()
 
     @inlineCallbacks
@@ -201,9 +201,9 @@ class BrokerContract:
             reactor.callLater(0, self.broker.resume)
 
         subscription = yield self.broker.subscribe(self.topic("full"), take)
-        bodies = [b"%d" % number for number in range(MANY)]
+        bodies = [b"%d" % number for number in range(MESSAGES)]
         yield from [self.broker.publish(self.message(body, "full")) for body in bodies]
-        yield inbox.holds(MANY)
+        yield inbox.holds(MESSAGES)
         self.assertEqual(inbox.bodies, bodies)
         yield subscription.stop()
 

@@ -192,7 +192,7 @@ class GreetingTests(ActiveMQTests):
         self.assertTrue(self.broker.is_up)
 
 
-class HeartBeatTests(ActiveMQTests):
+class HeartbeatTests(ActiveMQTests):
     def test_heartbeats_are_sent_twice_as_often_as_offered(self) -> None:
         before = [peer.heartbeats for peer in self.server.connected]
         self.pass_time(60)

@@ -101,13 +101,13 @@ class ConsumerTests(TestCase):
 
     @inlineCallbacks
     def test_no_record_arrives_after_unassign(self) -> Any:
-        yield self.metadata.end_offsets(["forgotten", "witness"])
+        yield self.metadata.end_offsets(["forgotten", "other"])
         self.consumer.assign("1", "forgotten", {0: 0})
-        self.consumer.assign("2", "witness", {0: 0})
+        self.consumer.assign("2", "other", {0: 0})
         self.consumer.unassign("1", "forgotten")
-        self.consumer.unassign("3", "witness")  # the id of an earlier subscription
+        self.consumer.unassign("3", "other")  # the id of an earlier subscription
         send("forgotten", 0, b"1")
-        send("witness", 0, b"2")
+        send("other", 0, b"2")
         yield until(lambda: self.handler.records, "the other topic's record is delivered")
         self.assertEqual(self.handler.records, [Record("2", b"2", None)])
 

@@ -1,4 +1,4 @@
-"""The doors between the floors: a few interfaces and the values that pass through them."""
+"""The interfaces between packages, and the values that pass through them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a live token allows on one topic.
+    """The rights that a valid token gives on one topic.
 
     Attributes:
-        subject: whose token it is, as its issuer wrote it; None: not told.
-        expires_at: seconds since the epoch; from then on the grant is void.
+        subject: the subject of the token, as its issuer wrote it; None: unknown.
+        expires_at: seconds since the epoch; from then on the grant has expired.
         may_receive: the privilege ``stream-receive``.
         may_send: the privilege ``stream-send``.
     """
@@ -39,17 +39,17 @@ class Grant:
     may_send: bool
 
     def is_expired(self, now: float) -> bool:
-        """Whether it is void at `now`, the time of day in seconds since the epoch."""
+        """Whether it has expired at `now`, the time of day in seconds since the epoch."""
         return self.expires_at <= now
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Data on its way through a topic.
+    """A message of a topic.
 
     Attributes:
-        topic: where it was sent.
-        sender: URL of the cell that sent it; None: the broker's message did not say.
+        topic: the topic to which it was sent.
+        sender: URL of the cell that sent it; None: the broker's message did not name it.
         body: one JSON value in UTF-8, byte for byte as it was sent.
     """
 
@@ -64,11 +64,11 @@ class Losses:
 
     Attributes:
         reconnects: connections that were made again after they were lost.
-        gaps: times that topics with listeners were without a subscription; with Kafka, times
-            that a partition no longer had the messages that came next.
-        seconds: how long in all, from the last sign of the broker's life; Kafka's gaps are not
-            measured in time.
-        misrouted: messages that the broker brought for another topic than was subscribed.
+        gaps: how often topics with members were without a subscription; with Kafka, how often a
+            partition no longer had the next messages.
+        seconds: the length of all gaps, from the last data that the broker sent; Kafka's gaps
+            are not measured in time.
+        misrouted: messages that the broker delivered for another topic than the subscribed one.
     """
 
     reconnects: int = 0
@@ -78,45 +78,47 @@ class Losses:
 
 
 class TokenValidator(Protocol):
-    """Judges tokens."""
+    """Validates tokens."""
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
-        """Ask what `token` allows on `topic`. Cancelling the Deferred ends the question.
+        """Check which rights `token` gives on `topic`. Cancelling the Deferred ends the check.
 
         Fails with:
-            TokenInactive: a plain no; TopicNotFound, where the token lives.
-            ValidatorUnavailable: could not tell.
+            TokenInactive: the token is not valid.
+            TopicNotFound: the token is valid, but the topic does not exist.
+            ValidatorUnavailable: the token could not be checked.
         """
         ...
 
 
 class Subscription(Protocol):
-    """A broker's promise to deliver."""
+    """A subscription to one topic, which the broker has confirmed."""
 
     def stop(self) -> Deferred[None]:
-        """End it. Idempotent; nothing is delivered after the call returns."""
+        """End the subscription. Idempotent; nothing is delivered after the call returns."""
         ...
 
 
 class Broker(Protocol):
-    """Carries messages: at most once, in its own order for each topic."""
+    """Delivers messages at most once, in its own order for each topic."""
 
     @property
     def is_up(self) -> bool:
-        """Whether it can confirm and accept now, and all that is subscribed is live."""
+        """Whether it can confirm and accept now, and all subscriptions are active."""
         ...
 
     @property
     def is_settled(self) -> bool:
-        """Whether all is brought that it has accepted from here for whoever listens here.
+        """Whether all messages that it accepted from this process are delivered to this process.
 
-        What is lost with it is not waited for.
+        Only topics that are subscribed here count. Messages that are lost with the broker do not
+        count.
         """
         ...
 
     @property
     def losses(self) -> Losses:
-        """What went wrong since the start. Known at any time: nobody is asked."""
+        """The losses since the start. Reading them makes no request."""
         ...
 
     def subscribe(
@@ -125,19 +127,19 @@ class Broker(Protocol):
         deliver: Callable[[Message], None],
         lost: Callable[[], None] | None = None,
     ) -> Deferred[Subscription]:
-        """Ask for the messages of `topic`.
+        """Subscribe to `topic`.
 
-        Fires when the broker has confirmed: from then on nothing that it accepts is missed.
+        Fires when the broker has confirmed: from then on no message that it accepts is missed.
 
         Args:
-            topic: whose messages.
-            deliver: takes each message.
-            lost: called if that promise is broken after it was given and whoever listens
-                is to be told; the subscription is then of no more use.
+            topic: the topic.
+            deliver: called with each message.
+            lost: called if a confirmed subscription was lost and the members have to be notified;
+                the subscription can then no longer be used.
 
         Fails with:
-            BrokerUnavailable: it cannot confirm now.
-            TopicNotFound: it can have no topic of this name.
+            BrokerUnavailable: the broker cannot confirm now.
+            TopicNotFound: the broker cannot have a topic of this name.
         """
         ...
 
@@ -145,53 +147,54 @@ class Broker(Protocol):
         """Send `message`. Fires when the broker has accepted it.
 
         Fails with:
-            BrokerUnavailable: it has not, or nobody knows.
-            TopicNotFound: it can have no topic of this name.
+            BrokerUnavailable: the broker has not accepted it, or this is not known.
+            TopicNotFound: the broker cannot have a topic of this name.
         """
         ...
 
     def pause(self) -> None:
-        """Bring no more until `resume`, except what has been read already.
+        """Deliver no more until `resume`, except messages that have been read already.
 
-        Nothing is lost by it, and the order stays: what is accepted meanwhile waits where it
-        was sent to. All else goes on. May be called while a message is delivered. Idempotent.
+        Nothing is lost, and the order is kept: messages that are accepted meanwhile wait at the
+        broker. Subscribing and publishing continue. May be called while a message is delivered.
+        Idempotent.
 
-        A broker with nowhere to keep messages goes on bringing them: then it is for those
-        who publish to wait.
+        A broker that cannot store messages continues to deliver them. Its publishers then have
+        to wait.
         """
         ...
 
     def resume(self) -> None:
-        """Bring messages again, those that wait first. Idempotent."""
+        """Deliver messages again, first those that wait. Idempotent."""
         ...
 
 
 class Member(Protocol):
-    """What the hub sees of a connection."""
+    """A member of a topic, as the hub sees it."""
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         """Take `count` messages, already framed and joined. Must not raise.
 
         Args:
-            frames: all of them.
-            count: how many.
+            frames: the frames of all messages.
+            count: the number of messages.
             now: the time of day, in seconds since the epoch.
         """
         ...
 
     def broker_lost(self) -> None:
-        """Messages may have been missed, and nothing more will come: tell the client."""
+        """Messages may have been missed, and no more follow: close with an error."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """How it is noticed that the token of a live session was revoked.
+    """How revoked tokens of open sessions are noticed.
 
     Attributes:
-        validator: says what holds now.
+        validator: checks the token again, without reading cached grants.
         interval: seconds between two checks of a session.
-        at_once: sessions that are checked at the same time.
+        at_once: the most sessions that are checked at once.
     """
 
     validator: TokenValidator

@@ -1,1 +1,1 @@
-"""Time and reactor iterations: deadlines, rates, queues. Knows nothing of topics."""
+"""Deadlines, rates and queues in reactor time. Nothing here depends on topics."""

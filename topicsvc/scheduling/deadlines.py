@@ -1,6 +1,6 @@
-"""Application: many waits of the same length on one timer.
+"""Keeps many deadlines of the same length with one timer.
 
-All waits last equally long, so they end in the order in which they began: a dictionary
+All of them last equally long, so they pass in the order in which they started. A dictionary
 keeps that order, and only its first entry needs a timer.
 """
 
@@ -18,12 +18,13 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Calls `expired` with each member that was not taken out in time.
+    """Calls `expired` with each member that was not cancelled in time.
 
     Args:
-        clock: tells and keeps the time.
-        seconds: how long each waits.
-        expired: what happens then; one that raises does not keep others from their turn.
+        clock: the reactor, or a clock in its place.
+        seconds: the length of each deadline.
+        expired: called with a member whose deadline has passed. An exception is logged, and the
+            other members are not affected.
     """
 
     _log = Logger()
@@ -44,18 +45,21 @@ class Deadlines(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter(tuple(self._due))
 
-    def last(self, seconds: float) -> None:
-        """What begins from now on lasts so long, though it never ends before what began earlier."""
+    def set_length(self, seconds: float) -> None:
+        """Set the length of deadlines that start from now on.
+
+        A deadline never passes before one that started earlier.
+        """
         self._seconds = seconds
 
     def start(self, member: T) -> None:
-        """Begin to wait for `member`; one that is already waited for keeps its time."""
+        """Start the deadline of `member`, unless it has started already."""
         self._due.setdefault(member, self._clock.seconds() + self._seconds)
         if self._timer is None:
             self._timer = self._clock.callLater(self._seconds, self._tick)
 
     def cancel(self, member: T) -> None:
-        """Wait for `member` no more."""
+        """Cancel the deadline of `member`, if it has one."""
         self._due.pop(member, None)
         if not self._due and self._timer is not None:
             self._timer.cancel()
@@ -64,14 +68,14 @@ class Deadlines(Generic[T]):
     def _tick(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        over = []
+        passed = []
         for member, due in self._due.items():
             if due > now:
                 self._timer = self._clock.callLater(due - now, self._tick)
                 break
-            over.append(member)
-        for member in over:
-            # What one does may have ended the wait of another, or begun it anew.
+            passed.append(member)
+        for member in passed:
+            # An earlier call of `expired` may have cancelled this deadline, or restarted it.
             if self._due.get(member, now + 1) > now:
                 continue
             self.cancel(member)

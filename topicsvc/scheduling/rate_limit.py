@@ -1,7 +1,7 @@
-"""Pure: how often something may happen, kept in one number.
+"""Limits how often something may happen, with one number as its state.
 
-A full allowance may be used at once and comes back evenly: so many a minute, and so many in
-a burst (the generic cell rate algorithm, ITU-T I.371).
+The generic cell rate algorithm (GCRA, ITU-T I.371): the whole allowance may be used at once, and
+comes back evenly.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ __all__ = ["consume"]
 _ROUNDING = 1e-3
 
 
-def consume(full_at: float, now: float, most: int, seconds: float) -> float | None:
-    """Use a piece of an allowance of `most` in `seconds`.
+def consume(full_at: float, now: float, limit: int, seconds: float) -> float | None:
+    """Use one unit of an allowance of `limit` in `seconds`.
 
     Args:
-        full_at: when the allowance is whole again; any time in the past, if it is.
+        full_at: when the allowance is full again; any time in the past, if it is full.
         now: the time.
-        most: how many in all.
-        seconds: the time that all of them take to come back.
+        limit: the size of the allowance.
+        seconds: the time in which an empty allowance becomes full.
 
     Returns:
-        When the allowance is whole again after this one; None: nothing of it is left.
+        When the allowance is full again after this use; None: nothing of it is left.
     """
-    full_at = max(full_at, now) + seconds / most
+    full_at = max(full_at, now) + seconds / limit
     return None if full_at > now + seconds + _ROUNDING else full_at

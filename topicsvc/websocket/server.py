@@ -111,7 +111,7 @@ class WebSocketServer(Service):
         self.context.settings = settings
         self._drain = drain
         self._factory = _websocket_factory(settings)
-        self.context.token_deadlines.last(settings.token_timeout)
+        self.context.token_deadlines.set_length(settings.token_timeout)
         if self._heartbeat.running:
             self._heartbeat.stop()
             self._heartbeat.start(settings.ping_interval / SLOTS, now=False)

@@ -1,4 +1,4 @@
-"""The timing wheel."""
+"""`TimingWheel`: each member once a round."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Bytes of strangers: no exception but ours, and no failure in the log.
+"""Hostile bytes: only topicsvc's own exceptions, and no failure in the log.
 
-The targets are those of the fuzzer, `tests.fuzz`; here hypothesis feeds them.
+Hypothesis generates the input for the targets of the fuzzer, `tests.fuzz`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from topicsvc.topics import TopicAddress
 from topicsvc.websocket.connection import TopicConnection
 
 UPGRADE = [f"{name}: {value}".encode() for name, value in HANDSHAKE.items()]
-PLENTY = settings(max_examples=300, deadline=None)
+MANY = settings(max_examples=300, deadline=None)
 
 
 def one_of(*choices: bytes) -> st.SearchStrategy[bytes]:
@@ -32,7 +32,7 @@ def one_of(*choices: bytes) -> st.SearchStrategy[bytes]:
 
 
 anything = st.binary(max_size=40)
-judged = st.binary(min_size=1, max_size=1)
+verdict = st.binary(min_size=1, max_size=1)
 
 hosts = st.one_of(
     one_of(b"cell1.unit1.example", b"unit1.example", b"[::1]", b"127.0.0.1:80", b"", b"."),
@@ -44,21 +44,21 @@ hosts = st.one_of(
     anything,
 )  # fmt: skip
 
-pieces_of_paths = one_of(
+path_segments = one_of(
     b"/", b"//", b"__topic", b"cell1", b"box1", b"__", b"col", b"topic", b"name", b".", b"..",
     b"%2e", b"%2F", b"%", b"%00", b"%c3%a9", b"%c0%af", b"%252e", b"\\", b"*", b">", b",", b"?",
     b"#", b";", b":", b"http:", b"@", b"\xc3\xa9", b"\0", b" ", b"a" * 130,
 )  # fmt: skip
 
 
-def spelled(topic: TopicAddress) -> st.SearchStrategy[bytes]:
+def urls_of(topic: TopicAddress) -> st.SearchStrategy[bytes]:
     return one_of(topic.websocket_path.encode(), topic.send_path.encode())
 
 
 paths = st.one_of(
     one_of(WEBSOCKET_PATH.encode(), SEND_PATH.encode(), b"/", b"*", b""),
-    topics.flatmap(spelled),
-    st.lists(pieces_of_paths, max_size=14).map(b"".join),
+    topics.flatmap(urls_of),
+    st.lists(path_segments, max_size=14).map(b"".join),
     anything,
 )
 
@@ -102,8 +102,8 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
-def nearly_good_requests(draw: st.DrawFn) -> bytes:
-    """An upgrade or something sent, with at most one line too many."""
+def nearly_valid_requests(draw: st.DrawFn) -> bytes:
+    """A handshake or a send, with at most one extra header."""
     host = b"Host: cell1.unit1.example"
     if draw(st.booleans()):
         lines = [b"GET %s HTTP/1.1" % draw(one_of(WEBSOCKET_PATH.encode()) | paths), host, *UPGRADE]
@@ -117,17 +117,17 @@ def nearly_good_requests(draw: st.DrawFn) -> bytes:
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
-def good_frame(payload: bytes, opcode: int = 1) -> bytes:
+def valid_frame(payload: bytes, opcode: int = 1) -> bytes:
     return bytes([0x80 | opcode, 0x80 | len(payload)]) + bytes(4) + payload
 
 
-nearly_good_frames = one_of(
-    good_frame(b'{"AccessToken":"a"}'),
-    good_frame(b'{"AccessToken":"b"}'),
-    good_frame(b"ping", 9),
-    good_frame(b"pong", 10),
-    good_frame(b'{"AccessToken":""}'),
-    good_frame(b"\x03\xe8", 8),
+nearly_valid_frames = one_of(
+    valid_frame(b'{"AccessToken":"a"}'),
+    valid_frame(b'{"AccessToken":"b"}'),
+    valid_frame(b"ping", 9),
+    valid_frame(b"pong", 10),
+    valid_frame(b'{"AccessToken":""}'),
+    valid_frame(b"\x03\xe8", 8),
 )
 
 
@@ -148,9 +148,9 @@ def frames(draw: st.DrawFn) -> bytes:
 
 
 def streams(part: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Some of them, one behind the other, cut here and there."""
+    """A verdict of the validator, and a sequence of parts with cuts between packets."""
     parts = st.lists(st.one_of(part, part, one_of(CUT)), max_size=8)
-    return st.tuples(judged, parts.map(b"".join)).map(b"".join)
+    return st.tuples(verdict, parts.map(b"".join)).map(b"".join)
 
 
 answers = st.one_of(
@@ -195,7 +195,7 @@ stomp = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
-of_proxies = st.lists(
+proxy_headers = st.lists(
     one_of(
         CUT, b"PROXY ", b"TCP4 ", b"TCP6 ", b"UNKNOWN", b"UNIX ", b" ", b"192.0.2.1 ", b"::1 ",
         b"80", b"65536 ", b"1_0 ", b"\xd9\xa1 ", b"x" * 107, b"\r\n", b"\n", b"\xff", b"9" * 60,
@@ -209,53 +209,53 @@ of_proxies = st.lists(
 
 @st.composite
 def proxied(draw: st.DrawFn) -> bytes:
-    """A header, often a good one, and perhaps a request."""
+    """A PROXY header, often a valid one, and perhaps a request."""
     request = SEEDS["proxy"][-2]
     good = st.sampled_from(SEEDS["proxy"][:-2]).map(lambda seed: seed.partition(request)[0])
-    header = draw(good | of_proxies)
+    header = draw(good | proxy_headers)
     at = draw(st.integers(0, len(header)))
     between = draw(one_of(b"", b"", CUT) | anything)
     return header[:at] + between + header[at:] + draw(one_of(request, b"") | anything)
 
 
 class HostileInputTests(SynchronousTestCase):
-    @PLENTY
+    @MANY
     @given(st.lists(hosts, max_size=2), paths)
-    def test_addresses(self, names: list[bytes], path: bytes) -> None:
+    def test_urls(self, names: list[bytes], path: bytes) -> None:
         TARGETS["address"](b"\n".join(names) + b"\n\n" + path)
 
-    @PLENTY
+    @MANY
     @given(hosts)
     def test_hosts(self, host: bytes) -> None:
         TARGETS["host"](host)
 
-    @PLENTY
-    @given(streams(nearly_good_requests() | requests() | anything))
+    @MANY
+    @given(streams(nearly_valid_requests() | requests() | anything))
     def test_requests(self, stream: bytes) -> None:
         TARGETS["request"](stream)
 
-    @PLENTY
-    @given(streams(nearly_good_frames | frames() | anything))
+    @MANY
+    @given(streams(nearly_valid_frames | frames() | anything))
     def test_frames(self, stream: bytes) -> None:
         TARGETS["frames"](stream)
 
-    @PLENTY
+    @MANY
     @given(proxied())
-    def test_headers_of_proxies(self, stream: bytes) -> None:
+    def test_proxy_headers(self, stream: bytes) -> None:
         TARGETS["proxy"](stream)
 
-    @PLENTY
+    @MANY
     @given(stomp)
     def test_stomp(self, stream: bytes) -> None:
         TARGETS["stomp"](stream)
         TARGETS["broker"](stream)
 
-    @PLENTY
+    @MANY
     @given(xml)
     def test_propfind(self, answer: bytes) -> None:
         TARGETS["propfind"](answer)
 
-    @PLENTY
+    @MANY
     @given(answers)
     def test_introspection_and_messages(self, answer: bytes) -> None:
         TARGETS["introspection"](answer)
@@ -263,38 +263,38 @@ class HostileInputTests(SynchronousTestCase):
 
 
 class TargetTests(SynchronousTestCase):
-    """The fuzzer's targets run, and would notice."""
+    """The fuzzer's targets run, and detect errors."""
 
-    def test_what_the_fuzzer_starts_from_is_taken(self) -> None:
+    def test_every_seed_passes(self) -> None:
         self.assertEqual(set(SEEDS), set(TARGETS))
         for name, seeds in SEEDS.items():
             for seed in seeds:
                 TARGETS[name](seed)
 
-    def test_a_logged_failure_is_a_fault(self) -> None:
-        def break_down(question: Question) -> None:
+    def test_a_logged_failure_is_detected(self) -> None:
+        def fail(question: Question) -> None:
             question.answer.errback(ZeroDivisionError("said the test"))
 
-        self.patch(targets, "_ANSWERS", [break_down])
+        self.patch(targets, "_ANSWERS", [fail])
         self.assertRaises(AssertionError, targets.frames, SEEDS["frames"][0])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_something_left_behind_is_a_fault(self) -> None:
+    def test_a_leak_is_detected(self) -> None:
         self.patch(TopicConnection, "onClose", lambda *_: None)
         self.assertRaises(AssertionError, targets.frames, SEEDS["frames"][0])
 
-    def test_what_a_proxy_s_header_says_depends_on_no_cut(self) -> None:
+    def test_a_proxy_header_that_depends_on_packets_is_detected(self) -> None:
         feed = ProxyHeader.feed
 
-        def needs_much_at_once(header: ProxyHeader, data: bytes) -> bytes | None:
+        def needs_8_bytes_at_once(header: ProxyHeader, data: bytes) -> bytes | None:
             if len(data) < 8:
                 raise InvalidProxyHeader
             return feed(header, data)
 
-        self.patch(ProxyHeader, "feed", needs_much_at_once)
+        self.patch(ProxyHeader, "feed", needs_8_bytes_at_once)
         self.assertRaises(AssertionError, targets.proxy, b"PROXY UNKNOWN\r\n")
 
-    def test_another_exception_is_a_fault(self) -> None:
+    def test_another_exception_is_detected(self) -> None:
         def fails(*_: object) -> None:
             raise ZeroDivisionError("said the test")
 
@@ -305,7 +305,7 @@ class TargetTests(SynchronousTestCase):
 
 
 class PageTests(SynchronousTestCase):
-    def test_the_fuzzer_s_commands_are_those_of_the_page(self) -> None:
+    def test_the_fuzzer_s_commands_are_those_of_the_security_page(self) -> None:
         page = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
         told = re.findall(r"^ {4}python -m tests\.fuzz *(\w*)(.*?) *#", page, re.MULTILINE)
         self.assertEqual(len(told), 2)

@@ -152,7 +152,8 @@ class CommandTests(SynchronousTestCase):
         """Commands that need a service are run in tests.integration.test_commands."""
         seen = set()
         for name in ("README.md", "docs/configuration.md"):
-            for line in re.findall(r"^ {4}topicsvc (.*)$", page(name), re.MULTILINE):
+            text = re.sub(r" \\\n +", " ", page(name))  # a command on two lines
+            for line in re.findall(r"^ {4}topicsvc (.*)$", text, re.MULTILINE):
                 words = re.sub(r"\[[^]]*\]", "", line).replace("'", "").split()
                 seen.add(words[0])
                 for option in (word for word in words if word.startswith("--")):

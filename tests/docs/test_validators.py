@@ -1,0 +1,80 @@
+"""docs/validators.md against the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc import explain, validators
+from topicsvc.settings import CheckSettings
+from topicsvc.validators import http_agent, http_client, propfind
+from topicsvc.validators.wrappers import concurrency, outage_log
+
+PAGE = Path(__file__).parents[2] / "docs/validators.md"
+PREFIX = re.compile(r"(?:PROPFIND|OPTIONS|introspection): ")
+
+
+def templates(path: Path) -> Iterator[str]:
+    """The texts of errors about an unavailable validator, with ``*`` for a value."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Call) and name in ("ValidatorUnavailable", "_Unacceptable"):
+            [text] = node.args
+            yield template(text)
+
+
+def template(text: ast.expr) -> str:
+    if isinstance(text, ast.JoinedStr):
+        return "".join(map(template, text.values))
+    return str(text.value) if isinstance(text, ast.Constant) else "*"
+
+
+class ReasonTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        section = PAGE.read_text("utf-8").split("\n## Messages in the log\n")[1]
+        self.documented = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+        root = Path(validators.__file__).parent
+        texts = {text for path in root.rglob("*.py") for text in templates(path)}
+        texts = {PREFIX.sub("", text) for text in texts} - {"*", "*: *"}
+        texts |= {message for _, message in explain._HTTP_MESSAGES} | {"TLS: *"}
+        self.patterns = [re.escape(text).replace(r"\*", ".+") for text in texts]
+
+    def test_each_reason_of_the_code_is_listed(self) -> None:
+        self.assertGreater(len(self.patterns), 20)
+        for pattern in self.patterns:
+            found = any(re.fullmatch(pattern, reason) for reason in self.documented)
+            self.assertTrue(found, pattern)
+
+    def test_each_reason_that_is_listed_is_in_the_code(self) -> None:
+        for reason in self.documented:
+            found = any(re.fullmatch(pattern, reason) for pattern in self.patterns)
+            self.assertTrue(found, reason)
+
+
+class FigureTests(SynchronousTestCase):
+    def test_each_figure_is_that_of_the_code(self) -> None:
+        text = " ".join(PAGE.read_text("utf-8").split())
+        checks = CheckSettings()
+        for figure in (
+            f"timeout = {checks.timeout} ",
+            f"concurrency = {checks.concurrency} ",
+            f"cache = {checks.cache} ",
+            f"recheck = {checks.recheck} ",
+            f"up to {concurrency.MAX_WAITING} checks, each for up to {concurrency.QUEUE_TIMEOUT} s",
+            f"more than {concurrency.MAX_WAITING} checks wait",
+            f"for {http_agent.IDLE_TIMEOUT} s",
+            f"at most every {outage_log.LOG_INTERVAL} s",
+            f"exceeded {http_agent.MAX_RESPONSE >> 10} KiB",
+            f"a body of more than {http_client.MAX_BODY} bytes",
+            f"a body of more than {http_client.MAX_BODY >> 10} KiB",
+            f"more than {propfind.MAX_ATTRIBUTES} at one element",
+            f"of more than {propfind.MAX_ATTRIBUTE_LENGTH} characters",
+            f"more than {propfind.MAX_DEPTH} levels",
+            f"no result within {checks.timeout} s",
+            f"not checked within {concurrency.QUEUE_TIMEOUT} s",
+        ):
+            self.assertIn(figure, text)

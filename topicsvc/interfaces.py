@@ -90,6 +90,13 @@ class TokenValidator(Protocol):
         """
         ...
 
+    def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
+        """The grant, where it is known at once and has not expired; None: use `validate`.
+
+        The same grant that `validate` would fire with, without a Deferred.
+        """
+        return None
+
 
 class Subscription(Protocol):
     """A subscription to one topic, which the broker has confirmed."""
@@ -149,6 +156,13 @@ class Broker(Protocol):
         Fails with:
             BrokerUnavailable: the broker has not accepted it, or this is not known.
             TopicNotFound: the broker cannot have a topic of this name.
+        """
+        ...
+
+    def accept(self, message: Message) -> bool:
+        """Send `message`, where the broker accepts it at once; False: use `publish`.
+
+        The same as `publish`, without a Deferred.
         """
         ...
 

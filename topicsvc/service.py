@@ -146,13 +146,20 @@ class TopicService(Service):
             lambda: self._hub.is_full,
             now,
             settings.send.trust_via,
+            settings.send.max_batch,
         )
         self._tree = TopicTree(
             settings.unit,
             UpgradeResource(settings.unit, self.websocket_server.new_connection),
             self._send_resource if settings.send.enabled else None,
         )
-        self._site = TopicSite(self._tree, reactor, settings.send.max_body, self.limits)
+        self._site = TopicSite(
+            self._tree,
+            reactor,
+            settings.send.max_body,
+            self.limits,
+            self.websocket_server.context.slow_consumers,
+        )
         self._listeners = [
             Listener("listen", text, self._site, reactor) for text in settings.listen
         ]
@@ -287,7 +294,9 @@ class TopicService(Service):
             settings.stop.drain,
             self._validators.revocation,
         )
-        self._send_resource.configure(self._validators.validator, settings.send.trust_via)
+        self._send_resource.configure(
+            self._validators.validator, settings.send.trust_via, settings.send.max_batch
+        )
         self._tree.set_send(self._send_resource if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits

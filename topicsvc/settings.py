@@ -44,10 +44,11 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class SendSettings:
-    """Sending over HTTP; `max_body` in bytes."""
+    """Sending over HTTP; `max_body` in bytes, `max_batch` in messages of one request."""
 
     enabled: bool = True
     max_body: int = MEBIBYTE
+    max_batch: int = 10000
     trust_via: bool = False
 
 

@@ -22,7 +22,7 @@ from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.process import memory
 from topicsvc.settings import LimitSettings
 from topicsvc.validators.local import make_key, write_key
-from topicsvc.web import responses, send, site
+from topicsvc.web import http_parser, responses, send, site
 from topicsvc.websocket import server
 from topicsvc.websocket.session import (
     GOING_AWAY,
@@ -235,7 +235,7 @@ class SecurityTests(SynchronousTestCase):
 
     def test_each_figure_is_that_of_the_code(self) -> None:
         text = page("docs/security.md")
-        head = site.TopicChannel.totalHeadersSize // 1024
+        head = http_parser.MAX_HEAD // 1024
         stall = round(STALL_TIMEOUT)
         polite = limits.MAX_POLITE_REFUSALS
         for figure in (

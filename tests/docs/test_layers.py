@@ -49,6 +49,7 @@ PURE = {
     "topics",
     "validators.introspection_response",
     "validators.propfind",
+    "web.responses",
     "websocket.close_reasons",
     "websocket.keepalive",
     "websocket.messages",

@@ -233,8 +233,9 @@ BELOW: list[tuple[bytes, TopicAddress | None]] = [
 
 TARGETS: list[tuple[str, bytes, TopicAddress | None]] = [
     # Whole request targets and the interface for them, with Host cell1.unit1.example.
-    ("ws", b"http://cell1.unit1.example/__topic/box1/col.topic.name", None),
-    ("ws", b"http://cell2.unit1.example/__topic/box1/col.topic.name", None),
+    # One in absolute form replaces the Host header (RFC 9112, section 3.2.2).
+    ("ws", b"http://cell1.unit1.example/__topic/box1/col.topic.name", NAMED),
+    ("ws", b"http://cell2.unit1.example/__topic/box1/col.topic.name", CELL2),
     ("ws", b"wss://trap.example/__topic/box1/col.topic.name", None),
     ("ws", b"//trap.example/__topic/box1/col.topic.name", None),
     ("ws", b"///__topic/box1/col.topic.name", None),
@@ -259,8 +260,8 @@ TARGETS: list[tuple[str, bytes, TopicAddress | None]] = [
     ("ws", b"__topic/box1/col.topic.name", None),
     ("ws", b"\\__topic\\box1\\col.topic.name", None),
     ("ws", b"/__topic\\box1\\col.topic.name", None),
-    ("send", b"http://cell1.unit1.example/box1/col/topic/name", None),
-    ("send", b"http://cell2.unit1.example/box1/col/topic/name", None),
+    ("send", b"http://cell1.unit1.example/box1/col/topic/name", NAMED),
+    ("send", b"http://cell2.unit1.example/box1/col/topic/name", CELL2),
     ("send", b"http://trap.example/box1/col/topic/name", None),
     ("send", b"//trap.example/box1/col/topic/name", None),
     # In this URL `cell2` is a box of `cell1`; the topic does not exist.

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 
 from topicsvc.errors import BrokerUnavailable, TokenInactive, ValidatorUnavailable
-from topicsvc.interfaces import Grant, Losses, Message
+from topicsvc.interfaces import Grant, Losses, Message, TokenValidator
 from topicsvc.topics import TopicAddress
 
 _log = Logger()
@@ -61,17 +61,22 @@ class Question:
         self.answer.errback(ValidatorUnavailable("said the test"))
 
 
-class FakeValidator:
+class FakeValidator(TokenValidator):
     """Keeps every question until the test answers it, or answers at once if told how.
 
     Attributes:
         questions: all that was asked.
         at_once: grants or refuses each question when it is asked; None: the test answers.
+        known: the grants that need no check; None: all need one.
     """
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
         self.at_once: Callable[[str, TopicAddress], Grant] | None = None
+        self.known: Callable[[str, TopicAddress], Grant | None] | None = None
+
+    def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
+        return None if self.known is None else self.known(token, topic)
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         if self.at_once is not None:
@@ -115,12 +120,14 @@ class FakeBroker:
         confirms_at_once: subscriptions are confirmed when they are asked for.
         is_down: subscribing and publishing fail.
         is_paused: what comes waits.
+        accepts_at_once: messages are accepted without a Deferred.
         waiting: for `resume`.
     """
 
     confirms_at_once: bool = False
     is_down: bool = False
     is_paused: bool = False
+    accepts_at_once: bool = False
     losses: Losses = field(default_factory=Losses)
     subscriptions: list[FakeSubscription] = field(default_factory=list)
     published: list[Message] = field(default_factory=list)
@@ -154,6 +161,12 @@ class FakeBroker:
         self.published.append(message)
         self.bring(message)
         return succeed(None)
+
+    def accept(self, message: Message) -> bool:
+        if not self.accepts_at_once or self.is_down:
+            return False
+        self.publish(message)
+        return True
 
     def pause(self) -> None:
         self.is_paused = True

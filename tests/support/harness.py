@@ -48,6 +48,7 @@ SEND_PATH = "/box1/col/topic/name"
 HOST = "cell1.unit1.example"
 TRANSPORT_BUFFER = 65536
 MAX_BODY = 1000
+MAX_BATCH = 100
 
 
 @implementer(ITCPTransport)
@@ -338,10 +339,15 @@ class ServiceTestCase(SynchronousTestCase):
             lambda: self.hub.is_full,
             self.wall,
             self.trust_via,
+            MAX_BATCH,
         )
         upgrade = UpgradeResource(self.unit, self.websocket_server.new_connection)
         self.site = TopicSite(
-            TopicTree(self.unit, upgrade, send), self.clock, MAX_BODY, self.limits
+            TopicTree(self.unit, upgrade, send),
+            self.clock,
+            MAX_BODY,
+            self.limits,
+            self.websocket_server.context.slow_consumers,
         )
         self._port = 50000
 

@@ -102,7 +102,7 @@ class ReconfigureTests(ServiceTestCase):
         tree = self.site.resource
         send = tree._send
         other = FakeValidator()
-        send.configure(other, True)
+        send.configure(other, True, 10)
         client = self.client()
         client.request("POST", SEND_PATH, {**AUTHORIZED, "X-Personium-Via": "https://c/"}, b"1")
         other.last.grant(self.now + 60)

@@ -144,7 +144,7 @@ class ServiceStopTests(SynchronousTestCase):
         )
         self.service = TopicService(settings, self.clock, self.clock.seconds)
         self.validator = FakeValidator()
-        self.service._send_resource.configure(self.validator, False)
+        self.service._send_resource.configure(self.validator, False, 10)
         self.service.broker.startService()
         self.service.websocket_server.startService()
         self.addCleanup(self.service._signals.restore)

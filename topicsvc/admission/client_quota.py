@@ -158,6 +158,20 @@ class ClientQuota:
             pending = self._limits.token_attempts.run(self.address, check)
         return pending.addCallback(self._granted)
 
+    def remembered(
+        self, validator: TokenValidator, token: str, topic: TopicAddress
+    ) -> Grant | None:
+        """The grant of a token that is known to be valid; None: use `validate`.
+
+        Such a token takes no place in the queue of its address. It is no guess.
+        """
+        if self.address is not None and self._limits.token_attempts.blocked_for(self.address):
+            return None
+        grant = validator.remembered(token, topic)
+        if grant is not None:
+            self._set_authenticated()
+        return grant
+
     def allow_message(self) -> bool:
         """Whether the client may send one more message now; if so, it is counted."""
         full_at = self._limits.consume_message(self._messages_full_at)

@@ -63,9 +63,14 @@ class MemoryBroker(Service):
 
     def publish(self, message: Message) -> Deferred[None]:
         """See `topicsvc.interfaces.Broker`. Accepted at once."""
+        self.accept(message)
+        return succeed(None)
+
+    def accept(self, message: Message) -> bool:
+        """See `topicsvc.interfaces.Broker`. True always."""
         for subscription in tuple(self._subscriptions.get(message.topic, ())):
             subscription.deliver(message)
-        return succeed(None)
+        return True
 
     def pause(self) -> None:
         """Do nothing: this broker keeps no messages, so senders have to wait instead."""

@@ -108,6 +108,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
         send=SendSettings(
             enabled=send.flag("enabled", True),
             max_body=send.integer("max_body", MEBIBYTE, 1, 2**30),
+            max_batch=send.integer("max_batch", 10000, 1, 10**6),
             trust_via=send.flag("trust_via", False),
         ),
         validator=read_validator(validator, table),

@@ -39,6 +39,7 @@ class SendQueue(ABC):
         deliver_until: data is written before this time (seconds since the epoch), and from
             it on no more.
         undelivered: told of each delivery that is not written: how many messages and bytes.
+        on_empty: called when nothing waits any more.
         broker_lost: see `topicsvc.interfaces.Member`; whoever owns this says what happens.
     """
 
@@ -53,6 +54,7 @@ class SendQueue(ABC):
         "broker_lost",
         "deliver_until",
         "messages",
+        "on_empty",
         "size",
         "undelivered",
     )
@@ -65,6 +67,7 @@ class SendQueue(ABC):
         self.undelivered: Callable[[int, int], None] = _not_counted
         self.deliver_until = 0.0
         self.broker_lost: Callable[[], None] = _nothing
+        self.on_empty: Callable[[], None] = _nothing
         self._limit = limit
         self._slow_consumers = slow_consumers
         self._overflow: Callable[[int], None] | None = overflow
@@ -87,6 +90,10 @@ class SendQueue(ABC):
     @abstractmethod
     def end(self, last: bytes) -> None:
         """Hold `last`, however full; nothing follows, so the transport may close after it."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Leave the transport to another; nothing is written any more."""
 
     @property
     def waiting(self) -> int:
@@ -145,7 +152,7 @@ class SendQueue(ABC):
     def detach(self) -> None:
         """Know nobody any more: whoever owns this is gone."""
         self.discard()
-        self.broker_lost = _nothing
+        self.broker_lost = self.on_empty = _nothing
 
     def finish(self) -> None:
         """Nothing more will be written: what waits leaves, and then the transport may close."""
@@ -191,6 +198,7 @@ class SendQueue(ABC):
         if self._newest is not None:
             newest, self._newest = self._newest, None
             self.write_newest(newest)
+        self.on_empty()
 
     def _next_chunk(self, queue: deque[bytes]) -> bytes:
         taken = [queue.popleft()]

@@ -132,6 +132,10 @@ class TransportSendQueue(SendQueue):
         self._transport.write(bytes(rest) + last)
         self._transport.unregisterProducer()
 
+    def release(self) -> None:
+        self.detach()
+        self._transport.unregisterProducer()
+
     def pauseProducing(self) -> None:
         self._is_full = True
         self.blocked()
@@ -188,6 +192,10 @@ class SocketSendQueue(SendQueue):
 
     def end(self, last: bytes) -> None:
         self._lower.write(last)
+        self._lower.unregisterProducer()
+
+    def release(self) -> None:
+        self.detach()
         self._lower.unregisterProducer()
 
     def _put(self, data: bytes | memoryview) -> bool:

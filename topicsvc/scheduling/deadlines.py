@@ -58,6 +58,11 @@ class Deadlines(Generic[T]):
         if self._timer is None:
             self._timer = self._clock.callLater(self._seconds, self._tick)
 
+    def restart(self, member: T) -> None:
+        """Begin to wait for `member` anew, though it is waited for already."""
+        self._due.pop(member, None)
+        self.start(member)
+
     def cancel(self, member: T) -> None:
         """Cancel the deadline of `member`, if it has one."""
         self._due.pop(member, None)

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, inlineCallbacks
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.interfaces import Grant
+from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.settings import Rule
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import HttpClient, Response, basic, bearer
@@ -21,7 +21,7 @@ from topicsvc.validators.introspection_response import Claims, read_claims
 __all__ = ["IntrospectionValidator"]
 
 
-class IntrospectionValidator:
+class IntrospectionValidator(TokenValidator):
     """Validates a token with one introspection request.
 
     Args:

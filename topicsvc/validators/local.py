@@ -24,7 +24,7 @@ from jwt.utils import force_bytes
 from twisted.internet.defer import Deferred, fail, succeed
 
 from topicsvc.errors import PathRefused, TokenInactive
-from topicsvc.interfaces import Grant
+from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress, TopicPattern
 from topicsvc.validators.token_cache import TokenCache
 
@@ -113,7 +113,7 @@ class _PreparedKey(HMACAlgorithm):
         return force_bytes(key)
 
 
-class LocalValidator:
+class LocalValidator(TokenValidator):
     """Validates tokens by their signature and claims.
 
     A sender shows its token with each message, so the claims of a token whose signature has
@@ -136,12 +136,19 @@ class LocalValidator:
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`; the Deferred has fired already."""
         try:
-            return succeed(self._grant(token, topic))
+            return succeed(self._grant(self._claims(token), topic))
         except TokenInactive as refusal:
             return fail(refusal)
 
-    def _grant(self, token: str, topic: TopicAddress) -> Grant:
-        claims = self._claims(token)
+    def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
+        """See `topicsvc.interfaces.TokenValidator`."""
+        claims = self._cache.get(self._cache.key(token))
+        try:
+            return None if claims is None else self._grant(claims, topic)
+        except TokenInactive:
+            return None
+
+    def _grant(self, claims: _Token, topic: TopicAddress) -> Grant:
         now = self._now()
         if claims.grant.is_expired(now):
             raise TokenInactive("expired")

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
-from topicsvc.interfaces import Grant
+from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.http_client import HttpClient, Response, basic, bearer, is_host_name
 from topicsvc.validators.introspection_response import Claims, read_claims
@@ -25,7 +25,7 @@ __all__ = ["PersoniumValidator", "methods"]
 _REFUSED = (401, 403)
 
 
-class PersoniumValidator:
+class PersoniumValidator(TokenValidator):
     """Validates a token with three requests to the unit.
 
     Args:

@@ -7,11 +7,11 @@ from typing import Any
 
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
-from twisted.web.http_headers import Headers
 
 from topicsvc.admission.addresses import forwarded_address, is_within
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.settings import LimitSettings, Network
+from topicsvc.web.http_parser import RequestHead
 
 __all__ = ["initial_address", "set_client_address"]
 
@@ -30,7 +30,7 @@ def initial_address(transport: Any, trusted: Sequence[Network]) -> str | None:
 
 
 def set_client_address(
-    quota: ClientQuota, transport: Any, headers: Headers, settings: LimitSettings
+    quota: ClientQuota, transport: Any, head: RequestHead, settings: LimitSettings
 ) -> None:
     """Set `quota`'s client address and `peer`, once the headers of a request have arrived."""
     peer = transport.getPeer()
@@ -42,8 +42,8 @@ def set_client_address(
     if settings.trusted_proxies:
         client = forwarded_address(
             host,
-            headers.getRawHeaders(b"x-forwarded-for", []),
-            headers.getRawHeaders(b"forwarded", []),
+            head.get_all(b"x-forwarded-for"),
+            head.get_all(b"forwarded"),
             settings.trusted_proxies,
         )
     quota.peer = f"{host}:{peer.port}" if client == host else client

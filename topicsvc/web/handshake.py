@@ -1,19 +1,17 @@
-"""The WebSocket opening handshake: validates the request and hands the transport over."""
+"""The WebSocket opening handshake: a strict look at the request, then the handover."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
-
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.errors import HostRefused, PathRefused
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import responses
-from topicsvc.web.responses import respond, respond_too_many_failed_tokens, url_of
-from topicsvc.web.site import TopicRequest
+from topicsvc.web.http_connection import Exchange
+from topicsvc.web.http_parser import RequestHead
+from topicsvc.web.responses import Response, error_response, too_many_failed_tokens
 from topicsvc.websocket.connection import TopicConnection
 
 __all__ = ["UpgradeResource"]
@@ -22,85 +20,73 @@ _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _VERSION = b"13"
 
 
-class UpgradeResource(Resource):
-    """Responds to a WebSocket URL: hands the transport over, or responds with an error.
+class UpgradeResource:
+    """Answers a WebSocket URL: hands the connection over, or says what is wrong.
 
     Args:
-        unit: parses hosts and paths.
-        new_connection: makes the protocol of a connection to a topic; it returns None if the
-            service is stopping.
+        unit: reads addresses.
+        build: makes the protocol of a connection to a topic; None: the service is stopping.
     """
 
-    isLeaf = True
-
     def __init__(
-        self,
-        unit: Unit,
-        new_connection: Callable[[TopicAddress, ClientQuota], TopicConnection | None],
+        self, unit: Unit, build: Callable[[TopicAddress, ClientQuota], TopicConnection | None]
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self._unit = unit
-        self._new_connection = new_connection
+        self._build = build
 
-    def render(self, request: TopicRequest) -> bytes | int:
-        """See `twisted.web.resource.IResource`."""
-        hosts = request.requestHeaders.getRawHeaders(b"host")
+    def respond(self, exchange: Exchange) -> Response | None:
+        """See `topicsvc.web.site.Resource`."""
+        head, quota = exchange.head, exchange.quota
         try:
-            topic = self._unit.websocket_topic(hosts, request.path)
+            topic = self._unit.websocket_topic(exchange.hosts, head.path)
         except HostRefused as error:
-            return respond(request, responses.BAD_HOST, str(error))
+            return error_response(responses.BAD_HOST, str(error))
         except PathRefused:
-            return respond(request, responses.NOT_FOUND, url_of(request))
-        if request.method != b"GET":
-            return respond(request, responses.METHOD_NOT_ALLOWED, headers={b"allow": b"GET"})
-        if not _has_list_item(request, b"upgrade", b"websocket") or _version(request) != _VERSION:
-            return respond(
-                request,
+            return error_response(responses.NOT_FOUND, exchange.url)
+        if head.method != b"GET":
+            return error_response(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", b"GET"),))
+        if not _asks_for_version_13(head):
+            return error_response(
                 responses.UPGRADE_REQUIRED,
-                headers={
-                    b"upgrade": b"websocket",
-                    b"connection": b"upgrade",
-                    b"sec-websocket-version": _VERSION,
-                },
+                headers=(
+                    (b"Upgrade", b"websocket"),
+                    (b"Connection", b"upgrade"),
+                    (b"Sec-WebSocket-Version", _VERSION),
+                ),
             )
-        problem = _handshake_problem(request)
+        problem = _problem(head)
         if problem is not None:
-            return respond(request, responses.NOT_A_HANDSHAKE, problem)
-        quota = request.quota
-        if not quota.allow_origin(request.requestHeaders.getRawHeaders(b"origin")):
-            return respond(request, responses.ORIGIN_REFUSED)
+            return error_response(responses.NOT_A_HANDSHAKE, problem)
+        if not quota.allow_origin(head.headers.get(b"origin")):
+            return error_response(responses.ORIGIN_REFUSED)
         seconds = quota.retry_after()
         if seconds:
-            return respond_too_many_failed_tokens(request, seconds)
-        [key] = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
-        connection = self._new_connection(topic, quota)
-        if connection is None:
-            return respond(request, responses.UNAVAILABLE)
-        request.channel.hand_over(connection)
-        connection.accept(key.decode("ascii"))
-        return NOT_DONE_YET
+            return too_many_failed_tokens(seconds)
+        protocol = self._build(topic, quota)
+        if protocol is None:
+            return error_response(responses.UNAVAILABLE)
+        exchange.hand_over(protocol)
+        protocol.accept(head.headers[b"sec-websocket-key"][0].decode("ascii"))
+        exchange.connection.deliver_rest(protocol)
+        return None
 
 
-def _has_list_item(request: TopicRequest, header: bytes, item: bytes) -> bool:
-    """Whether a header's comma-separated list contains `item` (RFC 6455, section 4.2.1)."""
-    values = request.requestHeaders.getRawHeaders(header, [])
-    return any(item == each.strip().lower() for value in values for each in value.split(b","))
+def _asks_for_version_13(head: RequestHead) -> bool:
+    """See RFC 6455, section 4.2.1."""
+    if head.get_all(b"sec-websocket-version") != [_VERSION]:
+        return False
+    return b"websocket" in head.tokens(b"upgrade")
 
 
-def _version(request: TopicRequest) -> bytes | None:
-    versions = request.requestHeaders.getRawHeaders(b"sec-websocket-version", [])
-    return versions[0] if len(versions) == 1 else None
-
-
-def _handshake_problem(request: TopicRequest) -> str | None:
-    """Return why a request is not a valid handshake; None: it is valid."""
-    if request.clientproto != b"HTTP/1.1":
+def _problem(head: RequestHead) -> str | None:
+    """What keeps a request from being a handshake; None: nothing."""
+    if head.minor != 1:
         return "HTTP/1.1 is needed"
-    if not _has_list_item(request, b"connection", b"upgrade"):
+    if b"upgrade" not in head.tokens(b"connection"):
         return "no Connection: upgrade"
-    if request.content.read(1) or request.requestHeaders.hasHeader(b"transfer-encoding"):
+    if head.has_body:
         return "a handshake has no body"
-    keys = request.requestHeaders.getRawHeaders(b"sec-websocket-key", [])
+    keys = head.get_all(b"sec-websocket-key")
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
         return "exactly one Sec-WebSocket-Key of 16 bytes is needed"
     return None

@@ -1,17 +1,18 @@
-"""Error responses of the HTTP side, with Personium's codes and texts."""
+"""HTTP responses as bytes, and the errors with Personium's codes and texts."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
 from math import ceil
-from typing import Any
-
-from twisted.web.http import RESPONSES, Request
 
 __all__ = [
     "BAD_HOST",
+    "BAD_LINE",
     "BAD_REQUEST",
+    "EXPECTATION_FAILED",
     "INTERNAL_ERROR",
     "METHOD_NOT_ALLOWED",
     "NOT_A_HANDSHAKE",
@@ -23,18 +24,21 @@ __all__ = [
     "TOKEN_INACTIVE",
     "TOO_BIG",
     "TOO_MANY_FAILED_TOKENS",
+    "TOO_MANY_LINES",
     "TOO_MANY_REQUESTS",
     "UNAVAILABLE",
     "UPGRADE_REQUIRED",
     "ApiError",
-    "raw_response",
-    "respond",
-    "respond_too_many_failed_tokens",
-    "url_of",
+    "Header",
+    "Response",
+    "error_response",
+    "too_many_failed_tokens",
 ]
 
 RETRY_AFTER = b"1"
-"""Seconds, as a header value: most outages end within that time or last much longer."""
+"""Seconds, as a header: an outage is usually over by then or lasts much longer."""
+
+Header = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,8 @@ class ApiError:
 
     Attributes:
         status: HTTP status.
-        code: Personium's code, or a code of topicsvc in the same form.
-        text: the message; ``{0}`` is replaced by details.
+        code: Personium's code, or one of this service in the same form.
+        text: its message. ``{0}`` stands for the subject of the error.
     """
 
     status: int
@@ -52,7 +56,7 @@ class ApiError:
     text: str
 
     def body(self, detail: str = "") -> bytes:
-        """Return the JSON document of the error."""
+        """The JSON document of the error."""
         message = {"lang": "en", "value": self.text.replace("{0}", detail)}
         document = {"code": self.code, "message": message}
         return json.dumps(document, separators=(",", ":")).encode("ascii")
@@ -60,6 +64,7 @@ class ApiError:
 
 NOT_JSON = ApiError(400, "PR400-OD-0001", "JSON parse error.")
 BAD_REQUEST = ApiError(400, "PR400-SV-0001", "Not a request as RFC 9112 has it.")
+BAD_LINE = ApiError(400, "PR400-SV-0002", "Line {0} is not one JSON value.")
 BAD_HOST = ApiError(400, "PR400-CM-0005", "Host is not this unit. [{0}].")
 NOT_A_HANDSHAKE = ApiError(400, "PR400-WS-0001", "Not a WebSocket handshake: {0}.")
 NO_TOKEN = ApiError(401, "PR401-AU-0001", "Authorization required.")
@@ -69,49 +74,79 @@ ORIGIN_REFUSED = ApiError(403, "PR403-WS-0001", "Pages of this origin may not co
 NOT_FOUND = ApiError(404, "PR404-DV-0001", "Resource not found. [{0}].")
 METHOD_NOT_ALLOWED = ApiError(405, "PR405-MC-0001", "Method not allowed.")
 TOO_BIG = ApiError(413, "PR413-SV-0001", "The body is larger than {0} bytes.")
+TOO_MANY_LINES = ApiError(413, "PR413-SV-0002", "The body has more than {0} lines.")
+EXPECTATION_FAILED = ApiError(417, "PR417-SV-0001", "Only 100-continue can be expected.")
 UPGRADE_REQUIRED = ApiError(426, "PR426-WS-0001", "Connect with WebSocket version 13.")
 INTERNAL_ERROR = ApiError(500, "PR500-SV-0001", "Internal error.")
 TOO_MANY_REQUESTS = ApiError(503, "PR503-SV-0001", "Too many concurrent requests.")
 UNAVAILABLE = ApiError(503, "PR503-SV-0002", "Server connection error.")
 TOO_MANY_FAILED_TOKENS = ApiError(503, "PR503-SV-0003", "Too many tokens were no good.")
 
-
-def respond(
-    request: Request, error: ApiError, detail: str = "", headers: dict[bytes, bytes] | None = None
-) -> bytes:
-    """Set the status and headers of `error`; return the body to write."""
-    request.setResponseCode(error.status, RESPONSES.get(error.status, b"Upgrade Required"))
-    request.setHeader(b"content-type", b"application/json")
-    if error.status == 503:
-        request.setHeader(b"retry-after", RETRY_AFTER)
-    for name, value in (headers or {}).items():
-        request.setHeader(name, value)
-    return error.body(detail)
+ANY_ORIGIN: Header = (b"Access-Control-Allow-Origin", b"*")
 
 
-def respond_too_many_failed_tokens(request: Request, seconds: float) -> bytes:
-    """Respond that for `seconds` no token from the client's address is checked."""
-    return respond(request, TOO_MANY_FAILED_TOKENS, headers={b"retry-after": b"%d" % ceil(seconds)})
+class Response:
+    """A final response, before its framing.
+
+    Attributes:
+        status: HTTP status.
+        headers: header fields. Framing (``content-length``, ``connection``) and ``date`` are
+            added when it is written.
+        body: its content.
+        closes: no other request is taken from the connection.
+    """
+
+    __slots__ = ("body", "closes", "headers", "status")
+
+    def __init__(
+        self, status: int, headers: tuple[Header, ...] = (), body: bytes = b"", closes: bool = False
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.closes = closes
+
+    def encode(self, date: bytes, closes: bool, is_head: bool) -> bytes:
+        """The response as bytes.
+
+        Args:
+            date: value of the ``Date`` field.
+            closes: the connection ends with this response.
+            is_head: it answers HEAD, so the content is left out (RFC 9110, section 9.3.2).
+        """
+        others = self.headers
+        connection = b""
+        if closes:
+            # `Connection: upgrade` belongs to the 426 and stays beside `close`.
+            values = [value for name, value in others if name == b"Connection"]
+            others = tuple(each for each in others if each[0] != b"Connection")
+            connection = b"Connection: %s\r\n" % b", ".join([*values, b"close"])
+        return b"%s%sDate: %s\r\n%sContent-Length: %d\r\n\r\n%s" % (
+            _status_line(self.status),
+            b"".join([b"%s: %s\r\n" % each for each in others]),
+            date,
+            connection,
+            len(self.body),
+            b"" if is_head else self.body,
+        )
 
 
-def raw_response(error: ApiError, detail: str = "") -> bytes:
-    """Return a whole response, head and body, after which the connection is closed."""
-    body = error.body(detail)
-    lines = [
-        b"HTTP/1.1 %d %s" % (error.status, RESPONSES[error.status]),
-        b"Content-Type: application/json",
-        b"Access-Control-Allow-Origin: *",
-        b"Connection: close",
-        b"Content-Length: %d" % len(body),
-    ]
-    if error.status == 503:
-        lines.append(b"Retry-After: " + RETRY_AFTER)
-    return b"\r\n".join([*lines, b"", body])
+@lru_cache(64)
+def _status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))
 
 
-def url_of(request: Any) -> str:
-    """Return the URL of a request without its query, which may contain a token."""
-    host = request.requestHeaders.getRawHeaders(b"host", [b""])[0]
-    scheme = "https" if request.isSecure() else "http"
-    path = request.path.decode("latin-1")
-    return f"{scheme}://{host.decode('latin-1')}{path}" if path.startswith("/") else path
+def error_response(
+    error: ApiError, detail: str = "", headers: tuple[Header, ...] = (), closes: bool = False
+) -> Response:
+    """The response that tells of `error`; `headers` may replace ``retry-after``."""
+    fields = [(b"Content-Type", b"application/json")]
+    if error.status == 503 and not any(name == b"Retry-After" for name, _ in headers):
+        fields.append((b"Retry-After", RETRY_AFTER))
+    return Response(error.status, (*fields, *headers), error.body(detail), closes)
+
+
+def too_many_failed_tokens(seconds: float, headers: tuple[Header, ...] = ()) -> Response:
+    """No token of this address is looked at for so many seconds."""
+    retry_after = (b"Retry-After", b"%d" % ceil(seconds))
+    return error_response(TOO_MANY_FAILED_TOKENS, headers=(retry_after, *headers))

@@ -1,21 +1,14 @@
-"""Sending to a topic over HTTP."""
+"""Data sent to a topic over HTTP."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    inlineCallbacks,
-    maybeDeferred,
-    succeed,
-)
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
 
 from topicsvc.errors import (
     HostRefused,
@@ -29,43 +22,50 @@ from topicsvc.errors import (
 from topicsvc.interfaces import Broker, Grant, Message, TokenValidator
 from topicsvc.strict_json import json_text
 from topicsvc.topics import TopicAddress, Unit
-from topicsvc.web import responses
+from topicsvc.web import batch, responses
+from topicsvc.web.http_connection import ALLOWED, SEND_METHODS, Exchange
+from topicsvc.web.http_parser import RequestHead
 from topicsvc.web.responses import (
+    ANY_ORIGIN,
     ApiError,
-    respond,
-    respond_too_many_failed_tokens,
-    url_of,
+    Header,
+    Response,
+    error_response,
+    too_many_failed_tokens,
 )
-from topicsvc.web.site import SEND_METHODS, TopicRequest
 from topicsvc.websocket.messages import MAX_TOKEN
 
 __all__ = ["MAX_IN_FLIGHT", "SendResource"]
 
 MAX_IN_FLIGHT = 1000
-"""Most requests that wait for the validator or the broker; further ones get 503."""
+"""Requests that wait for the validator or the broker; past it the response is 503."""
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
 _TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
-_ALLOWED = b"OPTIONS, POST, PUT"
 _ALL_METHODS = b"OPTIONS, POST, PUT, GET"
-_PREFLIGHT_MAX_AGE = b"600"
 _VIA = b"x-personium-via"
 _CELL_URL = re.compile(r"https?://[!-~]+")
+_PREFLIGHT: tuple[Header, ...] = (
+    ANY_ORIGIN,
+    (b"Access-Control-Allow-Methods", ALLOWED),
+    (b"Access-Control-Allow-Headers", b"Authorization, Content-Type"),
+    (b"Access-Control-Max-Age", b"600"),
+)
+_ACCEPTED = Response(200, (ANY_ORIGIN,))
 
 
-class SendResource(Resource):
-    """POST and PUT send; OPTIONS reports which methods a token allows.
+class SendResource:
+    """POST and PUT send; OPTIONS says what a token may do.
 
     Args:
-        unit: parses hosts and paths.
+        unit: reads addresses.
         validator: validates tokens.
-        broker: takes the messages.
-        is_full: whether the hub's queues are full; then sends are refused.
+        broker: takes the data.
+        is_full: whether so much waits for its delivery that nothing more is taken.
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
-        trust_via: whether ``X-Personium-Via`` determines the sender.
+        max_batch: most messages of one request.
+        trust_via: whether ``X-Personium-Via`` may say who sends.
     """
-
-    isLeaf = True
 
     def __init__(
         self,
@@ -75,24 +75,25 @@ class SendResource(Resource):
         is_full: Callable[[], bool],
         now: Callable[[], float],
         trust_via: bool,
+        max_batch: int,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._unit = unit
-        self._broker = broker
-        self._is_full = is_full
-        self._now = now
-        self.configure(validator, trust_via)
-        self._in_flight: dict[Deferred[Any], None] = {}
+        self.unit = unit
+        self.broker = broker
+        self.is_full = is_full
+        self.now = now
+        self.configure(validator, trust_via, max_batch)
+        self.is_cancelling = False
+        self._in_flight: dict[_Send, None] = {}
         self._all_answered: Deferred[None] | None = None
-        self._is_cancelling = False
 
-    def configure(self, validator: TokenValidator, trust_via: bool) -> None:
-        """Apply new settings to requests that arrive from now on."""
-        self._validator = validator
-        self._trust_via = trust_via
+    def configure(self, validator: TokenValidator, trust_via: bool, max_batch: int) -> None:
+        """Use these for requests from now on."""
+        self.validator = validator
+        self.trust_via = trust_via
+        self.max_batch = max_batch
 
     def all_answered(self) -> Deferred[None]:
-        """Fires when no request is in progress any more."""
+        """Fires when no request waits any more."""
         if not self._in_flight:
             return succeed(None)
         if self._all_answered is None:
@@ -100,122 +101,217 @@ class SendResource(Resource):
         return self._all_answered
 
     def cancel_pending(self) -> None:
-        """Respond with 503 to requests in progress, without waiting for validator or broker."""
-        self._is_cancelling = True
-        for processing in tuple(self._in_flight):
-            processing.cancel()
+        """Answer all requests that wait with 503."""
+        self.is_cancelling = True
+        for send in tuple(self._in_flight):
+            send.cancel()
 
-    def render(self, request: TopicRequest) -> bytes | int:
-        """See `twisted.web.resource.IResource`."""
-        request.setHeader(b"access-control-allow-origin", b"*")
-        try:
-            hosts = request.requestHeaders.getRawHeaders(b"host")
-            topic = self._unit.send_topic(hosts, request.path)
-        except HostRefused as error:
-            return respond(request, responses.BAD_HOST, str(error))
-        except PathRefused:
-            return respond(request, responses.NOT_FOUND, url_of(request))
-        token = _bearer(request)
-        if request.method == b"OPTIONS":
-            request.setHeader(b"access-control-allow-methods", _ALLOWED)
-            request.setHeader(b"access-control-allow-headers", b"Authorization, Content-Type")
-            request.setHeader(b"access-control-max-age", _PREFLIGHT_MAX_AGE)
-            if token is None:
-                request.setHeader(b"allow", _ALL_METHODS)
-                return b""
-        elif request.method not in SEND_METHODS:
-            return respond(request, responses.METHOD_NOT_ALLOWED, headers={b"allow": _ALLOWED})
-        if token is None:
-            return self._refuse(request, topic, responses.NO_TOKEN)
-        if not _TOKEN.fullmatch(token):
-            return self._token_inactive(request, topic)
-        if len(self._in_flight) >= MAX_IN_FLIGHT:
-            return respond(request, responses.TOO_MANY_REQUESTS)
-        processing = self._process(request, topic, token)
-        self._in_flight[processing] = None
-        request.notifyFinish().addErrback(lambda _: processing.cancel())
-        processing.addErrback(self._respond_to_failure, request, topic)
-        processing.addCallbacks(request.finish_with, lambda failure: _fail(request, failure))
-        processing.addBoth(self._finished, processing)
-        return NOT_DONE_YET
+    def add(self, send: _Send) -> None:
+        """A request waits."""
+        self._in_flight[send] = None
 
-    @inlineCallbacks
-    def _process(
-        self, request: TopicRequest, topic: TopicAddress, token: str
-    ) -> Generator[Deferred[Any], Any, bytes]:
-        """Validate the token and carry out `request`; the result is the response's body."""
-        grant: Grant = yield request.quota.validate(self._validator, token, topic)
-        if grant.is_expired(self._now()):
-            raise TokenInactive("expired")
-        if request.method == b"OPTIONS":
-            request.setHeader(b"allow", _methods(grant))
-            return b""
-        if not grant.may_send:
-            return respond(request, responses.NO_PRIVILEGE)
-        if self._is_full():
-            return respond(request, responses.TOO_MANY_REQUESTS)
-        body = json_text(request.content.read())
-        sender = self._sender(request, grant) or self._unit.cell_url(topic.cell)
-        yield maybeDeferred(self._broker.publish, Message(topic, sender, body))
-        return b""
-
-    def _finished(self, result: Any, processing: Deferred[Any]) -> Any:
-        del self._in_flight[processing]
+    def discard(self, send: _Send) -> None:
+        """A request waits no more."""
+        self._in_flight.pop(send, None)
         if not self._in_flight and self._all_answered is not None:
             all_answered, self._all_answered = self._all_answered, None
             all_answered.callback(None)
-        return result
 
-    def _sender(self, request: TopicRequest, grant: Grant) -> str | None:
-        """Return the URL of the sending cell, from a trusted header or the token's subject."""
-        if self._trust_via:
-            via = request.requestHeaders.getRawHeaders(_VIA, [b""])[0].decode("latin-1")
-            # Each relaying cell appends itself, so the first is the origin.
+    def respond(self, exchange: Exchange) -> Response | _Send:
+        """See `topicsvc.web.site.Resource`."""
+        head = exchange.head
+        try:
+            topic = self.unit.send_topic(exchange.hosts, head.path)
+        except HostRefused as error:
+            return _error(responses.BAD_HOST, str(error))
+        except PathRefused:
+            return _error(responses.NOT_FOUND, exchange.url)
+        is_options = head.method == b"OPTIONS"
+        if not is_options and head.method not in SEND_METHODS:
+            return _error(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", ALLOWED),))
+        token = _bearer(head)
+        if token is None:
+            if is_options:
+                return Response(200, (*_PREFLIGHT, (b"Allow", _ALL_METHODS)))
+            return self.challenge(topic, responses.NO_TOKEN)
+        if not _TOKEN.fullmatch(token):
+            if is_options:
+                return Response(200, (*_PREFLIGHT, (b"Allow", b"OPTIONS")))
+            return self.challenge(topic, responses.TOKEN_INACTIVE)
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
+            return _error(responses.TOO_MANY_REQUESTS, is_options=is_options)
+        return _Send(self, topic, token, is_options)
+
+    def challenge(self, topic: TopicAddress, error: ApiError) -> Response:
+        """401, with the realm of the topic's cell."""
+        realm = self.unit.cell_url(topic.cell).encode("ascii")
+        return _error(error, headers=((b"WWW-Authenticate", b'Bearer realm="%s"' % realm),))
+
+
+class _Send:
+    """One request with a well-formed token, until it is answered."""
+
+    __slots__ = ("_exchange", "_grant", "_is_options", "_pending", "_resource", "_token", "_topic",
+                 "is_valid")  # fmt: skip
+
+    _log = Logger()
+
+    def __init__(
+        self, resource: SendResource, topic: TopicAddress, token: str, is_options: bool
+    ) -> None:
+        self._resource = resource
+        self._topic = topic
+        self._token = token
+        self._is_options = is_options
+        self._grant: Grant | None = None
+        self._pending: Deferred[Any] | None = None
+        self._exchange: Exchange | None = None
+        self.is_valid = False
+
+    def start(self, exchange: Exchange) -> Response | None:
+        """See `topicsvc.web.http_connection.PendingSend`."""
+        validator = self._resource.validator
+        grant = exchange.quota.remembered(validator, self._token, self._topic)
+        if grant is not None:
+            return self._granted(grant)
+        checked = exchange.quota.validate(validator, self._token, self._topic)
+        return self._when(checked, self._granted, exchange)
+
+    def _granted(self, grant: Grant) -> Response | None:
+        if grant.is_expired(self._resource.now()):
+            raise TokenInactive("expired")
+        if self._is_options:
+            return Response(200, (*_PREFLIGHT, (b"Allow", _methods(grant))))
+        if not grant.may_send:
+            return _error(responses.NO_PRIVILEGE)
+        self._grant = grant
+        self.is_valid = True
+        return None
+
+    def finish(self, exchange: Exchange, body: bytes) -> Response | None:
+        """See `topicsvc.web.http_connection.PendingSend`."""
+        resource, grant = self._resource, self._grant
+        assert grant is not None  # noqa: S101 - it is valid
+        if grant.is_expired(resource.now()):  # while the body arrived
+            return resource.challenge(self._topic, responses.TOKEN_INACTIVE)
+        if resource.is_full():
+            return _error(responses.TOO_MANY_REQUESTS)
+        sender = self._sender(exchange.head, grant) or resource.unit.cell_url(self._topic.cell)
+        if _media_type(exchange.head) == batch.MEDIA_TYPE:
+            return self._send_batch(exchange, sender, body)
+        try:
+            message = Message(self._topic, sender, json_text(body))
+        except InvalidBody:
+            return _error(responses.NOT_JSON)
+        if resource.broker.accept(message):
+            return _ACCEPTED
+        published = maybeDeferred(resource.broker.publish, message)
+        return self._when(published, lambda _: _ACCEPTED, exchange)
+
+    def _send_batch(self, exchange: Exchange, sender: str, body: bytes) -> Response | None:
+        resource, topic = self._resource, self._topic
+        sending = batch.Batch(
+            body,
+            resource.max_batch,
+            lambda line: Message(topic, sender, line),
+            resource.broker,
+            exchange.connection.budget,
+        ).send()
+        return self._when(sending, lambda _: _ACCEPTED, exchange)
+
+    def cancel(self) -> None:
+        """See `topicsvc.web.http_connection.PendingSend`."""
+        if self._pending is not None:
+            self._pending.cancel()
+
+    def _when(
+        self,
+        asked: Deferred[Any],
+        then: Callable[[Any], Response | None],
+        exchange: Exchange,
+    ) -> Response | None:
+        """The response to `asked`, or None and `Exchange.respond` later."""
+        asked.addCallback(then)
+        asked.addErrback(self._refused, exchange)
+        outcome: list[Response | None] = []
+        self._exchange = None
+        asked.addCallback(self._settled, outcome)
+        if outcome:
+            return outcome[0]
+        self._pending = asked
+        self._exchange = exchange
+        self._resource.add(self)
+        return None
+
+    def _settled(self, response: Response | None, outcome: list[Response | None]) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            outcome.append(response)
+            return
+        self._pending = self._exchange = None
+        self._resource.discard(self)
+        if response is None:
+            exchange.decided()
+        else:
+            exchange.respond(response)
+
+    def _sender(self, head: RequestHead, grant: Grant) -> str | None:
+        """The URL of the cell that sends, as far as a trusted party tells it."""
+        if self._resource.trust_via:
+            via = (head.get_all(_VIA) or [b""])[0].decode("latin-1")
+            # Each cell that relays adds itself at the end: the first is where it began.
             first = via.partition(",")[0].strip()
             if _is_cell_url(first):
                 return first
         cell_url = (grant.subject or "").rsplit("#", 1)[0]
         return cell_url if _is_cell_url(cell_url) else None
 
-    def _respond_to_failure(
-        self, failure: Failure, request: TopicRequest, topic: TopicAddress
-    ) -> bytes:
-        """Respond to a request that is refused or cannot be served now."""
-        if self._is_cancelling and failure.check(CancelledError):
-            return respond(request, responses.UNAVAILABLE)
-        kind = failure.trap(TokenInactive, InvalidBody, Unavailable)
-        if kind is InvalidBody:
-            return respond(request, responses.NOT_JSON)
-        if isinstance(failure.value, TooManyFailedTokens):
-            return respond_too_many_failed_tokens(request, failure.value.seconds)
-        if kind is Unavailable:
-            return respond(request, responses.UNAVAILABLE)
-        if failure.check(TopicNotFound):
-            return respond(request, responses.NOT_FOUND, url_of(request))
-        return self._token_inactive(request, topic)
+    def _refused(self, failure: Failure, exchange: Exchange) -> Response:
+        """The response to a request that was refused or could not be served."""
+        error = failure.value
+        is_options = self._is_options
+        if isinstance(error, batch.InvalidLine):
+            return _error(responses.BAD_LINE, str(error.number))
+        if isinstance(error, batch.TooManyLines):
+            return _error(responses.TOO_MANY_LINES, str(self._resource.max_batch))
+        if isinstance(error, TooManyFailedTokens):
+            return too_many_failed_tokens(error.seconds, self._headers)
+        if isinstance(error, TopicNotFound):
+            return _error(responses.NOT_FOUND, exchange.url, is_options=is_options)
+        if isinstance(error, TokenInactive):
+            if is_options:
+                return Response(200, (*_PREFLIGHT, (b"Allow", b"OPTIONS")))
+            return self._resource.challenge(self._topic, responses.TOKEN_INACTIVE)
+        if isinstance(error, Unavailable | CancelledError):
+            return _error(responses.UNAVAILABLE, is_options=is_options)
+        self._log.failure("internal error: {url} could not be answered", failure, url=exchange.url)
+        return _error(responses.INTERNAL_ERROR, is_options=is_options)
 
-    def _token_inactive(self, request: TopicRequest, topic: TopicAddress) -> bytes:
-        if request.method == b"OPTIONS":
-            request.setHeader(b"allow", b"OPTIONS")
-            return b""
-        return self._refuse(request, topic, responses.TOKEN_INACTIVE)
-
-    def _refuse(self, request: TopicRequest, topic: TopicAddress, error: ApiError) -> bytes:
-        realm = self._unit.cell_url(topic.cell).encode("ascii")
-        return respond(request, error, headers={b"www-authenticate": b'Bearer realm="%s"' % realm})
+    @property
+    def _headers(self) -> tuple[Header, ...]:
+        return _PREFLIGHT if self._is_options else (ANY_ORIGIN,)
 
 
-def _fail(request: TopicRequest, failure: Failure) -> None:
-    """Report an internal error; a cancelled request's client has disconnected."""
-    if not failure.check(CancelledError):
-        request.processingFailed(failure)
+def _error(
+    error: ApiError, detail: str = "", headers: tuple[Header, ...] = (), is_options: bool = False
+) -> Response:
+    return error_response(error, detail, (*(_PREFLIGHT if is_options else (ANY_ORIGIN,)), *headers))
 
 
-def _bearer(request: TopicRequest) -> str | None:
-    """Return the bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
-    values = request.requestHeaders.getRawHeaders(b"authorization", [])
-    match = _BEARER.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
+def _bearer(head: RequestHead) -> str | None:
+    """The bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
+    # Taken out: a long one would be kept twice.
+    values = head.headers.pop(b"authorization", None)
+    if values is None or len(values) != 1:
+        return None
+    match = _BEARER.fullmatch(values[0].decode("latin-1"))
     return None if match is None else match[1].strip()
+
+
+def _media_type(head: RequestHead) -> bytes:
+    """The media type of the body, without parameters."""
+    values = head.headers.get(b"content-type")
+    return b"" if values is None else values[0].partition(b";")[0].strip().lower()
 
 
 def _methods(grant: Grant) -> bytes:

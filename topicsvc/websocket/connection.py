@@ -196,8 +196,6 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         # WebSocketServerProtocol's method formats a debug line for each connection.
         WebSocketProtocol._connectionMade(self)
         self.factory.countConnections += 1
-        # The HTTP channel is still the transport's producer.
-        self.transport.unregisterProducer()
         self._send_queue = make_send_queue(
             self.transport,
             self._context.settings.send_queue,

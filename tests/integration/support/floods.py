@@ -107,10 +107,8 @@ class Floods:
         """The port of a kind, the bytes that it sends at once, and those that it repeats."""
         settings = self.settings
         upgrade = handshake(settings.websocket_path, settings.host)
-        post = (
-            f"POST {settings.send_path} HTTP/1.1\r\nHost: {settings.host}\r\n"
-            f"Authorization: Bearer {settings.token}\r\n"
-        ).encode()
+        # Without a token: a client with a valid one is not an unauthenticated client.
+        post = f"POST {settings.send_path} HTTP/1.1\r\nHost: {settings.host}\r\n".encode()
         unfinished = b"\x81\xfe\x03\xe7" + bytes(4)  # of 999 bytes, with a mask of zeros
         return {
             "slow request head": (settings.port, upgrade[:60], b"x"),

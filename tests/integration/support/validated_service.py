@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from twisted.web.server import Site
 from tests.support.fake_unit import PASSWORD, USERNAME, FakeUnit, Token, Trap
 from tests.support.harness import Client
 from topicsvc import config
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.service import TopicService
 from topicsvc.settings import Config, LimitSettings
 from topicsvc.topics import TopicAddress
@@ -142,9 +144,19 @@ class ValidatedServiceTestCase(TestCase):
         unit = settings.unit
         validator = self.service._validators.validator
         broker, hub = self.service.broker, self.service._hub
-        send = SendResource(unit, validator, broker, lambda: hub.is_full, reactor.seconds, False)
+        send = SendResource(
+            unit, validator, broker, lambda: hub.is_full, reactor.seconds, False, 100
+        )
         upgrade = UpgradeResource(unit, self.websocket_server.new_connection)
-        self.site = TopicSite(TopicTree(unit, upgrade, send), reactor, 100000, self.service.limits)
+        self.site = TopicSite(
+            TopicTree(unit, upgrade, send),
+            reactor,
+            100000,
+            self.service.limits,
+            self.websocket_server.context.slow_consumers,
+        )
+        # A test connects many clients within one reactor iteration.
+        self.site.budget = WorkBudget(reactor, inf)
         self.addCleanup(self.stop)
 
     @inlineCallbacks

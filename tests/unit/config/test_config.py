@@ -54,7 +54,10 @@ class ValidConfigTests(ConfigTestCase):
         self.assertEqual((session.ping_limit, session.max_message), (10, 65536))
         self.assertEqual((session.send_queue, session.timestamps), (1048576, "seconds"))
         send = settings.send
-        self.assertEqual((send.enabled, send.max_body, send.trust_via), (True, 1048576, False))
+        self.assertEqual(
+            (send.enabled, send.max_body, send.max_batch, send.trust_via),
+            (True, 1048576, 10000, False),
+        )
         self.assertEqual(settings.stop.drain, 5)
         limits = settings.limits
         self.assertEqual((limits.connections, limits.per_address), (0, 0))
@@ -77,6 +80,7 @@ class ValidConfigTests(ConfigTestCase):
             [send]
             enabled = false
             max_body = 2000
+            max_batch = 50
             trust_via = true
             [broker]
             kind = "memory"

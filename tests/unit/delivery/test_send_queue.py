@@ -51,6 +51,9 @@ class FakeSendQueue(SendQueue):
         if not self.kept:
             self.drained()
 
+    def release(self) -> None:
+        self.detach()
+
     def end(self, last: bytes) -> None:
         self.last = last
 

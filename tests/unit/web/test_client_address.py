@@ -11,12 +11,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.http_headers import Headers
 
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
 from topicsvc.settings import LimitSettings
 from topicsvc.web.client_address import initial_address, set_client_address
+from topicsvc.web.http_parser import RequestHead
 
 CLIENT = "192.0.2.7"
 PROXY = "198.51.100.1"
@@ -50,8 +50,10 @@ class SetClientAddressTests(SynchronousTestCase):
     def set_address(self, transport: Any, **headers: str) -> ClientQuota:
         clock = Clock()
         quota = ClientQuota.admit(Limits(clock, clock.seconds), None)
-        raw = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
-        set_client_address(quota, transport, raw, LimitSettings(trusted_proxies=TRUSTED))
+        head = RequestHead(b"GET", b"/", 1)
+        for name, value in headers.items():
+            head.headers[name.replace("_", "-").encode()] = [value.encode()]
+        set_client_address(quota, transport, head, LimitSettings(trusted_proxies=TRUSTED))
         return quota
 
     def test_without_a_proxy_the_log_has_address_and_port(self) -> None:

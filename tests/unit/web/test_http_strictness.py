@@ -12,6 +12,7 @@ from tests.support.harness import (
     Client,
     ServiceTestCase,
 )
+from topicsvc.interfaces import Grant
 from topicsvc.web import site
 
 SECOND = f"POST {SEND_PATH} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer smuggled\r\n\r\n"
@@ -89,6 +90,7 @@ class StrictnessTests(ServiceTestCase):
         self.assert_refused(request(first, *headers, body="0\r\n\r\n"))
 
     def test_invalid_chunks(self) -> None:
+        self.validator.at_once = lambda *_: Grant(None, self.now + 60, True, True)
         for body in ("x\r\n", "-1\r\n", "0x1\r\n1\r\n", "1\n1\r\n", "1\r\n12\r\n", " 1\r\n1\r\n"):
             self.assert_refused(send("Transfer-Encoding: chunked", body=body + "0\r\n\r\n"))
 

@@ -40,7 +40,6 @@ class SessionTests(SynchronousTestCase):
         self.transport = StringTransport()
         quota = ClientQuota.admit(Limits(self.clock, self.clock.seconds), None)
         self.protocol = self.websocket_server.new_connection(TOPIC, quota)
-        self.transport.registerProducer(self.protocol, True)  # the HTTP channel
         self.protocol.makeConnection(self.transport)
         self.protocol.dataReceived(HANDSHAKE)
         self.transport.clear()

@@ -104,6 +104,10 @@ class ActiveMQBroker(Service):
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
         return self._sender.publish(message)
 
+    def accept(self, message: Message) -> bool:
+        """Never: the answer comes over the network."""
+        return False
+
     def pause(self) -> None:
         """See `topicsvc.interfaces.Broker`. Messages wait at the broker."""
         self._reader.client.pause()

@@ -92,6 +92,10 @@ class KafkaBroker(Service):
 
         return self._in_flight.send(len(body), send)
 
+    def accept(self, message: Message) -> bool:
+        """Never: the answer comes over the network."""
+        return False
+
     def pause(self) -> None:
         """See `topicsvc.interfaces.Broker`. Reading continues until the record queue is full."""
         self._consumer.pause()

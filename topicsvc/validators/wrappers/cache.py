@@ -20,7 +20,7 @@ MAX_GRANTS = 20000
 """Grants that are cached: some 10 MB. If there are more, the oldest is evicted."""
 
 
-class GrantCache:
+class GrantCache(TokenValidator):
     """Reuses a grant for the same token and topic.
 
     Only grants of some right are cached, and never past their expiry.
@@ -66,6 +66,14 @@ class GrantCache:
         self._stats.cache_misses += 1
         return self.validate_uncached(token, topic)
 
+    def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
+        """See `topicsvc.interfaces.TokenValidator`."""
+        cached = self._cache.get(self._key(token, topic))
+        if cached is None or not self._is_current(cached):
+            return None
+        self._stats.cache_hits += 1
+        return cached.grant
+
     def validate_uncached(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """Validate without reading the cache, and cache the result."""
         key = self._key(token, topic)
@@ -110,8 +118,12 @@ class _CachedGrant:
         self.until = until
 
 
-class _Uncached:
+class _Uncached(TokenValidator):
     """The same validator, past the cache."""
 
     def __init__(self, cache: GrantCache) -> None:
-        self.validate = cache.validate_uncached
+        self._grant_cache = cache
+
+    def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """See `topicsvc.interfaces.TokenValidator`."""
+        return self._grant_cache.validate_uncached(token, topic)

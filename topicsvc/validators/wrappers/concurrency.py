@@ -21,7 +21,7 @@ QUEUE_TIMEOUT = 60
 """Seconds that a check may wait: as long as a client has to present its token."""
 
 
-class ConcurrencyLimit:
+class ConcurrencyLimit(TokenValidator):
     """Passes a limited number of checks on at once. The others wait in order of arrival.
 
     Args:

@@ -16,7 +16,7 @@ from topicsvc.validators.stats import TokenCheckStats
 __all__ = ["MeasuredValidator"]
 
 
-class MeasuredValidator:
+class MeasuredValidator(TokenValidator):
     """Counts checks by outcome, and measures those that are not cancelled.
 
     Args:
@@ -38,6 +38,15 @@ class MeasuredValidator:
         self._stats.in_flight += 1
         check = maybeDeferred(self._validator.validate, token, topic)
         return check.addBoth(self._ended, started_at)
+
+    def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
+        """See `topicsvc.interfaces.TokenValidator`."""
+        started_at = self._clock.seconds()
+        grant = self._validator.remembered(token, topic)
+        if grant is not None:
+            self._stats.outcomes["granted"] += 1
+            self._stats.seconds.observe(self._clock.seconds() - started_at)
+        return grant
 
     def _ended(self, result: Any, started_at: float) -> Any:
         outcome = _outcome(result)

@@ -18,7 +18,7 @@ LOG_INTERVAL = 10
 """Least seconds between two log lines."""
 
 
-class OutageLog:
+class OutageLog(TokenValidator):
     """Logs an outage of the validator: its start, a line now and then, and its end.
 
     Args:

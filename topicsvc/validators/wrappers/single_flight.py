@@ -13,7 +13,7 @@ __all__ = ["SingleFlight"]
 _Key = tuple[str, TopicAddress]
 
 
-class SingleFlight:
+class SingleFlight(TokenValidator):
     """Shares the result of a check in progress with later requests for the same.
 
     Args:

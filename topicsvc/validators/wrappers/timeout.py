@@ -13,7 +13,7 @@ from topicsvc.topics import TopicAddress
 __all__ = ["TimeoutValidator"]
 
 
-class TimeoutValidator:
+class TimeoutValidator(TokenValidator):
     """Cancels a check that takes too long, and fails even if it cannot be cancelled.
 
     Args:

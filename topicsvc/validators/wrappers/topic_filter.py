@@ -13,7 +13,7 @@ from topicsvc.topics import TopicAddress, TopicPattern
 __all__ = ["TopicFilter"]
 
 
-class TopicFilter:
+class TopicFilter(TokenValidator):
     """Refuses every topic that is not listed.
 
     The token is validated first, so that only a valid one reveals which topics exist.
@@ -31,6 +31,12 @@ class TopicFilter:
         """See `topicsvc.interfaces.TokenValidator`."""
         check = self._validator.validate(token, topic)
         return check.addCallback(self._refuse_unlisted, topic)
+
+    def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
+        """See `topicsvc.interfaces.TokenValidator`."""
+        if not any(pattern.matches(topic) for pattern in self._topics):
+            return None
+        return self._validator.remembered(token, topic)
 
     def _refuse_unlisted(self, grant: Grant, topic: TopicAddress) -> Grant:
         if not any(pattern.matches(topic) for pattern in self._topics):

@@ -1,0 +1,77 @@
+"""A budget of time for each reactor iteration, shared by all that work on input."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+__all__ = ["WorkBudget"]
+
+
+class WorkBudget:
+    """Spreads work over reactor iterations, so that none gets long and each client its share.
+
+    A worker asks `is_spent` before each piece of work and calls `spend` after some of them.
+    Once the budget of an iteration is spent, workers queue with `defer` and are called in the
+    iterations that follow, in their order, each until the budget is spent again.
+
+    Args:
+        clock: tells the time and has the iterations.
+        seconds: the budget of one iteration.
+    """
+
+    __slots__ = ("_clock", "_is_scheduled", "_queue", "_seconds", "_spent", "is_spent")
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._spent = 0.0
+        self._queue: deque[Callable[[], None]] = deque()
+        self._is_scheduled = False
+        self.is_spent = False
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def now(self) -> float:
+        """The clock's time, for `spend`."""
+        return self._clock.seconds()
+
+    def spend(self, since: float) -> float:
+        """Count the work since that time of the clock; returns the time now."""
+        now = self._clock.seconds()
+        self._spent += now - since
+        if self._spent >= self._seconds:
+            self.is_spent = True
+            self._schedule()
+        return now
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Call `work` in a later iteration, after all that was deferred before."""
+        self._queue.append(work)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._clock.callLater(0, self._next_iteration)
+
+    def _next_iteration(self) -> None:
+        self._is_scheduled = False
+        self._spent = 0.0
+        self.is_spent = False
+        # What is deferred meanwhile has its turn in the next iteration.
+        for _ in range(len(self._queue)):
+            if self.is_spent:
+                break
+            try:
+                self._queue.popleft()()
+            except Exception:
+                self._log.failure("deferred work failed; the rest goes on")
+        if self._queue:
+            self._schedule()

@@ -1,4 +1,4 @@
-"""A real Kafka, and whole topicsvc processes."""
+"""The Kafka broker with a real Kafka and topicsvc processes."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ from topicsvc.topics import TopicAddress
 shared = Shared(Kafka)
 
 
-class AdapterTests(TestCase):
-    """Fixture: the adapter in this process, beside the shared broker."""
+class KafkaTestCase(TestCase):
+    """Fixture: a `KafkaBroker` in this process, connected to a server that all tests share."""
 
     timeout = 60
 
@@ -61,16 +61,16 @@ class AdapterTests(TestCase):
         yield until(lambda: self.broker.is_up, "the broker is up", 15)
 
 
-class KafkaContractTests(BrokerContract, AdapterTests):
+class KafkaContractTests(BrokerContract, KafkaTestCase):
     name = "contract"
 
 
-class PressureTests(PressureCases, AdapterTests):
+class PressureTests(PressureCases, KafkaTestCase):
     pass
 
 
 class OtherSender:
-    """Somebody else who sends numbered messages, and does not give up before they are accepted."""
+    """Another client of the broker; it sends numbered messages until they are accepted."""
 
     def __init__(self, server: Kafka, topic: TopicAddress) -> None:
         self._name = topic.broker_name
@@ -111,7 +111,7 @@ class OtherSender:
 
 
 class KeepOnLossTests(KeepOnLossCases, TestCase):
-    """Nothing that the broker accepts is missed, however it goes and comes."""
+    """No accepted message is missed, in whichever way the broker stops and returns."""
 
     def make_server(self) -> Kafka:
         return Kafka()
@@ -138,10 +138,10 @@ class KeepOnLossTests(KeepOnLossCases, TestCase):
         self.sending.stop()
         yield deferToThread(self.sender.finish)
         self.assertGreater(len(self.sender.accepted), 50)
-        figure("sent over the outage", len(self.sender.accepted), "messages")
+        figure("sent during the outage", len(self.sender.accepted), "messages")
 
     def check_numbers(self, numbers: list[int]) -> None:
-        # Number 2 was under way when the broker stopped: nobody knows, so it may come.
+        # The broker stopped while number 2 was being sent, so it may have accepted it.
         if 2 in numbers:
             numbers.remove(2)
         self.assertEqual(numbers, [1, *self.sender.accepted, 4])
@@ -156,19 +156,19 @@ class CloseOnLossTests(CloseOnLossCases, TestCase):
         return Kafka()
 
 
-class RightAfterSuccessTests(RightAfterSuccessCases, AdapterTests):
+class RightAfterSuccessTests(RightAfterSuccessCases, KafkaTestCase):
     at_once = 100
 
 
-class HostileNamesTests(HostileNamesCases, AdapterTests):
+class HostileNamesTests(HostileNamesCases, KafkaTestCase):
     @inlineCallbacks
     def names_at_the_broker(self) -> Any:
-        asking = AdminClient({"bootstrap.servers": self.server.bootstrap, "log_level": 0})
-        listing = yield deferToThread(asking.list_topics, timeout=5)
+        admin = AdminClient({"bootstrap.servers": self.server.bootstrap, "log_level": 0})
+        listing = yield deferToThread(admin.list_topics, timeout=5)
         return list(listing.topics)
 
     @inlineCallbacks
-    def test_a_name_that_kafka_cannot_have_is_no_topic(self) -> Any:
+    def test_a_name_that_kafka_does_not_allow_is_not_a_topic(self) -> Any:
         service = TopicsvcServer(Deployment(directory(self), self.server.settings))
         self.addCleanup(service.program.stop)
         yield service.start()
@@ -182,8 +182,8 @@ class HostileNamesTests(HostileNamesCases, AdapterTests):
         self.assertEqual([name for name in names if not name.isascii()], [])
 
 
-class TopicsTests(AdapterTests):
-    """Topics that are missing, deleted, or more than one partition."""
+class TopicsTests(KafkaTestCase):
+    """Topics that are deleted or have several partitions."""
 
     @inlineCallbacks
     def setUp(self) -> Any:
@@ -194,7 +194,7 @@ class TopicsTests(AdapterTests):
         return TopicAddress("cell1", "box1", ("topics",), name)
 
     @inlineCallbacks
-    def make(self, topic: TopicAddress, partitions: int) -> Any:
+    def create(self, topic: TopicAddress, partitions: int) -> Any:
         [made] = self.admin.create_topics([NewTopic(topic.broker_name, partitions, 1)]).values()
         yield deferToThread(made.result)
 
@@ -204,7 +204,7 @@ class TopicsTests(AdapterTests):
     @inlineCallbacks
     def test_several_partitions(self) -> Any:
         topic = self.topic("several")
-        yield self.make(topic, 3)
+        yield self.create(topic, 3)
         inbox = Inbox()
         yield self.broker.subscribe(topic, inbox)
         sender = OtherSender(self.server, topic)
@@ -214,11 +214,12 @@ class TopicsTests(AdapterTests):
         yield inbox.holds(3000)
         numbers = [json.loads(body)["number"] for body in inbox.bodies]
         for partition in range(3):
-            mine = [number for number in numbers if number % 3 == partition]
-            self.assertEqual(mine, list(range(partition, 3000, 3)))
+            expected = list(range(partition, 3000, 3))
+            received = [number for number in numbers if number % 3 == partition]
+            self.assertEqual(received, expected)
 
     @inlineCallbacks
-    def test_a_topic_that_is_made_again_while_it_is_read_is_a_gap(self) -> Any:
+    def test_a_topic_that_is_deleted_and_created_again_has_a_gap(self) -> Any:
         topic = self.topic("again")
         inbox = Inbox()
         yield self.broker.subscribe(topic, inbox)
@@ -227,7 +228,7 @@ class TopicsTests(AdapterTests):
         yield inbox.holds(5)
         [deleted] = self.admin.delete_topics([topic.broker_name]).values()
         yield deferToThread(deleted.result)
-        yield self.make(topic, 1)
+        yield self.create(topic, 1)
         yield until(lambda: self.broker.losses.gaps, "the gap is noticed")
         inbox.messages.clear()
         yield self.publish(topic, 5)
@@ -237,7 +238,7 @@ class TopicsTests(AdapterTests):
 
 
 class NoTopicsTests(TestCase):
-    """A broker that makes no topics by itself, and stops answering."""
+    """A broker that does not create topics by itself, and then stops responding."""
 
     timeout = 90
 
@@ -257,19 +258,19 @@ class NoTopicsTests(TestCase):
         self.assertTrue(broker.is_up)
         server.program.pause()
         ticks: list[float] = []
-        turns = LoopingCall(lambda: ticks.append(reactor.seconds()))
-        turns.start(0.02)
+        ticking = LoopingCall(lambda: ticks.append(reactor.seconds()))
+        ticking.start(0.02)
         began = reactor.seconds()
         yield broker.stopService()
-        turns.stop()
+        ticking.stop()
         ticks.append(reactor.seconds())
-        figure("stopping beside a frozen broker", ticks[-1] - began)
+        figure("stopping with a frozen broker", ticks[-1] - began)
         longest = max(after - before for before, after in pairwise(ticks))
-        self.assertLess(longest, 1, "the reactor stood")
+        self.assertLess(longest, 1, "the reactor was blocked")
 
 
 class TlsAndLoginTests(TestCase):
-    """A broker that wants a password, shows a certificate and knows who may do what."""
+    """A broker with TLS, logins and access control lists."""
 
     timeout = 90
 
@@ -314,7 +315,7 @@ class TlsAndLoginTests(TestCase):
 
     @inlineCallbacks
     def allow(self, prefix: str) -> Any:
-        """The rights that the docs name, on topics whose names begin so, and no others."""
+        """Grant the rights that docs/brokers.md names, on topics with this prefix."""
         admin = AdminClient(
             connection_options(self.server.bootstrap, Login("admin", "admin"), self.pem)
         )
@@ -339,11 +340,11 @@ class TlsAndLoginTests(TestCase):
             yield deferToThread(made.result)
 
     @inlineCallbacks
-    def test_who_is_let_in_and_to_what(self) -> Any:
+    def test_only_trusted_servers_valid_logins_and_granted_topics(self) -> Any:
         events: list[Any] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
-        # First, as an operator would: a producer asks at once for the right to be exact.
+        # Before the broker connects: a producer needs the right to be idempotent at once.
         yield self.allow("cell1.")
         good = self.broker("open:sesame", self.other_pem + self.pem)
         others = [
@@ -351,7 +352,7 @@ class TlsAndLoginTests(TestCase):
             self.broker("open:sesame", self.other_pem),
             self.broker("open:sesame", None),
         ]
-        yield until(lambda: good.is_up, "the good one is let in")
+        yield until(lambda: good.is_up, "the valid login connects")
         inbox = Inbox()
         topic = TopicAddress("cell1", "box1", ("tls",), "name")
         yield good.subscribe(topic, inbox)

@@ -1,4 +1,4 @@
-"""New keys in the middle of a TLS 1.3 session, as a client asks for them: on both ways out."""
+"""TLS 1.3 key updates by a client in the middle of a session, with both send queues for TLS."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from tests.support.send_queue_cases import HANDSHAKE_ANSWER, TIMEOUT, Tls
 from topicsvc.delivery.transports import TlsSendQueue, TransportSendQueue, make_send_queue
 
 UPDATES = 20
-BOTH, OWN = b"K\n", b"k\n"
-"""Change our keys; the other side is to change its own too, or need not."""
+UPDATE_BOTH, UPDATE_OWN = b"K\n", b"k\n"
+"""Commands of s_client: update its keys, with or without a request for new keys of the server."""
 
 
 class OpenSslClient(ProcessProtocol):
-    """``openssl s_client``: writes what it is sent to its output, and takes orders."""
+    """``openssl s_client``, which writes received data to its output and reads commands."""
 
     transport: IProcessTransport
 
     def __init__(self) -> None:
         self.received = bytearray()
-        self.told = bytearray()
+        self.messages = bytearray()
         self.lost: Deferred[None] = Deferred()
 
     def outReceived(self, data: bytes) -> None:
         self.received += data
 
     def errReceived(self, data: bytes) -> None:
-        self.told += data
+        self.messages += data
 
     def processEnded(self, reason: object) -> None:
         self.lost.callback(None)
@@ -46,7 +46,7 @@ class OpenSslClient(ProcessProtocol):
 class KeyUpdateCase(Tls):
     @inlineCallbacks
     def connect(self) -> Any:
-        need(shutil.which("openssl"), "openssl")
+        need(shutil.which("openssl"), "openssl (tests/integration/install.sh)")
         self.ready: Deferred[Any] = Deferred()
         self.receiver = OpenSslClient()
         at = f"127.0.0.1:{self.port.getHost().port}"
@@ -67,15 +67,17 @@ class KeyUpdateCase(Tls):
         generator = random.Random(6)
         written = bytearray()
         for number in range(1, UPDATES + 1):
-            self.receiver.transport.write(generator.choice([BOTH, OWN]))
-            while self.receiver.told.count(b"KEYUPDATE") < number:
+            self.receiver.transport.write(generator.choice([UPDATE_BOTH, UPDATE_OWN]))
+            while self.receiver.messages.count(b"KEYUPDATE") < number:
                 data = generator.randbytes(generator.choice([1, 500, 40000]))
                 self.send_queue.write(data)
                 written += data
                 yield deferLater(reactor, 0.002)
-        # What the client says under its new keys is understood, so the server has seen them.
+        # The server can read data with the new keys, so it has processed the updates.
         self.receiver.transport.write(b"understood\n")
-        yield until(lambda: self.sender.received == b"understood\n", "it is heard", TIMEOUT)
+        yield until(
+            lambda: self.sender.received == b"understood\n", "the server has received it", TIMEOUT
+        )
         self.send_queue.write(b"the end")
         yield self.assert_received(bytes(written) + b"the end")
         self.assertTrue(self.receiver.received.startswith(HANDSHAKE_ANSWER))

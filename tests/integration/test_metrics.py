@@ -1,4 +1,4 @@
-"""The figures of a real process add up with what its clients did, and Prometheus can use them."""
+"""The metrics of a process agree with the actions of its clients, and Prometheus can use them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SEND_PATH = "/box1/col/topic/"
 SUBJECT = "https://cell2.unit1.example/#me"
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 TIMEOUT = 30.0
-_GOODBYE = b"\x88\x82\0\0\0\0\x03\xe8"
+_CLOSE_FRAME = b"\x88\x82\0\0\0\0\x03\xe8"
 SLOW_BODY = b'"%s"' % (b"x" * 900_000)
 
 
 class MetricsTestCase(SynchronousTestCase):
-    """A service of its own, with its log as JSON."""
+    """Fixture: a service with a JSON log."""
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()
@@ -72,9 +72,9 @@ class MetricsTestCase(SynchronousTestCase):
         self.addCleanup(self.service.stop)
         self.port, self.admin = self.service.ports
 
-    def token(self, *may: str, life: int = 3600) -> str:
+    def token(self, *may: str, lifetime: int = 3600) -> str:
         rights = may or ("receive", "send")
-        return sign_token(self.key, SUBJECT, ["/cell1/*"], rights, int(time.time()) + life)
+        return sign_token(self.key, SUBJECT, ["/cell1/*"], rights, int(time.time()) + lifetime)
 
     def connect(self, topic: str = "name") -> WebSocketClient:
         client = WebSocketClient(self.port, HOST, WEBSOCKET_PATH + topic)
@@ -88,7 +88,7 @@ class MetricsTestCase(SynchronousTestCase):
         return client
 
     def http(self, token: str | None, body: bytes = b"1", path: str = SEND_PATH + "name") -> int:
-        """Send; return the status."""
+        """Send a message; return the status."""
         authorization = "" if token is None else f"Authorization: Bearer {token}\r\n"
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as raw:
             raw.sendall(
@@ -96,11 +96,11 @@ class MetricsTestCase(SynchronousTestCase):
                 f"Content-Length: {len(body)}\r\n\r\n".encode()
                 + body
             )
-            with raw.makefile("rb") as answer:
-                return int(answer.read().split(b" ")[1])
+            with raw.makefile("rb") as response:
+                return int(response.read().split(b" ")[1])
 
     def raw(self, topic: str = "name") -> socket.socket:
-        """A client that does as it likes, after the handshake."""
+        """Return a socket after the opening handshake."""
         raw = socket.socket()
         self.addCleanup(raw.close)
         raw.settimeout(10)
@@ -121,11 +121,11 @@ class MetricsTestCase(SynchronousTestCase):
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.admin}/metrics", headers={"Accept": accept}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return str(answer.read().decode())
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return str(response.read().decode())
 
     def scrape(self) -> dict[str, float]:
-        """All samples, as ``name`` or ``name label value ...``."""
+        """Return all samples by name: ``name`` or ``name label value ...``."""
         return {
             " ".join([sample.name, *(word for pair in sample.labels.items() for word in pair)]):
             sample.value
@@ -133,44 +133,44 @@ class MetricsTestCase(SynchronousTestCase):
             for sample in family.samples
         }  # fmt: skip
 
-    def until(self, is_so: Callable[[], object], what: str) -> None:
+    def until(self, condition: Callable[[], object], description: str) -> None:
         end = time.monotonic() + TIMEOUT
-        while not is_so():
-            self.assertLess(time.monotonic(), end, what)
+        while not condition():
+            self.assertLess(time.monotonic(), end, description)
             time.sleep(0.1)
 
     def ended(self) -> list[dict[str, Any]]:
-        """The lines that sessions have left behind at their end."""
+        """The log records of ended sessions."""
         records = [json.loads(line) for line in self.service.text.splitlines()]
         return [record for record in records if "has_begun" in record]
 
 
 class ScrapeTests(MetricsTestCase):
-    def test_the_figures_add_up(self) -> None:
+    def test_the_metrics_agree_with_the_clients(self) -> None:
         sends: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         checks: Counter[str] = Counter()
-        good, only_receives = self.token(), self.token("receive")
-        checks["granted"] += 2  # of each once: then memory knows it
+        token, receive_token = self.token(), self.token("receive")
+        checks["granted"] += 2  # once for each token: then they are cached
 
-        # These stay.
-        listeners = [self.subscribe(good) for _ in range(5)]
+        # Five sessions stay open.
+        listeners = [self.subscribe(token) for _ in range(5)]
         started, hits = 5, 4
-        # Two of them run out: no data is theirs from then on.
-        for life in (1, 2):
-            self.subscribe(self.token(life=life), "other")
+        # Two sessions expire.
+        for lifetime in (1, 2):
+            self.subscribe(self.token(lifetime=lifetime), "other")
             checks["granted"] += 1
             started += 1
             reasons["Session expired"] += 1
-        # Some are refused.
-        for token in ("nonsense", self.token("send")):
+        # Two tokens are refused.
+        for refused_token in ("nonsense", self.token("send")):
             client = self.connect()
-            client.send(json.dumps({"AccessToken": token}))
+            client.send(json.dumps({"AccessToken": refused_token}))
             self.assertEqual(json.loads(client.recv())["Reason"], "Token inactive")
             reasons["Token inactive"] += 1
         checks["refused"] += 1
-        checks["granted"] += 1  # it is live, though it may not receive
-        # Some do not speak the protocol, or say nothing at all.
+        checks["granted"] += 1  # the token is valid, but may not receive
+        # Some clients break the protocol, and one sends no token.
         for message in ("hello", b"hello", '{"AccessToken":""}'):
             self.connect().send(message)
             reasons["Invalid message"] += 1
@@ -183,10 +183,10 @@ class ScrapeTests(MetricsTestCase):
         self.raw()
         reasons["Token timeout"] += 1
 
-        # Data: what is sent reaches all who listen.
+        # Messages reach all five sessions.
         messages = 20
         for number in range(messages):
-            self.assertEqual(self.http(good, b"%d" % number), 200)
+            self.assertEqual(self.http(token, b"%d" % number), 200)
             sends["200"] += 1
             hits += 1
         size = 0
@@ -194,33 +194,33 @@ class ScrapeTests(MetricsTestCase):
             for number in range(messages):
                 text = client.recv()
                 self.assertEqual(json.loads(text)["Body"], number)
-                size += len(text) + 2  # a frame's head, of so short a message
-        # Sends that go wrong.
-        for token, body, status in (
+                size += len(text) + 2  # the head of a short frame
+        # Invalid send requests.
+        for send_token, body, status in (
             (None, b"1", 401),
             ("nonsense", b"1", 401),
-            (only_receives, b"1", 403),
-            (good, b"no json", 400),
-            (good, b"1" * 1_000_001, 413),
+            (receive_token, b"1", 403),
+            (token, b"no json", 400),
+            (token, b"1" * 1_000_001, 413),
         ):
-            self.assertEqual(self.http(token, body), status)
+            self.assertEqual(self.http(send_token, body), status)
             sends[str(status)] += 1
         checks["refused"] += 1
         hits += 1
-        self.assertEqual(self.http(good, path="/nowhere"), 404)
+        self.assertEqual(self.http(token, path="/nowhere"), 404)
         sends["404"] += 1
 
-        # One reads nothing, and is cut off; another on its topic gets all.
-        slow, quick = self.raw("big"), self.subscribe(good, "big")
-        checks["granted"] += 1  # another topic: memory does not know
+        # A session that reads nothing is closed; another one of the topic receives all messages.
+        slow, quick = self.raw("big"), self.subscribe(token, "big")
+        checks["granted"] += 1  # another topic: not cached
         started += 2
-        slow.sendall(_text(json.dumps({"AccessToken": good}).encode()))
+        slow.sendall(_text(json.dumps({"AccessToken": token}).encode()))
         self.assertIn(b"Success", slow.recv(200))
         hits += 1
         big = 0
         while not any(each["reason"] == "Slow consumer" for each in self.ended()):
-            self.assertLess(big, 100, "nobody is slow")
-            self.assertEqual(self.http(good, SLOW_BODY, SEND_PATH + "big"), 200)
+            self.assertLess(big, 100, "no slow consumer")
+            self.assertEqual(self.http(token, SLOW_BODY, SEND_PATH + "big"), 200)
             self.assertEqual(len(json.loads(quick.recv())["Body"]), 900_000)
             sends["200"] += 1
             hits += 1
@@ -228,59 +228,64 @@ class ScrapeTests(MetricsTestCase):
         reasons["Slow consumer"] += 1
         slow.close()
 
-        # One says too much.
-        talking = self.subscribe(good)
+        # One client sends too many messages.
+        talker = self.subscribe(token)
         started += 1
         hits += 1
         with contextlib.suppress(ConnectionClosed):
             for _ in range(200):
-                talking.send(json.dumps({"AccessToken": good}))
-                self.assertEqual(json.loads(talking.recv())["Result"], "Success")
+                talker.send(json.dumps({"AccessToken": token}))
+                self.assertEqual(json.loads(talker.recv())["Result"], "Success")
                 hits += 1
         reasons["Too many messages"] += 1
-        # One says goodbye, one vanishes.
-        for reason, goodbye in (("Client closed", _GOODBYE), ("Connection lost", b"")):
+        # One client sends a close frame, one closes the connection.
+        for reason, last_frame in (("Client closed", _CLOSE_FRAME), ("Connection lost", b"")):
             leaving = self.raw()
-            leaving.sendall(_text(json.dumps({"AccessToken": good}).encode()))
+            leaving.sendall(_text(json.dumps({"AccessToken": token}).encode()))
             self.assertIn(b"Success", leaving.recv(200))
             started += 1
             hits += 1
-            leaving.sendall(goodbye)
+            leaving.sendall(last_frame)
             leaving.close()
             reasons[reason] += 1
 
-        self.until(lambda: len(self.ended()) == sum(reasons.values()), "all have ended")
-        self.until(lambda: self.scrape()["topicsvc_sessions state closing"] == 0, "all are gone")
+        self.until(lambda: len(self.ended()) == sum(reasons.values()), "all sessions have ended")
+        self.until(
+            lambda: self.scrape()["topicsvc_sessions state closing"] == 0,
+            "all connections are closed",
+        )
         lines = self.ended()
         samples = self.scrape()
-        refused = {name: n for name, n in samples.items() if "_limit_hits_" in name and n}
-        self.assertEqual(refused, {"topicsvc_limit_hits_total limit messages_per_minute": 1})
+        limit_hits = {name: n for name, n in samples.items() if "_limit_hits_" in name and n}
+        self.assertEqual(limit_hits, {"topicsvc_limit_hits_total limit messages_per_minute": 1})
         self.assertEqual(Counter(line["reason"] for line in lines), reasons)
         self.assertEqual(
             {reason: samples[f"topicsvc_sessions_ended_total reason {metric_label(reason)}"]
              for reason in CLOSE_REASONS},
             {reason: reasons[reason] for reason in CLOSE_REASONS},
         )  # fmt: skip
-        alive = len(listeners) + 1
-        self.assertEqual(samples["topicsvc_sessions state active"], alive)
+        active = len(listeners) + 1
+        self.assertEqual(samples["topicsvc_sessions state active"], active)
         self.assertEqual(samples["topicsvc_sessions state waiting"], 0)
         self.assertEqual(samples["topicsvc_sessions_started_total"], started)
-        self.assertEqual(samples["topicsvc_websockets_opened_total"], alive + sum(reasons.values()))
+        self.assertEqual(
+            samples["topicsvc_websockets_opened_total"], active + sum(reasons.values())
+        )
         self.assertEqual(len({line["session"] for line in lines}), len(lines))
-        self.assertEqual(sum(line["has_begun"] for line in lines), started - alive)
+        self.assertEqual(sum(line["has_begun"] for line in lines), started - active)
 
-        [taken] = [line["messages"] for line in lines if line["reason"] == "Slow consumer"]
-        self.assertTrue(1 <= taken <= big, taken)
+        [received] = [line["messages"] for line in lines if line["reason"] == "Slow consumer"]
+        self.assertTrue(1 <= received <= big, received)
         head = len('{"From":"https://cell2.unit1.example/","Body":}') + 10
         self.assertEqual(samples["topicsvc_messages_total"], messages + big)
-        self.assertEqual(samples["topicsvc_deliveries_total"], 5 * messages + big + taken)
+        self.assertEqual(samples["topicsvc_deliveries_total"], 5 * messages + big + received)
         self.assertEqual(
             samples["topicsvc_delivered_bytes_total"],
-            size + (big + taken) * (len(SLOW_BODY) + head),
+            size + (big + received) * (len(SLOW_BODY) + head),
         )
         self.assertEqual(samples["topicsvc_topics"], 2)
-        walks = samples["topicsvc_fan_out_seconds_count"]
-        self.assertTrue(1 <= walks <= messages + big, walks)
+        fan_outs = samples["topicsvc_fan_out_seconds_count"]
+        self.assertTrue(1 <= fan_outs <= messages + big, fan_outs)
         self.assertEqual(samples["topicsvc_slow_readers"], 0)
         self.assertEqual(samples["topicsvc_queued_bytes"], 0)
         self.assertEqual(samples["topicsvc_hub_queued_bytes"], 0)
@@ -297,27 +302,30 @@ class ScrapeTests(MetricsTestCase):
         self.assertEqual(samples["topicsvc_token_cache_hits_total"], hits)
         self.assertEqual(samples["topicsvc_broker_up"], 1)
         self.assertGreater(samples["topicsvc_reactor_lag_seconds_count"], 1)
-        self.assertGreater(samples["process_open_fds"], alive)
+        self.assertGreater(samples["process_open_fds"], active)
         self.assertGreater(samples["process_resident_memory_bytes"], 10_000_000)
-        modern = self.fetch("application/openmetrics-text; version=1.0.0")
+        open_metrics = self.fetch("application/openmetrics-text; version=1.0.0")
         self.assertEqual(
-            {family.name for family in openmetrics(modern)},
+            {family.name for family in openmetrics(open_metrics)},
             {family.name for family in classic(self.fetch())},
         )
 
 
 def _text(payload: bytes) -> bytes:
-    """A client's text frame."""
+    """Encode a text frame of a client."""
     return b"\x81\xfe" + len(payload).to_bytes(2, "big") + bytes(4) + payload
 
 
 class PrometheusTests(MetricsTestCase):
-    """A real Prometheus scrapes, and answers the dashboard's queries."""
+    """A real Prometheus scrapes the service and runs the queries of the dashboard."""
 
     def setUp(self) -> None:
-        need(shutil.which("prometheus") and shutil.which("promtool"), "Debian's prometheus")
+        need(
+            shutil.which("prometheus") and shutil.which("promtool"),
+            "prometheus (tests/integration/install.sh)",
+        )
         super().setUp()
-        self.at = free_port()
+        self.prometheus_port = free_port()
         file = self.directory / "prometheus.yml"
         alerts = ROOT / "examples" / "prometheus-alerts.yml"
         file.write_text(
@@ -333,7 +341,7 @@ class PrometheusTests(MetricsTestCase):
                 "prometheus",
                 f"--config.file={file}",
                 f"--storage.tsdb.path={self.directory / 'data'}",
-                f"--web.listen-address=127.0.0.1:{self.at}",
+                f"--web.listen-address=127.0.0.1:{self.prometheus_port}",
             ]
         )
         self.addCleanup(prometheus.stop)
@@ -350,17 +358,17 @@ class PrometheusTests(MetricsTestCase):
         )
         self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
 
-    def ask(self, path: str, **parameters: str) -> Any:
-        url = f"http://127.0.0.1:{self.at}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
+    def call(self, path: str, **parameters: str) -> Any:
+        url = f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return json.load(response)["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        result = self.ask("query", query=expression)["result"]
+        result = self.call("query", query=expression)["result"]
         assert isinstance(result, list)
         return result
 
-    def test_the_dashboard_shows_what_there_is_and_no_alert_is_wrong(self) -> None:
+    def test_each_panel_of_the_dashboard_has_data_and_no_alert_fires(self) -> None:
         self.assert_promtool("check", "metrics", text=self.fetch())
         self.until(lambda: self.query("topicsvc_sends_total"), "the first scrape")
         token = self.token()
@@ -373,7 +381,7 @@ class PrometheusTests(MetricsTestCase):
                 self.query('rate(topicsvc_sends_total{status="200"}[10s]) > 0')
                 and self.query("rate(topicsvc_sessions_ended_total[10s]) > 0")
             ),
-            "what happened is seen",
+            "the events are scraped",
         )
         [active] = self.query('topicsvc_sessions{state="active"}')
         self.assertEqual(active["value"][1], "1")
@@ -383,26 +391,26 @@ class PrometheusTests(MetricsTestCase):
             for target in panel.get("targets", ()):
                 expression = target["expr"].replace("$__rate_interval", "20s")
                 expression = re.sub(r"\$(job|instance)", ".*", expression)
-                if "limit_hits" not in expression:  # nobody was refused
+                if "limit_hits" not in expression:  # no limit was reached
                     self.assertTrue(self.query(expression), expression)
                 count += 1
         self.assertGreater(count, 25)
         self.until(lambda: self.rules_with("unknown") == [], "all rules were evaluated")
         self.assertEqual(len(self.rules_with("ok")), 9)
-        firing = [each["labels"]["alertname"] for each in self.ask("alerts")["alerts"]]
+        firing = [each["labels"]["alertname"] for each in self.call("alerts")["alerts"]]
         self.assertEqual(firing, [])
 
-    def test_a_service_that_is_down_wakes_somebody(self) -> None:
+    def test_a_service_that_is_down_raises_an_alert(self) -> None:
         self.until(lambda: self.query("topicsvc_broker_up == 1"), "the first scrape")
         self.service.stop()
         self.until(
-            lambda: "TopicsvcDown" in str(self.ask("alerts")), "the alert is pending or firing"
+            lambda: "TopicsvcDown" in str(self.call("alerts")), "the alert is pending or firing"
         )
 
     def rules_with(self, health: str) -> list[str]:
         return [
             rule["name"]
-            for group in self.ask("rules")["groups"]
+            for group in self.call("rules")["groups"]
             for rule in group["rules"]
             if rule["health"] == health
         ]

@@ -1,4 +1,4 @@
-"""Beside a certified OAuth 2.0 server that nobody here wrote: ``oidc-provider`` from npm."""
+"""Token introspection by a certified OAuth 2.0 server: ``oidc-provider`` from npm."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from topicsvc.settings import Config
 
 HERE = Path(__file__).parent / "oidc"
 
-# What a form and a header must both survive (RFC 6749, section 2.3.1).
+# Ids and secrets that must be encoded in a form and in a header (RFC 6749, section 2.3.1).
 CLIENT = ("client one", "secret:+%/ =&")
-ASKER = ("topic:svc", "another secret: 100%+")
+RESOURCE_SERVER = ("topic:svc", "another secret: 100%+")
 
 Test = Generator[Deferred[Any], Any, None]
 
@@ -37,12 +37,12 @@ class OidcTests(ValidatedServiceTestCase):
 
     @inlineCallbacks
     def setUp(self) -> Test:
-        need(shutil.which("node"), "Node.js (node)")
+        need(shutil.which("node"), "node (tests/integration/install.sh)")
         need((HERE / "node_modules").is_dir(), "oidc-provider (tests/integration/install.sh)")
         yield super().setUp()
         clients = {
             "client": dict(zip(("id", "secret"), CLIENT, strict=True)),
-            "asker": dict(zip(("id", "secret"), ASKER, strict=True)),
+            "resourceServer": dict(zip(("id", "secret"), RESOURCE_SERVER, strict=True)),
         }
         with mock.patch.dict(os.environ, OIDC_CLIENTS=json.dumps(clients)):
             server = Process(["node", str(HERE / "server.js")])
@@ -51,7 +51,7 @@ class OidcTests(ValidatedServiceTestCase):
         self.client = HTTPClient(Agent(reactor))
         self.start(self.settings("recheck = 1"))
 
-    def settings(self, more: str = "", secret: str = ASKER[1]) -> Config:
+    def settings(self, more: str = "", secret: str = RESOURCE_SERVER[1]) -> Config:
         return config.load(f"""
             listen = ["tcp:0"]
             unit_url = "https://unit1.example/"
@@ -59,7 +59,7 @@ class OidcTests(ValidatedServiceTestCase):
             [validator]
             kind = "introspection"
             url = "{self.url}/token/introspection"
-            client_id = "{ASKER[0]}"
+            client_id = "{RESOURCE_SERVER[0]}"
             client_secret_file = "{self.secret_file(secret=secret)}"
             issuer = "{self.url}"
             {more}
@@ -75,7 +75,7 @@ class OidcTests(ValidatedServiceTestCase):
 
     @inlineCallbacks
     def post(self, path: str, **form: str) -> Generator[Deferred[Any], Any, Any]:
-        """What a client of the server does there in its own name."""
+        """Send a form to the server with the credentials of the client; fires with the response."""
         credentials = b64encode(":".join(map(quote_plus, CLIENT)).encode())
         response = yield self.client.post(
             self.url + path, data=form, headers={"Authorization": b"Basic " + credentials}
@@ -86,8 +86,8 @@ class OidcTests(ValidatedServiceTestCase):
 
     @inlineCallbacks
     def token(self, scope: str) -> Generator[Deferred[Any], Any, str]:
-        answer = yield self.post("/token", grant_type="client_credentials", scope=scope)
-        return str(answer["access_token"])
+        response = yield self.post("/token", grant_type="client_credentials", scope=scope)
+        return str(response["access_token"])
 
     @inlineCallbacks
     def send(self, token: str, path: str = "/box1/col/topic/name") -> Any:
@@ -100,14 +100,14 @@ class OidcTests(ValidatedServiceTestCase):
         return client.status
 
     @inlineCallbacks
-    def test_its_tokens_are_accepted(self) -> Test:
+    def test_a_token_is_accepted(self) -> Test:
         token = yield self.token("news")
         outcome = yield self.present(token)
         self.assertIn('"Result":"Success"', outcome.text)
         self.assertIn(json.loads(outcome.text)["ExpiresIn"], range(590, 601))
 
     @inlineCallbacks
-    def test_what_a_token_may_do_is_a_matter_of_its_scopes(self) -> Test:
+    def test_the_scopes_of_a_token_give_its_rights(self) -> Test:
         reader, writer = (yield self.token("news")), (yield self.token("editor"))
         outcome = yield self.present(writer)
         self.assertIn("Token inactive", outcome.text)
@@ -120,7 +120,7 @@ class OidcTests(ValidatedServiceTestCase):
         self.assertEqual((yield self.send(both)), 200)
 
     @inlineCallbacks
-    def test_revoked_ones_are_not(self) -> Test:
+    def test_a_revoked_token_is_rejected(self) -> Test:
         token = yield self.token("news")
         yield self.post("/token/revocation", token=token)
         outcome = yield self.present(token)
@@ -129,13 +129,13 @@ class OidcTests(ValidatedServiceTestCase):
         self.assertEqual((yield self.send(token)), 401)
 
     @inlineCallbacks
-    def test_one_that_is_revoked_while_its_session_lives_ends_it(self) -> Test:
+    def test_revoking_a_token_ends_its_session(self) -> Test:
         token = yield self.token("news")
         client = self.connect()
         client.present(token)
         text, code = yield self.reply(client)
         self.assertIn('"Result":"Success"', text)
-        yield sleep(1.5)  # at least one check that finds nothing wrong
+        yield sleep(1.5)  # at least one recheck that succeeds
         client.assert_nothing()
         yield self.post("/token/revocation", token=token)
         text, code = yield self.reply(client)
@@ -143,13 +143,13 @@ class OidcTests(ValidatedServiceTestCase):
         self.assertEqual(code, 1008)
 
     @inlineCallbacks
-    def test_made_up_ones_are_not(self) -> Test:
+    def test_an_unknown_token_is_rejected(self) -> Test:
         outcome = yield self.present("made-up")
         self.assertIn('"Reason":"Token inactive"', outcome.text)
         self.assertEqual(outcome.code, 1008)
 
     @inlineCallbacks
-    def test_a_wrong_secret_of_ours_is_no_fault_of_the_token(self) -> Test:
+    def test_a_wrong_client_secret_does_not_reject_the_token(self) -> Test:
         token = yield self.token("news")
         yield self.stop()
         self.start(self.settings(secret="wrong"))

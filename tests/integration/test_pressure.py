@@ -1,6 +1,6 @@
-"""Senders that outrun the fan-out: memory stays bounded, and what was accepted arrives.
+"""Senders that are faster than the fan-out: memory is bounded, and accepted messages arrive.
 
-The readers read as fast as they can and are many, so that it is the service that cannot keep up.
+100 clients read as fast as they can, so that the service is the slowest part.
 """
 
 from __future__ import annotations
@@ -27,65 +27,64 @@ from topicsvc.validators.local import make_key, sign_token, write_key
 HOST = "127.0.0.1"
 TOPIC = TopicAddress("cell1", "box1", ("flood",), "name")
 READERS = 100
-LOOK = 3
-"""Of the readers, how many look at what they read; the others only count the bytes."""
+PARSING_READERS = 3
+"""Readers that parse the messages; the others only count bytes."""
 
 SENDERS = 80
-EACH = 60
-"""Messages that each of them tries to send."""
+MESSAGES_PER_SENDER = 60
 
 SIZE = 90_000
-"""Bytes of a body: all that is tried is more than six times what may wait."""
+"""Bytes of a body: all messages together are more than six times the hub's high-water mark."""
 
-MOST_GROWTH = HIGH_WATER + 80_000_000
-"""Bytes: what may wait, and the requests under way, each with some copies of its body."""
+MAX_GROWTH = HIGH_WATER + 80_000_000
+"""Bytes: the hub's queue, and the requests in progress, with some copies of each body."""
 
 TIMEOUT = 60.0
-"""Seconds."""
+"""Seconds for all messages to arrive."""
 
-_NOWHERE = bytearray(1 << 20)
+_BUFFER = bytearray(1 << 20)
 _NUMBERS = re.compile(rb'"Body":\[(\d+),(\d+),')
 
 
 class Reader:
-    """A subscriber, and whether it looks at what it reads.
+    """A subscriber that parses messages or only counts bytes.
 
     Attributes:
-        stays: the service has not closed its connection.
-        size: bytes that it has read since its session began.
-        numbers: senders and their numbers, as they came, where it looks.
+        is_open: the service has not closed its connection.
+        size: bytes that it has read since its session started.
+        numbers: pairs of sender and message number, in order; empty if it does not parse.
     """
 
-    def __init__(self, port: int, token: str, looks: bool) -> None:
+    def __init__(self, port: int, token: str, parses: bool) -> None:
         self.client = RawClient(port)
         assert self.client.upgrade(TOPIC.websocket_path, HOST) == 101
         self.client.write(frame(TEXT, json.dumps({"AccessToken": token}).encode()))
-        told = self.client.read_frame()
-        assert told is not None
-        assert b'"Success"' in told[1], told
-        self.looks = looks
-        self.stays = True
+        reply = self.client.read_frame()
+        assert reply is not None
+        assert b'"Success"' in reply[1], reply
+        self.parses = parses
+        self.is_open = True
         self.size = 0
         self.numbers: list[tuple[int, int]] = []
         self._rest = b""
 
     def read(self) -> None:
-        """Read what there is."""
+        """Read the available bytes."""
         try:
             self._read()
         except ConnectionError:
-            self.stays = False
+            self.is_open = False
 
     def _read(self) -> None:
-        if not self.looks:
-            # With this flag the system throws away what it would have copied.
-            size = self.client.socket.recv_into(_NOWHERE, 0, socket.MSG_TRUNC)
+        if not self.parses:
+            # With this flag the system discards the bytes instead of copying them.
+            size = self.client.socket.recv_into(_BUFFER, 0, socket.MSG_TRUNC)
             self.size += size
-            self.stays = size > 0
+            self.is_open = size > 0
             return
-        data = self.client.socket.recv(len(_NOWHERE))
+        data = self.client.socket.recv(len(_BUFFER))
         self.size += len(data)
-        self.stays = bool(data)
+        self.is_open = bool(data)
         self._rest += data
         at = 0
         for each in _NUMBERS.finditer(self._rest):
@@ -108,7 +107,7 @@ class PressureTests(SynchronousTestCase):
             unit_url = "http://localhost/"
             hosts = ["{HOST}"]
             [session]
-            send_queue = 8388608  # so that few are too slow on a machine that has much to do
+            send_queue = 8388608  # so that few readers are slow consumers on a busy machine
             [validator]
             kind = "local"
             key_file = "{directory / "key"}"
@@ -123,12 +122,12 @@ class PressureTests(SynchronousTestCase):
         self.finished = Event()
 
     def memory(self, name: str) -> int:
-        """Bytes that the service has of it, or has had at most."""
+        """Memory of the service in bytes, by its name in proc(5)."""
         status = Path(f"/proc/{self.service.child.pid}/status").read_text()
         return int(status.partition(f"{name}:")[2].split()[0]) * 1024
 
     def read(self, readers: list[Reader]) -> None:
-        """Read until the test is over, or until the service has closed a connection."""
+        """Read until the end of the test; a connection that the service has closed is left out."""
         poll = select.epoll()
         by_file = {reader.client.socket.fileno(): reader for reader in readers}
         for each in by_file:
@@ -136,44 +135,48 @@ class PressureTests(SynchronousTestCase):
         while not self.finished.is_set():
             for each, _ in poll.poll(0.1):
                 by_file[each].read()
-                if not by_file[each].stays:
+                if not by_file[each].is_open:
                     poll.unregister(each)
         poll.close()
 
     def send(self, sender: int) -> list[tuple[int, int]]:
-        """Send as fast as the answers come; returns what was accepted."""
+        """Send without a pause; return the numbers of the accepted messages."""
         client = RawClient(self.port)
         client.socket.settimeout(TIMEOUT)
         accepted = []
-        for number in range(EACH):
-            body = b'[%d,%d,"%s"]' % (sender, number, b"x" * SIZE)
+        for number in range(MESSAGES_PER_SENDER):
+            message = b'[%d,%d,"%s"]' % (sender, number, b"x" * SIZE)
             client.write(
                 f"POST {TOPIC.send_path} HTTP/1.1\r\nHost: {HOST}\r\n"
                 f"Authorization: Bearer {self.token}\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n".encode()
-                + body
+                f"Content-Length: {len(message)}\r\n\r\n".encode()
+                + message
             )
-            status, answer = client.read_answer()
+            status, body = client.read_response()
             self.statuses[status] += 1
             if status == 200:
                 accepted.append((sender, number))
             else:
-                assert b'"PR503-SV-0001"' in answer, answer
+                assert b'"PR503-SV-0001"' in body, body
         client.close()
         return accepted
 
-    def test_memory_is_bounded_and_what_was_accepted_arrives(self) -> None:
-        self.assertGreater(SENDERS * EACH * SIZE, 6 * HIGH_WATER)
-        readers = [Reader(self.port, self.token, number < LOOK) for number in range(READERS)]
+    def test_memory_is_bounded_and_accepted_messages_arrive(self) -> None:
+        self.assertGreater(SENDERS * MESSAGES_PER_SENDER * SIZE, 6 * HIGH_WATER)
+        readers = [
+            Reader(self.port, self.token, number < PARSING_READERS) for number in range(READERS)
+        ]
         before = self.memory("VmRSS")
         began = time.monotonic()
         with ThreadPoolExecutor(SENDERS + 1) as threads:
             reading = threads.submit(self.read, readers)
             try:
                 sent = threads.map(self.send, range(SENDERS))
-                accepted = [each for mine in sent for each in mine]
+                accepted = [each for numbers in sent for each in numbers]
                 sent_after = time.monotonic() - began
-                while not has_all(staying := [each for each in readers if each.stays], accepted):
+                while not has_all(
+                    still_open := [each for each in readers if each.is_open], accepted
+                ):
                     self.assertFalse(reading.done(), "the readers have failed")
                     self.assertLess(time.monotonic() - began, TIMEOUT, "all arrive in time")
                     time.sleep(0.1)
@@ -186,28 +189,27 @@ class PressureTests(SynchronousTestCase):
         growth = self.memory("VmHWM") - before
         if os.environ.get("TOPICSVC_FIGURES"):
             print(
-                f"\n    {len(accepted)} of {SENDERS * EACH} messages accepted in "
-                f"{sent_after:.1f} s, all read by {len(staying)} after {read_after:.1f} s, "
+                f"\n    {len(accepted)} of {SENDERS * MESSAGES_PER_SENDER} messages accepted in "
+                f"{sent_after:.1f} s, all read by {len(still_open)} after {read_after:.1f} s, "
                 f"memory from {before / 1e6:.0f} MB by {growth / 1e6:.0f} MB"
             )
         self.assertEqual(set(self.statuses), {200, 503})
-        self.assertLess(growth, MOST_GROWTH)
-        self.assertGreater(len(staying), READERS / 2)
-        looking = [each for each in staying if each.looks]
-        self.assertTrue(looking)
-        for reader in looking:
+        self.assertLess(growth, MAX_GROWTH)
+        self.assertGreater(len(still_open), READERS / 2)
+        parsing = [each for each in still_open if each.parses]
+        self.assertTrue(parsing)
+        for reader in parsing:
             self.assertEqual(sorted(reader.numbers), sorted(accepted))
             for sender in range(SENDERS):
-                mine = [number for each, number in reader.numbers if each == sender]
-                self.assertEqual(mine, sorted(mine), "in the order in which they were accepted")
+                numbers = [number for each, number in reader.numbers if each == sender]
+                self.assertEqual(numbers, sorted(numbers), "in the order of acceptance")
 
 
 def has_all(readers: list[Reader], accepted: list[tuple[int, int]]) -> bool:
-    """Whether those who look have as many as were accepted, and the others as many bytes.
+    """Whether all readers have all messages: by number if they parse, by bytes if not.
 
-    A ping in between is a few bytes, a message is many.
+    The bytes may differ by less than one message, because of pings.
     """
     sizes = [reader.size for reader in readers]
-    looking = [reader for reader in readers if reader.looks]
-    counts = {len(reader.numbers) for reader in looking}
+    counts = {len(reader.numbers) for reader in readers if reader.parses}
     return counts <= {len(accepted)} and max(sizes) - min(sizes) < SIZE

@@ -1,4 +1,4 @@
-"""Behind nginx and HAProxy, with the files of examples/: only ports and paths are other ones."""
+"""The service behind nginx and HAProxy, with the files of examples/ and other ports and paths."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tests.support.websocket_client import WebSocketClient
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-PING = 1.0
+PING_INTERVAL = 1.0
 WEBSOCKET_PATH = "/__topic/box1/col.topic.name"
 SEND_PATH = "/box1/col/topic/name"
 TOPIC = "/cell1/box1/col/topic/name"
 SOURCE = "127.0.0.77"
-"""The client's own address, which is not the proxy's."""
+"""The address of the client, which differs from the proxy's."""
 
-FORMS = (("cell1.unit1.example", ""), ("unit1.example", "/cell1"))
+URL_FORMS = (("cell1.unit1.example", ""), ("unit1.example", "/cell1"))
 
 
 class Unit(http.server.ThreadingHTTPServer):
-    """Stands where the unit is, and says so."""
+    """A web server in place of the unit; its responses name it."""
 
     def __init__(self) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,7 +59,7 @@ class Unit(http.server.ThreadingHTTPServer):
 
 
 class ProxyTestCase(SynchronousTestCase):
-    """Fixture: a topicsvc and a unit; a subclass puts a proxy in front of both."""
+    """Fixture: a token key, certificates and a unit; a subclass starts services and a proxy."""
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()
@@ -81,7 +81,7 @@ class ProxyTestCase(SynchronousTestCase):
             admin = "tcp:{admin}:interface=127.0.0.1"
             unit_url = "https://unit1.example/"
             [session]
-            ping_interval = {PING}
+            ping_interval = {PING_INTERVAL}
             [validator]
             kind = "local"
             key_file = "{self.directory / "key"}"
@@ -106,7 +106,7 @@ class ProxyTestCase(SynchronousTestCase):
         return proxy
 
     def substituted(self, example: str, *pairs: tuple[str, str]) -> str:
-        """The example with ports and paths of this test."""
+        """Return the example with the ports and paths of this test."""
         text = (EXAMPLES / example).read_text("utf-8")
         for before, after in pairs:
             self.assertIn(before, text)
@@ -125,7 +125,7 @@ class ProxyTestCase(SynchronousTestCase):
         return client
 
     def request(self, method: str, host: str, path: str, body: bytes = b"") -> tuple[int, str]:
-        """Status and body of the answer."""
+        """Send an HTTP request; return the status and the body of the response."""
         raw = socket.create_connection(("127.0.0.1", self.port), 10, (SOURCE, 0))
         with self.context.wrap_socket(raw, server_hostname=host) as stream:
             head = (
@@ -133,24 +133,24 @@ class ProxyTestCase(SynchronousTestCase):
                 f"Authorization: Bearer {self.token()}\r\nContent-Length: {len(body)}\r\n\r\n"
             )
             stream.sendall(head.encode() + body)
-            answer = http.client.HTTPResponse(stream)
-            answer.begin()
-            return answer.status, answer.read().decode()
+            response = http.client.HTTPResponse(stream)
+            response.begin()
+            return response.status, response.read().decode()
 
-    def assert_both_forms(self) -> None:
-        for host, prefix in FORMS:
+    def assert_both_url_forms(self) -> None:
+        for host, prefix in URL_FORMS:
             client = self.join(host, prefix)
             status, _ = self.request("POST", host, prefix + SEND_PATH, b'{"by":"POST"}')
             self.assertEqual(status, 200)
             self.assertEqual(json.loads(client.recv())["Body"], {"by": "POST"})
 
-    def assert_the_unit_is_behind_the_rest(self) -> None:
+    def assert_other_requests_reach_the_unit(self) -> None:
         for method, path in (("GET", "/cell1/"), ("GET", SEND_PATH), ("OPTIONS", SEND_PATH)):
             status, body = self.request(method, "unit1.example", path)
             self.assertEqual((status, body), (200, f"the unit: unit1.example{path}"))
 
-    def assert_outlives(self, client: WebSocketClient, seconds: float) -> None:
-        """A session on which nothing is sent but pings."""
+    def assert_stays_open(self, client: WebSocketClient, seconds: float) -> None:
+        """A session without messages stays open, because of its pings."""
         client.wait(seconds)
         status, _ = self.request("POST", "cell1.unit1.example", SEND_PATH, b'"later"')
         self.assertEqual(status, 200)
@@ -161,16 +161,16 @@ class NginxTests(ProxyTestCase):
     def setUp(self) -> None:
         need(shutil.which("nginx"), "nginx (tests/integration/install.sh)")
         super().setUp()
-        behind = free_port()
-        self.service = self.start(1, "", behind, free_port())
+        service_port = free_port()
+        self.service = self.start(1, "", service_port, free_port())
         site = self.substituted(
             "nginx/topicsvc.conf",
             ("443 ssl", f"127.0.0.1:{self.port} ssl"),
-            ("127.0.0.1:8081", f"127.0.0.1:{behind}"),
+            ("127.0.0.1:8081", f"127.0.0.1:{service_port}"),
             ("127.0.0.1:8080", f"127.0.0.1:{self.unit.server_port}"),
             ("/etc/topicsvc/tls/fullchain.pem", str(self.cert_pem)),
             ("/etc/topicsvc/tls/privkey.pem", str(self.key_pem)),
-            # Above the ping interval of this test, as the example's is above the default.
+            # Longer than the ping interval of this test, as in the example.
             ("150s", "2500ms"),
         )
         (self.directory / "site.conf").write_text(site)
@@ -192,15 +192,15 @@ class NginxTests(ProxyTestCase):
         )
         self.run_proxy("nginx", "-c", f"{self.directory}/nginx.conf", "-p", str(self.directory))
 
-    def test_both_forms_and_the_unit_behind_the_rest(self) -> None:
-        self.assert_both_forms()
-        self.assert_the_unit_is_behind_the_rest()
+    def test_both_url_forms_and_the_unit(self) -> None:
+        self.assert_both_url_forms()
+        self.assert_other_requests_reach_the_unit()
         self.assertRegex(self.service.text, rf"{re.escape(SOURCE)}\b.*/cell1/box1/col/topic/name")
 
-    def test_a_session_outlives_pings_and_the_proxy_s_patience(self) -> None:
-        self.assert_outlives(self.join(*FORMS[0]), 4 * PING)
+    def test_a_session_outlives_the_timeout_of_the_proxy(self) -> None:
+        self.assert_stays_open(self.join(*URL_FORMS[0]), 4 * PING_INTERVAL)
 
-    def test_the_example_s_patience_is_longer_than_two_pings(self) -> None:
+    def test_the_timeout_of_the_example_is_longer_than_two_pings(self) -> None:
         text = (EXAMPLES / "nginx/topicsvc.conf").read_text()
         for seconds in re.findall(r"proxy_(?:read|send)_timeout (\d+)s;", text):
             self.assertGreater(int(seconds), 120)
@@ -222,7 +222,7 @@ class HAProxyTests(ProxyTestCase):
         self.file.write_text(
             self.substituted(
                 "haproxy/haproxy.cfg",
-                # Only root has rights to drop.
+                # Only root can change user and group.
                 (rights, rights if os.geteuid() == 0 else ""),
                 (":443 ssl", f"127.0.0.1:{self.port} ssl"),
                 ("127.0.0.1:8081", f"127.0.0.1:{ports[0]}"),
@@ -236,21 +236,21 @@ class HAProxyTests(ProxyTestCase):
             )
         )
 
-    def test_both_forms_and_the_unit_behind_the_rest(self) -> None:
-        # Two processes with a broker of their own each would not see each other's data.
+    def test_both_url_forms_and_the_unit(self) -> None:
+        # Without a shared broker, two processes do not exchange messages.
         self.services[1].stop()
         self.run_proxy("haproxy", "-db", "-f", str(self.file))
-        self.assert_both_forms()
-        self.assert_the_unit_is_behind_the_rest()
-        self.assert_outlives(self.join(*FORMS[0]), 4 * PING)
+        self.assert_both_url_forms()
+        self.assert_other_requests_reach_the_unit()
+        self.assert_stays_open(self.join(*URL_FORMS[0]), 4 * PING_INTERVAL)
         address = re.escape(SOURCE)
         self.assertRegex(self.services[0].text, rf"{address}:\d+ .*/cell1/box1/col/topic/name")
         self.assertNotRegex(self.services[0].text, r" 127\.0\.0\.1:\d+ ")
 
-    def test_one_that_stops_gets_nobody_new(self) -> None:
+    def test_a_stopped_process_gets_no_new_connections(self) -> None:
         self.run_proxy("haproxy", "-db", "-f", str(self.file))
-        before = [self.join(*FORMS[0]) for _ in range(4)]
+        before = [self.join(*URL_FORMS[0]) for _ in range(4)]
         self.assertEqual(len(before), 4)
         self.services[0].stop()
         for _ in range(4):
-            self.join(*FORMS[1])
+            self.join(*URL_FORMS[1])

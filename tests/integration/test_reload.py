@@ -1,4 +1,4 @@
-"""SIGHUP to a whole process: certificates, settings, and files that are wrong."""
+"""SIGHUP to a process: certificates, settings, and invalid files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("unit1.example", "*.unit1.example")
 
 class ReloadTestCase(TwistdTestCase):
     def reload(self, service: TwistdProcess, pattern: str) -> str:
-        """Send SIGHUP, wait until the log matches `pattern`; return what it says since."""
+        """Send SIGHUP and wait until the log matches `pattern`; return the new log lines."""
         before = len(service.output)
         service.child.send_signal(signal.SIGHUP)
         service.wait_for(pattern, after=before)
@@ -50,13 +50,13 @@ class CertificateTests(ReloadTestCase):
         (self.pems / "unit.pem").write_bytes(self.key_pem.read_bytes() + self.cert_pem.read_bytes())
 
     def renew(self) -> int:
-        """Replace the certificate on disk; its serial number."""
+        """Replace the certificate on disk; return its serial number."""
         self.authority.issue(*NAMES)
         self.bundle()
         return x509.load_pem_x509_certificate(self.cert_pem.read_bytes()).serial_number
 
     def serials(self) -> list[int]:
-        """What new clients of both ports see."""
+        """Serial numbers of the certificates that both ports show to new clients."""
         serials = []
         for port in self.service.ports:
             with (
@@ -67,7 +67,7 @@ class CertificateTests(ReloadTestCase):
             serials.append(x509.load_der_x509_certificate(shown).serial_number)
         return serials
 
-    def test_new_clients_see_the_new_one_and_old_sessions_go_on(self) -> None:
+    def test_new_clients_get_the_new_certificate_and_sessions_go_on(self) -> None:
         before = self.serials()
         old = [
             self.connect(port, HOST, WEBSOCKET_PATH, self.context) for port in self.service.ports
@@ -76,8 +76,8 @@ class CertificateTests(ReloadTestCase):
             self.present(client, self.token())
         serial = self.renew()
         self.assertEqual(self.serials(), before, "not before SIGHUP")
-        told = self.reload(self.service, "reloaded: ")
-        self.assertEqual(told.count(f"(serial {serial:x}, until "), 2, told)
+        log = self.reload(self.service, "reloaded: ")
+        self.assertEqual(log.count(f"(serial {serial:x}, until "), 2, log)
         self.assertEqual(self.serials(), [serial, serial])
         self.assertNotIn(serial, before)
         port = self.service.ports[0]
@@ -94,18 +94,18 @@ class CertificateTests(ReloadTestCase):
         before = self.serials()
         self.renew()
         (self.pems / "unit.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense")
-        told = self.reload(self.service, "not reloaded")
-        self.assertIn("not reloaded, the old settings stay in effect: listen: 'tls:", told)
-        self.assertEqual(self.serials(), before, "of the good file neither")
+        log = self.reload(self.service, "not reloaded")
+        self.assertIn("not reloaded, the old settings stay in effect: listen: 'tls:", log)
+        self.assertEqual(self.serials(), before, "the valid file is not loaded either")
         self.bundle()
         self.authority.issue(*NAMES, name="other")
         self.key_pem.write_bytes((self.directory / "other-key.pem").read_bytes())
-        told = self.reload(self.service, "not reloaded")
-        self.assertIn("do not match", told)
+        log = self.reload(self.service, "not reloaded")
+        self.assertIn("do not match", log)
         self.assertEqual(self.serials(), before)
         serial = self.renew()
         self.reload(self.service, "reloaded: ")
-        self.assertEqual(self.serials(), [serial, serial], "mended, it is taken")
+        self.assertEqual(self.serials(), [serial, serial], "loaded after the repair")
 
 
 class SettingsTests(ReloadTestCase):
@@ -120,12 +120,12 @@ class SettingsTests(ReloadTestCase):
         self.assertIn(before, text)
         self.file.write_text(text.replace(before, after))
 
-    def is_welcome(self, token: str) -> bool:
+    def is_accepted(self, token: str) -> bool:
         client = self.connect(self.port, HOST, WEBSOCKET_PATH)
         client.send(json.dumps({"AccessToken": token}))
         return json.loads(client.recv())["Result"] == "Success"
 
-    def test_another_key_and_other_sessions_settings(self) -> None:
+    def test_a_new_key_and_session_settings(self) -> None:
         session = self.connect(self.port, HOST, WEBSOCKET_PATH)
         self.present(session, self.token())
         old_token = self.token()
@@ -136,16 +136,16 @@ class SettingsTests(ReloadTestCase):
             "[validator]",
             "[session]\nmax_message = 2000\n[send]\nmax_body = 10\n[validator]",
         )
-        told = self.reload(self.service, "reloaded: ")
-        self.assertIn("reloaded: [send], [session], [validator]\n", told)
-        self.assertTrue(self.is_welcome(self.token()))
-        self.assertFalse(self.is_welcome(old_token))
+        log = self.reload(self.service, "reloaded: ")
+        self.assertIn("reloaded: [send], [session], [validator]\n", log)
+        self.assertTrue(self.is_accepted(self.token()))
+        self.assertFalse(self.is_accepted(old_token))
         client = self.connect(self.port, HOST, WEBSOCKET_PATH)
         client.send("x" * 3000)
         self.assertEqual(self.assertRaises(ConnectionClosed, client.recv).rcvd.code, 1009)
         self.assertEqual(self.send(self.port, HOST, "/box1/col/topic/name", b"1" * 20), 413)
         self.assertEqual(self.send(self.port, HOST, "/box1/col/topic/name", b"1"), 200)
-        self.assertEqual(json.loads(session.recv())["Body"], 1, "the old session goes on")
+        self.assertEqual(json.loads(session.recv())["Body"], 1, "the session goes on")
         self.change("max_body = 10", "enabled = false")
         self.reload(self.service, r"reloaded: \[send\]")
         self.assertNotEqual(self.send(self.port, HOST, "/box1/col/topic/name", b"1"), 200)
@@ -159,17 +159,17 @@ class SettingsTests(ReloadTestCase):
         self.assertEqual(refused.response.status_code, 503)
         self.present(session, self.token())
 
-    def test_a_wrong_file_leaves_the_old_settings_and_says_all_that_is_wrong(self) -> None:
+    def test_an_invalid_file_changes_nothing_and_all_errors_are_logged(self) -> None:
         self.change("[validator]", "[session]\nmax_message = 2000\nping_limit = 0\n[validator]")
         self.change(str(self.key_file), "nowhere")
-        told = self.reload(self.service, "key_file")
+        log = self.reload(self.service, "key_file")
         self.assertIn(
-            "not reloaded, the old settings stay in effect: session.ping_limit: 0 is not", told
+            "not reloaded, the old settings stay in effect: session.ping_limit: 0 is not", log
         )
         self.assertIn(
-            "not reloaded, the old settings stay in effect: validator.key_file: nowhere: ", told
+            "not reloaded, the old settings stay in effect: validator.key_file: nowhere: ", log
         )
-        self.assertTrue(self.is_welcome(self.token()))
+        self.assertTrue(self.is_accepted(self.token()))
         client = self.connect(self.port, HOST, WEBSOCKET_PATH)
         client.send("x" * 3000)
         self.assertEqual(json.loads(client.recv())["Reason"], "Invalid message")
@@ -177,15 +177,15 @@ class SettingsTests(ReloadTestCase):
         self.reload(self.service, "not reloaded, the old settings stay in effect: not TOML")
         self.file.unlink()
         self.reload(self.service, "not reloaded, the old settings stay in effect: .*No such file")
-        self.assertTrue(self.is_welcome(self.token()))
+        self.assertTrue(self.is_accepted(self.token()))
 
-    def test_what_cannot_change_is_said(self) -> None:
+    def test_settings_that_need_a_restart_are_logged(self) -> None:
         self.change("unit1.example", "unit2.example")
         self.change("drain = 0", "drain = 0.5")
-        told = self.reload(self.service, "reloaded: ")
-        self.assertIn("unit_url, hosts or validator.cell_urls: needs a restart", told)
-        self.assertIn("reloaded: [stop]\n", told)
-        self.assertTrue(self.is_welcome(self.token()))
+        log = self.reload(self.service, "reloaded: ")
+        self.assertIn("unit_url, hosts or validator.cell_urls: needs a restart", log)
+        self.assertIn("reloaded: [stop]\n", log)
+        self.assertTrue(self.is_accepted(self.token()))
 
 
 class DemoTests(ReloadTestCase):

@@ -1,4 +1,4 @@
-"""Stopping whole processes: two thousand sessions at once, and one process after the other."""
+"""Stopping processes: one with 2,000 sessions, and two on one port one after the other."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def figure(what: str, **figures: object) -> None:
     _log.info("FIGURE {what}: {figures}", what=what, figures=figures)
 
 
-class Stalls:
-    """How long the machine has kept this process from looking, at most: what came then came late.
+class StallMeter:
+    """Measures how long this process did not run, because the machine was busy.
 
     Attributes:
-        longest: seconds.
+        longest: the longest time, in seconds; events in it are noticed late.
     """
 
     def __init__(self) -> None:
         self.longest = 0.0
-        self._looked_at = reactor.seconds()
-        self._looking = LoopingCall(self._look)
-        self._looking.start(0.05)
+        self._last_call = reactor.seconds()
+        self._calls = LoopingCall(self._call)
+        self._calls.start(0.05)
 
     def stop(self) -> None:
-        if self._looking.running:
-            self._looking.stop()
+        if self._calls.running:
+            self._calls.stop()
 
-    def _look(self) -> None:
+    def _call(self) -> None:
         now = reactor.seconds()
-        self.longest = max(self.longest, now - self._looked_at - 0.05)
-        self._looked_at = now
+        self.longest = max(self.longest, now - self._last_call - 0.05)
+        self._last_call = now
 
 
-class Leaver(Subscriber):
-    """Remembers when it was told to go."""
+class TimedSubscriber(Subscriber):
+    """Notes the time of the close frame."""
 
     closed_at = 0.0
 
@@ -91,23 +91,25 @@ class StopTestCase(TestCase):
 
 class ManySessionsTests(StopTestCase):
     @inlineCallbacks
-    def test_two_thousand_sessions_are_told_over_the_window(self) -> Any:
+    def test_the_close_frames_of_2000_sessions_are_spread_over_the_drain_time(self) -> Any:
         service = self.topicsvc(DRAIN)
         yield service.start()
-        leavers: list[Leaver] = []
+        subscribers: list[TimedSubscriber] = []
         for _ in range(SESSIONS // AT_ONCE):
-            batch = [service.join(TOPIC, Leaver()) for _ in range(AT_ONCE)]
-            leavers += yield gatherResults(batch)
-        stalls = Stalls()
+            batch = [service.join(TOPIC, TimedSubscriber()) for _ in range(AT_ONCE)]
+            subscribers += yield gatherResults(batch)
+        stalls = StallMeter()
         self.addCleanup(stalls.stop)
         began = reactor.seconds()
         service.program.signal(signal.SIGTERM)
-        yield until(lambda: not service.parts["accepting"], "it says that it stops", 2)
+        yield until(
+            lambda: not service.parts["accepting"], "the health endpoint says that it stops", 2
+        )
         refused = yield deferToThread(self.is_refused, service.port)
-        yield gatherResults([leaver.gone for leaver in leavers])
-        yield until(lambda: not service.program.runs, "the process is gone", 15)
+        yield gatherResults([subscriber.gone for subscriber in subscribers])
+        yield until(lambda: not service.program.runs, "the process has ended", 15)
         took = reactor.seconds() - began
-        moments = sorted(leaver.closed_at - began for leaver in leavers)
+        moments = sorted(subscriber.closed_at - began for subscriber in subscribers)
         fullest = most_within(moments, 0.5)
         figure(
             "2,000 sessions",
@@ -117,15 +119,15 @@ class ManySessionsTests(StopTestCase):
             half_second=fullest,
             end=took,
         )
-        self.assertEqual({leaver.close_code for leaver in leavers}, {1001})
+        self.assertEqual({subscriber.close_code for subscriber in subscribers}, {1001})
         self.assertTrue(refused, "no new connections")
         self.assertLess(took, DRAIN + CLOSE_TIMEOUT + MARGIN)
-        # Evenly: no half second takes much more than its eighth, and all of them take part.
+        # Evenly: half a second has little more than an eighth of the close frames.
         self.assertLess(fullest, 2 * SESSIONS * (0.5 + stalls.longest) / DRAIN)
-        room = 0.2 + stalls.longest / DRAIN
+        tolerance = 0.2 + stalls.longest / DRAIN
         for tenth in range(1, 10):
             share = sum(moment < DRAIN * tenth / 10 for moment in moments) / SESSIONS
-            self.assertTrue(tenth / 10 - room < share < tenth / 10 + room, (tenth, share))
+            self.assertTrue(tenth / 10 - tolerance < share < tenth / 10 + tolerance, (tenth, share))
 
     def is_refused(self, port: int) -> bool:
         with socket.socket() as probe:
@@ -134,7 +136,7 @@ class ManySessionsTests(StopTestCase):
 
 
 def most_within(moments: list[float], seconds: float) -> int:
-    """Most of `moments`, which are sorted, that lie within so many seconds."""
+    """The largest number of `moments`, which are sorted, within so many seconds."""
     most = first = 0
     for last, moment in enumerate(moments):
         while moments[first] < moment - seconds:
@@ -143,11 +145,11 @@ def most_within(moments: list[float], seconds: float) -> int:
     return most
 
 
-class LastMessage:
-    """For every broker: what a sender was told is taken reaches the sessions of this process."""
+class LastMessageCases:
+    """For each broker: an accepted message reaches the sessions of the process before it stops."""
 
     @inlineCallbacks
-    def test_what_was_answered_200_arrives_before_the_close(self) -> Any:
+    def test_a_message_that_got_200_arrives_before_the_close_frame(self) -> Any:
         service = self.topicsvc(0)
         yield service.start()
         members = yield gatherResults([service.join(TOPIC) for _ in range(20)])
@@ -158,42 +160,44 @@ class LastMessage:
         for member in members:
             self.assertEqual([json.loads(each)["Body"] for each in member.messages], ["last"])
             self.assertEqual(member.close_code, 1001)
-        yield until(lambda: not service.program.runs, "the process is gone", 10)
+        yield until(lambda: not service.program.runs, "the process has ended", 10)
 
 
-class MemoryTests(LastMessage, StopTestCase): ...
+class MemoryTests(LastMessageCases, StopTestCase): ...
 
 
 class SignalTests(StopTestCase):
     @inlineCallbacks
-    def test_a_second_signal_ends_it_at_once(self) -> Any:
+    def test_a_second_signal_ends_the_process_at_once(self) -> Any:
         service = self.topicsvc(60)
         yield service.start()
         yield gatherResults([service.join(TOPIC) for _ in range(20)])
         service.program.signal(signal.SIGTERM)
-        yield until(lambda: not service.parts["accepting"], "it says that it stops", 5)
+        yield until(
+            lambda: not service.parts["accepting"], "the health endpoint says that it stops", 5
+        )
         service.program.signal(signal.SIGTERM)
-        took = yield until(lambda: not service.program.runs, "the process is gone", 5)
+        took = yield until(lambda: not service.program.runs, "the process has ended", 5)
         figure("a second signal", seconds=took)
         self.assertIn("stopping at once: a second signal", service.program.log)
         self.assertNotIn("Traceback", service.program.log)
 
     @inlineCallbacks
-    def test_a_second_signal_in_the_same_turn_counts(self) -> Any:
+    def test_a_second_signal_in_the_same_reactor_iteration_counts(self) -> Any:
         service = self.topicsvc(60)
         yield service.start()
         yield gatherResults([service.join(TOPIC) for _ in range(20)])
         service.program.pause()
-        # Two of the same number that are pending are one, for the system.
+        # The system merges two pending signals of the same number.
         service.program.signal(signal.SIGTERM)
         service.program.signal(signal.SIGINT)
         service.program.resume()
-        yield until(lambda: not service.program.runs, "the process is gone", 10)
+        yield until(lambda: not service.program.runs, "the process has ended", 10)
         self.assertIn("stopping at once: a second signal", service.program.log)
         self.assertNotIn("Traceback", service.program.log)
 
     @inlineCallbacks
-    def test_systemd_is_told(self) -> Any:
+    def test_systemd_notifications(self) -> Any:
         systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.addCleanup(systemd.close)
         systemd.bind(str(self.directory / "notify"))
@@ -203,36 +207,36 @@ class SignalTests(StopTestCase):
             "NOTIFY_SOCKET": str(self.directory / "notify"),
             "WATCHDOG_USEC": "400000",
         }
-        told: list[str] = []
+        notifications: list[str] = []
 
-        def hears(words: str) -> bool:
+        def received(words: str) -> bool:
             try:
                 while True:
-                    told.append(systemd.recv(1000).decode())
+                    notifications.append(systemd.recv(1000).decode())
             except BlockingIOError:
-                return any(words in each for each in told)
+                return any(words in each for each in notifications)
 
         yield service.start()
-        yield until(lambda: hears("READY=1"), "ready", 10)
-        yield until(lambda: hears("WATCHDOG=1"), "the watchdog is fed", 10)
-        told.clear()
+        yield until(lambda: received("READY=1"), "ready", 10)
+        yield until(lambda: received("WATCHDOG=1"), "a watchdog notification", 10)
+        notifications.clear()
         service.program.pause()
-        hears("")
-        told.clear()
+        received("")
+        notifications.clear()
         yield deferLater(reactor, 1)
-        self.assertFalse(hears("WATCHDOG=1"), "a loop that stands still feeds nobody")
+        self.assertFalse(received("WATCHDOG=1"), "a paused process sends no watchdog notification")
         service.program.resume()
-        yield until(lambda: hears("WATCHDOG=1"), "fed again", 10)
+        yield until(lambda: received("WATCHDOG=1"), "a watchdog notification again", 10)
         service.program.signal(signal.SIGHUP)
-        yield until(lambda: hears("RELOADING=1\nMONOTONIC_USEC="), "reloading", 10)
-        yield until(lambda: hears("READY=1"), "and ready again", 10)
+        yield until(lambda: received("RELOADING=1\nMONOTONIC_USEC="), "reloading", 10)
+        yield until(lambda: received("READY=1"), "and ready again", 10)
         service.program.signal(signal.SIGTERM)
-        yield until(lambda: hears("STOPPING=1\nEXTEND_TIMEOUT_USEC="), "stopping", 10)
-        yield until(lambda: not service.program.runs, "the process is gone", 10)
+        yield until(lambda: received("STOPPING=1\nEXTEND_TIMEOUT_USEC="), "stopping", 10)
+        yield until(lambda: not service.program.runs, "the process has ended", 10)
 
 
 class Instance(TopicsvcServer):
-    """One of several processes on one socket that systemd would have opened."""
+    """One of several processes on one socket, as with systemd's socket activation."""
 
     def __init__(self, deployment: Deployment, drain: float, shared_socket: socket.socket) -> None:
         super().__init__(deployment, drain, "systemd:domain=INET:index=0")
@@ -249,12 +253,12 @@ class Instance(TopicsvcServer):
         )
 
 
-class Returner:
-    """A client that comes back at once, whenever it is sent away."""
+class ReconnectingClient:
+    """A client that reconnects at once after each close."""
 
     def __init__(self, port: TopicsvcServer) -> None:
         self._port = port
-        self.returns: list[float] = []
+        self.reconnects: list[float] = []
         self.failures = 0
         self.messages = 0
         self.session: Subscriber | None = None
@@ -269,21 +273,21 @@ class Returner:
 
     @property
     def latest(self) -> int:
-        """The number of the latest message in this session."""
+        """The number of the latest message in this session; -1: none."""
         if self.session is None or not self.session.messages:
             return -1
         return json.loads(self.session.messages[-1])["Body"]
 
     def _joined(self, session: Subscriber) -> None:
         self.session = session
-        session.gone.addCallback(lambda _: self._come_back())
+        session.gone.addCallback(lambda _: self._reconnect())
 
-    def _come_back(self) -> None:
+    def _reconnect(self) -> None:
         if self._is_done:
             return
         self.messages += len(self.session.messages)
         self.session = None
-        self.returns.append(reactor.seconds())
+        self.reconnects.append(reactor.seconds())
         self._port.join(TOPIC).addCallbacks(self._joined, self._failed)
 
     def _failed(self, _: Failure) -> None:
@@ -295,7 +299,7 @@ class Returner:
             self._port.join(TOPIC).addCallbacks(self._joined, self._failed)
 
 
-class ActiveMQTests(LastMessage, StopTestCase):
+class ActiveMQTests(LastMessageCases, StopTestCase):
     CLIENTS = 200
 
     @inlineCallbacks
@@ -306,14 +310,14 @@ class ActiveMQTests(LastMessage, StopTestCase):
         super().setUp()
 
     @inlineCallbacks
-    def test_two_processes_on_one_port_under_a_steady_stream(self) -> Any:
+    def test_a_rolling_restart_of_two_processes_on_one_port(self) -> Any:
         listening = socket.create_server(("127.0.0.1", 0), backlog=1000)
         self.addCleanup(listening.close)
         instances = [Instance(self.deployment, DRAIN, listening) for _ in range(2)]
         for instance in instances:
             self.addCleanup(instance.program.kill)
         yield gatherResults([instance.start() for instance in instances])
-        clients = [Returner(instances[0]) for _ in range(self.CLIENTS)]
+        clients = [ReconnectingClient(instances[0]) for _ in range(self.CLIENTS)]
         for at in range(0, self.CLIENTS, AT_ONCE):
             yield gatherResults([client.begin() for client in clients[at : at + AT_ONCE]])
         statuses: list[int] = []
@@ -322,33 +326,39 @@ class ActiveMQTests(LastMessage, StopTestCase):
             sent = deferToThread(instances[0].send, TOPIC.send_path, b"%d" % len(statuses))
             return sent.addCallbacks(statuses.append, lambda _: statuses.append(0))
 
-        stalls = Stalls()
+        stalls = StallMeter()
         self.addCleanup(stalls.stop)
         stream = LoopingCall(send)
         streaming = stream.start(0.02)
         for instance in instances:
             instance.program.signal(signal.SIGTERM)
-            yield until(lambda i=instance: not i.program.runs, "it is gone", 20)
+            yield until(lambda i=instance: not i.program.runs, "the process has ended", 20)
             yield instance.start()
-        yield until(lambda: all(client.session for client in clients), "all are back", 10)
+        yield until(
+            lambda: all(client.session for client in clients), "all clients have reconnected", 10
+        )
         sent = len(statuses)
-        yield until(lambda: all(client.latest > sent for client in clients), "all receive", 10)
+        yield until(
+            lambda: all(client.latest > sent for client in clients),
+            "all clients receive messages",
+            10,
+        )
         stream.stop()
         yield streaming
-        moments = sorted(moment for client in clients for moment in client.returns)
+        moments = sorted(moment for client in clients for moment in client.reconnects)
         figure(
             "a rolling restart",
-            returns=len(moments),
+            reconnects=len(moments),
             most_in_a_second=most_within(moments, 1),
             failures=sum(client.failures for client in clients),
             stall=stalls.longest,
             sends=len(statuses),
-            not_taken=sum(status != 200 for status in statuses),
+            not_accepted=sum(status != 200 for status in statuses),
         )
         for client in clients:
             client.leave()
         yield gatherResults([client.session.gone for client in clients])
-        # Who was on the first went to the second, and from there all went to the first.
+        # The clients of the first process go to the second one, then all go to the first one.
         self.assertGreaterEqual(len(moments), self.CLIENTS)
         most = 1.5 * self.CLIENTS / DRAIN * (1 + stalls.longest)
         self.assertLessEqual(most_within(moments, 1), most)

@@ -1,7 +1,7 @@
-"""What a scanner of TLS servers has to say: nothing of medium severity or above.
+"""A TLS scanner reports nothing of medium severity or above.
 
-The certificates are of an authority of the test's own, which the scanner is told to trust.
-Nothing is taken off what it finds but what it says of itself.
+The certificates are from an authority of the test, which the scanner trusts. All findings count
+except those about the scanner itself.
 """
 
 from __future__ import annotations
@@ -23,47 +23,50 @@ CHECKS = ["-p", "-s", "-f", "-P", "-S", "-h", "-U"]
 """Protocols, ciphers, forward secrecy, preferences, certificate, headers, vulnerabilities."""
 
 HARMLESS = {"OK", "INFO", "LOW"}
-COULD_NOT_LOOK = "WARN"
-"""Beside them there are MEDIUM, HIGH, CRITICAL and FATAL."""
+NOT_CHECKED = "WARN"
+"""The other severities are MEDIUM, HIGH, CRITICAL and FATAL."""
 
-OF_THE_SCANNER = {"engine_problem", "scanTime"}
-"""What is said of the scanner's own OpenSSL, and how long it took."""
+ABOUT_THE_SCANNER = {"engine_problem", "scanTime"}
+"""Findings about the scanner's own OpenSSL, and the duration of the scan."""
+
+ATTEMPTS = 3
 
 
 class ScanTests(TwistdTestCase):
     def test_nothing_of_medium_severity_or_above(self) -> None:
-        need(shutil.which("testssl"), "testssl.sh")
+        need(shutil.which("testssl"), "testssl.sh (tests/integration/install.sh)")
         authority = Authority(self.directory)
         key, certificate = authority.issue(HOST)
-        chosen = self.directory / "certificates"
-        chosen.mkdir()
-        (chosen / f"{HOST}.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
+        certificates = self.directory / "certificates"
+        certificates.mkdir()
+        (certificates / f"{HOST}.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
         endpoints = [
             f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1",
-            f"tls:{chosen}:port=0:interface=127.0.0.1",
+            f"tls:{certificates}:port=0:interface=127.0.0.1",
         ]
         service = self.start("--config", str(self.configure(*endpoints)))
         scans = [self.scan(port, authority) for port in service.ports]
-        first = [self.found(scan, port) for scan, port in zip(scans, service.ports, strict=True)]
+        first = [self.results(scan, port) for scan, port in zip(scans, service.ports, strict=True)]
         for endpoint, port, found in zip(endpoints, service.ports, first, strict=True):
             with self.subTest(endpoint=endpoint):
                 output, findings = found
-                if any(each["severity"] == COULD_NOT_LOOK for each in findings):
-                    # Beside the other scan, on a busy machine: so again, and alone.
-                    output, findings = self.found(self.scan(port, authority), port)
-                told = {each["id"]: each["finding"] for each in findings}
-                # It has looked to the end, and at this service.
-                self.assertEqual(told["cert_chain_of_trust"], "passed.", output)
-                self.assertIn("TLS1.3", told["protocol_negotiated"])
-                self.assertLessEqual({"SSLv2", "heartbleed", "LOGJAM", "RC4"}, set(told))
-                worse = [
+                for _ in range(ATTEMPTS - 1):
+                    # A check can fail on a busy machine: repeat the scan without the other one.
+                    if any(each["severity"] == NOT_CHECKED for each in findings):
+                        output, findings = self.results(self.scan(port, authority), port)
+                by_id = {each["id"]: each["finding"] for each in findings}
+                # The scan is complete, and it was a scan of this service.
+                self.assertEqual(by_id["cert_chain_of_trust"], "passed.", output)
+                self.assertIn("TLS1.3", by_id["protocol_negotiated"])
+                self.assertLessEqual({"SSLv2", "heartbleed", "LOGJAM", "RC4"}, set(by_id))
+                problems = [
                     each
                     for each in findings
-                    if each["severity"] not in HARMLESS and each["id"] not in OF_THE_SCANNER
+                    if each["severity"] not in HARMLESS and each["id"] not in ABOUT_THE_SCANNER
                 ]
-                self.assertEqual(worse, [])
+                self.assertEqual(problems, [])
 
-    def found(self, scan: subprocess.Popen[str], port: int) -> tuple[str, list[dict[str, str]]]:
+    def results(self, scan: subprocess.Popen[str], port: int) -> tuple[str, list[dict[str, str]]]:
         output = scan.communicate(timeout=TIMEOUT)[0]
         findings: list[dict[str, str]] = json.loads(self.report(port).read_text())
         self.report(port).unlink()
@@ -73,7 +76,7 @@ class ScanTests(TwistdTestCase):
         return self.directory / f"scan-{port}.json"
 
     def scan(self, port: int, authority: Authority) -> subprocess.Popen[str]:
-        """Begin to scan a port of this machine."""
+        """Start a scan of a port."""
         scan = subprocess.Popen(
             [
                 *("testssl", "--quiet", "--color", "0", "--warnings", "batch"),

@@ -1,4 +1,4 @@
-"""The systemd units of examples/, as systemd itself reads them."""
+"""systemd-analyze accepts the systemd units of examples/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.integration.support.requirements import need
 
 UNITS = Path(__file__).parent.parent.parent / "examples" / "systemd"
-MOST_EXPOSED = 2.0
+MAX_EXPOSURE = 2.0
+"""Exposure level of systemd-analyze: from 0, hardened, to 10."""
 
 
 class UnitTests(SynchronousTestCase):
@@ -20,7 +21,7 @@ class UnitTests(SynchronousTestCase):
         need(shutil.which("systemd-analyze"), "systemd-analyze (tests/integration/install.sh)")
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
-        # Only the program has to be there.
+        # The program must exist.
         for file in UNITS.iterdir():
             text = file.read_text("utf-8").replace("/opt/topicsvc/bin/twistd", "/bin/true")
             (self.directory / file.name).write_text(text)
@@ -41,19 +42,19 @@ class UnitTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stdout)
         return done.stdout
 
-    def test_systemd_has_nothing_to_say_about_them(self) -> None:
+    def test_systemd_reports_no_problem(self) -> None:
         for unit in ("topicsvc.service", "topicsvc.socket", "topicsvc@1.service"):
-            said = self.analyze("verify", "--man=no", f"./{unit}")
-            ours = [line for line in said.splitlines() if "topicsvc" in line]
-            self.assertEqual(ours, [], said)
+            output = self.analyze("verify", "--man=no", f"./{unit}")
+            lines = [line for line in output.splitlines() if "topicsvc" in line]
+            self.assertEqual(lines, [], output)
 
-    def test_they_are_hardened(self) -> None:
+    def test_the_services_are_hardened(self) -> None:
         for unit in ("topicsvc.service", "topicsvc@1.service"):
-            said = self.analyze("security", "--offline=true", f"./{unit}")
-            exposure = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", said)[1])
-            self.assertLess(exposure, MOST_EXPOSED, said)
+            output = self.analyze("security", "--offline=true", f"./{unit}")
+            exposure = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", output)[1])
+            self.assertLess(exposure, MAX_EXPOSURE, output)
 
-    def test_an_instance_differs_in_what_it_must(self) -> None:
+    def test_an_instance_differs_only_in_description_and_command(self) -> None:
         one = (UNITS / "topicsvc.service").read_text().splitlines()
         many = (UNITS / "topicsvc@.service").read_text().splitlines()
         self.assertEqual(len(one), len(many))

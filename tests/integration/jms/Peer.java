@@ -21,16 +21,17 @@ import org.apache.activemq.command.ActiveMQTopic;
 /**
  * A Personium unit's side of ActiveMQ: sends and receives as personium-core does.
  *
- * <p>Driven by lines on standard input, answers on standard output, fields parted by blanks; a
- * TEXT or CELL is base64 of UTF-16BE, so that every Java string survives, half characters included.
+ * <p>It reads commands from standard input and writes replies to standard output, one per line, with
+ * fields separated by spaces. TEXT and CELL are base64 of UTF-16BE, which can encode each Java string,
+ * also with lone surrogates.
  *
  * <pre>
  *   subscribe TOPIC              subscribed TOPIC, then message ... for each
  *   send TOPIC CELL TEXT         sent
  *   bytes TOPIC TEXT             sent (a BytesMessage of the text in UTF-8)
  *   odd TOPIC CELL TEXT          sent (with a correlation id that holds a NUL)
- *   many TOPIC CELL COUNT        sent (texts {"number":0} ... as fast as it goes)
- *   topics                       topics NAME... (all that the broker has, advisories aside)
+ *   many TOPIC CELL COUNT        sent (texts {"number":0} ... without a pause)
+ *   topics                       topics NAME... (all topics of the broker except advisories)
  * </pre>
  */
 public final class Peer {
@@ -135,7 +136,7 @@ public final class Peer {
                 encode(((TextMessage) message).getText())));
     }
 
-    // Neither new String nor getBytes: they would replace half characters.
+    // new String and getBytes would replace lone surrogates.
 
     private static String decode(String word) {
         byte[] bytes = Base64.getDecoder().decode(word);

@@ -1,11 +1,11 @@
 // A certified OAuth 2.0 server on a free loopback port, for the integration tests.
 //
-// Its first line of output is its port. The credentials of its two clients, one that gets
-// tokens and one that asks about them, come as JSON in the environment.
+// It prints its port as the first line of output. OIDC_CLIENTS holds the credentials of its two
+// clients as JSON: one gets tokens, the other one, a resource server, introspects them.
 import { createServer } from 'node:http';
 import Provider from 'oidc-provider';
 
-const { client, asker } = JSON.parse(process.env.OIDC_CLIENTS);
+const { client, resourceServer } = JSON.parse(process.env.OIDC_CLIENTS);
 
 const machine = {
   grant_types: ['client_credentials'],
@@ -20,7 +20,7 @@ server.listen(0, '127.0.0.1', () => {
   const provider = new Provider(`http://127.0.0.1:${port}`, {
     clients: [
       { ...machine, client_id: client.id, client_secret: client.secret, scope: 'news editor' },
-      { ...machine, client_id: asker.id, client_secret: asker.secret },
+      { ...machine, client_id: resourceServer.id, client_secret: resourceServer.secret },
     ],
     scopes: ['news', 'editor'],
     features: {

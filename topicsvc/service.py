@@ -199,7 +199,7 @@ class TopicService(Service):
         for listener in [*self._listeners, *self._admin_listeners]:
             try:
                 listener.bind()
-            except Exception as error:  # endpoints raise various ones
+            except Exception as error:  # endpoints raise exceptions of many types
                 fail_to_start([f"{listener.setting}: {listener.text}: {explain(error)}"])
 
     def startService(self) -> None:

@@ -183,10 +183,12 @@ class LocalTests(DoctorTestCase):
         self.addCleanup(service.stop)
         lines = yield self.doctor()
         for text in plain:
-            self.assert_found(lines, "ok", f"listen {text}", "in use, and answered")
-        self.assert_found(lines, "ok", "admin tcp:", "in use, and answered")
+            self.assert_found(lines, "ok", f"listen {text}", "in use; a service answers there")
+        self.assert_found(lines, "ok", "admin tcp:", "in use; a service answers there")
         for text in tls:
-            self.assert_found(lines, "ok", f"listen {text}", "in use, and answered over TLS")
+            self.assert_found(
+                lines, "ok", f"listen {text}", "in use; a service answers there over TLS"
+            )
         self.assert_found(lines, "ok", "certificate for unit1.example", "100 days left")
         authority.issue("unit1.example", "*.unit1.example", lifetime=days(100))
         self.listen = tls

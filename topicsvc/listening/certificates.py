@@ -84,7 +84,7 @@ class EndpointPreview:
                 server.dataReceived(client.bio_read(65536))
                 client.bio_write(transport.take_written())
             shown = client.get_peer_certificate(as_cryptography=True)
-        except Exception as error:  # OpenSSL and the readers of files raise various ones
+        except Exception as error:  # of many types, from OpenSSL or from reading files
             raise ValueError(
                 f"the TLS handshake fails ({explain(error)}): check the certificate and its key"
             ) from error

@@ -43,7 +43,7 @@ def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
     """
     try:
         return _endpoint(text, reactor)
-    except Exception as error:  # endpoint parsers raise various ones
+    except Exception as error:  # endpoint parsers raise exceptions of many types
         if is_systemd(text) and isinstance(error, LookupError):
             raise ValueError(
                 "systemd passed no such socket; start the .socket unit, not only the service"

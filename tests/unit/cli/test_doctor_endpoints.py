@@ -160,11 +160,11 @@ class PermissionTests(TestCase):
 
         self.error = errno.EACCES
 
-        def may_not(listener: Listener) -> None:
-            why = OSError(self.error, os.strerror(self.error))
-            raise CannotListenError("127.0.0.1", number, why)
+        def fail_to_bind(listener: Listener) -> None:
+            reason = OSError(self.error, os.strerror(self.error))
+            raise CannotListenError("127.0.0.1", number, reason)
 
-        self.patch(Listener, "bind", may_not)
+        self.patch(Listener, "bind", fail_to_bind)
 
     @inlineCallbacks
     def test_a_port_in_use_and_a_free_one(self) -> Any:
@@ -173,7 +173,7 @@ class PermissionTests(TestCase):
         yield self.port.stopListening()
         yield Deferred.fromCoroutine(self.checks.endpoint("listen", text))
         used, free = self.results
-        self.assertEqual((used.level, used.text), ("ok", "in use, and answered"))
+        self.assertEqual((used.level, used.text), ("ok", "in use; a service answers there"))
         self.assertEqual(free.level, "FAIL")
         self.assertIn("CAP_NET_BIND_SERVICE", free.text)
 

@@ -80,13 +80,13 @@ class EndpointChecks(Reporter):
     def _answered(self, subject: str, text: str, serial_number: int | None) -> None:
         """Report an endpoint on which a service answers, with this certificate if it uses TLS."""
         if serial_number is None:
-            self.ok(subject, "in use, and answered")
+            self.ok(subject, "in use; a service answers there")
         elif serial_number == EndpointPreview(text).certificate().serial_number:
-            self.ok(subject, "in use, and answered over TLS")
+            self.ok(subject, "in use; a service answers there over TLS")
         else:
             self.warn(
                 subject,
-                "in use, and answered over TLS with another certificate than the one on disk: "
+                "in use; the service there has another certificate than the one on disk: "
                 "if it is topicsvc, reload it (SIGHUP)",
             )
 

@@ -112,7 +112,7 @@ class RoundTrip(Reporter):
         except TimedOut:
             self.fail(subject, f"timed out after {TIMEOUT:.0f} s")
             return False
-        except Exception as error:  # various ones end a connection
+        except Exception as error:  # of many types
             self.fail(subject, str(error) or type(error).__name__)
             return False
         self.ok(subject, text)

@@ -307,9 +307,9 @@ class TargetTests(SynchronousTestCase):
 class PageTests(SynchronousTestCase):
     def test_the_fuzzer_s_commands_are_those_of_the_security_page(self) -> None:
         page = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
-        told = re.findall(r"^ {4}python -m tests\.fuzz *(\w*)(.*?) *#", page, re.MULTILINE)
-        self.assertEqual(len(told), 2)
-        for target, options in told:
+        commands = re.findall(r"^ {4}python -m tests\.fuzz *(\w*)(.*?) *#", page, re.MULTILINE)
+        self.assertEqual(len(commands), 2)
+        for target, options in commands:
             self.assertIn(target, ["", *TARGETS])
             parsed = parser().parse_args([*target.split(), *options.split()])
             self.assertEqual(parsed.seconds, 600 if target else 60)

@@ -1,1 +1,1 @@
-"""Adapters: Autobahn's side: one connection, and the house of all."""
+"""One client session: messages, state machine, Autobahn, keepalive, log."""

@@ -22,10 +22,10 @@ __all__ = ["MEDIA_TYPE", "Batch", "InvalidLine", "TooManyLines"]
 MEDIA_TYPE: Final = b"application/x-ndjson"
 
 LINES_AT_ONCE: Final = 64
-"""Lines between two looks at the budget: a fraction of a millisecond for short ones."""
+"""Lines between two checks of the budget; short ones take a fraction of 1 ms."""
 
-MAX_UNANSWERED: Final = 256
-"""Messages of a batch that wait for the broker's answer; the rest is sent after them."""
+MAX_UNCONFIRMED: Final = 256
+"""Most messages of a batch that wait for the broker's confirmation at the same time."""
 
 
 class InvalidLine(InvalidBody):
@@ -41,22 +41,31 @@ class InvalidLine(InvalidBody):
 
 
 class TooManyLines(InvalidBody):
-    """There are more lines than may be sent in one request."""
+    """The batch has too many lines."""
 
 
 class Batch:
     """Checks the lines of a body, then sends them in their order.
 
     Args:
-        body: the lines; the last may end with a newline.
+        body: the lines; the last one may end with a newline.
         max_lines: most lines.
         make: makes the message of a line.
-        broker: takes the messages.
-        budget: the time that an iteration has for this.
+        broker: accepts the messages.
+        budget: the time for work on requests in one reactor iteration.
     """
 
-    __slots__ = ("_broker", "_budget", "_done", "_lines", "_make", "_max_lines", "_next",
-                 "_unanswered", "_waits")  # fmt: skip
+    __slots__ = (
+        "_broker",
+        "_budget",
+        "_done",
+        "_is_waiting",
+        "_lines",
+        "_make",
+        "_max_lines",
+        "_next",
+        "_unconfirmed",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -72,17 +81,20 @@ class Batch:
         self._broker = broker
         self._budget = budget
         self._next = 0
-        self._unanswered: set[Deferred[None]] = set()
-        self._waits = False
+        self._unconfirmed: set[Deferred[None]] = set()
+        self._is_waiting = False
         self._done: Deferred[None] = Deferred(lambda _: self._stop())
 
     def send(self) -> Deferred[None]:
-        """Check and send; fires when the broker has accepted all. Cancelling sends no more.
+        """Check and send all lines; fires when the broker has accepted all messages.
+
+        Cancelling stops it.
 
         Fails with:
             InvalidLine, TooManyLines: nothing was sent.
-            BrokerUnavailable, TopicNotFound: the broker refused a message. Those before it
-                were sent; none behind it were, but for some that waited with it.
+            BrokerUnavailable, TopicNotFound: the broker refused a message. The earlier messages
+                were sent. Of the later ones, only those were sent that waited for their
+                confirmation at the same time.
         """
         if len(self._lines) > self._max_lines:
             self._done.errback(TooManyLines(f"more than {self._max_lines} lines"))
@@ -104,23 +116,23 @@ class Batch:
             self._next = end
             since = self._budget.spend(since)
             if self._budget.is_spent:
-                self._budget.defer(self._check if end < len(lines) else self._begin_to_send)
+                self._budget.defer(self._check if end < len(lines) else self._start_sending)
                 return
-        self._begin_to_send()
+        self._start_sending()
 
-    def _begin_to_send(self) -> None:
+    def _start_sending(self) -> None:
         self._next = 0
         self._send_some()
 
     def _send_some(self) -> None:
-        """Send as far as the budget and the answers that are missing allow."""
-        self._waits = False
+        """Send until the budget is spent or too many confirmations are missing."""
+        self._is_waiting = False
         lines, budget = self._lines, self._budget
         since = budget.now()
         while self._next < len(lines) and not self._done.called:
             for _ in range(min(LINES_AT_ONCE, len(lines) - self._next)):
-                if len(self._unanswered) >= MAX_UNANSWERED:
-                    self._waits = True
+                if len(self._unconfirmed) >= MAX_UNCONFIRMED:
+                    self._is_waiting = True
                     return
                 message = self._make(lines[self._next])
                 self._next += 1
@@ -132,32 +144,32 @@ class Batch:
             if budget.is_spent and self._next < len(lines):
                 budget.defer(self._send_some)
                 return
-        self._look_whether_done()
+        self._finish_if_done()
 
     def _publish(self, message: Message) -> None:
-        answer = maybeDeferred(self._broker.publish, message)
-        self._unanswered.add(answer)
-        answer.addBoth(self._answered, answer)
+        confirmation = maybeDeferred(self._broker.publish, message)
+        self._unconfirmed.add(confirmation)
+        confirmation.addBoth(self._on_published, confirmation)
 
-    def _answered(self, result: Failure | None, answer: Deferred[None]) -> None:
-        self._unanswered.discard(answer)
+    def _on_published(self, result: Failure | None, confirmation: Deferred[None]) -> None:
+        self._unconfirmed.discard(confirmation)
         if self._done.called:
             return
         if isinstance(result, Failure):
             self._done.errback(result)
-        elif self._waits and len(self._unanswered) <= MAX_UNANSWERED // 2:
+        elif self._is_waiting and len(self._unconfirmed) <= MAX_UNCONFIRMED // 2:
             self._send_some()
         else:
-            self._look_whether_done()
+            self._finish_if_done()
 
-    def _look_whether_done(self) -> None:
+    def _finish_if_done(self) -> None:
         is_sent = self._next == len(self._lines)
-        if is_sent and not self._unanswered and not self._waits and not self._done.called:
+        if is_sent and not self._unconfirmed and not self._is_waiting and not self._done.called:
             self._done.callback(None)
 
     def _stop(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Send no more, and cancel the messages that wait for their confirmation."""
         self._next = len(self._lines)
-        unanswered: Any = tuple(self._unanswered)
-        for answer in unanswered:
-            answer.cancel()
+        unconfirmed: Any = tuple(self._unconfirmed)
+        for confirmation in unconfirmed:
+            confirmation.cancel()

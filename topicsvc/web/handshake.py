@@ -1,4 +1,4 @@
-"""The WebSocket opening handshake: a strict look at the request, then the handover."""
+"""The WebSocket opening handshake: validates the request and hands the transport over."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ _VERSION = b"13"
 
 
 class UpgradeResource:
-    """Answers a WebSocket URL: hands the connection over, or says what is wrong.
+    """Responds to a WebSocket URL: hands the transport over, or responds with an error.
 
     Args:
-        unit: reads addresses.
-        build: makes the protocol of a connection to a topic; None: the service is stopping.
+        unit: parses hosts and paths.
+        new_connection: makes the protocol of a connection to a topic; it returns None if the
+            service is stopping.
     """
 
     def __init__(
-        self, unit: Unit, build: Callable[[TopicAddress, ClientQuota], TopicConnection | None]
+        self,
+        unit: Unit,
+        new_connection: Callable[[TopicAddress, ClientQuota], TopicConnection | None],
     ) -> None:
         self._unit = unit
-        self._build = build
+        self._new_connection = new_connection
 
     def respond(self, exchange: Exchange) -> Response | None:
         """See `topicsvc.web.site.Resource`."""
@@ -45,7 +48,7 @@ class UpgradeResource:
             return error_response(responses.NOT_FOUND, exchange.url)
         if head.method != b"GET":
             return error_response(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", b"GET"),))
-        if not _asks_for_version_13(head):
+        if not _is_upgrade_to_version_13(head):
             return error_response(
                 responses.UPGRADE_REQUIRED,
                 headers=(
@@ -54,7 +57,7 @@ class UpgradeResource:
                     (b"Sec-WebSocket-Version", _VERSION),
                 ),
             )
-        problem = _problem(head)
+        problem = _handshake_problem(head)
         if problem is not None:
             return error_response(responses.NOT_A_HANDSHAKE, problem)
         if not quota.allow_origin(head.headers.get(b"origin")):
@@ -62,24 +65,24 @@ class UpgradeResource:
         seconds = quota.retry_after()
         if seconds:
             return too_many_failed_tokens(seconds)
-        protocol = self._build(topic, quota)
-        if protocol is None:
+        connection = self._new_connection(topic, quota)
+        if connection is None:
             return error_response(responses.UNAVAILABLE)
-        exchange.hand_over(protocol)
-        protocol.accept(head.headers[b"sec-websocket-key"][0].decode("ascii"))
-        exchange.connection.deliver_rest(protocol)
+        exchange.hand_over(connection)
+        connection.accept(head.headers[b"sec-websocket-key"][0].decode("ascii"))
+        exchange.connection.deliver_rest(connection)
         return None
 
 
-def _asks_for_version_13(head: RequestHead) -> bool:
-    """See RFC 6455, section 4.2.1."""
+def _is_upgrade_to_version_13(head: RequestHead) -> bool:
+    """Whether a request asks for WebSocket version 13 (RFC 6455, section 4.2.1)."""
     if head.get_all(b"sec-websocket-version") != [_VERSION]:
         return False
     return b"websocket" in head.tokens(b"upgrade")
 
 
-def _problem(head: RequestHead) -> str | None:
-    """What keeps a request from being a handshake; None: nothing."""
+def _handshake_problem(head: RequestHead) -> str | None:
+    """Return why a request is not a valid handshake; None: it is valid."""
     if head.minor != 1:
         return "HTTP/1.1 is needed"
     if b"upgrade" not in head.tokens(b"connection"):

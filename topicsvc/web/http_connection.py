@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection: bytes to requests, responses to bytes; it holds no rule of topics.
+"""One HTTP/1.1 connection: parses requests and writes responses. It knows nothing of topics.
 
-One request is answered at a time, in order. While one waits for an answer, or the client does
-not read its responses, nothing more is read.
+Requests are handled one at a time, in order. While one is in progress, or the client does not
+read its responses, the connection reads no more.
 """
 
 from __future__ import annotations
@@ -36,48 +36,53 @@ SEND_METHODS = (b"POST", b"PUT")
 ALLOWED = b"OPTIONS, POST, PUT"
 
 MAX_SKIPPED = 65536
-"""Most bytes of an unwanted body that are read so that the connection can go on."""
+"""Most bytes of an unused body that are read to keep the connection open."""
 
 READ_SIZE = 16384
-"""Bytes that one read takes. Of what no token was shown for, less than two reads are kept."""
+"""Most bytes of one read. Without a valid token, less than two reads are kept in memory."""
 
 MAX_JOINED = 16384
-"""Bytes of responses after which they are written, though more requests are there."""
+"""Bytes of responses after which they are written, although more requests have arrived."""
 
 MAX_UNREAD = 65536
-"""Most bytes of responses that wait for a client that does not read them."""
+"""Most bytes of responses that are queued for a client that does not read them."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class PendingSend(Protocol):
-    """A request whose body is wanted.
+    """A request whose body is read after its token was validated.
 
     Attributes:
-        is_valid: its token is known to be valid.
+        is_valid: whether the token was found valid.
     """
 
     is_valid: bool
 
     def start(self, exchange: Exchange) -> Response | None:
-        """Validate the token; None: it is valid, or `Exchange.decided` will tell."""
+        """Validate the token.
+
+        Returns:
+            A response; or None, if the token is valid (see `is_valid`) or the check is in
+            progress. In that case `Exchange.decided` or `Exchange.respond` is called later.
+        """
         ...
 
     def finish(self, exchange: Exchange, body: bytes) -> Response | None:
-        """Send `body`; None: `Exchange.respond` will be called with the response."""
+        """Send `body`; None: `Exchange.respond` is called later with the response."""
         ...
 
     def cancel(self) -> None:
-        """The client is gone."""
+        """Cancel the request, because its client has disconnected."""
         ...
 
 
 class Exchange:
-    """One request and the way to answer it.
+    """One request and its response.
 
     Attributes:
         head: the request's head.
-        connection: where it came from.
+        connection: the connection of the request.
         quota: the limits of the client.
     """
 
@@ -90,13 +95,13 @@ class Exchange:
 
     @property
     def hosts(self) -> list[bytes]:
-        """The host that the request names: of its target in absolute form, else its ``Host``."""
+        """The host of a target in absolute form, else the values of ``Host``."""
         head = self.head
         return head.get_all(b"host") if head.authority is None else [head.authority]
 
     @property
     def url(self) -> str:
-        """The URL without its query, in which a token may stand."""
+        """The URL without its query, which may contain a token."""
         path = self.head.path.decode("latin-1")
         if not path.startswith("/"):
             return path
@@ -104,11 +109,11 @@ class Exchange:
         return f"{scheme}://{(self.hosts or [b''])[0].decode('latin-1')}{path}"
 
     def decided(self) -> None:
-        """The token is valid: the body is read on."""
+        """Continue with the body: the token is valid."""
         self.connection.decided(self)
 
     def respond(self, response: Response) -> None:
-        """Answer, if the client is still there and nothing was answered."""
+        """Respond, unless the client has disconnected or the exchange has ended."""
         self.connection.respond_later(self, response)
 
     def hand_over(self, protocol: IProtocol) -> None:
@@ -120,8 +125,8 @@ class Exchange:
 class HttpConnection(TwistedProtocol):
     """An HTTP/1.1 connection that can become a WebSocket.
 
-    Each thing that it waits for has an absolute deadline. The first begins before the TLS
-    handshake and before a PROXY header.
+    Every wait has an absolute deadline; bytes that trickle in do not extend it. The first one
+    starts before the TLS handshake and before a PROXY header.
 
     Attributes:
         quota: the limits of the client.
@@ -140,18 +145,18 @@ class HttpConnection(TwistedProtocol):
         self._closes_after = False
         self._has_unread_body = False
         self._is_skipping = False
-        self._is_waiting = False  # for a verdict or a response
+        self._is_waiting = False  # for a token check or a response
         self._is_deferred = False  # until a later iteration
         self._is_congested = False  # the client does not read
         self._is_paused = False
         self._has_ended = False  # the client has closed its half
-        self._is_closing = False  # what still arrives is discarded
+        self._is_closing = False  # bytes that still arrive are discarded
         self._output: list[bytes] = []
         self._output_size = 0
         self._send_queue: SendQueue | None = None
         self._deadline: Deadlines[HttpConnection] | None = None
 
-    # What Twisted calls.
+    # Called by Twisted.
 
     def connectionMade(self) -> None:
         site = self.factory
@@ -161,12 +166,12 @@ class HttpConnection(TwistedProtocol):
         self.quota = ClientQuota.admit(limits, host)
         if self.quota.is_closed_unanswered:
             self._is_closing = True
-            # Before a TLS handshake, which is what costs.
+            # Before the TLS handshake, which is the expensive part.
             self.transport.abortConnection()
             return
-        _lowest(self.transport).bufferSize = READ_SIZE
+        _socket_transport(self.transport).bufferSize = READ_SIZE
         self.quota.on_token_deadline = self._token_deadline_passed
-        self._set_deadline(site.heads)
+        self._set_deadline(site.head_deadlines)
 
     def dataReceived(self, data: bytes) -> None:
         if self._is_closing:
@@ -180,7 +185,7 @@ class HttpConnection(TwistedProtocol):
             self._work()
 
     def readConnectionLost(self) -> None:
-        """The client has closed its half: what it has asked for is answered."""
+        """The client has closed its half; requests that have arrived still get responses."""
         self._has_ended = True
         if self._is_closing:
             self.transport.loseConnection()
@@ -188,7 +193,7 @@ class HttpConnection(TwistedProtocol):
             self._close()
 
     def writeConnectionLost(self) -> None:
-        """This half is closed."""
+        """The service has closed its half."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.factory.connections -= 1
@@ -200,40 +205,40 @@ class HttpConnection(TwistedProtocol):
         if self._send_queue is not None:
             self._send_queue.detach()
 
-    # What exchanges call.
+    # Called by exchanges.
 
     @property
     def budget(self) -> WorkBudget:
-        """The time of an iteration for work on requests."""
+        """The time for work on requests in one reactor iteration."""
         budget: WorkBudget = self.factory.budget
         return budget
 
     def decided(self, exchange: Exchange) -> None:
-        """The token of a request is valid: its body is read."""
+        """Read the body of a request, because its token is valid."""
         if exchange is self._exchange and self._is_waiting:
             self._is_waiting = False
-            self._go_on()
+            self._continue()
 
     def respond_later(self, exchange: Exchange, response: Response) -> None:
-        """Answer a request that had to wait."""
+        """Respond to a request that was in progress."""
         if exchange is self._exchange and not self._is_closing:
             self._is_waiting = False
             self._respond(response)
-            self._go_on()
+            self._continue()
 
     def hand_over(self, protocol: IProtocol) -> None:
         """Give the transport to `protocol`."""
         site = self.factory
         site.connections -= 1
         self._set_deadline(None)
-        self.quota.on_token_deadline = None  # a WebSocket has a deadline of its own
+        self.quota.on_token_deadline = None  # a WebSocket has its own deadline
         self._is_closing = True
         self._exchange = None
         self._flush()
         if self._send_queue is not None:
             self._send_queue.release()
         transport, self.transport = self.transport, None
-        del _lowest(transport).bufferSize
+        del _socket_transport(transport).bufferSize
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
         else:
@@ -245,12 +250,12 @@ class HttpConnection(TwistedProtocol):
             transport.resumeProducing()
 
     def deliver_rest(self, protocol: IProtocol) -> None:
-        """Give what the client has sent behind its request to the protocol that follows."""
+        """Give the bytes that follow the request to the new protocol."""
         rest = self._parser.take_rest()
         if rest:
             protocol.dataReceived(rest)
 
-    # Work on what has arrived.
+    # Handling of received bytes.
 
     @property
     def _is_busy(self) -> bool:
@@ -266,8 +271,8 @@ class HttpConnection(TwistedProtocol):
         if not self._is_busy:
             self._work()
 
-    def _go_on(self) -> None:
-        """After a wait: work on what has arrived meanwhile."""
+    def _continue(self) -> None:
+        """Continue with the bytes that arrived during a wait."""
         if self._is_busy:
             self._flush()
         elif self.factory.budget.is_spent:
@@ -277,7 +282,7 @@ class HttpConnection(TwistedProtocol):
             self._work()
 
     def _work(self) -> None:
-        """Answer what has arrived, as far as the budget of this iteration reaches."""
+        """Handle received requests until the budget of this iteration is spent."""
         budget = self.factory.budget
         since = self.factory.clock.seconds()
         try:
@@ -288,10 +293,10 @@ class HttpConnection(TwistedProtocol):
                         self._defer()
                     break
         except BadRequest as error:
-            self._refuse(_refusal(error), error.method)
+            self._refuse(_bad_request_response(error), error.method)
         except Exception:
             self._log.failure("internal error: the connection is closed")
-            self._refuse(_refused(responses.INTERNAL_ERROR))
+            self._refuse(_error(responses.INTERNAL_ERROR))
         budget.spend(since)
         if self.transport is None:  # handed over
             return
@@ -301,7 +306,7 @@ class HttpConnection(TwistedProtocol):
         self._update_reading()
 
     def _step(self) -> bool:
-        """Do one piece of work; whether there may be another."""
+        """Do one step of work; return whether there may be another."""
         if self._is_waiting or self._is_congested or self._is_closing:
             return False
         if self._is_skipping:
@@ -311,21 +316,21 @@ class HttpConnection(TwistedProtocol):
         parser = self._parser
         head = parser.read_head()
         if head is not None:
-            if self._deadline is self.factory.heads:
+            if self._deadline is self.factory.head_deadlines:
                 self._set_deadline(None)
-            self._begin(head)
+            self._start_request(head)
             return True
-        if parser.buffered and self._deadline is not self.factory.heads:
-            self._set_deadline(self.factory.heads)
+        if parser.buffered and self._deadline is not self.factory.head_deadlines:
+            self._set_deadline(self.factory.head_deadlines)
         return False
 
-    def _begin(self, head: RequestHead) -> None:
-        """Look at a request: all but its body."""
+    def _start_request(self, head: RequestHead) -> None:
+        """Handle the head of a request."""
         site = self.factory
         client_address.set_client_address(self.quota, self.transport, head, site.limits.settings)
         self._closes_after = not head.keeps_alive
         self._has_unread_body = head.has_body
-        refusal = self._first_look(head)
+        refusal = self._check_head(head)
         if refusal is not None:
             self._refuse(refusal, head.method)
             return
@@ -342,36 +347,36 @@ class HttpConnection(TwistedProtocol):
                 self._is_waiting = True
                 self._set_deadline(None)
 
-    def _first_look(self, head: RequestHead) -> Response | None:
-        """What refuses a request whatever it asks for; its connection ends with it."""
+    def _check_head(self, head: RequestHead) -> Response | None:
+        """Return the error of a request that is invalid for any URL; it closes the connection."""
         site = self.factory
         if self.quota.exceeded_limit is not None:
-            return _refused(responses.TOO_MANY_REQUESTS)
+            return _error(responses.TOO_MANY_REQUESTS)
         hosts = head.headers.get(b"host")
         if len(hosts) != 1 if hosts is not None else head.minor == 1:
             # RFC 9112, section 3.2.
-            return _refused(responses.BAD_HOST, ONE_HOST)
+            return _error(responses.BAD_HOST, ONE_HOST)
         if head.length is not None and head.length > site.max_body:
-            return _refused(responses.TOO_BIG, str(site.max_body))
+            return _error(responses.TOO_BIG, str(site.max_body))
         if b"expect" in head.headers and head.minor == 1 and not head.expects_continue:
-            return _refused(responses.EXPECTATION_FAILED)
+            return _error(responses.EXPECTATION_FAILED)
         return None
 
     def _read_body(self, send: PendingSend) -> bool:
         exchange, parser = self._exchange, self._parser
-        assert exchange is not None  # noqa: S101 - a send has one
+        assert exchange is not None  # noqa: S101 - set together with `_send`
         if self._has_unread_body and not parser.buffered and exchange.head.expects_continue:
             exchange.head.expects_continue = False
             self._output.append(_CONTINUE)
         try:
             body = parser.read_body(self.factory.max_body)
         except BodyTooBig:
-            refusal = _refused(responses.TOO_BIG, str(self.factory.max_body))
+            refusal = _error(responses.TOO_BIG, str(self.factory.max_body))
             self._refuse(refusal, exchange.head.method)
             return False
         if body is None:
-            if self._deadline is not self.factory.bodies:
-                self._set_deadline(self.factory.bodies)
+            if self._deadline is not self.factory.body_deadlines:
+                self._set_deadline(self.factory.body_deadlines)
             return parser.may_have_more
         self._has_unread_body = False
         response = send.finish(exchange, body)
@@ -383,32 +388,32 @@ class HttpConnection(TwistedProtocol):
         return True
 
     def _skip(self) -> bool:
-        """Read what is left of a body that nobody wants."""
+        """Read and discard the rest of an unused body."""
         is_complete, size = self._parser.skip_body()
         if is_complete:
             self._is_skipping = False
-            self._set_deadline(self.factory.idles)
+            self._set_deadline(self.factory.idle_deadlines)
             return True
         if size > MAX_SKIPPED:
             self._linger()
             return False
-        if self._deadline is not self.factory.bodies:
-            self._set_deadline(self.factory.bodies)
+        if self._deadline is not self.factory.body_deadlines:
+            self._set_deadline(self.factory.body_deadlines)
         return self._parser.may_have_more
 
-    # Responses and the end.
+    # Responses and close.
 
     def _respond(self, response: Response) -> None:
-        """Write the response to the request that is being answered."""
+        """Write the response to the current request."""
         exchange = self._exchange
-        assert exchange is not None  # noqa: S101 - the caller has looked
+        assert exchange is not None  # noqa: S101 - the callers check
         head = exchange.head
         if self._has_unread_body and self._parser.skip_body()[0]:
             self._has_unread_body = False
         self._exchange = self._send = None
         closes = self._closes_after or response.closes or self.quota.is_past_token_deadline
         if self._has_unread_body and not closes:
-            # A client that expects 100 may send its body or not (RFC 9110, section 10.1.1).
+            # Such a client may send its body or not (RFC 9110, section 10.1.1).
             is_long = head.length is not None and head.length > MAX_SKIPPED
             closes = is_long or head.expects_continue
             self._is_skipping = not closes
@@ -422,7 +427,7 @@ class HttpConnection(TwistedProtocol):
             self._idle()
 
     def _refuse(self, response: Response, method: bytes = b"") -> None:
-        """Answer what is no request that can be answered, and read no more."""
+        """Respond to an invalid request, and read no more."""
         if self.transport is None or self._is_closing:
             return
         self._cancel()
@@ -448,11 +453,14 @@ class HttpConnection(TwistedProtocol):
             queue = self._send_queue
             if queue is None:
                 queue = self._send_queue = make_send_queue(
-                    self.transport, MAX_UNREAD, self.factory.slow_consumers, self._too_slow
+                    self.transport,
+                    MAX_UNREAD,
+                    self.factory.slow_consumers,
+                    self._drop_slow_consumer,
                 )
                 queue.on_empty = self._on_empty
             queue.write(data)
-            # While responses wait for a client that does not read, nothing is read from it.
+            # While responses are queued for a client, nothing is read from it.
             self._is_congested = queue.waiting > 0
 
     def _on_empty(self) -> None:
@@ -461,15 +469,16 @@ class HttpConnection(TwistedProtocol):
             if not self._is_busy:
                 self._defer()
 
-    def _too_slow(self, _: int) -> None:
-        """The client takes no response."""
+    def _drop_slow_consumer(self, _: int) -> None:
+        """Abort, because the client does not read its responses."""
         self._is_closing = True
         self.transport.abortConnection()
 
     def _linger(self) -> None:
-        """Close, and discard for a while what still arrives.
+        """Close, and discard for some time the bytes that still arrive.
 
-        Closing at once with bytes unread would reset the connection, and the response with it.
+        Closing while received bytes are unread would reset the connection, and the client might
+        lose the response.
         """
         self._is_closing = True
         self._finish()
@@ -477,43 +486,43 @@ class HttpConnection(TwistedProtocol):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
-        self._set_deadline(self.factory.closes)
+        self._set_deadline(self.factory.close_deadlines)
         self._update_reading()
 
     def _close(self) -> None:
-        """Close once all is written; a client that does not take it is not waited for long."""
+        """Close when all responses are written; `CLOSE_TIMEOUT` limits the time for that."""
         self._is_closing = True
         self._finish()
-        self._set_deadline(self.factory.closes)
+        self._set_deadline(self.factory.close_deadlines)
         self.transport.loseConnection()
         self._update_reading()
 
     def _finish(self) -> None:
-        """Write what is left; the transport may close after it."""
+        """Write the remaining responses; the transport may close after them."""
         self._flush()
         if self._send_queue is not None:
             self._send_queue.finish()
 
     def _cancel(self) -> None:
-        """Nobody waits for what is being decided."""
+        """Cancel the request in progress."""
         send, self._send, self._exchange = self._send, None, None
         if send is not None:
             send.cancel()
 
     def deadline_passed(self) -> None:
-        """What it waited for has not come: close, and do not wait for the client for long."""
-        if self._deadline is self.factory.closes:
+        """Close; abort if the client has not closed by `CLOSE_TIMEOUT`."""
+        if self._deadline is self.factory.close_deadlines:
             self.transport.abortConnection()
         else:
             self._close()
 
     def _token_deadline_passed(self) -> None:
-        """No valid token was shown in time: the request that has begun is the last."""
-        if self._deadline is self.factory.idles:
+        """Close an idle connection without a valid token; a request in progress is its last."""
+        if self._deadline is self.factory.idle_deadlines:
             self._close()
 
     def _set_deadline(self, deadline: Deadlines[HttpConnection] | None) -> None:
-        """Wait for what `deadline` bounds, and for nothing else."""
+        """Start `deadline` in place of the current one; None: no deadline."""
         if self._deadline is not None:
             self._deadline.cancel(self)
         self._deadline = deadline
@@ -521,15 +530,19 @@ class HttpConnection(TwistedProtocol):
             deadline.start(self)
 
     def _idle(self) -> None:
-        """Wait for the next request, from now on."""
-        idles: Deadlines[HttpConnection] = self.factory.idles
-        if self._deadline is idles:
-            idles.restart(self)
+        """Restart the deadline for the next request."""
+        deadlines: Deadlines[HttpConnection] = self.factory.idle_deadlines
+        if self._deadline is deadlines:
+            deadlines.restart(self)
         else:
-            self._set_deadline(idles)
+            self._set_deadline(deadlines)
 
     def _update_reading(self) -> None:
-        """Read, unless enough has been read; a bit more than enough shows whether it is gone."""
+        """Pause or resume reading.
+
+        While a request is in progress, reading goes on until `READ_SIZE` bytes are buffered: only
+        a transport that reads notices the loss of the connection.
+        """
         pauses = not self._is_closing and (
             self._is_deferred
             or self._is_congested
@@ -543,21 +556,21 @@ class HttpConnection(TwistedProtocol):
                 self.transport.resumeProducing()
 
 
-def _lowest(transport: Any) -> Any:
-    """The transport that has the socket."""
+def _socket_transport(transport: Any) -> Any:
+    """Return the transport that owns the socket."""
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     return transport
 
 
-def _refusal(error: BadRequest) -> Response:
+def _bad_request_response(error: BadRequest) -> Response:
     if error.problem is Problem.METHOD:
-        return _refused(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", ALLOWED),))
+        return _error(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", ALLOWED),))
     if error.problem is Problem.TARGET:
-        return _refused(responses.NOT_FOUND, "not a URL")
-    return _refused(responses.BAD_REQUEST)
+        return _error(responses.NOT_FOUND, "not a URL")
+    return _error(responses.BAD_REQUEST)
 
 
-def _refused(error: ApiError, detail: str = "", headers: tuple[Header, ...] = ()) -> Response:
-    """An error that pages of any origin may read."""
+def _error(error: ApiError, detail: str = "", headers: tuple[Header, ...] = ()) -> Response:
+    """An error response that pages of any origin may read."""
     return error_response(error, detail, (ANY_ORIGIN, *headers))

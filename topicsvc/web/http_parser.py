@@ -1,11 +1,11 @@
-"""HTTP/1.1 requests from bytes, without I/O: llhttp parses, this module bounds and delimits.
+"""An HTTP/1.1 request parser without I/O: llhttp parses, this module limits and delimits.
 
-A request's head is cut out of what has arrived, up to its empty line, and given to llhttp as
-a whole (through httptools). llhttp must agree that the head ends there; else the request is
-refused. So one request is parsed at a time, and the bytes behind it stay bytes.
+The parser finds the end of a request's head, its empty line, and gives the whole head to llhttp
+(through httptools). If llhttp does not find the end at the same place, the request is refused.
+So requests are parsed one at a time, and the bytes after a request are not parsed with it.
 
-The same holds for a chunked body: each chunk is cut out here, and llhttp must agree. A body of
-a known length is taken as it is.
+The same holds for a chunked body: this module finds each chunk, and llhttp must agree. A body
+with a known length is not parsed.
 """
 
 from __future__ import annotations
@@ -30,50 +30,50 @@ __all__ = [
 ]
 
 MAX_HEAD: Final = 16384
-"""Most bytes of a request head, less the value of its ``Authorization``."""
+"""Most bytes of a request head without the value of ``Authorization``."""
 
 MAX_TOKEN_LINE: Final = 32768 + 64
-"""Most bytes of ``Authorization``: a bearer token of 32 KiB, its scheme and some blanks."""
+"""Most bytes of ``Authorization``: a bearer token of 32 KiB, its scheme and whitespace."""
 
 MAX_HEADERS: Final = 100
 """Most header fields of a request."""
 
 MAX_EMPTY_LINES: Final = 4
-"""Empty lines that are ignored before a request (RFC 9112, section 2.2)."""
+"""Most empty lines that are ignored before a request (RFC 9112, section 2.2)."""
 
 MAX_CHUNK_LINE: Final = 256
-"""Most bytes of the line before a chunk: its size and extensions, which are ignored."""
+"""Most bytes of the line before a chunk: the size, and extensions, which are ignored."""
 
 MAX_TRAILERS: Final = 4096
 """Most bytes of the trailer section of a chunked body, which is ignored."""
 
 CHUNKS_AT_ONCE: Final = 256
-"""Chunks that are read in one call of `RequestParser.read_body`: less than a millisecond."""
+"""Most chunks that one call of `RequestParser.read_body` reads; they take less than 1 ms."""
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.([01])")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n]*)?")
-_BLANKS = b" \t"
+_WHITESPACE = b" \t"
 _END_OF_HEAD = b"\r\n\r\n"
 _CHUNKED_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Problem(Enum):
-    """What keeps bytes from being a request that is answered."""
+    """What is wrong with an invalid request."""
 
     SYNTAX = auto()
     METHOD = auto()
-    """A method that llhttp does not know. The rest of the head was not looked at."""
+    """A method that llhttp does not know; it has not parsed the rest of the head."""
     TARGET = auto()
-    """A request target with bytes that no URL has."""
+    """A request target with bytes that are not allowed in a URL."""
 
 
 class BadRequest(Exception):
-    """The bytes are not a request; nothing behind them can be one.
+    """The bytes are not a valid request; the bytes after them cannot be parsed either.
 
     Attributes:
-        problem: what is wrong.
-        method: the method, where the request line could be read; else empty.
+        problem: the kind of error.
+        method: the method, if the request line is valid; else empty.
     """
 
     def __init__(self, problem: Problem = Problem.SYNTAX, method: bytes = b"") -> None:
@@ -90,13 +90,14 @@ class RequestHead:
     """The request line and the header fields of a request.
 
     Attributes:
-        method: as it was sent; methods have a case.
+        method: the method, in the case in which it was sent: methods are case-sensitive.
         path: the target's path, without the query. For ``*`` and CONNECT the target itself.
-        authority: of a target in absolute form (RFC 9112, section 3.2.2); None: of any other.
+        authority: the authority of a target in absolute form (RFC 9112, section 3.2.2); None:
+            the target has another form.
         minor: 1 for HTTP/1.1, 0 for HTTP/1.0.
-        headers: values by name in lower case, in their order, without blanks around them.
+        headers: values by name in lower case, in their order, without surrounding whitespace.
         length: bytes of the body; None: it is chunked.
-        expects_continue: the client may wait for 100 before it sends the body.
+        expects_continue: whether the client may wait for 100 before it sends the body.
     """
 
     __slots__ = ("authority", "expects_continue", "headers", "length", "method", "minor", "path")
@@ -117,11 +118,11 @@ class RequestHead:
         self.expects_continue = False
 
     def get_all(self, name: bytes) -> list[bytes]:
-        """All values of a header field; empty: it is not there."""
+        """Return all values of a header field; empty: it is missing."""
         return self.headers.get(name) or []
 
     def tokens(self, name: bytes) -> list[bytes]:
-        """The members of a comma-separated header field, in lower case."""
+        """Return the members of a comma-separated header field, in lower case."""
         values = self.headers.get(name)
         if values is None:
             return []
@@ -134,14 +135,14 @@ class RequestHead:
 
     @property
     def keeps_alive(self) -> bool:
-        """Whether another request may follow: not in HTTP/1.0, nor behind ``close``."""
+        """Whether another request may follow: not with HTTP/1.0 or ``Connection: close``."""
         if self.minor == 0:
             return False
         return b"connection" not in self.headers or b"close" not in self.tokens(b"connection")
 
 
 class _HeadEvents:
-    """What llhttp tells of a request."""
+    """Receives llhttp's callbacks for a request."""
 
     __slots__ = ("body", "count", "headers", "is_complete", "is_head_complete", "size")
 
@@ -158,7 +159,7 @@ class _HeadEvents:
         if self.count > MAX_HEADERS:
             raise BadRequest
         name = name.lower()
-        value = value.rstrip(_BLANKS)  # llhttp keeps blanks behind a value
+        value = value.rstrip(_WHITESPACE)  # llhttp keeps trailing whitespace
         values = self.headers.get(name)
         if values is None:
             self.headers[name] = [value]
@@ -183,10 +184,10 @@ class _ChunkState(Enum):
 
 
 class RequestParser:
-    """Takes bytes, gives one request after the other.
+    """Parses requests from bytes, one after the other.
 
-    After `receive`, call `read_head` until it gives a head, then `read_body` or `skip_body`
-    until the body is there, then `read_head` again.
+    After `receive`, call `read_head` until it returns a head, then `read_body` or `skip_body`
+    until the body is complete, then `read_head` again.
     """
 
     __slots__ = (
@@ -227,11 +228,11 @@ class RequestParser:
 
     @property
     def buffered(self) -> int:
-        """Bytes that were received and not read yet."""
+        """Bytes that were received and not yet parsed."""
         return len(self._data) - self._position
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the network."""
+        """Add bytes from the network."""
         if self._position == len(self._data):
             self._data, self._position, self._scanned = data, 0, 0
             return
@@ -244,16 +245,16 @@ class RequestParser:
         self._data += data
 
     def take_rest(self) -> bytes:
-        """All bytes behind the request: no other request is read."""
+        """Return and forget all bytes after the request."""
         rest = bytes(self._data[self._position :])
         self._data, self._position = b"", 0
         return rest
 
     def read_head(self) -> RequestHead | None:
-        """The next request's head; None: it has not arrived in full.
+        """Return the next request's head; None: it has not arrived in full.
 
         Raises:
-            BadRequest: the bytes are no request, or its head is too long.
+            BadRequest: the head is invalid or too long.
         """
         data = self._data
         position = self._position
@@ -268,13 +269,13 @@ class RequestParser:
             self._scanned = len(data)
             return None
         match = self._request_line(position)
-        if match is None:  # an empty line ends the head, so there is a first line
+        if match is None:  # cannot happen: a head that has ended has a first line
             raise BadRequest
         end += len(_END_OF_HEAD)
         if end - position > MAX_HEAD + MAX_TOKEN_LINE:
             raise BadRequest(method=bytes(match[1]))
         head = self._parse_head(match, bytes(data[position:end]))
-        if end > MAX_HEAD:  # what was long is not kept
+        if end > MAX_HEAD:  # release the memory of a long head
             self._data, end = data[end:], 0
         self._position = end
         self._scanned = 0
@@ -284,15 +285,15 @@ class RequestParser:
     def _check_partial_head(self, position: int) -> None:
         if len(self._data) - position > MAX_HEAD + MAX_TOKEN_LINE:
             raise BadRequest
-        # A client that speaks no HTTP hears so with its first line.
+        # An invalid request line is refused before the rest of the head arrives.
         if self._scanned - position <= MAX_HEAD:
             self._request_line(position)
 
     def _request_line(self, position: int) -> re.Match[bytes] | None:
-        """The request line; None: it has not arrived in full.
+        """Return the request line; None: it has not arrived in full.
 
         Raises:
-            BadRequest: it is none, or it is too long.
+            BadRequest: the request line is invalid or too long.
         """
         end = self._data.find(b"\r\n", position, position + MAX_HEAD)
         if end < 0:
@@ -336,31 +337,31 @@ class RequestParser:
         headers = head.headers
         if b"transfer-encoding" in headers:
             codings = headers[b"transfer-encoding"]
-            # What else llhttp lets pass could be read in two ways (RFC 9112, section 6.1).
+            # llhttp accepts others, which are ambiguous (RFC 9112, section 6.1).
             if head.minor != 1 or len(codings) != 1 or codings[0].lower() != b"chunked":
                 raise BadRequest(method=head.method)
             head.length = None
             self._is_chunked = True
-            # Another parser than the head's, which stops at a request for an upgrade.
+            # A new parser: the head's stops after the head of an upgrade request.
             self._events = _HeadEvents()
             self._llhttp = httptools.HttpRequestParser(self._events)
             self._llhttp.feed_data(_CHUNKED_HEAD)
         elif b"content-length" in headers:
-            # llhttp has seen that it is there once, has digits alone and fits in 64 bits.
+            # llhttp has checked that it occurs once, has only digits and fits in 64 bits.
             head.length = self._left = int(headers[b"content-length"][0])
 
     def read_body(self, limit: int) -> bytes | None:
-        """The body of the last head; None: it has not arrived in full.
+        """Return the body that follows the last head; None: it has not arrived in full.
 
-        `may_have_more` tells whether to call again though nothing has arrived: a body of many
-        chunks is read in several calls.
+        A body of many chunks is read in several calls. If `may_have_more` is set, call again,
+        even if no more bytes have arrived.
 
         Args:
             limit: most bytes.
 
         Raises:
-            BodyTooBig: it is longer.
-            BadRequest: the chunks are not well-formed.
+            BodyTooBig: the body is longer.
+            BadRequest: the chunks are invalid.
         """
         self.may_have_more = False
         if not self._is_chunked:
@@ -369,16 +370,19 @@ class RequestParser:
             return self._read_known(keep=True)
         is_complete = self._read_chunks()
         events = self._events
-        assert events is not None  # noqa: S101 - a chunked body has them
+        assert events is not None  # noqa: S101 - set for a chunked body
         if events.size > limit:
             raise BodyTooBig
         return b"".join(events.body) if is_complete else None
 
     def skip_body(self) -> tuple[bool, int]:
-        """Forget what has arrived of the body: whether that was all, and its bytes so far.
+        """Discard the bytes of the body that have arrived.
+
+        Returns:
+            Whether the body is complete, and its length so far in bytes.
 
         Raises:
-            BadRequest: the chunks are not well-formed.
+            BadRequest: the chunks are invalid.
         """
         self.may_have_more = False
         if not self._is_chunked:
@@ -413,7 +417,7 @@ class RequestParser:
         return None
 
     def _read_chunks(self) -> bool:
-        """Give llhttp what is there, a chunk at a time; whether the body is complete."""
+        """Give the chunks that have arrived to llhttp; return whether the body is complete."""
         events = self._events
         assert events is not None  # noqa: S101 - as above
         for _ in range(CHUNKS_AT_ONCE):

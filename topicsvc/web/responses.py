@@ -1,4 +1,4 @@
-"""HTTP responses as bytes, and the errors with Personium's codes and texts."""
+"""HTTP responses, and the errors with Personium's codes and texts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 RETRY_AFTER = b"1"
-"""Seconds, as a header: an outage is usually over by then or lasts much longer."""
+"""Seconds, as a header value: most outages end within that time or last much longer."""
 
 Header = tuple[bytes, bytes]
 
@@ -47,8 +47,8 @@ class ApiError:
 
     Attributes:
         status: HTTP status.
-        code: Personium's code, or one of this service in the same form.
-        text: its message. ``{0}`` stands for the subject of the error.
+        code: Personium's code, or a code of topicsvc in the same form.
+        text: the message; ``{0}`` is replaced by details.
     """
 
     status: int
@@ -56,7 +56,7 @@ class ApiError:
     text: str
 
     def body(self, detail: str = "") -> bytes:
-        """The JSON document of the error."""
+        """Return the JSON document of the error."""
         message = {"lang": "en", "value": self.text.replace("{0}", detail)}
         document = {"code": self.code, "message": message}
         return json.dumps(document, separators=(",", ":")).encode("ascii")
@@ -90,10 +90,9 @@ class Response:
 
     Attributes:
         status: HTTP status.
-        headers: header fields. Framing (``content-length``, ``connection``) and ``date`` are
-            added when it is written.
-        body: its content.
-        closes: no other request is taken from the connection.
+        headers: header fields, without framing (``Content-Length``, ``Connection``) and ``Date``.
+        body: the content.
+        closes: whether the connection is closed after it.
     """
 
     __slots__ = ("body", "closes", "headers", "status")
@@ -107,17 +106,18 @@ class Response:
         self.closes = closes
 
     def encode(self, date: bytes, closes: bool, is_head: bool) -> bytes:
-        """The response as bytes.
+        """Return the response as bytes.
 
         Args:
             date: value of the ``Date`` field.
-            closes: the connection ends with this response.
-            is_head: it answers HEAD, so the content is left out (RFC 9110, section 9.3.2).
+            closes: whether the connection is closed after this response.
+            is_head: whether the request is HEAD; then there is no content (RFC 9110, section
+                9.3.2).
         """
         others = self.headers
         connection = b""
         if closes:
-            # `Connection: upgrade` belongs to the 426 and stays beside `close`.
+            # A 426 has `Connection: upgrade`; `close` is added to it.
             values = [value for name, value in others if name == b"Connection"]
             others = tuple(each for each in others if each[0] != b"Connection")
             connection = b"Connection: %s\r\n" % b", ".join([*values, b"close"])
@@ -139,7 +139,7 @@ def _status_line(status: int) -> bytes:
 def error_response(
     error: ApiError, detail: str = "", headers: tuple[Header, ...] = (), closes: bool = False
 ) -> Response:
-    """The response that tells of `error`; `headers` may replace ``retry-after``."""
+    """Return the response for `error`. `headers` may contain another ``Retry-After``."""
     fields = [(b"Content-Type", b"application/json")]
     if error.status == 503 and not any(name == b"Retry-After" for name, _ in headers):
         fields.append((b"Retry-After", RETRY_AFTER))
@@ -147,6 +147,6 @@ def error_response(
 
 
 def too_many_failed_tokens(seconds: float, headers: tuple[Header, ...] = ()) -> Response:
-    """No token of this address is looked at for so many seconds."""
+    """Return the response that no token from the client's address is checked for `seconds`."""
     retry_after = (b"Retry-After", b"%d" % ceil(seconds))
     return error_response(TOO_MANY_FAILED_TOKENS, headers=(retry_after, *headers))

@@ -1,4 +1,4 @@
-"""Data sent to a topic over HTTP."""
+"""Sending to a topic over HTTP."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from topicsvc.websocket.messages import MAX_TOKEN
 __all__ = ["MAX_IN_FLIGHT", "SendResource"]
 
 MAX_IN_FLIGHT = 1000
-"""Requests that wait for the validator or the broker; past it the response is 503."""
+"""Most requests that wait for the validator or the broker; further ones get 503."""
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
 _TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
@@ -55,16 +55,16 @@ _ACCEPTED = Response(200, (ANY_ORIGIN,))
 
 
 class SendResource:
-    """POST and PUT send; OPTIONS says what a token may do.
+    """POST and PUT send; OPTIONS reports which methods a token allows.
 
     Args:
-        unit: reads addresses.
+        unit: parses hosts and paths.
         validator: validates tokens.
-        broker: takes the data.
-        is_full: whether so much waits for its delivery that nothing more is taken.
+        broker: accepts the messages.
+        is_full: whether the hub's queues are full; then sends are refused.
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
+        trust_via: whether ``X-Personium-Via`` determines the sender.
         max_batch: most messages of one request.
-        trust_via: whether ``X-Personium-Via`` may say who sends.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class SendResource:
         self._all_answered: Deferred[None] | None = None
 
     def configure(self, validator: TokenValidator, trust_via: bool, max_batch: int) -> None:
-        """Use these for requests from now on."""
+        """Apply new settings to requests that arrive from now on."""
         self.validator = validator
         self.trust_via = trust_via
         self.max_batch = max_batch
 
     def all_answered(self) -> Deferred[None]:
-        """Fires when no request waits any more."""
+        """Fires when no request is in progress any more."""
         if not self._in_flight:
             return succeed(None)
         if self._all_answered is None:
@@ -101,17 +101,17 @@ class SendResource:
         return self._all_answered
 
     def cancel_pending(self) -> None:
-        """Answer all requests that wait with 503."""
+        """Respond with 503 to requests in progress, without waiting for validator or broker."""
         self.is_cancelling = True
         for send in tuple(self._in_flight):
             send.cancel()
 
     def add(self, send: _Send) -> None:
-        """A request waits."""
+        """Add a request in progress."""
         self._in_flight[send] = None
 
     def discard(self, send: _Send) -> None:
-        """A request waits no more."""
+        """Remove a request that is no longer in progress."""
         self._in_flight.pop(send, None)
         if not self._in_flight and self._all_answered is not None:
             all_answered, self._all_answered = self._all_answered, None
@@ -143,13 +143,13 @@ class SendResource:
         return _Send(self, topic, token, is_options)
 
     def challenge(self, topic: TopicAddress, error: ApiError) -> Response:
-        """401, with the realm of the topic's cell."""
+        """Return a 401 with the topic's cell as realm."""
         realm = self.unit.cell_url(topic.cell).encode("ascii")
         return _error(error, headers=((b"WWW-Authenticate", b'Bearer realm="%s"' % realm),))
 
 
 class _Send:
-    """One request with a well-formed token, until it is answered."""
+    """One request with a well-formed token."""
 
     __slots__ = ("_exchange", "_grant", "_is_options", "_pending", "_resource", "_token", "_topic",
                  "is_valid")  # fmt: skip
@@ -175,7 +175,7 @@ class _Send:
         if grant is not None:
             return self._granted(grant)
         checked = exchange.quota.validate(validator, self._token, self._topic)
-        return self._when(checked, self._granted, exchange)
+        return self._wait_for(checked, self._granted, exchange)
 
     def _granted(self, grant: Grant) -> Response | None:
         if grant.is_expired(self._resource.now()):
@@ -191,7 +191,7 @@ class _Send:
     def finish(self, exchange: Exchange, body: bytes) -> Response | None:
         """See `topicsvc.web.http_connection.PendingSend`."""
         resource, grant = self._resource, self._grant
-        assert grant is not None  # noqa: S101 - it is valid
+        assert grant is not None  # noqa: S101 - the token is valid
         if grant.is_expired(resource.now()):  # while the body arrived
             return resource.challenge(self._topic, responses.TOKEN_INACTIVE)
         if resource.is_full():
@@ -206,7 +206,7 @@ class _Send:
         if resource.broker.accept(message):
             return _ACCEPTED
         published = maybeDeferred(resource.broker.publish, message)
-        return self._when(published, lambda _: _ACCEPTED, exchange)
+        return self._wait_for(published, lambda _: _ACCEPTED, exchange)
 
     def _send_batch(self, exchange: Exchange, sender: str, body: bytes) -> Response | None:
         resource, topic = self._resource, self._topic
@@ -217,28 +217,28 @@ class _Send:
             resource.broker,
             exchange.connection.budget,
         ).send()
-        return self._when(sending, lambda _: _ACCEPTED, exchange)
+        return self._wait_for(sending, lambda _: _ACCEPTED, exchange)
 
     def cancel(self) -> None:
         """See `topicsvc.web.http_connection.PendingSend`."""
         if self._pending is not None:
             self._pending.cancel()
 
-    def _when(
+    def _wait_for(
         self,
-        asked: Deferred[Any],
-        then: Callable[[Any], Response | None],
+        pending: Deferred[Any],
+        on_result: Callable[[Any], Response | None],
         exchange: Exchange,
     ) -> Response | None:
-        """The response to `asked`, or None and `Exchange.respond` later."""
-        asked.addCallback(then)
-        asked.addErrback(self._refused, exchange)
+        """Return the response, if `pending` has fired; else None, and respond later."""
+        pending.addCallback(on_result)
+        pending.addErrback(self._respond_to_failure, exchange)
         outcome: list[Response | None] = []
         self._exchange = None
-        asked.addCallback(self._settled, outcome)
+        pending.addCallback(self._settled, outcome)
         if outcome:
             return outcome[0]
-        self._pending = asked
+        self._pending = pending
         self._exchange = exchange
         self._resource.add(self)
         return None
@@ -256,18 +256,18 @@ class _Send:
             exchange.respond(response)
 
     def _sender(self, head: RequestHead, grant: Grant) -> str | None:
-        """The URL of the cell that sends, as far as a trusted party tells it."""
+        """Return the URL of the sending cell, from a trusted header or the token's subject."""
         if self._resource.trust_via:
             via = (head.get_all(_VIA) or [b""])[0].decode("latin-1")
-            # Each cell that relays adds itself at the end: the first is where it began.
+            # Each relaying cell appends itself, so the first is the origin.
             first = via.partition(",")[0].strip()
             if _is_cell_url(first):
                 return first
         cell_url = (grant.subject or "").rsplit("#", 1)[0]
         return cell_url if _is_cell_url(cell_url) else None
 
-    def _refused(self, failure: Failure, exchange: Exchange) -> Response:
-        """The response to a request that was refused or could not be served."""
+    def _respond_to_failure(self, failure: Failure, exchange: Exchange) -> Response:
+        """Return the response to a request that is refused or cannot be served now."""
         error = failure.value
         is_options = self._is_options
         if isinstance(error, batch.InvalidLine):
@@ -284,7 +284,7 @@ class _Send:
             return self._resource.challenge(self._topic, responses.TOKEN_INACTIVE)
         if isinstance(error, Unavailable | CancelledError):
             return _error(responses.UNAVAILABLE, is_options=is_options)
-        self._log.failure("internal error: {url} could not be answered", failure, url=exchange.url)
+        self._log.failure("internal error: a request for {url} failed", failure, url=exchange.url)
         return _error(responses.INTERNAL_ERROR, is_options=is_options)
 
     @property
@@ -299,8 +299,8 @@ def _error(
 
 
 def _bearer(head: RequestHead) -> str | None:
-    """The bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
-    # Taken out: a long one would be kept twice.
+    """Return the bearer token, well-formed or not (RFC 6750, section 2.1); None: none."""
+    # Removed from the head, because a long token would be kept twice.
     values = head.headers.pop(b"authorization", None)
     if values is None or len(values) != 1:
         return None
@@ -309,7 +309,7 @@ def _bearer(head: RequestHead) -> str | None:
 
 
 def _media_type(head: RequestHead) -> bytes:
-    """The media type of the body, without parameters."""
+    """Return the media type of the body, without parameters."""
     values = head.headers.get(b"content-type")
     return b"" if values is None else values[0].partition(b";")[0].strip().lower()
 

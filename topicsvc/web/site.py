@@ -1,4 +1,4 @@
-"""The public port's factory: routes requests, and holds what all HTTP connections share."""
+"""The site: routes requests, and holds the state that all HTTP connections share."""
 
 from __future__ import annotations
 
@@ -22,39 +22,44 @@ from topicsvc.web.responses import ANY_ORIGIN, Response, error_response
 __all__ = ["Resource", "TopicSite", "TopicTree"]
 
 HEAD_TIMEOUT = 10.0
-"""Seconds for a whole request head, from the connection or the end of the silence before it."""
+"""Seconds for a whole request head, from the connection or from the first byte of the head."""
 
 BODY_TIMEOUT = 30.0
-"""Seconds for a whole body."""
+"""Seconds for a whole request body."""
 
 IDLE_TIMEOUT = 60.0
-"""Seconds that a connection may be silent between two requests."""
+"""Seconds that a connection may be idle between two requests."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds for a client to take a response and close, before the socket is aborted."""
+"""Seconds for a client to read a response and close, before the socket is aborted."""
 
 WORK_PER_ITERATION = 0.004
-"""Seconds of work on requests in one reactor iteration; the rest waits for the next."""
+"""Seconds of work on requests in one reactor iteration; further work waits for the next."""
 
 STATUSES = (200, 400, 401, 403, 404, 405, 413, 500, 503)
-"""What a send may be answered with. Each is counted from 0, or its first would not be seen."""
+"""Statuses of sends. Each counter starts at 0, else Prometheus would miss its first increase."""
 
 
 class Resource(Protocol):
-    """Answers requests."""
+    """Responds to requests."""
 
     def respond(self, exchange: Exchange) -> Response | PendingSend | None:
-        """Answer; or want the body; None: the connection was handed over."""
+        """Respond to a request.
+
+        Returns:
+            A response; a `PendingSend`, which reads the body; or None, if the connection was
+            handed over.
+        """
         ...
 
 
 class TopicTree:
-    """Tells the two sides apart by the path: WebSocket URLs and send URLs.
+    """Chooses between WebSocket handshake and sending, by the path.
 
     Args:
-        unit: reads addresses.
-        upgrade: answers WebSocket URLs.
-        send: answers send URLs; None: nothing can be sent.
+        unit: knows which paths are WebSocket URLs.
+        upgrade: handles WebSocket URLs.
+        send: handles other URLs; None: sending is disabled.
     """
 
     def __init__(self, unit: Unit, upgrade: Resource, send: Resource | None) -> None:
@@ -64,11 +69,11 @@ class TopicTree:
         self.set_send(send)
 
     def set_send(self, send: Resource | None) -> None:
-        """Take what is sent; None: take nothing."""
+        """Enable sending; None: disable it."""
         self._send = send
 
     def drain(self) -> None:
-        """From now on answer every request with 503, and close its connection."""
+        """From now on respond to every request with 503, and close its connection."""
         self._is_draining = True
 
     def respond(self, exchange: Exchange) -> Response | PendingSend | None:
@@ -87,19 +92,19 @@ class TopicTree:
 
 @implementer(IProtocolNegotiationFactory)
 class TopicSite(Factory):
-    """Makes the public port's connections.
+    """Makes the connections of the public ports.
 
     Args:
-        resource: answers requests.
-        clock: keeps the deadlines.
+        resource: responds to requests.
+        clock: the reactor, or a clock in its place.
         max_body: most bytes of a request's body.
-        limits: how many connections there may be, and whose.
-        slow_consumers: what waits for clients that do not read.
+        limits: the limits on clients.
+        slow_consumers: send queues of clients that do not read.
 
     Attributes:
-        connections: HTTP connections that are open; one that became a WebSocket is not.
-        sends: sends that were answered, by HTTP status.
-        budget: the time of an iteration for work on requests.
+        connections: open HTTP connections, without those that became a WebSocket.
+        sends: completed sends, by HTTP status.
+        budget: the time for work on requests in one reactor iteration.
     """
 
     protocol = HttpConnection
@@ -120,19 +125,19 @@ class TopicSite(Factory):
         self.connections = 0
         self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
         self.budget = WorkBudget(clock, WORK_PER_ITERATION)
-        self.heads = Deadlines(clock, HEAD_TIMEOUT, HttpConnection.deadline_passed)
-        self.bodies = Deadlines(clock, BODY_TIMEOUT, HttpConnection.deadline_passed)
-        self.idles = Deadlines(clock, IDLE_TIMEOUT, HttpConnection.deadline_passed)
-        self.closes = Deadlines(clock, CLOSE_TIMEOUT, HttpConnection.deadline_passed)
+        self.head_deadlines = Deadlines(clock, HEAD_TIMEOUT, HttpConnection.deadline_passed)
+        self.body_deadlines = Deadlines(clock, BODY_TIMEOUT, HttpConnection.deadline_passed)
+        self.idle_deadlines = Deadlines(clock, IDLE_TIMEOUT, HttpConnection.deadline_passed)
+        self.close_deadlines = Deadlines(clock, CLOSE_TIMEOUT, HttpConnection.deadline_passed)
         self._date = (-1, b"")
 
     def date(self) -> bytes:
-        """The ``Date`` of a response, made once a second."""
+        """Return the ``Date`` of a response; it is formatted once a second."""
         second = int(self.clock.seconds())
         if second != self._date[0]:
             self._date = (second, datetimeToString())
         return self._date[1]
 
     def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 only: over HTTP/2 a WebSocket cannot be handed over."""
+        """HTTP/1.1 only: over HTTP/2 the transport cannot be handed over to a WebSocket."""
         return [b"http/1.1"]

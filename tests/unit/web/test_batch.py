@@ -105,9 +105,9 @@ class BatchTests(ServiceTestCase):
             return answers[-1]
 
         self.patch(self.broker, "publish", publish)
-        count = 2 * batch.MAX_UNANSWERED + 10
+        count = 2 * batch.MAX_UNCONFIRMED + 10
         client, _ = self.send(b"\n".join(b"%d" % number for number in range(count)))
-        self.assertEqual((client.status, len(answers)), (0, batch.MAX_UNANSWERED))
+        self.assertEqual((client.status, len(answers)), (0, batch.MAX_UNCONFIRMED))
         for number in range(count):
             answers[number].callback(None)
         client.read_answer()
@@ -119,14 +119,14 @@ class BatchTests(ServiceTestCase):
         self.broker.accepts_at_once = False
         answers: list[Deferred[None]] = []
         self.patch(self.broker, "publish", lambda _: answers.append(Deferred()) or answers[-1])
-        client, _ = self.send(b"1\n" * (batch.MAX_UNANSWERED + 10))
+        client, _ = self.send(b"1\n" * (batch.MAX_UNCONFIRMED + 10))
         answers[3].errback(BrokerUnavailable("no"))
         client.read_answer()
         self.assertEqual(client.status, 503)
         for number, answer in enumerate(answers):
             if number != 3:
                 answer.callback(None)
-        self.assertEqual(len(answers), batch.MAX_UNANSWERED, "no other is sent")
+        self.assertEqual(len(answers), batch.MAX_UNCONFIRMED, "no other is sent")
 
     def test_a_client_that_leaves(self) -> None:
         self.broker.accepts_at_once = False

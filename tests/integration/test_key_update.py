@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.integration.support.requirements import need
 from tests.support.processes import environment, until
-from tests.support.send_queue_cases import HANDSHAKE_ANSWER, TIMEOUT, Tls
+from tests.support.send_queue_cases import HANDSHAKE_ANSWER, TIMEOUT, TlsCase
 from topicsvc.delivery.transports import TlsSendQueue, TransportSendQueue, make_send_queue
 
 UPDATES = 20
@@ -43,7 +43,7 @@ class OpenSslClient(ProcessProtocol):
         self.lost.callback(None)
 
 
-class KeyUpdateCase(Tls):
+class KeyUpdateCase(TlsCase):
     @inlineCallbacks
     def connect(self) -> Any:
         need(shutil.which("openssl"), "openssl (tests/integration/install.sh)")

@@ -1,7 +1,7 @@
-"""A way out on a real socket that takes as much as a test says, and its peer.
+"""Test cases for send queues on real sockets that send as much as a test allows.
 
-A case is a mixin from here that says how to listen and connect, with the way that is to be
-taken, and a `TestCase`.
+A test class combines a mixin from here, which listens and connects, with a kind of send queue and
+a `TestCase`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ TIMEOUT = 10.0
 
 
 class FaultySocket(socket.socket):
-    """A socket whose kernel is the test.
+    """A socket that sends as much as the test allows.
 
     Attributes:
-        take: told how many bytes are offered, says how many are taken, or raises.
-        offers: how many were offered and taken, of each send.
-        refusals: sends that raised.
+        take: called with the number of bytes of a send; returns how many are sent, or raises.
+        offers: for each send, the number of bytes to send and of bytes sent.
+        refusals: the number of sends that raised.
     """
 
     def __init__(self, accepted: socket.socket) -> None:
@@ -65,14 +65,14 @@ class FaultySocket(socket.socket):
 
     @property
     def partial(self) -> int:
-        """Sends of which a part was taken."""
+        """The number of sends of which only a part was sent."""
         return sum(0 < taken < offered for offered, taken in self.offers)
 
 
 class Sender(Protocol):
-    """Our side: writes something the transport's own way first, as the HTTP side may have."""
+    """The service's side: first writes to the transport directly, as the HTTP side does."""
 
-    def __init__(self, test: WayOut) -> None:
+    def __init__(self, test: SendQueueCase) -> None:
         self.test = test
         self.received = b""
         self.lost: Deferred[None] = Deferred()
@@ -81,7 +81,7 @@ class Sender(Protocol):
         self.transport.write(HANDSHAKE_ANSWER)
         test = self.test
         self.send_queue = test.open(
-            self.transport, test.limit, test.slow_consumers, test.overflows.append
+            self.transport, test.limit, test.slow_consumers, test.drops.append
         )
         test.ready.callback(self)
 
@@ -94,10 +94,10 @@ class Sender(Protocol):
 
 
 class Receiver(Protocol):
-    """The peer, which reads when it is told to.
+    """The client's side, which reads when the test says so.
 
     Attributes:
-        reason: why its connection is gone.
+        reason: why its connection was lost.
     """
 
     reason: Failure | None = None
@@ -114,10 +114,10 @@ class Receiver(Protocol):
         self.lost.callback(None)
 
 
-class WayOut:
-    """Mix into a TestCase that says which way out there is.
+class SendQueueCase:
+    """Mix into a TestCase that sets `open` and `kind`: a function and the class that it makes.
 
-    Sockets are real; how long something has been held is in virtual time.
+    Sockets are real. The times of `SlowConsumers` are virtual.
     """
 
     timeout = 30
@@ -127,7 +127,7 @@ class WayOut:
     limit = LIMIT
     greeting = b""
     overhead = 0
-    """Bytes that are added to each record."""
+    """Bytes that TLS adds to each record."""
 
     def listen(self, factory: Factory) -> Any:
         return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
@@ -142,7 +142,7 @@ class WayOut:
 
     @inlineCallbacks
     def setUp(self) -> Any:
-        self.overflows: list[int] = []
+        self.drops: list[int] = []
         self.clock = Clock()
         self.slow_consumers = SlowConsumers(
             lambda: LimitSettings().queued_bytes, lambda: None, self.clock
@@ -172,7 +172,7 @@ class WayOut:
 
     @property
     def tcp(self) -> tcp.Server:
-        """What sends, below everything."""
+        """The TCP transport below all wrappers."""
         transport = self.sender.transport
         while isinstance(transport, ProtocolWrapper):
             transport = transport.transport
@@ -180,20 +180,20 @@ class WayOut:
 
     @property
     def is_free(self) -> bool:
-        """Nothing waits above the transport."""
+        """Whether no bytes wait above the transport."""
         return not self.send_queue._queued and not getattr(self.send_queue, "_rest", b"")
 
     @inlineCallbacks
     def assert_received(self, data: bytes) -> Any:
         expected = HANDSHAKE_ANSWER + data
         received = self.receiver.received
-        yield until(lambda: len(received) >= len(expected), "all has arrived", TIMEOUT)
+        yield until(lambda: len(received) >= len(expected), "all bytes have arrived", TIMEOUT)
         self.assertEqual(len(received), len(expected))
         self.assertTrue(received == expected, "the bytes differ")
         self.assertEqual(self.send_queue._queued, 0)
 
-    def assert_gone(self) -> None:
-        """Nothing waits for whoever is gone, and nothing is watched."""
+    def assert_lost(self) -> None:
+        """The connection is lost, no bytes wait, and no deadline runs."""
         self.assertTrue(self.sender.lost.called)
         self.assertTrue(self.is_free)
         self.assertEqual(
@@ -201,14 +201,14 @@ class WayOut:
         )
 
     def assert_waiting(self, size: int) -> None:
-        """So many bytes wait, give or take what TLS adds."""
+        """At least `size` bytes wait, and no more than TLS adds to them."""
         waiting = self.send_queue.waiting
         self.assertGreaterEqual(waiting, size)
         self.assertLessEqual(waiting, size + self.overhead * (2 + size // 1000))
 
 
-class Proxied(WayOut):
-    """Behind a proxy that speaks the PROXY protocol."""
+class ProxiedCase(SendQueueCase):
+    """Connections through a proxy that uses the PROXY protocol."""
 
     greeting = b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n"
 
@@ -216,11 +216,11 @@ class Proxied(WayOut):
         return super().listen(ProxiedFactory(factory))
 
 
-class Tls(WayOut):
-    """One certificate, and connections of the service's own kind."""
+class TlsCase(SendQueueCase):
+    """TLS with one certificate, and the transports that the service makes."""
 
     overhead = 22
-    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+    # Twisted makes these calls, not the service.
     suppress = (
         util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),
         util.suppress(message="X509.* is deprecated", category=DeprecationWarning),
@@ -237,11 +237,11 @@ class Tls(WayOut):
         self.restrict(options.getContext())
         endpoint = SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
 
-        def as_the_service_does(port: Any) -> Any:
+        def free_when_lost(port: Any) -> Any:
             _free_when_lost(port)
             return port
 
-        return endpoint.listen(factory).addCallback(as_the_service_does)
+        return endpoint.listen(factory).addCallback(free_when_lost)
 
     def restrict(self, context: SSL.Context) -> None:
         """Leave the context as it is."""
@@ -252,7 +252,7 @@ class Tls(WayOut):
 
     @property
     def tls(self) -> Any:
-        """What encrypts."""
+        """The TLS transport."""
         transport = self.sender.transport
         while not hasattr(transport, "_appSendBuffer"):
             transport = transport.transport

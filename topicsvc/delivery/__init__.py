@@ -1,1 +1,1 @@
-"""Fan-out: from one broker subscription a topic to the sockets of its members."""
+"""Fan-out of messages: from one subscription for each topic to the sockets of its members."""

@@ -1,10 +1,10 @@
-"""Application: from one broker subscription a topic to all its members.
+"""Delivers the messages of each topic to all its members, from one broker subscription.
 
-A message is encoded once. All that reach a topic within one turn of the reactor are joined
-once and written once per member. A batch over many members is cut into slices, and so is
-what they are told of their subscription: pings, handshakes and health answers keep their
-turn. When more comes than these walks can carry, the broker is asked to wait, and senders
-are.
+A message is encoded once. All messages of a topic that arrive in one reactor iteration are joined
+once, and written once for each member. Delivery to many members is spread over several
+iterations, and so are notifications about a subscription. Pings, handshakes and health checks are
+handled in between. When the queues exceed the high-water mark, the hub pauses the broker, and
+sends are refused until the low-water mark is reached.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ from topicsvc.topics import TopicAddress
 __all__ = ["HIGH_WATER", "LOW_WATER", "MAX_DELIVERIES_PER_ITERATION", "Hub"]
 
 MAX_DELIVERIES_PER_ITERATION = 400
-"""Most deliveries in one turn of the reactor: some 5 ms, 10 over TLS."""
+"""The most deliveries in one reactor iteration: about 5 ms, over TLS 10 ms."""
 
 MAX_DELIVERY_TIME = 0.01
-"""Seconds after which a turn's deliveries end, however few: long messages take longer."""
+"""Seconds after which an iteration's deliveries end: long messages take longer."""
 
 TOPIC_QUANTUM = 100
-"""Most deliveries for one topic before the next has its turn."""
+"""The most deliveries for one topic before those for the next one."""
 
 CLOCK_CHECK_EVERY = 16
-"""Most deliveries between two looks at the clock: a fraction of a millisecond."""
+"""The most deliveries between two readings of the clock: a fraction of a millisecond."""
 
 CLOCK_CHECK_BYTES = 65536
-"""Most bytes of them, or one delivery."""
+"""The most bytes between two readings of the clock, unless one delivery has more."""
 
 NOTIFY_PER_ITERATION = 100
-"""Most members that hear of a subscription's fate in one turn: each may begin its session."""
+"""The most members notified about a subscription in one iteration: each may start a session."""
 
 MAX_JOINED = 262144
-"""Bytes after which no further message is joined to a batch.
+"""The most bytes of messages that are joined in one batch; a longer message is a batch itself.
 
-A reader that keeps up is never handed more in one turn than it can take in the next.
+So a client that keeps up never gets more in one iteration than it can read before the next.
 """
 
 HIGH_WATER = 67108864
-"""Bytes of frames in all queues past which nothing more is to come.
+"""The high-water mark: with more bytes of frames in all queues, the hub pauses the broker.
 
-64 messages of the longest that senders may send by default, and a quarter of what may wait
-for slow readers by default. A message that comes all the same is taken, however long.
+By default, these are 64 messages of the greatest length, and a quarter of the bytes that may wait
+for slow clients. A message that arrives nevertheless is queued, whatever its length.
 """
 
 LOW_WATER = HIGH_WATER // 2
-"""Bytes down to which they must fall before more may come.
+"""The low-water mark: at this number of bytes, or fewer, the hub resumes the broker.
 
-Far below the other mark, so that stopping is rare; far above nothing, so that there is
-something to deliver until the broker has begun again.
+It is far below the high-water mark, so that pauses are rare. It is far above 0, so that there are
+messages to deliver until the broker has resumed.
 """
 
 FAN_OUT_BOUNDS = (
@@ -72,22 +72,23 @@ FAN_OUT_BOUNDS = (
 
 
 class Hub:
-    """Who listens to what.
+    """Keeps the members of each topic, and delivers messages to them.
 
     Args:
-        broker: brings the messages.
-        clock: tells the time and turns.
+        broker: delivers the messages.
+        clock: the reactor, or a clock in its place.
         now: the time of day, for members (`topicsvc.interfaces.Member`).
         encode: makes the frame of a message.
 
     Attributes:
-        messages: messages that the broker brought for topics with members.
-        offered: messages offered to members, once for each; some may take none any more.
+        messages: messages that the broker delivered for topics with members.
+        offered: messages passed to members, counted once for each member. A member whose session
+            has ended or expired does not send them.
         offered_size: their bytes.
-        queued: bytes of frames that have not reached all members of their topic.
-        is_full: whether no more should be sent: from the high water mark to the low one.
-        fan_out: seconds from the broker's delivery of a batch's first message to its last
-            member, give or take a check_every.
+        queued: bytes of frames that have not been passed to all members of their topic.
+        is_full: whether sends should be refused: from the high-water mark to the low-water mark.
+        fan_out: seconds from the broker's delivery of a batch's first message to the batch's
+            last member, accurate to `CLOCK_CHECK_EVERY` deliveries.
     """
 
     _log = Logger()
@@ -108,29 +109,29 @@ class Hub:
         self.offered_size = 0
         self.queued = 0
         self.is_full = False
-        self._came = 0.0  # when the first message of this turn came
+        self._arrived_at = 0.0  # when the first message of this iteration arrived
         self.fan_out = Histogram(FAN_OUT_BOUNDS)
         self._channels: dict[TopicAddress, _Channel] = {}
         self._ready: deque[_Channel] = deque()
-        self._turn: IDelayedCall | None = None
+        self._next_delivery: IDelayedCall | None = None
         self._iteration_ends = 0.0
         self._notifications = CallQueue(clock, NOTIFY_PER_ITERATION)
 
     @property
     def topics(self) -> int:
-        """Topics that somebody listens to or waits for."""
+        """The number of topics with members, or with members that are joining."""
         return len(self._channels)
 
     @property
     def is_idle(self) -> bool:
-        """Whether all that has come is written to all members."""
+        """Whether all messages that arrived are written to all members."""
         return not self._ready
 
     def join(self, topic: TopicAddress, member: Member) -> Deferred[None]:
         """Make `member` a member of `topic`.
 
-        Fires when the broker has confirmed the subscription; from that moment `member`
-        gets what is sent. Cancelling the Deferred withdraws the wish.
+        Fires when the broker has confirmed the subscription; from that moment on `member` gets
+        all messages. Cancelling the Deferred withdraws the request.
 
         Fails with:
             BrokerUnavailable: the broker cannot confirm now.
@@ -138,7 +139,7 @@ class Hub:
         channel = self._channels.get(topic)
         if channel is not None and channel.subscription is not None:
             if not self._broker.is_up:
-                return fail(BrokerUnavailable("nobody can tell whether messages arrive"))
+                return fail(BrokerUnavailable("the broker cannot confirm now"))
             channel.members[member] = None
             return succeed(None)
         is_new = channel is None
@@ -156,56 +157,56 @@ class Hub:
         return joining
 
     def leave(self, topic: TopicAddress, member: Member) -> None:
-        """End the membership of `member`, if it is one."""
+        """End the membership of `member`, if it has one."""
         channel = self._channels.get(topic)
         if channel is not None:
             channel.members.pop(member, None)
             self._unsubscribe_if_empty(channel)
 
     def _subscribe(self, channel: _Channel) -> None:
-        asked = maybeDeferred(
+        subscribing = maybeDeferred(
             self._broker.subscribe,
             channel.topic,
             lambda message: self._on_message(channel, message),
-            lambda: self._lost(channel),
+            lambda: self._subscription_lost(channel),
         )
-        asked.addCallbacks(
-            lambda subscription: self._confirmed(channel, subscription),
-            lambda failure: self._denied(channel, failure),
+        subscribing.addCallbacks(
+            lambda subscription: self._subscribed(channel, subscription),
+            lambda failure: self._subscribe_failed(channel, failure),
         )
-        asked.addErrback(lambda failure: self._log.failure("subscribing failed", failure))
+        subscribing.addErrback(lambda failure: self._log.failure("subscribing failed", failure))
 
-    def _confirmed(self, channel: _Channel, subscription: Subscription) -> None:
+    def _subscribed(self, channel: _Channel, subscription: Subscription) -> None:
         channel.subscription = subscription
         self._unsubscribe_if_empty(channel)
         self._notifications.run(
-            [partial(self._welcome, channel, member) for member in channel.waiting]
+            [partial(self._complete_join, channel, member) for member in channel.waiting]
         )
 
-    def _welcome(self, channel: _Channel, member: Member) -> None:
+    def _complete_join(self, channel: _Channel, member: Member) -> None:
         joining = channel.waiting.pop(member, None)  # None: withdrawn
         if joining is not None:
             if channel.subscription is None or not self._broker.is_up:
-                joining.errback(BrokerUnavailable("the broker has gone again"))
+                joining.errback(BrokerUnavailable("the broker was lost again"))
             else:
                 channel.members[member] = None
                 joining.callback(None)
         self._unsubscribe_if_empty(channel)
 
-    def _denied(self, channel: _Channel, failure: Failure) -> None:
+    def _subscribe_failed(self, channel: _Channel, failure: Failure) -> None:
         del self._channels[channel.topic]
         self._notifications.run(
-            [partial(_turn_away, channel, each, failure) for each in channel.waiting]
+            [partial(_fail_join, channel, member, failure) for member in channel.waiting]
         )
 
     def _unsubscribe_if_empty(self, channel: _Channel) -> None:
-        """End the subscription of a topic that nobody listens to."""
+        """End the subscription of a topic without members."""
         subscription = channel.subscription
         if channel.members or channel.waiting or subscription is None:
             return
-        self._end(channel, subscription)
+        self._unsubscribe(channel, subscription)
 
-    def _end(self, channel: _Channel, subscription: Subscription) -> None:
+    def _unsubscribe(self, channel: _Channel, subscription: Subscription) -> None:
         channel.subscription = None
         del self._channels[channel.topic]
         stopping = maybeDeferred(subscription.stop)
@@ -213,14 +214,14 @@ class Hub:
             lambda failure: self._log.failure("ending a subscription failed", failure)
         )
 
-    def _lost(self, channel: _Channel) -> None:
-        """The broker has broken its promise: all members hear of it, from the next turn on."""
+    def _subscription_lost(self, channel: _Channel) -> None:
+        """Messages may be missed: notify all members, from the next iteration on."""
         if self._channels.get(channel.topic) is channel and channel.subscription is not None:
-            self._end(channel, channel.subscription)
-            self._notifications.defer(partial(_tell_of_loss, member) for member in channel.members)
+            self._unsubscribe(channel, channel.subscription)
+            self._notifications.defer(partial(_notify_lost, member) for member in channel.members)
 
     def _on_message(self, channel: _Channel, message: Message) -> None:
-        """The broker brings a message."""
+        """Queue a message that the broker delivered."""
         if not channel.members and not channel.waiting:
             return
         try:
@@ -230,7 +231,7 @@ class Hub:
             return
         self.messages += 1
         if not channel.frames:
-            self._came = channel.since = self._came or self._clock.seconds()
+            self._arrived_at = channel.arrived_at = self._arrived_at or self._clock.seconds()
         channel.frames.append(frame)
         if not channel.ready:
             channel.ready = True
@@ -242,18 +243,18 @@ class Hub:
             self._broker.pause()
 
     def _schedule(self) -> None:
-        if self._turn is None:
-            self._turn = self._clock.callLater(0, self._deliver_batches)
+        if self._next_delivery is None:
+            self._next_delivery = self._clock.callLater(0, self._deliver_batches)
 
     def _deliver_batches(self) -> None:
-        """Deliver one slice, each ready topic in its turn."""
-        self._turn = None
-        self._came = 0.0
+        """Make the deliveries of one iteration, a quantum for each ready topic at a time."""
+        self._next_delivery = None
+        self._arrived_at = 0.0
         self._iteration_ends = self._clock.seconds() + MAX_DELIVERY_TIME
         budget = MAX_DELIVERIES_PER_ITERATION
         while self._ready and budget > 0:
             channel = self._ready.popleft()
-            budget -= self._advance(channel, min(TOPIC_QUANTUM, budget))
+            budget -= self._deliver_batch(channel, min(TOPIC_QUANTUM, budget))
             if channel.frames or channel.batch is not None:
                 self._ready.append(channel)
             else:
@@ -264,8 +265,8 @@ class Hub:
             self.is_full = False
             self._broker.resume()
 
-    def _advance(self, channel: _Channel, share: int) -> int:
-        """Deliver to at most `share` members of one topic; return what of the slice is used."""
+    def _deliver_batch(self, channel: _Channel, quantum: int) -> int:
+        """Deliver to at most `quantum` members of a topic; return the used part of the budget."""
         batch = channel.batch
         if batch is None:
             batch = channel.batch = _Batch(channel)
@@ -281,42 +282,42 @@ class Hub:
             if not delivered % check_every:
                 at, now = seconds(), self._now()
                 if at >= self._iteration_ends:
-                    share = delivered + 1
+                    quantum = delivered + 1
             delivered += 1
             try:
                 member.deliver(frames, count, now)
             except Exception:
                 self._log.failure("a member failed to take a message")
-            if delivered == share:
+            if delivered == quantum:
                 break
         else:
             channel.batch = None
             self.queued -= len(frames)
-            self.fan_out.observe((at or seconds()) - batch.since)
+            self.fan_out.observe((at or seconds()) - batch.arrived_at)
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
         return MAX_DELIVERIES_PER_ITERATION if at >= self._iteration_ends else max(1, delivered)
 
 
-def _tell_of_loss(member: Member) -> None:
-    member.broker_lost()  # looked up now: one that is gone by now has another
+def _notify_lost(member: Member) -> None:
+    member.broker_lost()  # looked up now: closing the member may have replaced it
 
 
-def _turn_away(channel: _Channel, member: Member, failure: Failure) -> None:
+def _fail_join(channel: _Channel, member: Member, failure: Failure) -> None:
     joining = channel.waiting.pop(member, None)
     if joining is not None:
         joining.errback(failure)
 
 
 class _Channel:
-    """One topic."""
+    """One topic: its members, its subscription and the frames that wait."""
 
     __slots__ = (
+        "arrived_at",
         "batch",
         "frames",
         "members",
         "ready",
-        "since",
         "subscription",
         "topic",
         "waiting",
@@ -328,15 +329,15 @@ class _Channel:
         self.waiting: dict[Member, Deferred[None]] = {}
         self.subscription: Subscription | None = None
         self.frames: deque[bytes] = deque()
-        self.since = 0.0  # when the first of the frames came
+        self.arrived_at = 0.0  # when the first of the frames arrived
         self.ready = False
         self.batch: _Batch | None = None
 
 
 class _Batch:
-    """What is being delivered, to whom: those who were members when it began."""
+    """Frames that are being delivered to the members that the topic had at the start."""
 
-    __slots__ = ("check_every", "count", "frames", "members", "since")
+    __slots__ = ("arrived_at", "check_every", "count", "frames", "members")
 
     def __init__(self, channel: _Channel) -> None:
         taken = [channel.frames.popleft()]
@@ -347,5 +348,6 @@ class _Batch:
         self.frames = b"".join(taken)
         self.count = len(taken)
         self.check_every = max(1, min(CLOCK_CHECK_EVERY, CLOCK_CHECK_BYTES // len(self.frames)))
-        self.since = channel.since  # stays for what stays behind: rather too long than short
+        # Frames that stay queued keep this time: their own is rather too long than too short.
+        self.arrived_at = channel.arrived_at
         self.members: Iterator[Member] = iter(tuple(channel.members))

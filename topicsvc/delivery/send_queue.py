@@ -1,4 +1,4 @@
-"""Application: bytes to one connection, at once where nothing waits, else bounded."""
+"""Sends bytes to one connection: at once if nothing waits, otherwise through a bounded queue."""
 
 from __future__ import annotations
 
@@ -11,93 +11,96 @@ from topicsvc.delivery.slow_consumers import SlowConsumers
 __all__ = ["CHUNK", "SendQueue"]
 
 CHUNK = 65536
-"""Bytes that are sent at once when nothing is held any more, or one write if that is more."""
+"""The most bytes that are joined when the queue is sent; a longer write is sent alone."""
 
 
 def _nothing() -> None:
     """Do nothing."""
 
 
-def _not_counted(messages: int, size: int) -> None:
+def _ignore(messages: int, size: int) -> None:
     """Do nothing."""
 
 
 class SendQueue(ABC):
-    """The way out to one peer, in order.
+    """Sends to one client, in order.
 
-    What cannot be sent at once is held below (in a transport, by a subclass); while anything
-    is held, what follows waits here. `topicsvc.delivery.transports` has the subclasses.
+    Bytes that cannot be sent at once are held by the transport. While it holds any, later writes
+    wait in this queue. `topicsvc.delivery.transports` has the subclasses.
 
     Args:
-        limit: most bytes that may wait, here and below.
-        slow_consumers: what waits for all peers, and for how long.
-        overflow: what happens when the peer is too slow; called once, with the bytes that wait.
+        limit: the most bytes that may wait, here and in the transport.
+        slow_consumers: the bytes that wait for all clients, and the checks whether they read.
+        on_slow_consumer: called once if the client is too slow, with the bytes that wait.
 
     Attributes:
-        messages: data messages that were delivered, written or waiting.
+        messages: data messages that were delivered, sent or waiting.
         size: their bytes.
-        deliver_until: data is written before this time (seconds since the epoch), and from
-            it on no more.
-        undelivered: told of each delivery that is not written: how many messages and bytes.
-        on_empty: called when nothing waits any more.
-        broker_lost: see `topicsvc.interfaces.Member`; whoever owns this says what happens.
+        deliver_until: the time, in seconds since the epoch, from which on no data is delivered.
+        on_undelivered: called with the number of messages and bytes that are not delivered.
+        on_empty: called when no bytes wait any more.
+        broker_lost: see `topicsvc.interfaces.Member`; set by the owner.
     """
 
     __slots__ = (
         "_buffered",
         "_limit",
-        "_newest",
-        "_overflow",
+        "_on_slow_consumer",
         "_queue",
         "_queued",
+        "_replaceable",
         "_slow_consumers",
         "broker_lost",
         "deliver_until",
         "messages",
         "on_empty",
+        "on_undelivered",
         "size",
-        "undelivered",
     )
 
     def __init__(
-        self, limit: int, slow_consumers: SlowConsumers, overflow: Callable[[int], None]
+        self, limit: int, slow_consumers: SlowConsumers, on_slow_consumer: Callable[[int], None]
     ) -> None:
         self.messages = 0
         self.size = 0
-        self.undelivered: Callable[[int, int], None] = _not_counted
+        self.on_undelivered: Callable[[int, int], None] = _ignore
         self.deliver_until = 0.0
         self.broker_lost: Callable[[], None] = _nothing
         self.on_empty: Callable[[], None] = _nothing
         self._limit = limit
         self._slow_consumers = slow_consumers
-        self._overflow: Callable[[int], None] | None = overflow
+        self._on_slow_consumer: Callable[[int], None] | None = on_slow_consumer
         self._queue: deque[bytes] | None = None
         self._queued = 0
         self._buffered = 0
-        self._newest: bytes | None = None
+        self._replaceable: bytes | None = None
 
     @abstractmethod
     def buffered(self) -> int:
-        """Bytes that are held below, as far as it can be told."""
+        """Bytes that the transport holds, as far as this is known."""
 
     @abstractmethod
     def send(self, data: bytes) -> bool:
-        """Send `data`, or hold what cannot be sent at once. False: full, nothing was taken.
+        """Send `data`; the transport holds the part that cannot be sent at once.
 
-        Calls `blocked` where anything is held, and `drained` when nothing is any more.
+        A subclass calls `blocked` when the transport holds bytes, and `drained` when it no longer
+        does.
+
+        Returns:
+            False: the transport holds other bytes, and `data` was not taken.
         """
 
     @abstractmethod
     def end(self, last: bytes) -> None:
-        """Hold `last`, however full; nothing follows, so the transport may close after it."""
+        """Give `last` to the transport in any case. Nothing follows, so the transport may close."""
 
     @abstractmethod
     def release(self) -> None:
-        """Leave the transport to another; nothing is written any more."""
+        """Detach, and leave the transport to another writer."""
 
     @property
     def waiting(self) -> int:
-        """Bytes that wait, here and below."""
+        """Bytes that wait, here and in the transport."""
         return self._queued + self.buffered()
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
@@ -107,23 +110,23 @@ class SendQueue(ABC):
             self.size += len(frames)
             self.write(frames)
         else:
-            self.undelivered(count, len(frames))
+            self.on_undelivered(count, len(frames))
 
     def write(self, data: bytes) -> None:
         """Send `data` after all that was written before it."""
         if self._queue or not self.send(data):
-            self.wait(data)
+            self.enqueue(data)
 
-    def write_newest(self, data: bytes) -> None:
-        """Send `data`, or let it wait at the end; what comes so later takes its place."""
+    def write_replaceable(self, data: bytes) -> None:
+        """Send `data` after all other writes; while it waits, a later call replaces it."""
         if self._queue or not self.send(data):
-            self._newest = data
+            self._replaceable = data
 
-    def wait(self, data: bytes) -> None:
-        """Let `data` wait.
+    def enqueue(self, data: bytes) -> None:
+        """Put `data` into the queue.
 
-        Where nothing waits here any length may, so that a message longer than the limit
-        can be delivered to a peer that keeps up.
+        The first write in the queue may have any length, so that a message longer than the limit
+        can be delivered to a client that keeps up.
         """
         waiting = self.waiting + len(data)
         queue = self._queue
@@ -137,54 +140,54 @@ class SendQueue(ABC):
         self._queued += len(data)
         if was_empty:
             self.blocked()
-        elif self._overflow is not None:
+        elif self._on_slow_consumer is not None:
             self._slow_consumers.update(self, waiting)
 
     def discard(self) -> None:
-        """Forget what waits here."""
+        """Discard the queue. The transport still sends the bytes that it holds."""
         self.deliver_until = 0.0
         self._queue = None
         self._queued = 0
-        self._newest = None
-        self._overflow = None
+        self._replaceable = None
+        self._on_slow_consumer = None
         self._slow_consumers.forget(self)
 
     def detach(self) -> None:
-        """Know nobody any more: whoever owns this is gone."""
+        """Discard the queue and the references to the owner, which is gone."""
         self.discard()
         self.broker_lost = self.on_empty = _nothing
 
     def finish(self) -> None:
-        """Nothing more will be written: what waits leaves, and then the transport may close."""
+        """End the queue: the transport sends what waits, and may then close."""
         last = b"".join(self._queue or ())
         self.discard()
         self.end(last)
 
     def drop_slow_consumer(self) -> None:
-        """The peer is too slow: nothing more waits for it."""
-        overflow = self._overflow
-        if overflow is not None:
+        """Discard the queue of a client that is too slow, and tell the owner."""
+        on_slow_consumer = self._on_slow_consumer
+        if on_slow_consumer is not None:
             waiting = self.waiting
             self.discard()
-            overflow(waiting)
+            on_slow_consumer(waiting)
 
     def blocked(self) -> None:
-        """Something is held."""
-        if self._overflow is not None:
+        """The transport holds bytes."""
+        if self._on_slow_consumer is not None:
             if self not in self._slow_consumers.stalls:
                 self._buffered = self.buffered()
                 self._slow_consumers.stalls.start(self)
             self._slow_consumers.update(self, self.waiting)
 
-    def stalled(self) -> None:
-        """Something has been held for a while: if nothing of it has left, give up."""
+    def check_stall(self) -> None:
+        """See `topicsvc.delivery.slow_consumers.Consumer`."""
         if self.buffered() < self._buffered:
             self.blocked()
         else:
             self.drop_slow_consumer()
 
     def drained(self) -> None:
-        """Nothing is held any more."""
+        """The transport holds nothing any more: send the queue."""
         self._slow_consumers.stalls.cancel(self)
         while self._queue:
             chunk = self._next_chunk(self._queue)
@@ -193,11 +196,11 @@ class SendQueue(ABC):
                 self._queued += len(chunk)
                 self.blocked()
                 return
-        if self._overflow is not None:
+        if self._on_slow_consumer is not None:
             self._slow_consumers.update(self, self.waiting)
-        if self._newest is not None:
-            newest, self._newest = self._newest, None
-            self.write_newest(newest)
+        if self._replaceable is not None:
+            data, self._replaceable = self._replaceable, None
+            self.write_replaceable(data)
         self.on_empty()
 
     def _next_chunk(self, queue: deque[bytes]) -> bytes:

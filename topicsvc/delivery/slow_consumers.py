@@ -1,6 +1,6 @@
-"""Application: all that waits for slow readers, together.
+"""Limits the bytes that wait for all slow clients together.
 
-Where nothing waits nobody asks here: it costs nothing while readers keep up.
+A send queue reports here only while bytes wait: clients that keep up cost nothing.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from twisted.internet.interfaces import IReactorTime
 
 from topicsvc.scheduling.deadlines import Deadlines
 
-__all__ = ["STALL_TIMEOUT", "Reader", "SlowConsumers"]
+__all__ = ["STALL_TIMEOUT", "Consumer", "SlowConsumers"]
 
 STALL_TIMEOUT = 10.0
-"""Seconds after which a peer that takes nothing is a slow consumer."""
+"""Seconds after which a client that reads nothing is a slow consumer."""
 
 
-class Reader(Protocol):
-    """One way out, as far as something waits for its peer."""
+class Consumer(Protocol):
+    """One client, with the bytes that wait for it."""
 
     def drop_slow_consumer(self) -> None:
-        """The peer is too slow: drop what waits for it, and it."""
+        """Discard the waiting bytes, and close the connection."""
         ...
 
-    def stalled(self) -> None:
-        """Something has been held for a while."""
+    def check_stall(self) -> None:
+        """Bytes have waited for `STALL_TIMEOUT`: drop the client if it has read nothing."""
         ...
 
 
 class SlowConsumers:
-    """Knows who is behind and by how much, and past a bound lets the slowest go.
+    """Counts the bytes that wait for each client, and drops the slowest clients over a limit.
 
     Args:
-        max_bytes: the most bytes that may wait for all readers together.
-        on_dropped: called for each reader that is dropped because of `max_bytes`.
-        clock: keeps the time.
-        stall_timeout: seconds after which a peer that takes nothing is given up.
+        max_bytes: returns the most bytes that may wait for all clients together.
+        on_dropped: called for each client that is dropped because of `max_bytes`.
+        clock: the reactor, or a clock in its place.
+        stall_timeout: seconds after which a client that reads nothing is dropped.
 
     Attributes:
-        total: bytes that wait, for all readers.
-        stalls: readers for whom something is held, each given up when nothing of it leaves.
+        total: bytes that wait for all clients together.
+        stalls: clients whose transport holds bytes, each with the deadline of its next check.
     """
 
     def __init__(
@@ -52,29 +52,31 @@ class SlowConsumers:
         stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
         self.total = 0
-        self.stalls = Deadlines[Reader](clock, stall_timeout, lambda reader: reader.stalled())
+        self.stalls = Deadlines[Consumer](
+            clock, stall_timeout, lambda consumer: consumer.check_stall()
+        )
         self._max_bytes = max_bytes
         self._on_dropped = on_dropped
-        self._waiting: dict[Reader, int] = {}
+        self._waiting: dict[Consumer, int] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def update(self, reader: Reader, waiting: int) -> None:
-        """So many bytes wait for `reader` now."""
-        before = self._waiting.get(reader, 0)
+    def update(self, consumer: Consumer, waiting: int) -> None:
+        """Set the bytes that wait for `consumer`, and drop clients if there are too many."""
+        before = self._waiting.get(consumer, 0)
         self.total += waiting - before
         if waiting:
-            self._waiting[reader] = waiting
+            self._waiting[consumer] = waiting
         elif before:
-            del self._waiting[reader]
+            del self._waiting[consumer]
         if waiting > before and self.total > self._max_bytes():
             self._drop_slowest()
 
-    def forget(self, reader: Reader) -> None:
-        """Nothing waits for `reader` that would ever count again."""
-        self.stalls.cancel(reader)
-        self.update(reader, 0)
+    def forget(self, consumer: Consumer) -> None:
+        """No longer count bytes for `consumer`, or check whether it reads."""
+        self.stalls.cancel(consumer)
+        self.update(consumer, 0)
 
     def _drop_slowest(self) -> None:
         while self._waiting and self.total > self._max_bytes():

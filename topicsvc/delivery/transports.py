@@ -1,12 +1,12 @@
-"""Adapter: how bytes leave, by the shortest way that a transport allows.
+"""Send queues for each kind of transport: two fast paths and a fallback.
 
-Twisted puts what is written into a buffer and sends it when the reactor next says that the
-socket is ready, which costs three system calls and a turn. Where nothing waits in that
-buffer, bytes can go to the socket at once; over TLS they are encrypted at once, where Twisted
+Twisted puts written bytes into a buffer, and sends them when the reactor next reports that the
+socket is ready. That costs three system calls and a reactor iteration. The fast paths write to
+the socket at once if nothing waits in that buffer. Over TLS they encrypt at once, where Twisted
 would start a timer for each connection.
 
-What waits in a transport is known only by looking into it. Where a transport is of
-another kind, or its inside is not as expected, the plain way is taken: see `make_send_queue`.
+The fast paths read private attributes of a transport to know what waits in it. The fallback is
+used for a transport of another kind, or with other internals: see `make_send_queue`.
 """
 
 from __future__ import annotations
@@ -29,31 +29,34 @@ from topicsvc.delivery.tls_records import make_records
 __all__ = ["SocketSendQueue", "TlsSendQueue", "TransportSendQueue", "make_send_queue"]
 
 _PIECE = 16384
-"""Most bytes of one write the plain way: the fewer, the sooner it is seen that a peer reads."""
+"""The most bytes of one write of the fallback: with fewer, progress is noticed sooner."""
 
-_MOST_UNSEEN = 2 * 65536 + _PIECE
-"""Most bytes that a transport holds when it says that it has enough.
+_MAX_UNREPORTED = 2 * 65536 + _PIECE
+"""The most bytes that a transport holds when it pauses its producer.
 
-Twisted's say so from 64 KiB on. One with TLS may have as many in each of its two layers.
+Twisted's transports do so from 64 KiB on. With TLS, each of the two layers may hold as many.
 """
 
 
 def make_send_queue(
-    transport: Any, limit: int, slow_consumers: SlowConsumers, overflow: Callable[[int], None]
+    transport: Any,
+    limit: int,
+    slow_consumers: SlowConsumers,
+    on_slow_consumer: Callable[[int], None],
 ) -> SendQueue:
-    """The shortest way out through `transport`; for the rest see `SendQueue`."""
+    """Return the fastest send queue that `transport` allows. For the arguments see `SendQueue`."""
     layer = _unwrap(transport)
     if isinstance(layer, TLSMemoryBIOProtocol):
         lower = _unwrap(layer.transport)
-        if _is_transparent(lower) and _is_transparent_tls(layer):
-            return TlsSendQueue(layer, lower, limit, slow_consumers, overflow)
-    elif _is_transparent(layer):
-        return SocketSendQueue(layer, limit, slow_consumers, overflow)
-    return TransportSendQueue(transport, limit, slow_consumers, overflow)
+        if _has_known_internals(lower) and _has_known_tls_internals(layer):
+            return TlsSendQueue(layer, lower, limit, slow_consumers, on_slow_consumer)
+    elif _has_known_internals(layer):
+        return SocketSendQueue(layer, limit, slow_consumers, on_slow_consumer)
+    return TransportSendQueue(transport, limit, slow_consumers, on_slow_consumer)
 
 
 def _unwrap(transport: Any) -> Any:
-    """What is below wrappers that change nothing on the way out, as the PROXY protocol's."""
+    """Return the transport below wrappers that pass on writes unchanged, as the PROXY wrapper."""
     while isinstance(transport, ProtocolWrapper) and not isinstance(
         transport, TLSMemoryBIOProtocol
     ):
@@ -61,8 +64,8 @@ def _unwrap(transport: Any) -> Any:
     return transport
 
 
-def _is_transparent(lower: Any) -> bool:
-    """Whether it can be seen what waits in a TCP transport."""
+def _has_known_internals(lower: Any) -> bool:
+    """Whether a TCP transport has the attributes that show how many bytes wait in it."""
     return (
         isinstance(lower, tcp.Connection)
         and isinstance(getattr(lower, "dataBuffer", None), bytes)
@@ -73,8 +76,8 @@ def _is_transparent(lower: Any) -> bool:
     )
 
 
-def _is_transparent_tls(tls: Any) -> bool:
-    """Whether it can be seen what waits in a TLS transport."""
+def _has_known_tls_internals(tls: Any) -> bool:
+    """Whether a TLS transport has the attributes that show how many bytes wait in it."""
     return (
         isinstance(getattr(tls, "_appSendBuffer", None), list)
         and isinstance(getattr(getattr(tls, "_aggregator", None), "_buffer", None), list)
@@ -83,22 +86,22 @@ def _is_transparent_tls(tls: Any) -> bool:
 
 
 def _handle(transport: Any) -> Any:
-    """What a transport sends with; None: it does not say."""
+    """The socket or TLS connection of a transport; None: it has none."""
     return getattr(transport, "getHandle", lambda: None)()
 
 
 def _buffered(lower: Any) -> int:
-    """Bytes that wait in a transparent TCP transport."""
+    """Bytes that wait in a TCP transport with known internals."""
     return len(lower.dataBuffer) - lower.offset + lower._tempDataLen  # type: ignore[no-any-return]
 
 
 @implementer(IPushProducer)
 class TransportSendQueue(SendQueue):
-    """The plain way: everything through the transport, which says when it has enough.
+    """The fallback: all bytes go through the transport, which pauses this producer when it is full.
 
-    What it holds before it says so, 64 KiB, is not seen. From then on it tells no more than
-    that all has left. So a long write is handed over in pieces: what a slow peer has taken
-    is seen every 80 KiB or so.
+    The first 64 KiB that the transport holds are not noticed. After that, the transport reports
+    only that it is empty. So a long write is passed on in pieces: progress of a slow client is
+    noticed about every 80 KiB.
     """
 
     __slots__ = ("_is_full", "_rest", "_transport", "_written")
@@ -107,24 +110,24 @@ class TransportSendQueue(SendQueue):
         super().__init__(*rest)
         self._transport = transport
         self._is_full = False
-        self._written = 0  # since the transport is known to have held nothing
+        self._written = 0  # bytes since the transport was last known to be empty
         self._rest = memoryview(b"")
         self._transport.registerProducer(self, True)
 
     def buffered(self) -> int:
-        """Nothing, or what is in a transport that has enough: rather too much than too little."""
+        """0 unless the transport is full; then an estimate that is rather too high than too low."""
         if not self._is_full:
             return 0
-        return min(self._written, _MOST_UNSEEN) + len(self._rest)
+        return min(self._written, _MAX_UNREPORTED) + len(self._rest)
 
     def send(self, data: bytes) -> bool:
         if self._is_full:
             return False
         if len(data) > _PIECE:
             self._rest = memoryview(data)
-            self._pour()
+            self._write_rest()
         else:
-            self._hand_over(data)
+            self._write_piece(data)
         return True
 
     def end(self, last: bytes) -> None:
@@ -141,35 +144,36 @@ class TransportSendQueue(SendQueue):
         self.blocked()
 
     def resumeProducing(self) -> None:
-        """The transport holds nothing any more."""
-        # One that has ended meanwhile closes when its producer goes, and tells a new one.
+        """The transport is empty."""
+        # If the transport has ended meanwhile, it closes when its producer is unregistered, and
+        # stops the new one.
         self._transport.unregisterProducer()
         self._transport.registerProducer(self, True)
         self._is_full = False
         self._written = 0
-        self._pour()
+        self._write_rest()
         if not self._is_full:
             self.drained()
 
     def stopProducing(self) -> None:
-        """The peer is gone."""
+        """The connection is lost."""
         self._rest = memoryview(b"")
         self.discard()
 
-    def _pour(self) -> None:
-        """Hand over what is left of a long write, until the transport has enough."""
+    def _write_rest(self) -> None:
+        """Pass on the rest of a long write, until the transport is full."""
         while self._rest and not self._is_full:
             piece, self._rest = bytes(self._rest[:_PIECE]), self._rest[_PIECE:]
-            self._hand_over(piece)
+            self._write_piece(piece)
 
-    def _hand_over(self, piece: bytes) -> None:
+    def _write_piece(self, piece: bytes) -> None:
         self._written += len(piece)
         self._transport.write(piece)
 
 
 @implementer(IPullProducer)
 class SocketSendQueue(SendQueue):
-    """Plain TCP: to the socket at once, the rest through the transport."""
+    """The fast path for TCP: to the socket at once, the rest through the transport."""
 
     __slots__ = ("_lower", "_to_socket")
 
@@ -186,7 +190,7 @@ class SocketSendQueue(SendQueue):
         lower = self._lower
         if lower._tempDataLen or len(lower.dataBuffer) != lower.offset:
             return False
-        if not self._put(data):
+        if not self._send_now(data):
             self.blocked()
         return True
 
@@ -198,11 +202,11 @@ class SocketSendQueue(SendQueue):
         self.detach()
         self._lower.unregisterProducer()
 
-    def _put(self, data: bytes | memoryview) -> bool:
-        """To the socket, where nothing waits for it. False: what it did not take is held."""
+    def _send_now(self, data: bytes | memoryview) -> bool:
+        """Send `data` to the socket. False: the transport holds the part that was not sent."""
         try:
             sent = self._to_socket(data)
-        except OSError:  # full, or broken: then the transport finds out and says so
+        except OSError:  # full or broken: the transport notices and handles both
             sent = 0
         if sent == len(data):
             return True
@@ -210,21 +214,21 @@ class SocketSendQueue(SendQueue):
         return False
 
     def resumeProducing(self) -> None:
-        """The transport holds nothing any more."""
+        """The transport is empty."""
         if self._lower.disconnecting:
-            # TLS has ended, and the connection would wait for its producer to go.
+            # TLS has ended, and the connection closes once its producer is unregistered.
             self._lower.unregisterProducer()
         else:
             self.drained()
 
     def stopProducing(self) -> None:
-        """The peer is gone."""
+        """The connection is lost."""
         self.discard()
 
 
 @implementer(IPullProducer)
 class TlsSendQueue(SocketSendQueue):
-    """TLS over TCP: encrypted and to the socket at once, the rest through the transport."""
+    """The fast path for TLS: encrypts, and sends to the socket at once as for TCP."""
 
     __slots__ = ("_records", "_tls")
 
@@ -234,7 +238,7 @@ class TlsSendQueue(SocketSendQueue):
         super().__init__(lower, *rest)
 
     def buffered(self) -> int:
-        """What the transports hold, encrypted or not."""
+        """Bytes that both transports hold, encrypted or not."""
         tls = self._tls
         unencrypted = sum(map(len, tls._appSendBuffer))
         unencrypted += sum(map(len, getattr(tls._aggregator, "_buffer", ())))
@@ -242,19 +246,19 @@ class TlsSendQueue(SocketSendQueue):
 
     def send(self, data: bytes) -> bool:
         tls = self._tls
-        # Once the connection is lost there is another aggregator, which keeps nothing.
+        # After the connection is lost, Twisted sets another aggregator, which has no buffer.
         if (
             getattr(tls._aggregator, "_buffer", True)
             or tls._appSendBuffer
             or _buffered(self._lower)
         ):
             return False
-        records, unencrypted = self._records.of(data)
-        is_held = bool(records) and not self._put(records)
+        records, unencrypted = self._records.encrypt(data)
+        is_held = bool(records) and not self._send_now(records)
         if unencrypted:
             tls.write(unencrypted)
             is_held = True
-        if is_held:  # told last: who is too slow is closed, and nothing follows a close frame
+        if is_held:  # last: it may close a slow client, and nothing follows a close frame
             self.blocked()
         return True
 
@@ -262,6 +266,6 @@ class TlsSendQueue(SocketSendQueue):
         self._tls.write(last)
 
     def drained(self) -> None:
-        # What TLS cannot encrypt before the peer's turn comes by here once it can.
+        # Data that TLS could not encrypt during a handshake is in this buffer until it can.
         if not self._tls._appSendBuffer:
             super().drained()

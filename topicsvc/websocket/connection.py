@@ -203,7 +203,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self.drop_slow_consumer,
         )
         self._send_queue.broker_lost = self.broker_lost
-        self._send_queue.undelivered = self._context.session_log.count_undelivered
+        self._send_queue.on_undelivered = self._context.session_log.count_undelivered
 
     def dataReceived(self, data: bytes) -> None:
         # Autobahn's method formats a debug line for each call.
@@ -243,7 +243,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_MESSAGES)
         elif self.state == self.STATE_OPEN:
             # While data is queued, only the newest ping is answered (RFC 6455, section 5.5.3).
-            self._send_queue.write_newest(pong_frame(payload))
+            self._send_queue.write_replaceable(pong_frame(payload))
 
     def onPong(self, payload: bytes) -> None:
         if not self._pings.pong(payload) and not self._quota.allow_control_frame():

@@ -1,4 +1,4 @@
-"""What the short ways look into, on real connections: whatever is not there leads the plain way."""
+"""The attributes that the fast paths read: without one of them, the fallback is used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tests.support.send_queue_cases import Tls, WayOut
+from tests.support.send_queue_cases import SendQueueCase, TlsCase
 from topicsvc.delivery import transports
 from topicsvc.delivery.slow_consumers import SlowConsumers
 from topicsvc.delivery.transports import (
@@ -29,14 +29,14 @@ from topicsvc.settings import LimitSettings
 
 MISSING = object()
 
-OF_TCP = {
+TCP_ATTRIBUTES = {
     "dataBuffer": (MISSING, None, bytearray(), deque()),
     "offset": (MISSING, None, 0.0),
     "_tempDataLen": (MISSING, None, 0.0),
     "disconnecting": (MISSING, None, "no"),
     "getHandle": (MISSING, lambda: None, lambda: 7),
 }
-OF_TLS = {
+TLS_ATTRIBUTES = {
     "_appSendBuffer": (MISSING, None, deque(), bytearray()),
     "_aggregator": (
         *(MISSING, None, object()),
@@ -47,9 +47,9 @@ OF_TLS = {
 
 
 def updated(kind: Any, name: str, value: Any) -> Any:
-    """A transport as after an update of its library: `name` is not there, or is something else.
+    """A transport as after an update of its library: `name` is missing, or is something else.
 
-    It works as before. Only `topicsvc.delivery.transports` is shown the difference.
+    It works as before. Only `topicsvc.delivery.transports` sees the difference.
     """
 
     class Updated(kind):  # type: ignore[misc]
@@ -63,8 +63,8 @@ def updated(kind: Any, name: str, value: Any) -> Any:
     return Updated
 
 
-class Stranger(SimpleNamespace):
-    """All that is looked for in a TCP connection, and yet it is none."""
+class LookAlike(SimpleNamespace):
+    """An object with all attributes that are read, but not a TCP connection."""
 
     def registerProducer(self, producer: object, streaming: bool) -> None:
         self.streaming = streaming
@@ -73,32 +73,32 @@ class Stranger(SimpleNamespace):
         return self.socket
 
 
-class StrangerTests(SynchronousTestCase):
-    def test_a_transport_of_another_kind(self) -> None:
+class LookAlikeTests(SynchronousTestCase):
+    def test_a_transport_of_another_kind_gets_the_fallback(self) -> None:
         clock = Clock()
         slow_consumers = SlowConsumers(lambda: LimitSettings().queued_bytes, lambda: None, clock)
         with socket.socket() as handle:
-            inside = {"dataBuffer": b"", "offset": 0, "_tempDataLen": 0, "disconnecting": False}
-            stranger = Stranger(socket=handle, **inside)
-            send_queue = make_send_queue(stranger, 1, slow_consumers, print)
+            internals = {"dataBuffer": b"", "offset": 0, "_tempDataLen": 0, "disconnecting": False}
+            transport = LookAlike(socket=handle, **internals)
+            send_queue = make_send_queue(transport, 1, slow_consumers, print)
         self.assertIs(type(send_queue), TransportSendQueue)
-        self.assertTrue(stranger.streaming)
+        self.assertTrue(transport.streaming)
 
 
-class Inside(WayOut):
-    """Mix into a TestCase whose connections are as expected."""
+class InternalsCase(SendQueueCase):
+    """Mix into a TestCase whose connections have the expected internals."""
 
     open = staticmethod(make_send_queue)
 
     @inlineCallbacks
-    def assert_plain(self, what: str) -> Any:
-        """The next connection takes the plain way, and all that is written arrives in order."""
+    def assert_fallback(self, change: str) -> Any:
+        """The next connection uses the fallback, and all that is written arrives in order."""
         self.receiver.transport.loseConnection()
         yield self.receiver.lost
         yield self.sender.lost
         yield self.connect()
-        self.assertIs(type(self.send_queue), TransportSendQueue, what)
-        generator = random.Random(what)
+        self.assertIs(type(self.send_queue), TransportSendQueue, change)
+        generator = random.Random(change)
         self.socket.take = lambda size: min(size, generator.choice([1, 5000, 60000]))
         written = bytearray()
         for size in (5, 100_000, 7, 300_000, 1):
@@ -110,27 +110,27 @@ class Inside(WayOut):
 
     @inlineCallbacks
     def test_tcp(self) -> Any:
-        for name, values in OF_TCP.items():
+        for name, values in TCP_ATTRIBUTES.items():
             for value in values:
                 self.transport = updated(tcp.Server, name, value)
-                yield self.assert_plain(f"{name}: {value}")
+                yield self.assert_fallback(f"{name}: {value}")
 
 
-class InsideTcpTests(Inside, TestCase):
+class TcpInternalsTests(InternalsCase, TestCase):
     kind = SocketSendQueue
 
 
-class InsideTlsTests(Inside, Tls, TestCase):
+class TlsInternalsTests(InternalsCase, TlsCase, TestCase):
     kind = TlsSendQueue
 
     @inlineCallbacks
     def test_tls(self) -> Any:
-        for name, values in OF_TLS.items():
+        for name, values in TLS_ATTRIBUTES.items():
             for value in values:
                 self.port.factory.protocol = updated(_FreedTransport, name, value)
-                yield self.assert_plain(f"{name}: {value}")
+                yield self.assert_fallback(f"{name}: {value}")
 
     @inlineCallbacks
-    def test_a_kind_that_does_not_gather_small_writes(self) -> Any:
+    def test_a_tls_transport_that_does_not_join_small_writes(self) -> Any:
         self.port.factory.protocol = TLSMemoryBIOProtocol
-        yield self.assert_plain("no aggregator")
+        yield self.assert_fallback("no aggregator")

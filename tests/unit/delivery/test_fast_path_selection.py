@@ -1,8 +1,8 @@
-"""The way out of a live session, through the real service: the short one is in use.
+"""The send queue of a session, in the real service: the fast path is in use.
 
-A library whose inside has changed makes the service slow and no more than that, so nothing
-else here would tell. Each kind of endpoint that docs/configuration.md lets an operator write
-is listened on as the service does it, and a real client has a real session over it.
+If the internals of a library change, the service is slower and works otherwise, so no other test
+notices. The service listens on each kind of endpoint that docs/configuration.md allows, and a
+real client starts a session there.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ LOOPBACK = "interface=127.0.0.1"
 
 
 class ProxiedSubscriber(Subscriber):
-    """One whose first bytes are a proxy's."""
+    """A subscriber that first sends a PROXY header."""
 
     def connectionMade(self) -> None:
         self.transport.write(PROXY_HEADER)
         super().connectionMade()
 
 
-class WiringTests(TestCase):
-    # Twisted hands pyOpenSSL what pyOpenSSL would rather not have; no call of ours.
+class FastPathTests(TestCase):
+    # Twisted makes these calls, not the service.
     suppress = (
         util.suppress(message="Passing pyOpenSSL", category=DeprecationWarning),
         util.suppress(message="X509.* is deprecated", category=DeprecationWarning),
@@ -117,15 +117,15 @@ class WiringTests(TestCase):
         subscriber.token = sign_token(self.key, "x", [TOPIC.path], RIGHTS, life)
         known = set(self.service.websocket_server._wheel)
         yield connectProtocol(self.client(), subscriber)
-        is_welcome = yield subscriber.subscribed
-        self.assertTrue(is_welcome, subscriber.replies)
+        is_subscribed = yield subscriber.subscribed
+        self.assertTrue(is_subscribed, subscriber.replies)
         [session] = set(self.service.websocket_server._wheel) - known
         self.addCleanup(subscriber.leave)
         return subscriber, session
 
     @inlineCallbacks
     def assert_delivered_at_once(self, subscriber: Subscriber, session: Any) -> Any:
-        """What is published arrives, and nothing of it goes through a transport's buffer."""
+        """A published message arrives without use of the transport's buffer."""
         send_queue = session._send_queue
         buffered: list[bytes] = []
         for layer in {send_queue._lower, getattr(send_queue, "_tls", send_queue._lower)}:
@@ -136,7 +136,7 @@ class WiringTests(TestCase):
         self.assertEqual((buffered, send_queue.waiting), ([], 0))
 
     @inlineCallbacks
-    def assert_short(self, endpoint: str, kind: type) -> Any:
+    def assert_fast_path(self, endpoint: str, kind: type) -> Any:
         self.serve(endpoint)
         subscriber, session = yield self.join()
         self.assertIs(type(session._send_queue), kind)
@@ -144,9 +144,9 @@ class WiringTests(TestCase):
         return subscriber, session
 
     @inlineCallbacks
-    def assert_short_over_tls(self, endpoint: str) -> Any:
-        first, before = yield self.assert_short(endpoint, TlsSendQueue)
-        # The port goes on with another factory, which has to make connections of our kind too.
+    def assert_fast_path_over_tls(self, endpoint: str) -> Any:
+        first, before = yield self.assert_fast_path(endpoint, TlsSendQueue)
+        # After a reload, the port has another factory, which has to make such connections too.
         self.service.reload()
         subscriber, session = yield self.join()
         self.assertIs(type(session._send_queue), TlsSendQueue)
@@ -155,39 +155,41 @@ class WiringTests(TestCase):
             self.assertIs(type(each._send_queue._tls), _FreedTransport)
             self.assertIs(type(each._send_queue._records), DirectRecords)
         self.assertIsNot(before._send_queue._tls.factory, session._send_queue._tls.factory)
-        # Clients that close TLS and say nothing in WebSocket's words: no deadline is needed.
+        # Clients that close TLS without a WebSocket close frame: no deadline is needed.
         first.leave()
         subscriber.leave()
         yield until(
-            lambda: not len(self.service.websocket_server), "both are gone", CLOSE_TIMEOUT - 1
+            lambda: not len(self.service.websocket_server),
+            "both connections are closed",
+            CLOSE_TIMEOUT - 1,
         )
 
     def test_tcp(self) -> Any:
-        return self.assert_short(f"tcp:0:{LOOPBACK}", SocketSendQueue)
+        return self.assert_fast_path(f"tcp:0:{LOOPBACK}", SocketSendQueue)
 
     def test_tcp_behind_a_proxy(self) -> Any:
-        return self.assert_short(f"haproxy:tcp:0:{LOOPBACK}", SocketSendQueue)
+        return self.assert_fast_path(f"haproxy:tcp:0:{LOOPBACK}", SocketSendQueue)
 
     def test_a_certificate(self) -> Any:
-        return self.assert_short_over_tls(self.ssl)
+        return self.assert_fast_path_over_tls(self.ssl)
 
     def test_a_certificate_behind_a_proxy(self) -> Any:
-        return self.assert_short_over_tls(f"haproxy:{self.ssl}")
+        return self.assert_fast_path_over_tls(f"haproxy:{self.ssl}")
 
     def test_a_directory_of_certificates(self) -> Any:
-        return self.assert_short_over_tls(self.tls)
+        return self.assert_fast_path_over_tls(self.tls)
 
     def test_a_directory_of_certificates_behind_a_proxy(self) -> Any:
-        return self.assert_short_over_tls(f"haproxy:{self.tls}")
+        return self.assert_fast_path_over_tls(f"haproxy:{self.tls}")
 
     def test_a_unix_socket(self) -> Any:
-        return self.assert_short(f"unix:{self.unix}", SocketSendQueue)
+        return self.assert_fast_path(f"unix:{self.unix}", SocketSendQueue)
 
     def test_a_unix_socket_behind_a_proxy(self) -> Any:
-        return self.assert_short(f"haproxy:unix:{self.unix}", SocketSendQueue)
+        return self.assert_fast_path(f"haproxy:unix:{self.unix}", SocketSendQueue)
 
     def test_a_socket_that_systemd_has_opened(self) -> Any:
-        # Whoever adopts a descriptor closes it.
+        # The port closes the descriptor that it adopts.
         opened = socket.create_server(("127.0.0.1", 0)).detach()
         self.patch(endpoints._SystemdParser, "_sddaemon", ListenFDs([opened]))
-        return self.assert_short("systemd:domain=INET:index=0", SocketSendQueue)
+        return self.assert_fast_path("systemd:domain=INET:index=0", SocketSendQueue)

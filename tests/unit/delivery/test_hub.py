@@ -1,4 +1,4 @@
-"""From one subscription a topic to all its members."""
+"""`Hub`: subscriptions, membership, delivery and pauses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER = TopicAddress("cell1", "box1", ("col",), "other")
 
 
 class Listener:
-    """A member that remembers."""
+    """A member that records its messages."""
 
     def __init__(self, fails: bool = False) -> None:
         self.taken: list[tuple[bytes, int]] = []
@@ -46,8 +46,8 @@ class Listener:
         return b"".join(frames for frames, _ in self.taken)
 
 
-class Slow:
-    """A member that counts, and takes its time."""
+class SlowMember:
+    """A member that counts its messages, and takes some time for each."""
 
     def __init__(self, takes: Callable[[], None] = lambda: None) -> None:
         self.takes = takes
@@ -61,7 +61,7 @@ class Slow:
         raise AssertionError("nothing is lost here")
 
 
-class HubTests(SynchronousTestCase):
+class HubTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.broker = FakeBroker()
@@ -85,21 +85,21 @@ class HubTests(SynchronousTestCase):
             self.hub.join(TOPIC, member)
         self.broker.confirm()
         while self.clock.getDelayedCalls():
-            self.turn()
+            self.iterate()
 
-    def bring(self, body: bytes, topic: TopicAddress = TOPIC) -> None:
+    def publish(self, body: bytes, topic: TopicAddress = TOPIC) -> None:
         self.broker.bring(Message(topic, None, body))
 
-    def turn(self) -> None:
-        """Run what is due now, as a reactor does: not what that makes due."""
+    def iterate(self) -> None:
+        """One reactor iteration: a call that it schedules runs in the next one."""
         for call in tuple(self.clock.getDelayedCalls()):
             self.clock.calls.remove(call)
             call.called = True
             call.func(*call.args, **call.kw)
 
 
-class MembershipTests(HubTests):
-    def test_the_first_member_waits_for_the_confirmation_the_next_do_not(self) -> None:
+class MembershipTests(HubTestCase):
+    def test_members_that_join_after_the_confirmation_do_not_wait(self) -> None:
         first = self.hub.join(TOPIC, Listener())
         second = self.hub.join(TOPIC, Listener())
         self.assertNoResult(first)
@@ -110,19 +110,19 @@ class MembershipTests(HubTests):
         self.successResultOf(self.hub.join(TOPIC, Listener()))
         self.assertEqual(len(self.broker.subscriptions), 1)
 
-    def test_a_denied_subscription_is_told_to_all_who_wait(self) -> None:
-        joinings = [self.hub.join(TOPIC, Listener()) for _ in range(3)]
+    def test_a_failed_subscription_fails_all_joins(self) -> None:
+        joins = [self.hub.join(TOPIC, Listener()) for _ in range(3)]
         self.broker.deny()
-        for joining in joinings:
+        for joining in joins:
             self.failureResultOf(joining, BrokerUnavailable)
         self.assertEqual(self.hub.topics, 0)
         self.join()
 
-    def test_a_broker_that_raises_is_a_failure_of_the_join(self) -> None:
+    def test_an_exception_of_the_broker_fails_the_join(self) -> None:
         self.patch(self.broker, "subscribe", lambda *_: 1 // 0)
         self.failureResultOf(self.hub.join(TOPIC, Listener()), ZeroDivisionError)
 
-    def test_the_last_to_leave_ends_the_subscription(self) -> None:
+    def test_the_last_member_that_leaves_ends_the_subscription(self) -> None:
         one, two = self.join(), self.join()
         self.hub.leave(TOPIC, one)
         self.assertEqual(len(self.broker.live), 1)
@@ -134,8 +134,8 @@ class MembershipTests(HubTests):
     def test_a_topic_can_be_joined_again(self) -> None:
         self.hub.leave(TOPIC, self.join())
         again = self.join()
-        self.bring(b"1")
-        self.turn()
+        self.publish(b"1")
+        self.iterate()
         self.assertEqual(again.frames, b"<1>")
 
     def test_a_wish_withdrawn_before_the_confirmation_leaves_nothing(self) -> None:
@@ -145,24 +145,24 @@ class MembershipTests(HubTests):
         self.broker.confirm()
         self.assertEqual((self.broker.live, self.hub.topics), ([], 0))
 
-    def test_one_who_withdraws_does_not_take_the_others_along(self) -> None:
+    def test_cancelling_one_join_does_not_affect_the_others(self) -> None:
         withdrawn, kept = self.hub.join(TOPIC, Listener()), self.hub.join(TOPIC, Listener())
         withdrawn.cancel()
         self.failureResultOf(withdrawn, CancelledError)
         self.broker.confirm()
         self.successResultOf(kept)
 
-    def test_many_who_wait_are_welcomed_in_slices(self) -> None:
+    def test_many_joins_complete_over_several_iterations(self) -> None:
         listeners = [Listener() for _ in range(2 * NOTIFY_PER_ITERATION + 10)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]
         self.broker.confirm()
-        welcomed = []
+        completed = []
         for _ in range(4):
-            welcomed.append(sum(joining.called for joining in joins))
-            self.bring(b"%d" % len(welcomed))
-            self.turn()
+            completed.append(sum(joining.called for joining in joins))
+            self.publish(b"%d" % len(completed))
+            self.iterate()
         self.assertEqual(
-            welcomed,
+            completed,
             [
                 NOTIFY_PER_ITERATION,
                 2 * NOTIFY_PER_ITERATION,
@@ -177,55 +177,55 @@ class MembershipTests(HubTests):
             self.hub.leave(TOPIC, listener)
         self.assertEqual(self.hub.topics, 0)
 
-    def test_many_confirmations_of_one_turn_share_its_slice(self) -> None:
+    def test_confirmations_of_one_iteration_share_its_limit(self) -> None:
         self.broker.confirms_at_once = True
         topics = [
             TopicAddress("cell1", "box1", ("col",), f"t{n}")
             for n in range(2 * NOTIFY_PER_ITERATION + 10)
         ]
         joins = [self.hub.join(topic, Listener()) for topic in topics]
-        welcomed = []
+        completed = []
         for _ in range(3):
-            welcomed.append(sum(joining.called for joining in joins))
-            self.turn()
+            completed.append(sum(joining.called for joining in joins))
+            self.iterate()
         self.assertEqual(
-            welcomed,
+            completed,
             [NOTIFY_PER_ITERATION, 2 * NOTIFY_PER_ITERATION, 2 * NOTIFY_PER_ITERATION + 10],
         )
 
-    def test_many_who_are_denied_hear_it_in_slices(self) -> None:
+    def test_many_joins_fail_over_several_iterations(self) -> None:
         joins = [self.hub.join(TOPIC, Listener()) for _ in range(NOTIFY_PER_ITERATION + 1)]
         withdrawn = joins.pop()
         self.broker.deny(BrokerUnavailable("not today"))
         withdrawn.cancel()
         self.failureResultOf(withdrawn, CancelledError)
         self.assertEqual(sum(joining.called for joining in joins), NOTIFY_PER_ITERATION)
-        self.turn()
+        self.iterate()
         for joining in joins:
             self.failureResultOf(joining, BrokerUnavailable)
 
-    def test_a_promise_broken_before_all_were_welcomed_is_no_membership(self) -> None:
+    def test_a_subscription_lost_before_all_joins_completed(self) -> None:
         listeners = [Listener() for _ in range(NOTIFY_PER_ITERATION + 1)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]
         self.broker.confirm()
         self.broker.break_promises()
-        self.turn()
+        self.iterate()
         for joining in joins[:-1]:
             self.successResultOf(joining)
-        self.turn()
+        self.iterate()
         self.assertEqual([each.frames for each in listeners[:-1]], [b"lost"] * NOTIFY_PER_ITERATION)
         self.failureResultOf(joins[-1], BrokerUnavailable)
         self.assertEqual((self.hub.topics, self.broker.live), (0, []))
 
-    def test_nobody_is_welcomed_while_the_broker_is_away(self) -> None:
+    def test_no_join_completes_while_the_broker_is_down(self) -> None:
         joins = [self.hub.join(TOPIC, Listener()) for _ in range(NOTIFY_PER_ITERATION + 1)]
         self.broker.confirm()
-        self.broker.is_down = True  # which it outlives, with all its subscriptions
-        self.turn()
+        self.broker.is_down = True  # and keeps all its subscriptions
+        self.iterate()
         self.failureResultOf(joins[-1], BrokerUnavailable)
         self.assertEqual(self.hub.topics, 1)
 
-    def test_a_subscription_ends_when_those_not_yet_welcomed_withdraw(self) -> None:
+    def test_a_subscription_ends_when_the_last_joins_are_cancelled(self) -> None:
         listeners = [Listener() for _ in range(NOTIFY_PER_ITERATION + 1)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]
         self.broker.confirm()
@@ -233,10 +233,10 @@ class MembershipTests(HubTests):
             self.hub.leave(TOPIC, listener)
         joins[-1].cancel()
         self.failureResultOf(joins[-1], CancelledError)
-        self.turn()
+        self.iterate()
         self.assertEqual((self.hub.topics, self.broker.live), (0, []))
 
-    def test_one_may_leave_in_the_turn_of_its_confirmation(self) -> None:
+    def test_a_member_may_leave_when_its_join_completes(self) -> None:
         listener = Listener()
         joining = self.hub.join(TOPIC, listener)
         joining.addCallback(lambda _: self.hub.leave(TOPIC, listener))
@@ -252,77 +252,76 @@ class MembershipTests(HubTests):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
 
-class DeliveryTests(HubTests):
-    def test_all_messages_of_one_turn_are_encoded_once_and_joined_once(self) -> None:
+class DeliveryTests(HubTestCase):
+    def test_messages_of_one_iteration_are_encoded_and_joined_once(self) -> None:
         listeners = [self.join() for _ in range(3)]
         for body in (b"1", b"2", b"3"):
-            self.bring(body)
+            self.publish(body)
         self.assertEqual([listener.taken for listener in listeners], [[]] * 3)
-        self.turn()
+        self.iterate()
         self.assertEqual([listener.taken for listener in listeners], [[(b"<1><2><3>", 3)]] * 3)
         self.assertIs(listeners[0].taken[0][0], listeners[1].taken[0][0])
         self.assertEqual(len(self.encoded), 3)
 
-    def test_a_walk_is_timed_from_its_first_message_to_its_last_member(self) -> None:
-        for _ in range(
-            TOPIC_QUANTUM
-        ):  # the last of them ends a share, and the walk with the next turn
+    def test_fan_out_time_is_from_the_first_message_to_the_last_member(self) -> None:
+        # The last of them ends a quantum, and the next iteration ends the batch.
+        for _ in range(TOPIC_QUANTUM):
             self.join()
-        self.bring(b"1")
+        self.publish(b"1")
         self.clock.rightNow += 0.25
-        self.bring(b"2")
+        self.publish(b"2")
         self.clock.rightNow += 0.25
-        self.turn()
-        self.turn()
+        self.iterate()
+        self.iterate()
         self.assertEqual((self.hub.fan_out.sum, sum(self.hub.fan_out.counts)), (0.5, 1))
         self.clock.rightNow += 5
-        self.bring(b"3")
-        self.turn()
-        self.turn()
+        self.publish(b"3")
+        self.iterate()
+        self.iterate()
         self.assertEqual((self.hub.fan_out.sum, sum(self.hub.fan_out.counts)), (0.5, 2))
         self.assertEqual(self.hub.messages, 3)
 
-    def test_messages_that_come_during_a_walk_wait_for_it_and_that_is_timed(self) -> None:
+    def test_fan_out_time_includes_the_wait_for_an_earlier_batch(self) -> None:
         for _ in range(MAX_DELIVERIES_PER_ITERATION + 1):
             self.join()
-        self.bring(b"1")
-        self.turn()
+        self.publish(b"1")
+        self.iterate()
         self.clock.rightNow += 1
-        self.bring(b"2")
+        self.publish(b"2")
         self.clock.rightNow += 2
         for _ in range(3):
-            self.turn()
+            self.iterate()
         self.assertEqual((self.hub.fan_out.sum, sum(self.hub.fan_out.counts)), (3 + 2, 2))
 
-    def test_a_message_for_nobody_costs_nothing(self) -> None:
+    def test_a_message_without_members_is_not_encoded(self) -> None:
         listener = self.join()
-        self.turn()
+        self.iterate()
         self.hub.leave(TOPIC, listener)
         self.broker.subscriptions[0].deliver(Message(TOPIC, None, b"1"))
         self.assertEqual((self.encoded, self.clock.getDelayedCalls()), ([], []))
 
-    def test_one_bad_member_never_stops_the_walk(self) -> None:
+    def test_a_member_that_fails_does_not_stop_the_others(self) -> None:
         good, bad, also_good = self.join(), self.join(fails=True), self.join()
-        self.bring(b"1")
-        self.turn()
+        self.publish(b"1")
+        self.iterate()
         self.assertEqual([each.frames for each in (good, bad, also_good)], [b"<1>"] * 3)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
-    def test_a_message_that_cannot_be_encoded_is_dropped_alone(self) -> None:
+    def test_only_a_message_that_cannot_be_encoded_is_dropped(self) -> None:
         listener = self.join()
         self.hub._encode = lambda message: b"<%d>" % (1 // int(message.body))
         for body in (b"1", b"0", b"1"):
-            self.bring(body)
-        self.turn()
+            self.publish(body)
+        self.iterate()
         self.assertEqual(listener.frames, b"<1><1>")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_a_long_walk_is_cut_into_slices(self) -> None:
+    def test_many_deliveries_are_spread_over_iterations(self) -> None:
         listeners = [self.join() for _ in range(2 * MAX_DELIVERIES_PER_ITERATION + 10)]
-        self.bring(b"1")
+        self.publish(b"1")
         reached = []
         for _ in range(4):
-            self.turn()
+            self.iterate()
             reached.append(sum(bool(listener.taken) for listener in listeners))
         self.assertEqual(
             reached,
@@ -334,84 +333,84 @@ class DeliveryTests(HubTests):
             ],
         )
 
-    def test_a_slice_of_long_messages_ends_in_time(self) -> None:
-        """The longest message to 10,000 members, of whom each takes as long as over slow TLS."""
-        members = [Slow() for _ in range(10_000)]
+    def test_an_iteration_with_long_messages_ends_in_time(self) -> None:
+        """The longest message to 10,000 members, where each delivery takes as long as slow TLS."""
+        members = [SlowMember() for _ in range(10_000)]
         self.join_all(members)
         for size, takes in ((1048576, 0.005), (MAX_JOINED - 2, 0.0015), (160, 0.00003)):
             for member in members:
                 member.takes = partial(self.clock.advance, takes)
-            self.bring(b"x" * size)
+            self.publish(b"x" * size)
             longest = 0.0
             while not self.hub.is_idle:
                 before = self.clock.seconds()
-                self.turn()
+                self.iterate()
                 longest = max(longest, self.clock.seconds() - before)
             self.assertTrue(0.01 <= longest <= 0.02, (size, longest))
         self.assertEqual({member.count for member in members}, {3})
 
-    def test_one_topic_of_long_messages_does_not_hold_up_another(self) -> None:
-        slow = [Slow(partial(self.clock.advance, 0.005)) for _ in range(TOPIC_QUANTUM)]
+    def test_a_topic_with_long_messages_does_not_delay_another(self) -> None:
+        slow = [SlowMember(partial(self.clock.advance, 0.005)) for _ in range(TOPIC_QUANTUM)]
         self.join_all(slow)
         quick = self.join(OTHER)
-        self.bring(b"x" * 1048576)
-        self.bring(b"1", OTHER)
-        self.turn()
-        self.turn()
+        self.publish(b"x" * 1048576)
+        self.publish(b"1", OTHER)
+        self.iterate()
+        self.iterate()
         self.assertEqual(quick.frames, b"<1>")
         self.assertLess(sum(member.count for member in slow), 10)
 
-    def test_messages_that_come_during_a_walk_follow_in_order(self) -> None:
+    def test_messages_that_arrive_during_a_batch_follow_in_order(self) -> None:
         listeners = [self.join() for _ in range(MAX_DELIVERIES_PER_ITERATION + 10)]
-        self.bring(b"1")
-        self.turn()
-        self.bring(b"2")
-        self.bring(b"3")
+        self.publish(b"1")
+        self.iterate()
+        self.publish(b"2")
+        self.publish(b"3")
         for _ in range(3):
-            self.turn()
+            self.iterate()
         self.assertEqual({listener.frames for listener in listeners}, {b"<1><2><3>"})
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_those_who_join_during_a_walk_get_what_comes_after(self) -> None:
+    def test_a_member_that_joins_during_a_batch_gets_the_next_one(self) -> None:
         for _ in range(MAX_DELIVERIES_PER_ITERATION + 10):
             self.join()
-        self.bring(b"1")
-        self.turn()
+        self.publish(b"1")
+        self.iterate()
         late = self.join()
-        self.bring(b"2")
+        self.publish(b"2")
         for _ in range(3):
-            self.turn()
+            self.iterate()
         self.assertEqual(late.frames, b"<2>")
 
-    def test_a_big_topic_does_not_hold_up_a_small_one(self) -> None:
+    def test_a_big_topic_does_not_delay_a_small_one(self) -> None:
         big = [self.join() for _ in range(3 * MAX_DELIVERIES_PER_ITERATION)]
         small = self.join(OTHER)
-        self.bring(b"1")
-        self.bring(b"2", OTHER)
-        self.turn()
+        self.publish(b"1")
+        self.publish(b"2", OTHER)
+        self.iterate()
         self.assertEqual(small.frames, b"<2>")
         self.assertEqual(
             sum(bool(listener.taken) for listener in big), MAX_DELIVERIES_PER_ITERATION - 1
         )
         self.assertLess(TOPIC_QUANTUM, MAX_DELIVERIES_PER_ITERATION)
 
-    def test_a_flood_is_not_joined_without_bound(self) -> None:
+    def test_the_joined_bytes_are_limited(self) -> None:
         listener = self.join()
         for _ in range(3):
-            self.bring(b"x" * (MAX_JOINED // 2))
+            self.publish(b"x" * (MAX_JOINED // 2))
         while self.clock.getDelayedCalls():
-            self.turn()
+            self.iterate()
         self.assertEqual([count for _, count in listener.taken], [1, 1, 1])
 
-    def test_a_message_longer_than_that_is_still_delivered(self) -> None:
+    def test_a_message_longer_than_that_is_delivered(self) -> None:
         listener = self.join()
-        self.bring(b"x" * (2 * MAX_JOINED))
-        self.turn()
+        self.publish(b"x" * (2 * MAX_JOINED))
+        self.iterate()
         self.assertEqual(len(listener.frames), 2 * MAX_JOINED + 2)
 
 
-class PressureTests(HubTests):
-    """More comes than can be delivered; the marks are 30 and 12 bytes."""
+class BackpressureTests(HubTestCase):
+    """More messages than can be delivered; the marks are 30 and 12 bytes."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -419,77 +418,77 @@ class PressureTests(HubTests):
         self.patch(module, "LOW_WATER", 12)
         self.patch(module, "MAX_JOINED", 10)
 
-    def bring_many(self, count: int, topic: TopicAddress = TOPIC) -> bytes:
-        """Messages of ten bytes; returns all that a member gets."""
+    def publish_many(self, count: int, topic: TopicAddress = TOPIC) -> bytes:
+        """Publish messages of ten bytes; return all bytes that a member gets."""
         for number in range(count):
-            self.bring(b"%08d" % number, topic)
+            self.publish(b"%08d" % number, topic)
         return b"".join(b"<%08d>" % number for number in range(count))
 
-    def test_the_broker_stops_at_the_high_mark_and_goes_on_at_the_low_one(self) -> None:
+    def test_the_broker_is_paused_and_resumed_at_the_marks(self) -> None:
         self.join()
-        self.bring_many(3)
+        self.publish_many(3)
         self.assertEqual((self.hub.queued, self.hub.is_full), (30, False))
         self.assertFalse(self.broker.is_paused)
-        self.bring(b"x" * 8)
+        self.publish(b"x" * 8)
         self.patch(module, "MAX_DELIVERIES_PER_ITERATION", 1)
         seen = []
         for _ in range(4):
             seen.append((self.hub.queued, self.hub.is_full, self.broker.is_paused))
-            self.turn()  # delivers
-            self.turn()  # finds that this was the last member
+            self.iterate()  # delivers
+            self.iterate()  # finds that this was the last member
         self.assertEqual(
             seen,
             [(40, True, True), (30, True, True), (20, True, True), (10, False, False)],
         )
         self.assertEqual(self.hub.queued, 0)
 
-    def test_all_topics_count_together(self) -> None:
+    def test_the_bytes_of_all_topics_count_together(self) -> None:
         for topic in (TOPIC, OTHER):
             self.join(topic)
-            self.bring_many(2, topic)
+            self.publish_many(2, topic)
         self.assertTrue(self.hub.is_full)
-        self.turn()
+        self.iterate()
         self.assertEqual((self.hub.queued, self.hub.is_full), (0, False))
 
-    def test_what_is_being_delivered_counts_until_the_last_has_it(self) -> None:
+    def test_a_batch_counts_until_its_last_delivery(self) -> None:
         for _ in range(MAX_DELIVERIES_PER_ITERATION + 1):
             self.join()
-        self.bring(b"x" * 40)
-        self.turn()
+        self.publish(b"x" * 40)
+        self.iterate()
         self.assertTrue(self.hub.is_full)
-        self.turn()
+        self.iterate()
         self.assertFalse(self.hub.is_full)
 
-    def test_nothing_is_lost_and_the_order_stays(self) -> None:
+    def test_nothing_is_lost_and_the_order_is_kept(self) -> None:
         listener = self.join()
-        expected = self.bring_many(100)
+        expected = self.publish_many(100)
         self.assertEqual(len(self.broker.waiting), 96)
         while self.clock.getDelayedCalls():
-            self.turn()
+            self.iterate()
         self.assertEqual(listener.frames, expected)
         self.assertEqual((self.hub.queued, self.hub.is_full), (0, False))
 
-    def test_one_who_cannot_wait_is_served_all_the_same(self) -> None:
+    def test_messages_of_a_broker_that_cannot_pause_are_delivered(self) -> None:
         listener = self.join()
         self.patch(self.broker, "pause", lambda: None)
-        expected = self.bring_many(100)
+        expected = self.publish_many(100)
         while self.clock.getDelayedCalls():
-            self.turn()
+            self.iterate()
         self.assertEqual(listener.frames, expected)
         self.assertFalse(self.hub.is_full)
 
-    def test_a_message_longer_than_the_mark_is_delivered(self) -> None:
+    def test_a_message_longer_than_the_high_mark_is_delivered(self) -> None:
         listener = self.join()
-        self.bring(b"x" * 1000)
+        self.publish(b"x" * 1000)
         self.assertTrue(self.hub.is_full)
-        self.turn()
+        self.iterate()
         self.assertEqual((len(listener.frames), self.hub.is_full), (1002, False))
 
-    def test_topics_that_all_leave_are_not_full_for_ever(self) -> None:
+    def test_the_queues_of_topics_without_members_are_emptied(self) -> None:
         listener = self.join()
-        self.bring_many(10)
+        self.publish_many(10)
         self.hub.leave(TOPIC, listener)
         while self.clock.getDelayedCalls():
-            self.turn()
+            self.iterate()
         self.assertEqual((self.hub.queued, self.hub.is_full), (0, False))
         self.assertFalse(self.broker.is_paused)

@@ -1,4 +1,4 @@
-"""Bytes to one connection: order, bounds, and when a peer is too slow."""
+"""`SendQueue`: order, limits, and slow clients."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ from topicsvc.delivery.slow_consumers import SlowConsumers
 
 
 class FakeSendQueue(SendQueue):
-    """A way out whose peer reads when the test says so.
+    """A send queue whose client reads when the test says so.
 
     Attributes:
-        capacity: bytes that can be sent before something is held.
+        capacity: bytes that can be sent before the transport holds any.
+        sent: the bytes that were sent.
+        held: the bytes that the transport holds.
     """
 
     def __init__(self, *rest: Any) -> None:
         super().__init__(*rest)
         self.capacity = 10**9
         self.sent = b""
-        self.kept = b""
+        self.held = b""
         self.last: bytes | None = None
         self.sends = 0
 
     def buffered(self) -> int:
-        return len(self.kept)
+        return len(self.held)
 
     def send(self, data: bytes) -> bool:
-        if self.kept:
+        if self.held:
             return False
         self.sends += 1
         self.sent += data[: self.capacity]
-        self.kept = data[self.capacity :]
+        self.held = data[self.capacity :]
         self.capacity -= min(self.capacity, len(data))
-        if self.kept:
+        if self.held:
             self.blocked()
         return True
 
     def read(self, size: int) -> None:
-        """The peer reads `size` bytes."""
-        self.sent += self.kept[:size]
-        self.capacity = max(0, size - len(self.kept))
-        self.kept = self.kept[size:]
-        if not self.kept:
+        """The client reads `size` bytes."""
+        self.sent += self.held[:size]
+        self.capacity = max(0, size - len(self.held))
+        self.held = self.held[size:]
+        if not self.held:
             self.drained()
 
     def release(self) -> None:
@@ -58,27 +60,27 @@ class FakeSendQueue(SendQueue):
         self.last = last
 
 
-class OutboundTestCase(SynchronousTestCase):
+class SendQueueTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.build()
 
     def build(self) -> None:
         self.clock = Clock()
-        self.overflows = 0
+        self.drops = 0
         self.limits = Limits(self.clock, self.clock.seconds)
         self.slow_consumers = SlowConsumers(
             lambda: self.limits.settings.queued_bytes,
             lambda: self.limits.record_refusal("queued_bytes"),
             self.clock,
         )
-        self.send_queue = FakeSendQueue(1000, self.slow_consumers, self.overflow)
+        self.send_queue = FakeSendQueue(1000, self.slow_consumers, self.drop)
 
-    def overflow(self, waiting: int) -> None:
-        self.overflows += 1
+    def drop(self, waiting: int) -> None:
+        self.drops += 1
         self.waited = waiting
 
 
-class OrderTests(OutboundTestCase):
+class OrderTests(SendQueueTestCase):
     @given(
         st.lists(
             st.tuples(st.just("write"), st.integers(1, 30))
@@ -87,9 +89,7 @@ class OrderTests(OutboundTestCase):
         ),
         st.integers(0, 50),
     )
-    def test_whatever_the_peer_reads_all_arrives_in_order(
-        self, steps: list[tuple[str, int]], capacity: int
-    ) -> None:
+    def test_all_bytes_are_sent_in_order(self, steps: list[tuple[str, int]], capacity: int) -> None:
         self.build()
         self.send_queue.capacity = capacity
         written = b""
@@ -98,22 +98,22 @@ class OrderTests(OutboundTestCase):
                 data = bytes((len(written) + at) % 251 for at in range(size))
                 written += data
                 self.send_queue.write(data)
-            elif step == "read" and self.send_queue.kept:
+            elif step == "read" and self.send_queue.held:
                 self.send_queue.read(size)
             self.assertEqual(len(self.send_queue.sent) + self.send_queue.waiting, len(written))
         while self.send_queue.waiting:
             self.send_queue.read(self.send_queue.waiting)
         self.assertEqual(self.send_queue.sent, written)
-        self.assertEqual((self.overflows, self.clock.getDelayedCalls()), (0, []))
+        self.assertEqual((self.drops, self.clock.getDelayedCalls()), (0, []))
 
-    def test_what_waits_is_joined(self) -> None:
+    def test_waiting_writes_are_joined(self) -> None:
         self.send_queue.capacity = 0
         for _ in range(100):
             self.send_queue.write(b"xyz")
         self.send_queue.read(10**6)
         self.assertEqual((self.send_queue.sent, self.send_queue.sends), (b"xyz" * 100, 2))
 
-    def test_but_not_without_bound(self) -> None:
+    def test_the_joined_bytes_are_limited(self) -> None:
         self.send_queue._limit = 10**9
         self.send_queue.capacity = 0
         self.send_queue.write(b"x")
@@ -123,93 +123,93 @@ class OrderTests(OutboundTestCase):
         self.assertEqual(self.send_queue.sends, 3)
 
 
-class SlowPeerTests(OutboundTestCase):
-    def test_past_the_limit_the_peer_is_too_slow(self) -> None:
+class SlowConsumerTests(SendQueueTestCase):
+    def test_a_client_over_the_limit_is_dropped_once(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"x" * 500)
         self.send_queue.write(b"x" * 500)
-        self.assertEqual((self.send_queue.waiting, self.overflows), (1000, 0))
+        self.assertEqual((self.send_queue.waiting, self.drops), (1000, 0))
         self.send_queue.write(b"x")
-        self.assertEqual((self.send_queue.waiting, self.overflows), (500, 1))
+        self.assertEqual((self.send_queue.waiting, self.drops), (500, 1))
         self.send_queue.write(b"x" * 2000)
         self.send_queue.write(b"x" * 2000)
-        self.assertEqual(self.overflows, 1)
+        self.assertEqual(self.drops, 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_one_message_longer_than_the_limit_is_no_fault_of_the_peer(self) -> None:
+    def test_one_message_longer_than_the_limit_is_sent(self) -> None:
         self.send_queue.capacity = 100
         self.send_queue.write(b"x" * 5000)
-        self.assertEqual((self.overflows, self.send_queue.waiting), (0, 4900))
+        self.assertEqual((self.drops, self.send_queue.waiting), (0, 4900))
         self.send_queue.read(5000)
         self.send_queue.write(b"y")
-        self.assertEqual((self.overflows, len(self.send_queue.sent)), (0, 5001))
+        self.assertEqual((self.drops, len(self.send_queue.sent)), (0, 5001))
 
-    def test_the_first_to_wait_behind_it_may_be_as_long_and_no_other(self) -> None:
+    def test_the_first_queued_message_may_exceed_the_limit_too(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"x" * 5000)
         self.send_queue.write(b"y" * 5000)
-        self.assertEqual((self.overflows, self.send_queue.waiting), (0, 10000))
+        self.assertEqual((self.drops, self.send_queue.waiting), (0, 10000))
         self.send_queue.write(b"z")
-        self.assertEqual((self.overflows, self.waited), (1, 10000))
+        self.assertEqual((self.drops, self.waited), (1, 10000))
 
-    def test_a_peer_that_takes_nothing_for_ten_seconds_has_stalled(self) -> None:
+    def test_a_client_that_reads_nothing_for_ten_seconds_is_dropped(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"x")
         self.clock.advance(9.9)
-        self.assertEqual(self.overflows, 0)
+        self.assertEqual(self.drops, 0)
         self.clock.advance(0.1)
-        self.assertEqual(self.overflows, 1)
+        self.assertEqual(self.drops, 1)
 
-    def test_a_peer_that_takes_little_has_not(self) -> None:
+    def test_a_client_that_reads_little_is_not_dropped(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"x" * 100)
         for _ in range(5):
             self.clock.advance(9)
             self.send_queue.read(1)
             self.clock.advance(1)
-        self.assertEqual(self.overflows, 0)
+        self.assertEqual(self.drops, 0)
         self.clock.advance(10)
-        self.assertEqual(self.overflows, 1)
+        self.assertEqual(self.drops, 1)
 
-    def test_nor_has_one_when_something_more_comes_to_wait(self) -> None:
+    def test_a_new_write_does_not_hide_progress(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"x" * 100)
         self.clock.advance(9)
         self.send_queue.read(1)
         self.send_queue.write(b"y")
         self.clock.advance(1)
-        self.assertEqual(self.overflows, 0)
+        self.assertEqual(self.drops, 0)
         self.clock.advance(10)
-        self.assertEqual(self.overflows, 1)
+        self.assertEqual(self.drops, 1)
 
-    def test_ten_seconds_are_looked_at_at_a_time(self) -> None:
+    def test_progress_is_checked_every_ten_seconds(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"x" * 500)
         self.clock.advance(1)
         self.send_queue.read(1)
         self.clock.pump([1] * 18)
-        self.assertEqual(self.overflows, 0)
+        self.assertEqual(self.drops, 0)
         self.clock.advance(1)
-        self.assertEqual(self.overflows, 1)
+        self.assertEqual(self.drops, 1)
 
-    def test_one_that_has_taken_all_is_not_watched(self) -> None:
+    def test_no_deadline_after_all_is_read(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"x")
         self.send_queue.read(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
-class EndTests(OutboundTestCase):
-    def test_finishing_hands_over_what_waits(self) -> None:
+class EndTests(SendQueueTestCase):
+    def test_finish_gives_the_queue_to_the_transport(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"a")
         self.send_queue.write(b"b")
         self.send_queue.write(b"c")
         self.send_queue.finish()
-        self.assertEqual((self.send_queue.kept, self.send_queue.last), (b"a", b"bc"))
+        self.assertEqual((self.send_queue.held, self.send_queue.last), (b"a", b"bc"))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_data_is_delivered_until_the_time_is_up(self) -> None:
+    def test_data_is_delivered_until_deliver_until(self) -> None:
         self.send_queue.deliver(b"before", 1, 5.0)
         self.send_queue.deliver_until = 10.0
         self.send_queue.deliver(b"in time", 1, 9.999)
@@ -218,7 +218,7 @@ class EndTests(OutboundTestCase):
         self.send_queue.deliver(b"after the end", 1, 9.0)
         self.assertEqual(self.send_queue.sent, b"in time")
 
-    def test_what_was_discarded_is_not_sent(self) -> None:
+    def test_discarded_writes_are_not_sent(self) -> None:
         self.send_queue.capacity = 0
         self.send_queue.write(b"a")
         self.send_queue.write(b"b")

@@ -1,4 +1,4 @@
-"""The ways out, on real sockets: plain TCP and TLS, each the short way and the plain way."""
+"""All kinds of send queue on real sockets: TCP and TLS, each the fast path and the fallback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from twisted.trial.unittest import TestCase
 
 from tests.support.harness import ServiceTestCase
 from tests.support.processes import until
-from tests.support.send_queue_cases import HANDSHAKE_ANSWER, LIMIT, TIMEOUT, Proxied, Tls, WayOut
+from tests.support.send_queue_cases import (
+    HANDSHAKE_ANSWER,
+    LIMIT,
+    TIMEOUT,
+    ProxiedCase,
+    SendQueueCase,
+    TlsCase,
+)
 from topicsvc.delivery import transports
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
 from topicsvc.delivery.tls_records import DirectRecords, Records
@@ -31,34 +38,34 @@ SIZES = [1, 140, 9000, 70000]
 
 
 def take_nothing(size: int) -> int:
-    """The kernel's buffer is full."""
+    """Send nothing: the kernel's buffer is full."""
     raise BlockingIOError(errno.EAGAIN, "full")
 
 
-class Room:
-    """Takes so many bytes, and then nothing, for this reason."""
+class SendBuffer:
+    """A kernel buffer with space for `space` bytes; then a send fails with this error."""
 
-    def __init__(self, left: int = 0, number: int = errno.EAGAIN) -> None:
-        self.left = left
+    def __init__(self, space: int = 0, number: int = errno.EAGAIN) -> None:
+        self.space = space
         self._number = number
 
     def take(self, size: int) -> int:
-        if self.is_used():
-            raise OSError(self._number, "no room")
-        taken = min(size, self.left, 10_000)
-        self.left -= taken
+        if self.is_full():
+            raise OSError(self._number, "no space")
+        taken = min(size, self.space, 10_000)
+        self.space -= taken
         return taken
 
-    def is_used(self) -> bool:
-        return not self.left
+    def is_full(self) -> bool:
+        return not self.space
 
 
-class Matrix(WayOut):
-    """What holds on every way out."""
+class CommonCases(SendQueueCase):
+    """Tests of every send queue."""
 
     @inlineCallbacks
     def write_at_random(self, generator: random.Random, size: int) -> Any:
-        """Write so many bytes in writes of all lengths, over many turns; fires with them."""
+        """Write `size` bytes in writes of all lengths, over many iterations; fires with them."""
         written = bytearray()
         while len(written) < size:
             data = generator.randbytes(generator.choice(SIZES))
@@ -69,7 +76,7 @@ class Matrix(WayOut):
         return bytes(written)
 
     @inlineCallbacks
-    def test_what_is_written_at_once_follows_what_was_written_before(self) -> Any:
+    def test_writes_that_are_sent_at_once_keep_their_order(self) -> Any:
         self.send_queue.write(b"first")
         self.send_queue.write(b"second")
         yield self.assert_received(b"firstsecond")
@@ -79,7 +86,7 @@ class Matrix(WayOut):
         self.assertEqual(len(self.stalls), 0)
 
     @inlineCallbacks
-    def test_a_peer_that_does_not_read_for_a_while_gets_all_in_order(self) -> Any:
+    def test_a_client_that_reads_late_gets_all_in_order(self) -> Any:
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
         written = yield self.write_at_random(random.Random(1), 16 * 1024 * 1024)
@@ -100,7 +107,7 @@ class Matrix(WayOut):
         self.assertGreater(self.socket.partial, 20)
 
     @inlineCallbacks
-    def test_a_kernel_that_takes_nothing_for_the_moment(self) -> Any:
+    def test_sends_that_fail_for_the_moment(self) -> Any:
         generator = random.Random(4)
 
         def take(size: int) -> int:
@@ -115,10 +122,10 @@ class Matrix(WayOut):
         self.assertGreater(self.socket.refusals, 10)
 
     @inlineCallbacks
-    def test_order_is_kept_when_both_ways_alternate(self) -> Any:
+    def test_writes_to_the_queue_and_to_the_transport_keep_their_order(self) -> Any:
         generator = random.Random(2)
         written = bytearray()
-        ways = {"ours": 0, "its own": 0, "ours, while it holds something": 0}
+        writes = {"queue": 0, "transport": 0, "queue, while the transport holds bytes": 0}
 
         def take(size: int) -> int:
             if generator.random() < 0.3:
@@ -131,76 +138,76 @@ class Matrix(WayOut):
             data = generator.randbytes(generator.choice([1, 500, 40000]))
             if generator.random() < 0.5:
                 holds = self.tcp._tempDataLen or len(self.tcp.dataBuffer) > self.tcp.offset
-                ways["ours, while it holds something" if holds else "ours"] += 1
+                writes["queue, while the transport holds bytes" if holds else "queue"] += 1
                 self.send_queue.write(data)
                 written += data
             elif self.is_free:
-                # What somebody else writes, as the HTTP side has, goes the transport's own way.
-                ways["its own"] += 1
+                # As the HTTP side writes.
+                writes["transport"] += 1
                 self.sender.transport.write(data)
                 written += data
             for _ in range(generator.choice([0, 0, 1, 5])):
                 yield deferLater(reactor, 0)
         yield self.assert_received(bytes(written))
-        for way, times in ways.items():
-            self.assertGreater(times, 20, way)
+        for kind, times in writes.items():
+            self.assertGreater(times, 20, kind)
 
     @inlineCallbacks
-    def assert_gone_while_writing(self) -> Any:
-        """The connection is lost, whatever is written; what has arrived is what came first."""
+    def assert_lost_while_writing(self) -> Any:
+        """The connection is lost during writes; the client received the first of the bytes."""
         for _ in range(100):
             if self.sender.lost.called:
                 break
             self.send_queue.write(b"x" * 100_000)
             yield deferLater(reactor, 0.01)
-        self.assert_gone()
+        self.assert_lost()
         self.send_queue.write(b"x")
-        self.send_queue.write_newest(b"x")
+        self.send_queue.write_replaceable(b"x")
         self.send_queue.finish()
-        self.assert_gone()
+        self.assert_lost()
         yield deferLater(reactor, 0.01)
         received = bytes(self.receiver.received)
         expected = HANDSHAKE_ANSWER + b"x" * len(received)
         self.assertTrue(expected.startswith(received))
 
     @inlineCallbacks
-    def test_a_peer_that_is_gone_is_noticed_and_nothing_is_raised(self) -> Any:
+    def test_a_lost_connection_is_noticed_and_nothing_is_raised(self) -> Any:
         self.receiver.transport.abortConnection()
-        yield self.assert_gone_while_writing()
+        yield self.assert_lost_while_writing()
 
     @inlineCallbacks
-    def test_a_peer_that_goes_in_the_middle_of_a_write(self) -> Any:
+    def test_the_connection_is_lost_during_a_write(self) -> Any:
         for number in (errno.ECONNRESET, errno.EPIPE):
-            room = Room(30_000, number)
+            buffer = SendBuffer(30_000, number)
             yield self.assert_received(b"")
-            self.socket.take = room.take
+            self.socket.take = buffer.take
             self.send_queue.write(b"x" * 50_000)
-            yield self.assert_gone_while_writing()
-            self.assertTrue(room.is_used())
+            yield self.assert_lost_while_writing()
+            self.assertTrue(buffer.is_full())
             yield self.receiver.lost
             if number == errno.ECONNRESET:
                 yield self.connect()
 
     @inlineCallbacks
-    def test_a_peer_that_goes_while_much_waits_for_it(self) -> Any:
+    def test_the_connection_is_lost_while_bytes_wait(self) -> Any:
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
         while not self.send_queue._queued:
             self.send_queue.write(b"x" * 50_000)
         self.assertEqual((len(self.slow_consumers), len(self.stalls)), (1, 1))
         self.receiver.transport.abortConnection()
-        yield until(lambda: self.sender.lost.called, "it is noticed", TIMEOUT)
-        self.assert_gone()
+        yield until(lambda: self.sender.lost.called, "the loss is noticed", TIMEOUT)
+        self.assert_lost()
 
     @inlineCallbacks
-    def test_a_peer_that_says_that_it_goes(self) -> Any:
+    def test_the_client_closes(self) -> Any:
         yield self.assert_received(b"")
         self.receiver.transport.loseConnection()
-        yield until(lambda: self.sender.lost.called, "it is noticed", TIMEOUT)
-        self.assert_gone()
+        yield until(lambda: self.sender.lost.called, "the loss is noticed", TIMEOUT)
+        self.assert_lost()
 
     @inlineCallbacks
-    def test_a_peer_that_says_that_it_goes_while_much_waits_for_it(self) -> Any:
+    def test_the_client_closes_while_bytes_wait(self) -> Any:
         yield self.assert_received(b"")
         self.socket.take = take_nothing
         while not self.send_queue._queued:
@@ -208,11 +215,11 @@ class Matrix(WayOut):
         self.receiver.transport.loseConnection()
         yield deferLater(reactor, 0.05)
         self.socket.take = lambda size: size
-        yield until(lambda: self.sender.lost.called, "it is noticed", TIMEOUT)
-        self.assert_gone()
+        yield until(lambda: self.sender.lost.called, "the loss is noticed", TIMEOUT)
+        self.assert_lost()
 
     @inlineCallbacks
-    def test_a_close_frame_behind_data_is_the_last_to_arrive(self) -> Any:
+    def test_a_close_frame_behind_data_arrives_last(self) -> Any:
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
         big = b"x" * (8 * 1024 * 1024)
@@ -224,14 +231,14 @@ class Matrix(WayOut):
         self.send_queue.finish()
         self.sender.transport.loseConnection()
         self.receiver.transport.resumeProducing()
-        yield until(lambda: self.receiver.lost.called, "it has closed", TIMEOUT)
+        yield until(lambda: self.receiver.lost.called, "the client has closed", TIMEOUT)
         self.assertEqual(bytes(self.receiver.received[-9:]), b"dataclose")
         self.assertEqual(len(self.receiver.received), len(HANDSHAKE_ANSWER + big) + 9)
-        # Over TLS: a close alert came behind all that, and not just the end of the stream.
+        # Over TLS, a close alert follows, and not only the end of the stream.
         self.assertTrue(self.receiver.reason.check(ConnectionDone), self.receiver.reason)
 
     @inlineCallbacks
-    def test_what_waits_is_counted_across_both_queues(self) -> Any:
+    def test_waiting_bytes_of_both_queues_are_counted(self) -> Any:
         yield self.assert_received(b"")
         self.socket.take = take_nothing
         written = 0
@@ -244,7 +251,7 @@ class Matrix(WayOut):
         self.assertEqual(self.slow_consumers.total, self.send_queue.waiting)
 
     @inlineCallbacks
-    def test_a_long_write_that_cannot_leave_is_counted_whole(self) -> Any:
+    def test_a_long_write_that_cannot_be_sent_is_counted_completely(self) -> Any:
         yield self.assert_received(b"")
         self.socket.take = take_nothing
         self.send_queue.write(b"x" * 5_000_000)
@@ -252,7 +259,7 @@ class Matrix(WayOut):
         self.assertEqual(self.slow_consumers.total, self.send_queue.waiting)
 
     @inlineCallbacks
-    def test_what_has_left_is_not_counted(self) -> Any:
+    def test_sent_bytes_are_not_counted(self) -> Any:
         yield self.assert_received(b"")
         written = b""
         for round_ in (b"a", b"b", b"c"):
@@ -274,42 +281,42 @@ class Matrix(WayOut):
         self.assertLessEqual(self.send_queue.waiting, 200_000)
 
     @inlineCallbacks
-    def test_the_bound_of_what_waits_holds(self) -> Any:
+    def test_the_limit_on_waiting_bytes(self) -> Any:
         yield self.assert_received(b"")
         self.send_queue._limit = 500_000
         self.socket.take = take_nothing
         written = 0
-        while not self.overflows:
+        while not self.drops:
             self.send_queue.write(b"x" * 9000)
             written += 9000
             self.assertLess(written, 1_000_000)
-        # The last of them was too much.
+        # The last write exceeded the limit.
         self.assertGreater(written, 500_000 - self.overhead * 60)
         self.assertLessEqual(written - 9000, 500_000)
         self.assertEqual((len(self.slow_consumers), len(self.stalls)), (0, 0))
 
     @inlineCallbacks
-    def test_a_peer_that_reads_slowly_is_no_peer_that_has_stalled(self) -> Any:
+    def test_a_client_that_reads_slowly_has_not_stalled(self) -> Any:
         yield self.assert_received(b"")
-        room = Room()
-        self.socket.take = room.take
+        buffer = SendBuffer()
+        self.socket.take = buffer.take
         self.send_queue.write(b"x" * 1_000_000)
         for _ in range(5):
             self.clock.advance(STALL_TIMEOUT - 1)
-            room.left = 150_000
-            yield until(room.is_used, "it reads", TIMEOUT)
-            self.assertEqual((self.overflows, len(self.stalls)), ([], 1))
+            buffer.space = 150_000
+            yield until(buffer.is_full, "the bytes are sent", TIMEOUT)
+            self.assertEqual((self.drops, len(self.stalls)), ([], 1))
         self.clock.pump([STALL_TIMEOUT, STALL_TIMEOUT])
-        [waiting] = self.overflows
+        [waiting] = self.drops
         self.assertGreaterEqual(waiting, 1_000_000 - 750_000)
         self.assertLess(waiting, 1_000_000 - 600_000)
 
 
-class TcpMatrix(Matrix):
-    """What holds over TCP besides."""
+class TcpCases(CommonCases):
+    """Tests over TCP."""
 
     @inlineCallbacks
-    def test_half_a_close_behind_data_is_the_last_to_arrive(self) -> Any:
+    def test_a_half_close_behind_data_arrives_last(self) -> Any:
         yield self.assert_received(b"")
         self.receiver.transport.pauseProducing()
         big = b"x" * (8 * 1024 * 1024)
@@ -319,30 +326,30 @@ class TcpMatrix(Matrix):
         self.send_queue.finish()
         self.sender.transport.loseWriteConnection()
         self.receiver.transport.resumeProducing()
-        yield until(lambda: self.receiver.lost.called, "it has closed", TIMEOUT)
+        yield until(lambda: self.receiver.lost.called, "the client has closed", TIMEOUT)
         yield self.assert_received(big + b"close")
 
 
-class TlsMatrix(Matrix, Tls):
-    """What holds over TLS besides."""
+class TlsCases(CommonCases, TlsCase):
+    """Tests over TLS."""
 
     @inlineCallbacks
-    def test_what_tls_has_to_say_itself_leaves_before_what_is_written_then(self) -> Any:
+    def test_earlier_output_of_tls_is_sent_before_a_write(self) -> Any:
         yield self.assert_received(b"")
-        # Encrypted, and not read by anybody yet.
+        # Encrypted, and not yet read from OpenSSL.
         self.tls.getHandle().send(b"y" * 5000)
         self.send_queue.write(b"z")
         yield self.assert_received(b"y" * 5000 + b"z")
 
 
-class RenegotiationMatrix(Tls):
-    """TLS 1.2, in which TLS cannot write while it waits for the peer's part of a handshake."""
+class RenegotiationCases(TlsCase):
+    """TLS 1.2, where TLS cannot write while it waits for the client's part of a handshake."""
 
     def restrict(self, context: SSL.Context) -> None:
         context.set_max_proto_version(SSL.TLS1_2_VERSION)
 
     @inlineCallbacks
-    def test_what_is_written_when_it_is_the_peer_s_turn(self) -> Any:
+    def test_writes_during_a_handshake(self) -> Any:
         yield self.assert_received(b"")
         generator = random.Random(5)
         written = bytearray()
@@ -363,64 +370,64 @@ class RenegotiationMatrix(Tls):
         self.assertEqual((self.send_queue.waiting, len(self.stalls)), (0, 0))
 
     @inlineCallbacks
-    def test_a_peer_that_does_not_take_its_turn_has_stalled(self) -> Any:
+    def test_a_client_that_does_not_answer_a_handshake_has_stalled(self) -> Any:
         yield self.assert_received(b"")
         peer = self.receiver.transport.transport
-        said: list[bytes] = []
+        writes: list[bytes] = []
         write = peer.write
 
         def write_once(data: bytes) -> None:
-            if not said:
+            if not writes:
                 write(data)
-            said.append(data)
+            writes.append(data)
 
         peer.write = write_once
         self.tls.getHandle().renegotiate()
-        self.send_queue.write(b"with this it begins")
-        yield until(lambda: len(said) > 1, "it would take its turn", TIMEOUT)
+        self.send_queue.write(b"during a handshake")
+        yield until(lambda: len(writes) > 1, "the client would answer", TIMEOUT)
         self.send_queue.write(b"x" * 1000)
-        yield until(lambda: self.tls._appSendBuffer, "it is waited for", TIMEOUT)
+        yield until(lambda: self.tls._appSendBuffer, "the data waits for the handshake", TIMEOUT)
         self.assert_waiting(1000)
         for _ in range(3):
-            self.tcp.startWriting()  # whatever else there is to say
+            self.tcp.startWriting()  # as other output of the transport does
             yield deferLater(reactor, 0.01)
-            self.assertEqual((self.overflows, len(self.stalls)), ([], 1))
+            self.assertEqual((self.drops, len(self.stalls)), ([], 1))
             self.clock.advance(STALL_TIMEOUT / 4)
-        self.send_queue.write(b"in our own queue")
-        self.assertEqual(self.send_queue._queued, 16)
-        self.assert_waiting(1016)
+        self.send_queue.write(b"in the send queue")
+        self.assertEqual(self.send_queue._queued, 17)
+        self.assert_waiting(1017)
         self.clock.pump([STALL_TIMEOUT / 4, STALL_TIMEOUT])
-        self.assertEqual(len(self.overflows), 1)
+        self.assertEqual(len(self.drops), 1)
 
 
-class SocketTests(TcpMatrix, TestCase):
+class SocketTests(TcpCases, TestCase):
     kind = SocketSendQueue
     open = staticmethod(make_send_queue)
 
 
-class ProxiedTests(TcpMatrix, Proxied, TestCase):
+class ProxiedTests(TcpCases, ProxiedCase, TestCase):
     kind = SocketSendQueue
     open = staticmethod(make_send_queue)
 
 
-class PlainTransportTests(TcpMatrix, TestCase):
+class TransportTests(TcpCases, TestCase):
     kind = TransportSendQueue
     open = staticmethod(TransportSendQueue)
 
 
-class TlsTests(TlsMatrix, TestCase):
+class TlsTests(TlsCases, TestCase):
     kind = TlsSendQueue
     open = staticmethod(make_send_queue)
 
-    def test_the_records_are_made_by_the_shortest_way(self) -> None:
+    def test_openssl_s_functions_make_the_records(self) -> None:
         self.assertIs(type(self.send_queue._records), DirectRecords)
 
     @inlineCallbacks
-    def test_tls_that_stops_in_the_middle_of_a_write(self) -> Any:
+    def test_tls_cannot_encrypt_all_of_a_write(self) -> Any:
         yield self.assert_received(b"")
-        of = self.send_queue._records.of
+        encrypt = self.send_queue._records.encrypt
         self.send_queue._records = SimpleNamespace(
-            of=lambda data: (of(data[:40_000])[0], data[40_000:])
+            encrypt=lambda data: (encrypt(data[:40_000])[0], data[40_000:])
         )
         data = random.Random(7).randbytes(100_000)
         self.send_queue.write(data)
@@ -430,8 +437,8 @@ class TlsTests(TlsMatrix, TestCase):
         yield self.assert_received(data + b"the end")
 
 
-class TlsByMethodsTests(TlsMatrix, TestCase):
-    """A pyOpenSSL whose inside is another: its methods make the records."""
+class TlsByMethodsTests(TlsCases, TestCase):
+    """A pyOpenSSL with other internals: its methods make the records."""
 
     kind = TlsSendQueue
     open = staticmethod(make_send_queue)
@@ -441,24 +448,24 @@ class TlsByMethodsTests(TlsMatrix, TestCase):
         return super().setUp()
 
 
-class TlsTransportTests(TlsMatrix, TestCase):
+class TlsTransportTests(TlsCases, TestCase):
     kind = TransportSendQueue
     open = staticmethod(TransportSendQueue)
 
 
-class RenegotiationTests(RenegotiationMatrix, TestCase):
+class RenegotiationTests(RenegotiationCases, TestCase):
     kind = TlsSendQueue
     open = staticmethod(make_send_queue)
 
 
-class RenegotiationTransportTests(RenegotiationMatrix, TestCase):
+class RenegotiationTransportTests(RenegotiationCases, TestCase):
     kind = TransportSendQueue
     open = staticmethod(TransportSendQueue)
 
 
-class ChoiceTests(ServiceTestCase):
-    """That the short way is in use where it should be: see tests/test_wiring.py."""
+class FallbackTests(ServiceTestCase):
+    """The opposite, the fast path: see `tests.unit.delivery.test_fast_path_selection`."""
 
-    def test_a_transport_of_another_kind_takes_the_plain_way(self) -> None:
+    def test_a_transport_of_another_kind_gets_the_fallback(self) -> None:
         client = self.connect()
         self.assertIsInstance(client.transport.protocol._send_queue, TransportSendQueue)

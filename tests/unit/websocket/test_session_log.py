@@ -121,14 +121,14 @@ class SessionLogTests(ServiceTestCase):
     def test_a_connection_that_is_lost_during_a_batch_is_not_counted(self) -> None:
         clients = [self.subscribe() for _ in range(3)]
         last = clients[-1].transport
-        deliver = self.websocket_server.context.hub._advance
+        deliver = self.websocket_server.context.hub._deliver_batch
 
         def lose_one_meanwhile(channel: Any, share: int) -> int:
             delivered = deliver(channel, 1)
             last.lose(ConnectionDone())
             return delivered + deliver(channel, share - 1)
 
-        self.websocket_server.context.hub._advance = lose_one_meanwhile
+        self.websocket_server.context.hub._deliver_batch = lose_one_meanwhile
         self.deliver(b"1")
         self.assertEqual(self.websocket_server.delivered[0], 2)
         self.assertEqual([len(each.frames()) for each in clients[:2]], [1, 1])

@@ -35,13 +35,13 @@ class BatchTests(ServiceTestCase):
         error = json.loads(answer)
         self.assertEqual((error["code"], error["message"]["value"]), (code, text))
 
-    def test_each_line_is_a_message_in_its_order(self) -> None:
+    def test_each_line_is_sent_as_a_message_in_order(self) -> None:
         client, answer = self.send(b'1\n {"a": 2.50} \r\n"x"\n')
         self.assertEqual((client.status, answer), (200, b""))
         self.assertEqual(self.bodies, [b"1", b'{"a": 2.50}', b'"x"'])
         self.assertEqual(self.broker.published[0].sender, f"https://{HOST}/")
 
-    def test_subscribers_receive_them_in_their_order(self) -> None:
+    def test_subscribers_receive_the_messages_in_order(self) -> None:
         self.validator.known = None
         subscriber = self.subscribe()
         self.validator.known = lambda *_: Grant(None, self.now + 60, True, True)
@@ -49,28 +49,28 @@ class BatchTests(ServiceTestCase):
         self.iterate()
         self.assertEqual([json.loads(text)["Body"] for text in subscriber.texts()], [1, 2, 3])
 
-    def test_parameters_of_the_media_type(self) -> None:
+    def test_the_media_type_may_have_parameters(self) -> None:
         self.send(b"1\n2", {**NDJSON, "Content-Type": "Application/X-NDJSON; charset=utf-8"})
         self.assertEqual(self.bodies, [b"1", b"2"])
 
-    def test_otherwise_a_body_is_one_message(self) -> None:
+    def test_with_another_media_type_the_body_is_one_message(self) -> None:
         client, _ = self.send(b"1\n2", {"Authorization": "Bearer t"})
         self.assertEqual((client.status, self.bodies), (400, []))
 
-    def test_one_bad_line_and_nothing_is_sent(self) -> None:
+    def test_if_one_line_is_invalid_nothing_is_sent(self) -> None:
         for body, number in ((b"1\nx\n3", 2), (b"1\n\n3", 2), (b"", 1), (b"\n", 1), (b"1\n\xff", 2),
                              (b"1\n" * 70 + b"x", 71)):  # fmt: skip
             text = f"Line {number} is not one JSON value."
             self.assert_error(body, 400, "PR400-SV-0002", text)
 
-    def test_at_most_so_many(self) -> None:
+    def test_the_number_of_lines_is_limited(self) -> None:
         client, _ = self.send(b"1\n" * MAX_BATCH)
         self.assertEqual((client.status, len(self.bodies)), (200, MAX_BATCH))
         self.broker.published.clear()
         text = f"The body has more than {MAX_BATCH} lines."
         self.assert_error(b"1\n" * (MAX_BATCH + 1), 413, "PR413-SV-0002", text)
 
-    def test_it_takes_many_iterations_and_lets_others_in(self) -> None:
+    def test_a_long_batch_is_spread_over_reactor_iterations(self) -> None:
         self.site.resource._send.max_batch = 10_000
         spent = 0.0
         seconds = self.clock.seconds
@@ -93,7 +93,7 @@ class BatchTests(ServiceTestCase):
         self.assertEqual((client.status, len(self.bodies)), (200, 5000))
         self.assertGreater(iterations, 10)
 
-    def test_a_broker_that_answers_later(self) -> None:
+    def test_a_broker_that_confirms_later(self) -> None:
         self.site.resource._send.max_batch = 10_000
         self.broker.accepts_at_once = False
         answers: list[Deferred[None]] = []
@@ -128,7 +128,7 @@ class BatchTests(ServiceTestCase):
                 answer.callback(None)
         self.assertEqual(len(answers), batch.MAX_UNCONFIRMED, "no other is sent")
 
-    def test_a_client_that_leaves(self) -> None:
+    def test_a_disconnect_stops_the_batch(self) -> None:
         self.broker.accepts_at_once = False
         cancelled: list[object] = []
         self.patch(self.broker, "publish", lambda _: Deferred(cancelled.append))

@@ -1,4 +1,4 @@
-"""One HTTP connection, in memory: what it answers, what it reads, and when it closes."""
+"""One HTTP connection in memory: responses, reading, and closing."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class ConnectionTestCase(ServiceTestCase):
     limits_settings = LimitSettings(failed_tokens_per_minute=0)
 
     def grant_all(self) -> None:
-        """Every token is known to be valid, and the broker accepts at once."""
+        """Every token has a cached grant, and the broker accepts messages at once."""
         self.validator.known = lambda *_: Grant(None, self.now + 60, True, True)
         self.broker.accepts_at_once = True
 
     def statuses(self, client: Client) -> list[int]:
-        """The statuses of all responses that have come."""
+        """The statuses of all responses that have arrived."""
         found = []
         client.status = 0
         while True:
@@ -76,12 +76,12 @@ class ResponseTests(ConnectionTestCase):
             self.assertIn(b"Content-Length: ", first)
             self.assertTrue(rest.startswith(b"HTTP/1.1 200 "), written)
 
-    def test_a_method_that_nobody_knows(self) -> None:
+    def test_an_unknown_method(self) -> None:
         client, statuses = self.send(head(f"FOO {SEND_PATH} HTTP/1.1"))
         self.assertEqual((statuses, client.headers["allow"]), ([405], ["OPTIONS, POST, PUT"]))
         self.assert_closed(client)
 
-    def test_a_length_that_is_no_number_of_bytes(self) -> None:
+    def test_an_invalid_content_length(self) -> None:
         for length in ("9" * 4301, "18446744073709551616"):
             client, statuses = self.send(
                 head(f"POST {SEND_PATH} HTTP/1.1", f"Content-Length: {length}")
@@ -100,7 +100,7 @@ class ResponseTests(ConnectionTestCase):
         self.assertEqual(client.status, 400)
         self.assertEqual(client.upgrade(f"http://cell1.unit1.example{WEBSOCKET_PATH}"), 101)
 
-    def test_long_tokens_are_sent_with(self) -> None:
+    def test_the_longest_token_is_accepted(self) -> None:
         for size, status in ((20_000, 200), (32_768, 200), (32_769, 401)):
             self.grant_all()
             client = self.client()
@@ -114,14 +114,14 @@ class ResponseTests(ConnectionTestCase):
             self.assertEqual((statuses, client.headers["connection"]), ([200], ["close"]))
             self.assert_closed(client)
 
-    def test_an_internal_error_ends_the_connection(self) -> None:
+    def test_an_internal_error_closes_the_connection(self) -> None:
         self.patch(self.site.resource, "respond", lambda _: 1 / 0)
         client, statuses = self.send(head("OPTIONS * HTTP/1.1") * 2)
         self.assertEqual(statuses, [500])
         self.assert_closed(client)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_no_request_writes_a_line_of_log(self) -> None:
+    def test_requests_write_nothing_to_the_log(self) -> None:
         lines: list[Any] = []
         globalLogPublisher.addObserver(lines.append)
         self.addCleanup(globalLogPublisher.removeObserver, lines.append)
@@ -140,7 +140,7 @@ class ResponseTests(ConnectionTestCase):
 
 
 class PipelineTests(ConnectionTestCase):
-    def test_all_are_answered_in_order_with_one_write(self) -> None:
+    def test_pipelined_requests_are_answered_in_order_with_one_write(self) -> None:
         self.grant_all()
         client = self.client()
         writes: list[bytes] = []
@@ -152,7 +152,7 @@ class PipelineTests(ConnectionTestCase):
                          [b"%d" % number for number in range(16)])  # fmt: skip
         self.assertEqual(len(writes), 1)
 
-    def test_those_behind_one_that_waits_wait_too(self) -> None:
+    def test_requests_behind_one_in_progress_wait(self) -> None:
         client = self.client()
         client.send_raw(post(body=b"1") + post(body=b"2") + head("OPTIONS * HTTP/1.1"))
         self.assertEqual((self.statuses(client), len(self.validator.questions)), ([], 1))
@@ -162,7 +162,7 @@ class PipelineTests(ConnectionTestCase):
         self.assertEqual(self.statuses(client), [401, 200])
         self.assertEqual([each.body for each in self.broker.published], [b"1"])
 
-    def test_behind_a_handshake_come_frames(self) -> None:
+    def test_bytes_after_a_handshake_are_frames(self) -> None:
         client = self.client()
         client.send_raw(
             head("OPTIONS * HTTP/1.1")
@@ -174,7 +174,7 @@ class PipelineTests(ConnectionTestCase):
         client.read_answer()
         self.assertEqual((client.status, client.frames()), (101, [(10, b"")]))
 
-    def test_the_work_of_one_iteration_is_bounded_and_shared(self) -> None:
+    def test_the_work_of_one_iteration_is_limited_and_shared(self) -> None:
         self.site.budget._seconds = 0.004
         seconds = self.clock.seconds
         self.patch(self.clock, "seconds", lambda: self.spent + seconds())
@@ -214,8 +214,8 @@ class PipelineTests(ConnectionTestCase):
         self.assertGreater(len(self.statuses(client)), 0)
 
 
-class EndTests(ConnectionTestCase):
-    def test_what_was_asked_before_the_client_s_end_is_answered(self) -> None:
+class CloseTests(ConnectionTestCase):
+    def test_requests_before_a_half_close_are_answered(self) -> None:
         client = self.client()
         client.send_raw(post())
         client.transport.protocol.readConnectionLost()
@@ -224,7 +224,7 @@ class EndTests(ConnectionTestCase):
         self.assertEqual((self.statuses(client), len(self.broker.published)), ([200], 1))
         self.assert_closed(client)
 
-    def test_half_a_request_is_not(self) -> None:
+    def test_an_incomplete_request_before_a_half_close_is_not_answered(self) -> None:
         for data in (b"", b"GET / HT", post(body=b"12")[:-1]):
             self.grant_all()
             client = self.client()
@@ -234,7 +234,7 @@ class EndTests(ConnectionTestCase):
             self.iterate()
             self.assertIsNotNone(client.transport.lost)
 
-    def test_a_client_that_takes_no_response_is_aborted(self) -> None:
+    def test_a_client_that_reads_no_response_is_aborted(self) -> None:
         client = self.client()
         client.transport.is_congested = True
         for _ in range(10):
@@ -246,7 +246,7 @@ class EndTests(ConnectionTestCase):
 
 
 class BodyTests(ConnectionTestCase):
-    def test_a_body_that_nobody_wants_is_not_kept(self) -> None:
+    def test_an_unused_body_is_not_kept(self) -> None:
         for first in ("POST /nowhere HTTP/1.1", f"POST {SEND_PATH} HTTP/1.1",
                       f"PUT {WEBSOCKET_PATH} HTTP/1.1"):  # fmt: skip
             client = self.client()
@@ -256,7 +256,7 @@ class BodyTests(ConnectionTestCase):
             client.send_raw(b"x" * 900 + head("OPTIONS * HTTP/1.1"))
             self.assertEqual(self.statuses(client), [200])
 
-    def test_a_long_one_ends_the_connection(self) -> None:
+    def test_a_long_unused_body_closes_the_connection(self) -> None:
         self.site.max_body = 10**6
         client, statuses = self.send(head("POST /nowhere HTTP/1.1", "Content-Length: 70000"))
         self.assertEqual((statuses, client.headers["connection"]), ([404], ["close"]))
@@ -268,7 +268,7 @@ class BodyTests(ConnectionTestCase):
             client.send_raw(b"2000\r\n" + b"x" * 8192 + b"\r\n")
         self.assertTrue(client.transport.has_ended)
 
-    def test_before_the_verdict_little_of_it_is_read(self) -> None:
+    def test_little_of_a_body_is_read_before_the_token_is_validated(self) -> None:
         self.site.max_body = 10**6
         client = self.client()
         client.send_raw(head(f"POST {SEND_PATH} HTTP/1.1", BEARER, "Content-Length: 500002"))
@@ -282,7 +282,7 @@ class BodyTests(ConnectionTestCase):
         self.assertEqual(self.statuses(client), [200])
         self.assertEqual(len(self.broker.published[0].body), 500_002)
 
-    def test_100_continue_is_sent_when_the_body_is_wanted(self) -> None:
+    def test_100_continue_is_sent_once_the_token_is_valid(self) -> None:
         client = self.client()
         client.send_raw(
             head(f"POST {SEND_PATH} HTTP/1.1", BEARER, "Content-Length: 1", "Expect: 100-continue")
@@ -294,7 +294,7 @@ class BodyTests(ConnectionTestCase):
         client.send_raw(b"1")
         self.assertEqual(self.statuses(client), [200])
 
-    def test_and_not_otherwise(self) -> None:
+    def test_100_continue_is_not_sent_otherwise(self) -> None:
         for first, line, status in (
             ("POST /nowhere HTTP/1.1", BEARER, 404),
             (f"POST {SEND_PATH} HTTP/1.1", "X: 1", 401),
@@ -347,8 +347,8 @@ class BodyTests(ConnectionTestCase):
                 client.disconnect()
 
 
-class BothWaysTests(ConnectionTestCase):
-    """A decision that is there at once and one that is not give the same responses."""
+class FastPathTests(ConnectionTestCase):
+    """Results that are known at once and later results give the same responses."""
 
     def send_rows(self) -> list[tuple[Any, bytes, str]]:
         def raises(error: Exception) -> Any:
@@ -357,8 +357,8 @@ class BothWaysTests(ConnectionTestCase):
 
             return verdict
 
-        def grants(life: float = 60, may_send: bool = True, subject: str | None = None) -> Any:
-            return lambda *_: Grant(subject, self.now + life, True, may_send)
+        def grants(lifetime: float = 60, may_send: bool = True, subject: str | None = None) -> Any:
+            return lambda *_: Grant(subject, self.now + lifetime, True, may_send)
 
         return [
             (grants(), b"1", "accepts"),
@@ -366,7 +366,7 @@ class BothWaysTests(ConnectionTestCase):
             (grants(), b"nonsense", "accepts"),
             (grants(), b"", "accepts"),
             (grants(may_send=False), b"1", "accepts"),
-            (grants(life=0), b"1", "accepts"),
+            (grants(lifetime=0), b"1", "accepts"),
             (grants(), b"1", "is down"),
             (grants(), b"1", "is full"),
             (raises(TokenInactive("no")), b"1", "accepts"),
@@ -375,7 +375,7 @@ class BothWaysTests(ConnectionTestCase):
         ]
 
     def outcome(self, way: str, verdict: Any, method: str, body: bytes, broker: str) -> Any:
-        """Status, headers, body and what was published, answered in one of the ways."""
+        """Status, headers, body and published messages, with results in one of the ways."""
         self.broker.published.clear()
         self.broker.is_down = broker == "is down"
         self.hub.is_full = broker == "is full"
@@ -405,7 +405,7 @@ class BothWaysTests(ConnectionTestCase):
         client.disconnect()
         return client.status, client.headers, answer, list(self.broker.published)
 
-    def test_every_row(self) -> None:
+    def test_every_row_has_the_same_outcome_in_each_way(self) -> None:
         for verdict, body, broker in self.send_rows():
             for method in ("POST", "PUT", "OPTIONS"):
                 expected = self.outcome("later", verdict, method, body, broker)
@@ -415,11 +415,11 @@ class BothWaysTests(ConnectionTestCase):
                         found = self.outcome(way, verdict, method, body, broker)
                         self.assertEqual(found, expected)
 
-    def test_the_rows_lead_to_many_statuses(self) -> None:
+    def test_the_rows_cover_many_statuses(self) -> None:
         found = {self.outcome("known", *row[:1], "POST", *row[1:])[0] for row in self.send_rows()}
         self.assertEqual(found, {200, 400, 401, 403, 404, 503})
 
-    def test_a_broker_that_answers_late_and_no(self) -> None:
+    def test_a_broker_that_refuses_later(self) -> None:
         published: list[Deferred[None]] = []
 
         def publish(message: Message) -> Deferred[None]:
@@ -434,7 +434,7 @@ class BothWaysTests(ConnectionTestCase):
         published[0].errback(BrokerUnavailable("no"))
         self.assertEqual(self.statuses(client), [503, 200])
 
-    def test_a_known_token_makes_room_and_a_blocked_address_is_blocked(self) -> None:
+    def test_a_cached_grant_authenticates_unless_the_address_is_blocked(self) -> None:
         self.limits.settings = LimitSettings(failed_tokens_per_minute=1)
         self.grant_all()
         client, statuses = self.send(post())
@@ -449,7 +449,7 @@ class BothWaysTests(ConnectionTestCase):
         client.send_raw(post())
         self.assertEqual(self.statuses(client), [503])
 
-    def test_bodies_say_what_is_wrong(self) -> None:
+    def test_error_texts(self) -> None:
         client = self.client()
         answer = client.request("POST", "/nowhere", {"Authorization": "Bearer t"}, b"1")
         text = f"Resource not found. [http://{HOST}/nowhere]."

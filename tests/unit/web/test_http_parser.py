@@ -1,4 +1,4 @@
-"""Requests from bytes, in whichever pieces they arrive."""
+"""Requests from bytes, for any division into pieces."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class HeadTests(SynchronousTestCase):
             head = head_of(b"GET %s HTTP/1.1\r\n%s\r\n" % (target, HOST))
             self.assertEqual((head.path, head.authority), (path, authority), target)
 
-    def test_whether_another_request_may_follow(self) -> None:
+    def test_keep_alive(self) -> None:
         for version, lines, expected in (
             (1, b"", True),
             (0, b"", False),
@@ -77,7 +77,7 @@ class HeadTests(SynchronousTestCase):
             head = head_of(b"GET / HTTP/1.%d\r\n%s%s\r\n" % (version, HOST, lines))
             self.assertIs(head.keeps_alive, expected, lines)
 
-    def test_a_bearer_of_32_kib_fits_and_nothing_else_does(self) -> None:
+    def test_only_a_bearer_token_may_have_32_kib(self) -> None:
         first = b"POST /a HTTP/1.1\r\n" + HOST
         token = b"x" * 32768
         head = head_of(first + b"Authorization: Bearer " + token + b"\r\n\r\n")
@@ -101,13 +101,13 @@ class HeadTests(SynchronousTestCase):
         with self.assertRaises(BadRequest):
             head_of(b"\r\n" * 5 + b"GET / HTTP/1.1\r\n\r\n")
 
-    def test_a_first_line_that_is_none_is_known_before_the_head_ends(self) -> None:
+    def test_an_invalid_request_line_is_refused_before_the_head_ends(self) -> None:
         for data in (b"nonsense\r\n", b"x" * 16384, b"GET / HTTP/2.0\r\nX"):
             parser = RequestParser()
             parser.receive(data)
             self.assertRaises(BadRequest, parser.read_head)
 
-    def test_what_is_wrong(self) -> None:
+    def test_kinds_of_errors(self) -> None:
         for data, problem, method in (
             (b"FOO / HTTP/1.1\r\n\r\n", Problem.METHOD, b"FOO"),
             (b"GET /\xff HTTP/1.1\r\n\r\n", Problem.TARGET, b"GET"),
@@ -135,7 +135,7 @@ class BodyTests(SynchronousTestCase):
         data = head + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"
         self.assertEqual(read_all([data]), [(b"POST", b"/a", b"a")])
 
-    def test_a_body_that_is_too_long(self) -> None:
+    def test_a_body_over_the_limit(self) -> None:
         for data in (
             b"POST /a HTTP/1.1\r\nContent-Length: 6\r\n\r\n",
             CHUNKED + b"3\r\nabc\r\n3\r\ndef\r\n",
@@ -145,7 +145,7 @@ class BodyTests(SynchronousTestCase):
             parser.read_head()
             self.assertRaises(BodyTooBig, parser.read_body, 5)
 
-    def test_chunks_that_are_none(self) -> None:
+    def test_invalid_chunks(self) -> None:
         for body in (b"x\r\n", b"-1\r\n", b"+1\r\na\r\n", b"0x1\r\na\r\n", b"1\na\r\n",
                      b" 1\r\na\r\n",
                      b"1 \r\na\r\n", b"1\r\nab\r\n", b"1" * 17 + b"\r\n", b"1;" + b"x" * 300,
@@ -179,7 +179,7 @@ class BodyTests(SynchronousTestCase):
             assert head is not None
             self.assertEqual(head.path, b"/b")
 
-    def test_the_rest_is_given_away(self) -> None:
+    def test_the_rest_is_returned_and_forgotten(self) -> None:
         parser = RequestParser()
         parser.receive(b"GET / HTTP/1.1\r\n\r\nrest")
         parser.read_head()
@@ -192,7 +192,7 @@ class PieceTests(SynchronousTestCase):
         st.lists(st.tuples(st.booleans(), st.binary(max_size=40)), min_size=1, max_size=4),
         st.lists(st.integers(1, 400), max_size=12),
     )
-    def test_pieces_make_no_difference(
+    def test_the_division_into_pieces_has_no_effect(
         self, requests: list[tuple[bool, bytes]], cuts: list[int]
     ) -> None:
         data, expected = b"", []
@@ -214,7 +214,7 @@ class PieceTests(SynchronousTestCase):
 
     @settings(max_examples=300)
     @given(st.binary(max_size=300))
-    def test_any_bytes_are_a_request_or_none(self, data: bytes) -> None:
+    def test_any_bytes_are_a_request_or_refused(self, data: bytes) -> None:
         for start in (b"", CHUNKED, b"GET / HTTP/1.1\r\n"):
             with contextlib.suppress(BadRequest, BodyTooBig):
                 read_all([start + data])

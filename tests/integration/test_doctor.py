@@ -231,7 +231,7 @@ class UnitTests(DoctorTestCase):
     def setUp(self) -> Any:
         super().setUp()
         self.unit = FakeUnit(reactor, [TOPIC])
-        self.unit.tokens["valid"] = Token(int(reactor.seconds()) + 3600)
+        self.unit.tokens["valid-token"] = Token(int(reactor.seconds()) + 3600)
         site: Site = self.unit.site()
         site.noisy = False
         port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
@@ -245,7 +245,7 @@ class UnitTests(DoctorTestCase):
 
     @inlineCallbacks
     def test_all_checks_with_a_unit(self) -> Any:
-        lines = yield self.doctor("valid")
+        lines = yield self.doctor("valid-token")
         self.assert_found(lines, "ok", "validator", "rejects an invalid token")
         self.assert_found(lines, "ok", "clock", "s from http://localhost:")
         self.assert_found(lines, "ok", "receive", "has arrived")

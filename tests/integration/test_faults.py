@@ -275,7 +275,7 @@ class ConnectionTests(ValidatedServiceTestCase):
         self.addCleanup(port.stopListening)
         yield self.assert_unreachable("no handshake", f"https://127.0.0.1:{port.getHost().port}/")
         self.assertTrue(received)
-        self.assertNotIn(b"valid", b"".join(received))
+        self.assertNotIn(b"valid-token", b"".join(received))
         self.assertEqual(len(closed), 6, "a connection is still open")
 
 
@@ -411,7 +411,7 @@ class CellByHostTests(OverTLS):
         for number in range(20):
             client = self.connect_http()
             self.assertEqual(client.upgrade(host=f"made-up-{number}.unit1.example"), 101)
-            client.present("valid")
+            client.present("valid-token")
             text, _ = yield self.reply(client)
             self.assertIn("Token inactive", text)
             client.disconnect()

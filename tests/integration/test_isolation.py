@@ -363,7 +363,7 @@ class IsolationTests(ValidatedServiceTestCase):
 
         self.patch(reactor, "connectTCP", recording_connect)
         self.unit = FakeUnit(reactor, ALL, UNIT if self.style == "host" else None)
-        self.unit.tokens["valid"] = Token(int(reactor.seconds()) + 3600)
+        self.unit.tokens["valid-token"] = Token(int(reactor.seconds()) + 3600)
         self.unit_port = yield self.serve(self.unit.site())
         self.start(self.settings())
         self.arrived: list[Message] = []
@@ -414,7 +414,7 @@ class IsolationTests(ValidatedServiceTestCase):
             self.assertIn(client.status, REFUSED, what)
             return
         self.assertEqual(client.status, 101, what)
-        client.present("valid")
+        client.present("valid-token")
         text, code = yield self.reply(client)
         if expected not in ALL:
             self.assertIn("Token inactive", text, what)
@@ -438,7 +438,7 @@ class IsolationTests(ValidatedServiceTestCase):
         what: str,
     ) -> Test:
         head = [b"POST %s HTTP/1.1" % target, *lines]
-        head += [b"Authorization: Bearer valid", b"Content-Length: 1", b"", b"1"]
+        head += [b"Authorization: Bearer valid-token", b"Content-Length: 1", b"", b"1"]
         client.send_raw(b"\r\n".join(head))
         end = reactor.seconds() + REPLY_TIMEOUT
         while not client.status and client.transport.lost is None:

@@ -89,7 +89,7 @@ class ValidatedServiceTestCase(TestCase):
         self.clock = reactor
         self.trap = Trap()
         self.unit = FakeUnit(reactor, [TOPIC], self.unit_host)
-        self.unit.tokens["valid"] = Token(int(reactor.seconds()) + 3600)
+        self.unit.tokens["valid-token"] = Token(int(reactor.seconds()) + 3600)
         self.unit_port = yield self.serve(self.unit.site())
         self.trap_port = yield self.serve(Site(self.trap))
         self._port = 50000
@@ -194,7 +194,7 @@ class ValidatedServiceTestCase(TestCase):
         return frames[0][1].decode(), code
 
     @inlineCallbacks
-    def present(self, token: str = "valid") -> Generator[Deferred[Any], Any, Outcome]:
+    def present(self, token: str = "valid-token") -> Generator[Deferred[Any], Any, Outcome]:
         """A new client presents a token; fires with the outcome."""
         client = self.connect()
         before, most = resident(), 0

@@ -1,7 +1,7 @@
-"""The tests: ``python -m twisted.trial tests``."""
+"""The tests; README.md in this directory describes the commands."""
 
 from hypothesis import settings
 
-# How long an example takes says more about the machine than about the code.
+# The time of an example depends on the machine more than on the code.
 settings.register_profile("topicsvc", deadline=None)
 settings.load_profile("topicsvc")

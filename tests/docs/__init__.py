@@ -1,0 +1,1 @@
+"""Tests that compare the documentation and the layers with the code."""

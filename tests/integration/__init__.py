@@ -1,7 +1,7 @@
-"""Real servers and clients on loopback ports."""
+"""Integration tests: real brokers, proxies, browsers and scanners on loopback ports."""
 
 import signal
 
-# What a shell runs in the background ignores SIGINT, and so would all that is started here.
+# A shell starts background processes with SIGINT ignored, and their children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -184,15 +184,15 @@ class TlsAndLoginTests(TestCase):
 
     @inlineCallbacks
     def test_only_a_trusted_server_and_a_valid_login_connect(self) -> Any:
-        good = self.broker(self.trusting, "open:sesame\\")
+        broker = self.broker(self.trusting, "open:sesame\\")
         wrong = self.broker(self.trusting, "wrong")
         distrusting = self.broker(self.endpoint, "open:sesame\\")
         plain = self.broker(f"tcp:127.0.0.1:{self.server.stomp}", "open:sesame\\")
-        yield until(lambda: good.is_up, "the valid login connects")
+        yield until(lambda: broker.is_up, "the valid login connects")
         inbox = Inbox()
         topic = TopicAddress("cell1", "box1", ("tls",), "name")
-        yield good.subscribe(topic, inbox)
-        yield good.publish(Message(topic, CELL, b"1"))
+        yield broker.subscribe(topic, inbox)
+        yield broker.publish(Message(topic, CELL, b"1"))
         yield inbox.holds(1)
         yield deferLater(reactor, 2)
         for other in (wrong, distrusting, plain):

@@ -344,28 +344,28 @@ class TlsAndLoginTests(TestCase):
         events: list[Any] = []
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
-        # Before the broker connects: a producer needs the right to be idempotent at once.
+        # Granted first, as by an operator: an idempotent producer needs the rights at its start.
         yield self.allow("cell1.")
-        good = self.broker("open:sesame", self.other_pem + self.pem)
+        broker = self.broker("open:sesame", self.other_pem + self.pem)
         others = [
             self.broker("wrong", self.pem),
             self.broker("open:sesame", self.other_pem),
             self.broker("open:sesame", None),
         ]
-        yield until(lambda: good.is_up, "the valid login connects")
+        yield until(lambda: broker.is_up, "the valid login connects")
         inbox = Inbox()
         topic = TopicAddress("cell1", "box1", ("tls",), "name")
-        yield good.subscribe(topic, inbox)
-        yield good.publish(Message(topic, CELL, b"1"))
+        yield broker.subscribe(topic, inbox)
+        yield broker.publish(Message(topic, CELL, b"1"))
         yield inbox.holds(1)
         foreign = TopicAddress("cell2", "box1", ("tls",), "name")
-        yield self.assertFailure(good.subscribe(foreign, inbox), BrokerUnavailable)
-        yield self.assertFailure(good.publish(Message(foreign, CELL, b"1")), BrokerUnavailable)
+        yield self.assertFailure(broker.subscribe(foreign, inbox), BrokerUnavailable)
+        yield self.assertFailure(broker.publish(Message(foreign, CELL, b"1")), BrokerUnavailable)
         yield deferLater(reactor, 2)
         for other in others:
             self.assertFalse(other.is_up)
             yield self.assertFailure(other.publish(Message(topic, CELL, b"2")), BrokerUnavailable)
-        self.assertTrue(good.is_up)
+        self.assertTrue(broker.is_up)
         self.assertEqual(inbox.bodies, [b"1"])
         self.assertNotIn("sesame", repr(events))
         self.assertIn("Invalid username or password", repr(events))

@@ -1,0 +1,1 @@
+"""Helpers for the integration tests: servers, hostile clients and measurements."""

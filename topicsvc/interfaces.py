@@ -91,9 +91,12 @@ class TokenValidator(Protocol):
         ...
 
     def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
-        """The grant, where it is known at once and has not expired; None: use `validate`.
+        """The grant of a token, if it is known without a check and has not expired.
 
-        The same grant that `validate` would fire with, without a Deferred.
+        It is the grant with which `validate` would fire, without a Deferred.
+
+        Returns:
+            None: the grant is not known; call `validate`.
         """
         return None
 
@@ -160,9 +163,10 @@ class Broker(Protocol):
         ...
 
     def accept(self, message: Message) -> bool:
-        """Send `message`, where the broker accepts it at once; False: use `publish`.
+        """Send `message` as `publish` does, but without a Deferred.
 
-        The same as `publish`, without a Deferred.
+        Returns:
+            False: the broker cannot accept it at once, and it was not sent; call `publish`.
         """
         ...
 

@@ -161,9 +161,9 @@ class ClientQuota:
     def remembered(
         self, validator: TokenValidator, token: str, topic: TopicAddress
     ) -> Grant | None:
-        """The grant of a token that is known to be valid; None: use `validate`.
+        """The grant of a token that is known without a check; None: call `validate`.
 
-        Such a token takes no place in the queue of its address. It is no guess.
+        Such a token does not wait behind others of its address, because it is known to be valid.
         """
         if self.address is not None and self._limits.token_attempts.blocked_for(self.address):
             return None

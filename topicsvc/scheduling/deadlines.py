@@ -59,7 +59,7 @@ class Deadlines(Generic[T]):
             self._timer = self._clock.callLater(self._seconds, self._tick)
 
     def restart(self, member: T) -> None:
-        """Begin to wait for `member` anew, though it is waited for already."""
+        """Start the deadline of `member` again, even if it has started already."""
         self._due.pop(member, None)
         self.start(member)
 

@@ -1,4 +1,4 @@
-"""A budget of time for each reactor iteration, shared by all that work on input."""
+"""Limits the time of each reactor iteration that is spent on input."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ __all__ = ["WorkBudget"]
 
 
 class WorkBudget:
-    """Spreads work over reactor iterations, so that none gets long and each client its share.
+    """Spreads work over reactor iterations, so that no iteration is long and each client is served.
 
-    A worker asks `is_spent` before each piece of work and calls `spend` after some of them.
-    Once the budget of an iteration is spent, workers queue with `defer` and are called in the
-    iterations that follow, in their order, each until the budget is spent again.
+    A worker checks `is_spent` before each piece of work, and calls `spend` after some of them. If
+    the budget of the iteration is spent, it calls `defer`. Deferred workers are called in the next
+    iterations, in order, until the budget is spent again.
 
     Args:
-        clock: tells the time and has the iterations.
+        clock: the reactor, or a clock in its place.
         seconds: the budget of one iteration.
+
+    Attributes:
+        is_spent: whether the budget of this iteration is spent.
     """
 
     __slots__ = ("_clock", "_is_scheduled", "_queue", "_seconds", "_spent", "is_spent")
@@ -39,11 +42,11 @@ class WorkBudget:
         return len(self._queue)
 
     def now(self) -> float:
-        """The clock's time, for `spend`."""
+        """The time, for `spend`."""
         return self._clock.seconds()
 
     def spend(self, since: float) -> float:
-        """Count the work since that time of the clock; returns the time now."""
+        """Count the time since `since` as spent; return the time."""
         now = self._clock.seconds()
         self._spent += now - since
         if self._spent >= self._seconds:
@@ -52,7 +55,7 @@ class WorkBudget:
         return now
 
     def defer(self, work: Callable[[], None]) -> None:
-        """Call `work` in a later iteration, after all that was deferred before."""
+        """Call `work` in a later iteration, after all work that was deferred before."""
         self._queue.append(work)
         self._schedule()
 
@@ -65,13 +68,13 @@ class WorkBudget:
         self._is_scheduled = False
         self._spent = 0.0
         self.is_spent = False
-        # What is deferred meanwhile has its turn in the next iteration.
+        # Work that is deferred meanwhile waits for the next iteration.
         for _ in range(len(self._queue)):
             if self.is_spent:
                 break
             try:
                 self._queue.popleft()()
             except Exception:
-                self._log.failure("deferred work failed; the rest goes on")
+                self._log.failure("deferred work failed; the work behind it continues")
         if self._queue:
             self._schedule()

@@ -46,6 +46,29 @@ class DeadlinesTests(SynchronousTestCase):
         self.clock.advance(5)
         self.assertEqual(self.passed, [("a", 10)])
 
+    def test_restart_begins_anew(self) -> None:
+        self.deadlines.start("a")
+        self.clock.advance(5)
+        self.deadlines.restart("a")
+        self.deadlines.restart("b")
+        self.clock.pump([1] * 9)
+        self.assertEqual(self.passed, [])
+        self.clock.advance(1)
+        self.assertEqual(self.passed, [("a", 15), ("b", 15)])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_new_length_applies_to_later_deadlines(self) -> None:
+        self.deadlines.start("a")
+        self.deadlines.set_length(5)
+        self.deadlines.start("b")
+        self.clock.advance(9)
+        self.assertEqual(self.passed, [])
+        self.deadlines.start("c")
+        self.clock.advance(1)
+        self.assertEqual(self.passed, [("a", 10), ("b", 10)])
+        self.clock.advance(4)
+        self.assertEqual(self.passed[2:], [("c", 14)])
+
     def test_a_call_that_fails_does_not_stop_the_others(self) -> None:
         def failing(member: str) -> None:
             self.expired(member)

@@ -172,7 +172,7 @@ class _Service(Collector):
     def _slow_readers(self) -> Iterator[Metric]:
         slow_consumers = self._sources.websocket_server.context.slow_consumers
         yield GaugeMetricFamily(
-            "topicsvc_slow_readers", "Sessions with queued data.", len(slow_consumers)
+            "topicsvc_slow_readers", "Clients with queued data.", len(slow_consumers)
         )
         yield GaugeMetricFamily(
             "topicsvc_queued_bytes", "Bytes queued for slow readers.", slow_consumers.total

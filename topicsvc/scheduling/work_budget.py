@@ -48,11 +48,15 @@ class WorkBudget:
     def spend(self, since: float) -> float:
         """Count the time since `since` as spent; return the time."""
         now = self._clock.seconds()
-        self._spent += now - since
+        self.charge(now - since)
+        return now
+
+    def charge(self, seconds: float) -> None:
+        """Count work that took or will take so long."""
+        self._spent += seconds
         if self._spent >= self._seconds:
             self.is_spent = True
             self._schedule()
-        return now
 
     def defer(self, work: Callable[[], None]) -> None:
         """Call `work` in a later iteration, after all work that was deferred before."""

@@ -41,6 +41,12 @@ MAX_SKIPPED = 65536
 READ_SIZE = 16384
 """Most bytes of one read. Without a valid token, less than two reads are kept in memory."""
 
+TLS_READ_SIZE = 8192
+"""The same over TLS, where a byte may come in a record of its own."""
+
+TLS_RECORD_COST = 5e-6
+"""Seconds to decrypt a small TLS record. A transport does it before this module is called."""
+
 MAX_JOINED = 16384
 """Bytes of responses after which they are written, although more requests have arrived."""
 
@@ -153,6 +159,8 @@ class HttpConnection(TwistedProtocol):
         self._is_closing = False  # bytes that still arrive are discarded
         self._output: list[bytes] = []
         self._output_size = 0
+        self._is_tls = False
+        self._decrypt_cost = 0.0
         self._send_queue: SendQueue | None = None
         self._deadline: Deadlines[HttpConnection] | None = None
 
@@ -169,7 +177,9 @@ class HttpConnection(TwistedProtocol):
             # Before the TLS handshake, which is the expensive part.
             self.transport.abortConnection()
             return
-        _socket_transport(self.transport).bufferSize = READ_SIZE
+        self._is_tls = ISSLTransport.providedBy(self.transport)
+        read_size = TLS_READ_SIZE if self._is_tls else READ_SIZE
+        _socket_transport(self.transport).bufferSize = read_size
         self.quota.on_token_deadline = self._token_deadline_passed
         self._set_deadline(site.head_deadlines)
 
@@ -177,6 +187,9 @@ class HttpConnection(TwistedProtocol):
         if self._is_closing:
             return
         self._parser.receive(data)
+        if self._is_tls:
+            self.factory.budget.charge(TLS_RECORD_COST)
+            self._decrypt_cost += TLS_RECORD_COST
         if self._is_waiting or self._is_congested or self._is_deferred:
             self._update_reading()
         elif self.factory.budget.is_spent:
@@ -268,6 +281,9 @@ class HttpConnection(TwistedProtocol):
 
     def _deferred_work(self) -> None:
         self._is_deferred = False
+        # The next read may cost as much as the last one. So only some connections are read
+        # again in one iteration.
+        self.factory.budget.charge(self._decrypt_cost)
         if not self._is_busy:
             self._work()
 
@@ -284,6 +300,7 @@ class HttpConnection(TwistedProtocol):
     def _work(self) -> None:
         """Handle received requests until the budget of this iteration is spent."""
         budget = self.factory.budget
+        self._decrypt_cost = 0.0
         since = self.factory.clock.seconds()
         try:
             while self._step():
@@ -482,7 +499,7 @@ class HttpConnection(TwistedProtocol):
         """
         self._is_closing = True
         self._finish()
-        if ISSLTransport.providedBy(self.transport):
+        if self._is_tls:
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()

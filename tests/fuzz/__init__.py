@@ -1,8 +1,8 @@
-"""Any bytes, where strangers can put them: no exception but ours, no failure in the log.
+"""Fuzzing: any bytes from the network raise only topicsvc's own exceptions, and log no failure.
 
-`tests.fuzz.targets` has the places. Hypothesis (tests/unit/test_hostile_input.py) feeds them in
-every test run; by hand, for as long as wanted, a fuzzer that follows the code's branches
-does::
+`tests.fuzz.targets` has the functions that take such bytes. In every test run, Hypothesis generates
+their input (tests/unit/test_hostile_input.py). A coverage-guided fuzzer is started by hand, and
+runs for any length of time::
 
     pip install '.[fuzz]'
     python -m tests.fuzz                    # each target for a minute

@@ -1,4 +1,4 @@
-"""Run targets under atheris; see `tests.fuzz`. Each runs in a process of its own."""
+"""Runs targets with atheris, each in its own process; see `tests.fuzz`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-SLOW = 10
-"""Seconds that one input may take."""
+INPUT_TIMEOUT = 10
+"""The most seconds for one input."""
 
-MOST_BYTES = 4096
-"""Bytes of one input."""
+MAX_INPUT = 4096
+"""The most bytes of one input."""
 
 
 def fuzz(name: str, seconds: int, corpus: Path) -> None:
-    """Fuzz one target in this process, which ends with it."""
+    """Fuzz one target in this process. The process ends with the run."""
     import atheris
 
     with atheris.instrument_imports(include=["topicsvc", "autobahn", "twisted.web.http"]):
@@ -27,8 +27,8 @@ def fuzz(name: str, seconds: int, corpus: Path) -> None:
     options = [
         sys.argv[0],
         f"-max_total_time={seconds}",
-        f"-timeout={SLOW}",
-        f"-max_len={MOST_BYTES}",
+        f"-timeout={INPUT_TIMEOUT}",
+        f"-max_len={MAX_INPUT}",
         f"-artifact_prefix=fuzz-{name}-",
         str(corpus),
     ]
@@ -37,21 +37,28 @@ def fuzz(name: str, seconds: int, corpus: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    found.add_argument("target", nargs="*", metavar="TARGET", help="of tests.fuzz.targets")
-    found.add_argument("-s", "--seconds", type=int, default=60, help="for each target")
-    found.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
-    return found
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument(
+        "target",
+        nargs="*",
+        metavar="TARGET",
+        help="a target of tests.fuzz.targets; without any, all run",
+    )
+    parser.add_argument(
+        "-s", "--seconds", type=int, default=60, help="the time for each target (default: 60)"
+    )
+    parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> int:
-    """Run the targets that are asked for, or all; 1: something was found."""
+    """Run the given targets, or all. Returns 1 if an error was found."""
     options = parser().parse_args()
     if options.corpus:
         fuzz(options.target[0], options.seconds, options.corpus)
-    bad = 0
-    # Not imported before: a child has to see its modules through the fuzzer.
+    errors = 0
+    # Imported only now: in a child, the fuzzer has to instrument these modules first.
     from tests.fuzz.targets import TARGETS
 
     if not set(options.target) <= set(TARGETS):
@@ -71,11 +78,11 @@ def main() -> int:
             )
         done = re.search(r"Done (\d+) runs in (\d+) second", child.stdout)
         if child.returncode == 0 and done is not None:
-            print(f"{name}: {done[1]} runs in {done[2]} s, nothing found", flush=True)
+            print(f"{name}: {done[1]} runs in {done[2]} s, no error found", flush=True)
         else:
-            bad += 1
-            print(f"{name}: found\n{child.stdout}", flush=True)
-    return 1 if bad else 0
+            errors += 1
+            print(f"{name}: error found\n{child.stdout}", flush=True)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Where bytes of strangers come in. Each target takes any bytes, and raises if we are at fault.
+"""The functions that take bytes from the network. Each target takes any bytes, and raises on a bug.
 
-A stranger is also a unit that answers a question, and a broker: both are across a network.
+The bytes come from clients, and also from a unit, from a token server and from a broker.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ from topicsvc.websocket.messages import parse_token
 __all__ = ["CUT", "SEEDS", "TARGETS"]
 
 CUT = b"~|~"
-"""Where this stands in the bytes of a stream, one piece ends and the next begins."""
+"""In the bytes of a stream, this separates two pieces that arrive one after the other."""
 
 UNIT = Unit("https://unit1.example/", ["unit1.example", "127.0.0.1", "[::1]"])
-LONG = 100.0
-"""Seconds: longer than any deadline but those of living sessions."""
+LONG_PAUSE = 100.0
+"""Seconds: longer than every deadline except those of open sessions."""
 
 
 @contextlib.contextmanager
 def nothing_logged() -> Iterator[None]:
-    """Raise if a failure is logged meanwhile."""
+    """Raise if a failure is logged in this context."""
     failures: list[Failure] = []
 
-    def look(event: LogEvent) -> None:
+    def observe(event: LogEvent) -> None:
         if "log_failure" in event:
             failures.append(event["log_failure"])
 
-    globalLogPublisher.addObserver(look)
+    globalLogPublisher.addObserver(observe)
     try:
         yield
     finally:
-        globalLogPublisher.removeObserver(look)
+        globalLogPublisher.removeObserver(observe)
     for failure in failures:
         raise AssertionError(f"logged: {failure.getTraceback()}") from failure.value
 
@@ -78,7 +78,7 @@ def nothing_logged() -> Iterator[None]:
 
 
 def address(data: bytes) -> None:
-    """Host headers, one a line, an empty line, and a path; also as paths of settings."""
+    """Host headers, one a line, an empty line, and a path; the path also as a setting."""
     hosts, _, path = data.partition(b"\n\n")
     for read in (UNIT.websocket_topic, UNIT.send_topic):
         with contextlib.suppress(AddressError):
@@ -92,7 +92,7 @@ def address(data: bytes) -> None:
 
 
 def host(data: bytes) -> None:
-    """One Host header above a good path: it names the unit or a cell of it, or nothing."""
+    """One Host header with a valid path: it names the unit, one of its cells, or nothing."""
     below = b"/__topic/box1/col.topic.name"
     for path in (below, b"/cell1" + below):
         try:
@@ -115,7 +115,7 @@ def _check_topic(topic: TopicAddress) -> None:
 
 
 def message(data: bytes) -> None:
-    """What a WebSocket message or an HTTP body holds."""
+    """The content of a WebSocket message or of an HTTP body."""
     with contextlib.suppress(InvalidMessage):
         token = parse_token(data)
         assert token.isascii()
@@ -125,7 +125,7 @@ def message(data: bytes) -> None:
 
 
 def propfind(data: bytes) -> None:
-    """A unit's answers: a content type, a line end, and XML; also as an Allow header."""
+    """A response of a unit: a content type, a line end, and XML; also an Allow header."""
     content_type, _, body = data.partition(b"\n")
     with contextlib.suppress(ValidatorUnavailable):
         has_topic(body, content_type.decode("latin-1"), "name")
@@ -133,14 +133,14 @@ def propfind(data: bytes) -> None:
 
 
 def introspection(data: bytes) -> None:
-    """An answer to "is this token active?"."""
+    """The response to a token introspection request."""
     with contextlib.suppress(TokenInactive, ValidatorUnavailable):
         claims = read_claims(data, EPOCH)
         assert claims.expires_at > EPOCH
 
 
 def stomp(data: bytes) -> None:
-    """A broker's frames, in pieces; what was read can be written and read again."""
+    """Frames of a broker, in pieces. A frame that was read can be encoded and read again."""
     decoder = Decoder(max_head=1000, max_body=1000)
     with contextlib.suppress(StompError):
         for piece in data.split(CUT):
@@ -158,7 +158,7 @@ def stomp(data: bytes) -> None:
 
 
 def broker(data: bytes) -> None:
-    """A broker that greets us and then says this, to both connections."""
+    """A broker that completes its greeting and then sends `data` on both connections."""
     with nothing_logged():
         clock = Clock()
         clock.rightNow = EPOCH
@@ -166,30 +166,30 @@ def broker(data: bytes) -> None:
         inbox: list[Message] = []
         activemq = ActiveMQBroker(server, clock, clock.seconds, random=Random(1))
         activemq.startService()
-        _pass_turns(clock)
+        _iterate(clock)
         topic = TopicAddress("cell1", "box1", ("col",), "name")
-        for asked in (
+        for pending in (
             activemq.subscribe(topic, inbox.append),
             activemq.publish(Message(topic, None, b"1")),
         ):
-            asked.addErrback(lambda _: None)
-        _pass_turns(clock)
-        for peer in list(server.connected):
+            pending.addErrback(lambda _: None)
+        _iterate(clock)
+        for connection in list(server.connected):
             for piece in data.split(CUT):
-                peer.send_bytes(piece)
-                _pass_turns(clock)
-        for arrived in inbox:
-            assert arrived.topic == topic
-            json_text(arrived.body)
+                connection.send_bytes(piece)
+                _iterate(clock)
+        for received in inbox:
+            assert received.topic == topic
+            json_text(received.body)
         stopping: Deferred[None] = activemq.stopService()
         for _ in range(10):
             clock.advance(1)
-            _pass_turns(clock)
+            _iterate(clock)
         assert stopping.called
         assert clock.getDelayedCalls() == []
 
 
-def _pass_turns(clock: Clock) -> None:
+def _iterate(clock: Clock) -> None:
     for _ in range(4):
         clock.advance(0)
 
@@ -208,7 +208,7 @@ class _Service(ServiceTestCase):
         return service
 
 
-_ANSWERS: list[Callable[[Question], None]] = [
+_RESULTS: list[Callable[[Question], None]] = [
     lambda question: question.grant(EPOCH + 50),
     Question.refuse,
     Question.be_unavailable,
@@ -218,12 +218,12 @@ _ANSWERS: list[Callable[[Question], None]] = [
 
 
 def request(data: bytes) -> None:
-    """Whatever a client writes, in pieces. The first byte chooses how tokens are judged."""
+    """Any bytes of a client, in pieces. The first byte selects the result of token checks."""
     _converse(data[:1], data[1:])
 
 
 def frames(data: bytes) -> None:
-    """Whatever a client writes behind a good handshake."""
+    """Any bytes of a client after a valid handshake."""
     lines = [f"GET {WEBSOCKET_PATH} HTTP/1.1", f"Host: {HOST}"]
     lines += [f"{name}: {value}" for name, value in HANDSHAKE.items()]
     head = "\r\n".join([*lines, "", ""]).encode()
@@ -231,18 +231,18 @@ def frames(data: bytes) -> None:
 
 
 def proxy(data: bytes) -> None:
-    """Whatever comes to an endpoint behind a proxy: a header of either version, and a request."""
+    """Any bytes on an endpoint behind a proxy, such as a PROXY header and a request."""
     whole = data.replace(CUT, b"")
     at_once = _proxy_header([whole])
     assert at_once == _proxy_header([bytes([each]) for each in whole])
     if isinstance(at_once, tuple):
-        most = MAX_LENGTH if whole.startswith(b"\r") else MAX_LINE
-        assert len(whole) - len(at_once[-1]) <= most
+        limit = MAX_LENGTH if whole.startswith(b"\r") else MAX_LINE
+        assert len(whole) - len(at_once[-1]) <= limit
     _converse(data[:1], data, is_proxied=True)
 
 
 def _proxy_header(pieces: list[bytes]) -> object:
-    """What is read: whom it names, and what came behind."""
+    """The result of `ProxyHeader`: the addresses in the header, and the bytes behind it."""
     header = ProxyHeader()
     for number, piece in enumerate(pieces):
         try:
@@ -256,7 +256,7 @@ def _proxy_header(pieces: list[bytes]) -> object:
 
 
 def _converse(choice: bytes, data: bytes, is_proxied: bool = False) -> None:
-    judge = _ANSWERS[(choice or b"\0")[0] % len(_ANSWERS)]
+    set_result = _RESULTS[(choice or b"\0")[0] % len(_RESULTS)]
     with nothing_logged():
         service = _Service.started()
         client = Client(service, site=ProxiedFactory(service.site) if is_proxied else None)
@@ -264,9 +264,9 @@ def _converse(choice: bytes, data: bytes, is_proxied: bool = False) -> None:
             client.send_raw(piece)
             for question in service.validator.questions:
                 if not question.answer.called:
-                    judge(question)
+                    set_result(question)
             service.iterate()
-        service.advance(LONG)
+        service.advance(LONG_PAUSE)
         for published in service.broker.published:
             assert json_text(published.body) == published.body
             assert len(published.body) <= MAX_BODY
@@ -283,7 +283,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         address, host, message, propfind, introspection, stomp, broker, request, frames, proxy,
     )
 }  # fmt: skip
-"""All, by name."""
+"""All targets, by name."""
 
 
 def _http(*lines: str, body: bytes = b"") -> bytes:

@@ -275,7 +275,7 @@ class TargetTests(SynchronousTestCase):
         def fail(question: Question) -> None:
             question.answer.errback(ZeroDivisionError("said the test"))
 
-        self.patch(targets, "_ANSWERS", [fail])
+        self.patch(targets, "_RESULTS", [fail])
         self.assertRaises(AssertionError, targets.frames, SEEDS["frames"][0])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 

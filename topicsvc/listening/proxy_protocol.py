@@ -13,6 +13,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
+    IHalfCloseableProtocol,
     IListeningPort,
     IProtocolFactory,
     IStreamServerEndpoint,
@@ -29,6 +30,7 @@ PREFIX = "haproxy:"
 """Prefix of such an endpoint string, before the string of the endpoint that listens."""
 
 
+@implementer(IHalfCloseableProtocol)
 class ProxiedProtocol(ProtocolWrapper):
     """One connection from a proxy; the header gives the client's address.
 
@@ -62,6 +64,17 @@ class ProxiedProtocol(ProtocolWrapper):
         self._is_read = rest is not None
         if rest:
             self.wrappedProtocol.dataReceived(rest)
+
+    def readConnectionLost(self) -> None:
+        """Tell the wrapped protocol that the client has closed its half, or close all of it."""
+        protocol = IHalfCloseableProtocol(self.wrappedProtocol, None)
+        if protocol is None:
+            self.transport.loseConnection()
+        else:
+            protocol.readConnectionLost()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the wrapped protocol has closed this half itself."""
 
     def getPeer(self) -> IAddress:
         """The address of the proxy's client, or of the proxy if the header has none."""

@@ -697,6 +697,23 @@ class ProxyProtocolTests(RefusalTestCase):
         self.assertEqual(statuses, [101, 101, 503])
         self.assertEqual(self.limits.refusals["per_address"], 1)
 
+    def test_a_client_that_closes_its_half_behind_a_request_gets_the_response(self) -> None:
+        client = self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443")
+        client.request("POST", SEND_PATH, BEARER, b"1")
+        client.transport.protocol.readConnectionLost()
+        self.validator.last.grant(self.now + 60)
+        client.read_answer()
+        self.assertEqual(client.status, 200)
+        self.iterate()
+        self.assertIsNotNone(client.transport.lost)
+
+    def test_a_websocket_client_that_closes_its_half_is_gone(self) -> None:
+        client = self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443")
+        self.assertEqual(client.upgrade(), 101)
+        client.transport.protocol.readConnectionLost()
+        self.iterate()
+        self.assertIsNotNone(client.transport.lost)
+
     def test_the_log_has_the_address_in_the_header(self) -> None:
         client = self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443")
         client.upgrade()

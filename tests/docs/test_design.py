@@ -118,7 +118,7 @@ class PrivateNameTests(SynchronousTestCase):
         )
         self.assertGreater(len(documented), 3)
         wanted = dict(
-            re.findall(r"^ {4}([\w-]+)(?:\[\w+\])?>=([\d.]+)$", page("setup.cfg"), re.MULTILINE)
+            re.findall(r"^\s+([\w-]+)(?:\[\w+\])?>=([\d.]+)$", page("setup.cfg"), re.MULTILINE)
         )
         for library, least, tested in documented:
             self.assertEqual(wanted[library], least, library)

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from tests.support.fakes import Question
+from tests.support.fakes import FakeCheck
 from tests.support.harness import (
     EPOCH,
     HANDSHAKE,
@@ -208,12 +208,12 @@ class _Service(ServiceTestCase):
         return service
 
 
-_RESULTS: list[Callable[[Question], None]] = [
-    lambda question: question.grant(EPOCH + 50),
-    Question.refuse,
-    Question.be_unavailable,
-    lambda question: None,
-    lambda question: question.grant(EPOCH + 50, may_send=False, may_receive=False),
+_RESULTS: list[Callable[[FakeCheck], None]] = [
+    lambda check: check.grant(EPOCH + 50),
+    FakeCheck.refuse,
+    FakeCheck.be_unavailable,
+    lambda check: None,
+    lambda check: check.grant(EPOCH + 50, may_send=False, may_receive=False),
 ]
 
 
@@ -262,9 +262,9 @@ def _converse(choice: bytes, data: bytes, is_proxied: bool = False) -> None:
         client = Client(service, site=ProxiedFactory(service.site) if is_proxied else None)
         for piece in data.split(CUT):
             client.send_raw(piece)
-            for question in service.validator.questions:
-                if not question.answer.called:
-                    set_result(question)
+            for check in service.validator.checks:
+                if not check.result.called:
+                    set_result(check)
             service.iterate()
         service.advance(LONG_PAUSE)
         for published in service.broker.published:

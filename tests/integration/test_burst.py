@@ -28,7 +28,7 @@ class BurstTestCase(ValidatedServiceTestCase):
     @inlineCallbacks
     def setUp(self) -> Test:
         yield super().setUp()
-        self.unit.has(answers_after(reactor, 0.020))
+        self.unit.inject(answers_after(reactor, 0.020))
         self.start(self.settings())
 
     @inlineCallbacks
@@ -48,8 +48,8 @@ class BurstTestCase(ValidatedServiceTestCase):
             print(
                 f"\n    {self.id().partition('.test_burst.')[2]}: {len(clients)} clients, "
                 f"{dict(replies)}, {reactor.seconds() - began:.2f} s, "
-                f"{len(self.unit.requests)} requests, at most {self.unit.most_tokens} tokens "
-                f"and {self.unit.most_requests} requests in flight"
+                f"{len(self.unit.requests)} requests, at most {self.unit.max_tokens} tokens "
+                f"and {self.unit.max_requests} requests in flight"
             )
         self.assertEqual(replies, {"Success": CLIENTS})
         self.assertEqual(len(self.unit.tokens) - 1, len(set(tokens)))
@@ -62,14 +62,14 @@ class UnitBurstTests(BurstTestCase):
     def test_different_tokens(self) -> Test:
         yield self.burst([f"token-{number}" for number in range(CLIENTS)])
         self.assertEqual(len(self.unit.requests), self.REQUESTS_PER_CHECK * CLIENTS)
-        self.assertLessEqual(self.unit.most_tokens, CONCURRENCY)
-        self.assertLessEqual(self.unit.most_requests, self.REQUESTS_PER_CHECK * CONCURRENCY)
+        self.assertLessEqual(self.unit.max_tokens, CONCURRENCY)
+        self.assertLessEqual(self.unit.max_requests, self.REQUESTS_PER_CHECK * CONCURRENCY)
 
     @inlineCallbacks
     def test_one_token(self) -> Test:
         yield self.burst(["token"] * CLIENTS)
         self.assertLessEqual(len(self.unit.requests), self.REQUESTS_PER_CHECK * CLIENTS // 100)
-        self.assertEqual(self.unit.most_tokens, 1)
+        self.assertEqual(self.unit.max_tokens, 1)
 
 
 class IntrospectionBurstTests(UnitBurstTests):

@@ -52,7 +52,7 @@ FAULTS: tuple[tuple[Fault, str], ...] = (
     (answers(200, json.dumps({"active": VALID}).encode()), "POST"),
     (answers(207, f"<!DOCTYPE x [<!ENTITY a '{VALID}'>]><x>&a;</x>".encode()), "PROPFIND"),
     (answers(200, Allow=VALID), "OPTIONS"),
-    (fake_unit.parrots, "*"),
+    (fake_unit.echoes_request, "*"),
     (fake_unit.drops_every_connection, "*"),
     (fake_unit.never_answers, "*"),
 )
@@ -97,9 +97,9 @@ class LogTests(CanaryTestCase):
         self.patch(outage_log, "LOG_INTERVAL", 0)  # log each outage
         self.start(self.settings("cache = 1\nrecheck = 1"))
         for fault, method in FAULTS:
-            self.unit.recovers()
+            self.unit.recover()
             session = yield self.active_session()
-            self.unit.has(fault, method)
+            self.unit.inject(fault, method)
             for token in (VALID, READER, UNKNOWN, NO_RIGHTS):
                 outcome = yield self.present(token)
                 self.assert_clean("a reply", outcome.text)
@@ -112,7 +112,7 @@ class LogTests(CanaryTestCase):
             for _, payload in frames:
                 self.assert_clean("a reply", payload.decode("latin-1"))
             session.disconnect()
-        self.unit.recovers()
+        self.unit.recover()
         revoked = self.connect()
         revoked.present(VALID)
         yield self.reply(revoked)
@@ -201,8 +201,8 @@ class ProcessTests(CanaryTestCase):
         self.addCleanup(lambda: deferToThread(service.stop))
         listen, admin = service.ports
         for fault, method in FAULTS:
-            self.unit.recovers()
-            self.unit.has(fault, method)
+            self.unit.recover()
+            self.unit.inject(fault, method)
             for token in (VALID, READER, UNKNOWN, NO_RIGHTS):
                 for text in (yield deferToThread(_use, listen, token)):
                     self.assert_clean("a response", text)

@@ -260,13 +260,13 @@ class UnitTests(DoctorTestCase):
 
     @inlineCallbacks
     def test_an_unknown_cell(self) -> Any:
-        self.unit.has(answers(404), "POST")
+        self.unit.inject(answers(404), "POST")
         lines = yield self.doctor()
         self.assert_found(lines, "warn", "validator", "has no cell topicsvc-doctor")
 
     @inlineCallbacks
     def test_a_unit_that_fails_or_does_not_exist(self) -> Any:
-        self.unit.has(answers(500))
+        self.unit.inject(answers(500))
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "validator", "status 500")
         self.validator = self.validator.replace("localhost", "nowhere.invalid")
@@ -276,7 +276,7 @@ class UnitTests(DoctorTestCase):
 
     @inlineCallbacks
     def test_a_unit_that_does_not_respond(self) -> Any:
-        self.unit.has(never_answers)
+        self.unit.inject(never_answers)
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "validator", "no answer within 2")
         self.assert_found(lines, "ok", "files", "")
@@ -292,7 +292,7 @@ class UnitTests(DoctorTestCase):
     def test_clocks_that_differ(self) -> Any:
         for apart, level, words in ((-20, "warn", "s ahead of"), (300, "FAIL", "s behind")):
             date = formatdate(reactor.seconds() + apart, usegmt=True).encode()
-            self.unit.has(adds_header("date", date), "GET")
+            self.unit.inject(adds_header("date", date), "GET")
             lines = yield self.doctor()
             self.assert_found(lines, level, "clock", words)
 

@@ -41,11 +41,11 @@ from tests.support.fake_unit import (
     answers,
     answers_after,
     claims,
-    drips,
+    describes_collection,
     floods,
     multistatus,
     redirects_to,
-    says_of_collection,
+    sends_slowly,
 )
 from topicsvc.settings import (
     Config,
@@ -73,8 +73,8 @@ class FaultTests(ValidatedServiceTestCase):
     ) -> Generator[Deferred[Any], Any, Outcome]:
         """Check the reply with `fault` in the responses to each of `methods` in turn."""
         for method in methods or METHODS:
-            self.unit.recovers()
-            self.unit.has(fault, method)
+            self.unit.recover()
+            self.unit.inject(fault, method)
             outcome = yield self.present()
             self.assert_outcome(f"{self.id().rpartition('.')[2]} ({method})", outcome, reply)
             yield sleep(0.05)
@@ -102,15 +102,15 @@ class FaultTests(ValidatedServiceTestCase):
 
     @inlineCallbacks
     def test_sends_one_byte_per_second(self) -> Test:
-        yield self.assert_reply(SERVICE_UNAVAILABLE, drips(reactor, 1))
+        yield self.assert_reply(SERVICE_UNAVAILABLE, sends_slowly(reactor, 1))
 
     @inlineCallbacks
     def test_sends_one_byte_per_10_ms(self) -> Test:
-        yield self.assert_reply(SERVICE_UNAVAILABLE, drips(reactor, 0.01))
+        yield self.assert_reply(SERVICE_UNAVAILABLE, sends_slowly(reactor, 0.01))
 
     @inlineCallbacks
     def test_closes_persistent_connections(self) -> Test:
-        self.unit.has(fake_unit.closes_kept_connections)
+        self.unit.inject(fake_unit.closes_kept_connections)
         for _ in range(3):
             outcome = yield self.present()
             self.assert_outcome("closes persistent connections", outcome, SUCCESS)
@@ -124,7 +124,7 @@ class FaultTests(ValidatedServiceTestCase):
             return fake_unit.answers_at_once(request, reply)
 
         self.service._validators._agent._pool.cachedConnectionTimeout = 0.2
-        self.unit.has(records_channel)
+        self.unit.inject(records_channel)
         outcome = yield self.present()
         self.assert_outcome("resets idle connections", outcome, SUCCESS)
         for channel in channels:
@@ -153,12 +153,12 @@ class FaultTests(ValidatedServiceTestCase):
     @inlineCallbacks
     def test_207_with_a_403_inside(self) -> Test:
         body = multistatus(["name"]).replace(b"200 OK", b"403 Forbidden")
-        yield self.assert_reply(TOKEN_INACTIVE, says_of_collection(body), "PROPFIND")
+        yield self.assert_reply(TOKEN_INACTIVE, describes_collection(body), "PROPFIND")
 
     @inlineCallbacks
     def test_wrong_namespace(self) -> Test:
         body = multistatus(["name"]).replace(b"urn:x-personium:xmlns", b"urn:x-other:xmlns")
-        yield self.assert_reply(TOKEN_INACTIVE, says_of_collection(body), "PROPFIND")
+        yield self.assert_reply(TOKEN_INACTIVE, describes_collection(body), "PROPFIND")
 
     @inlineCallbacks
     def test_prefixed_namespaces(self) -> Test:
@@ -169,17 +169,17 @@ class FaultTests(ValidatedServiceTestCase):
             body = body.replace(b"</%s>" % name, b"</D:%s>" % name)
             body = body.replace(b"<%s/>" % name, b"<D:%s/>" % name)
         self.assertNotIn(b"<response", body)
-        yield self.assert_reply(SUCCESS, says_of_collection(body), "PROPFIND")
+        yield self.assert_reply(SUCCESS, describes_collection(body), "PROPFIND")
 
     @inlineCallbacks
     def test_document_types_and_entity_bombs(self) -> Test:
         for body in (ENTITY_BOMB, EXTERNAL_ENTITY, b"<!DOCTYPE x>" + multistatus(["name"])[39:]):
-            yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
+            yield self.assert_reply(SERVICE_UNAVAILABLE, describes_collection(body), "PROPFIND")
 
     @inlineCallbacks
     def test_namespace_bombs(self) -> Test:
         for body in (NAMESPACE_BOMB, PREFIX_BOMB):
-            yield self.assert_reply(SERVICE_UNAVAILABLE, says_of_collection(body), "PROPFIND")
+            yield self.assert_reply(SERVICE_UNAVAILABLE, describes_collection(body), "PROPFIND")
 
     @inlineCallbacks
     def test_headers_that_are_not_text(self) -> Test:
@@ -226,8 +226,8 @@ class FaultTests(ValidatedServiceTestCase):
 
     @inlineCallbacks
     def test_a_rejection_cancels_the_other_requests(self) -> Test:
-        self.unit.has(fake_unit.never_answers)
-        self.unit.has(answers(401), "PROPFIND")
+        self.unit.inject(fake_unit.never_answers)
+        self.unit.inject(answers(401), "PROPFIND")
         outcome = yield self.present()
         self.assert_outcome("a rejection cancels the other requests", outcome, TOKEN_INACTIVE)
         self.assertLess(outcome.seconds, TIMEOUT / 2)

@@ -1,7 +1,7 @@
-"""A Personium unit in miniature, and a trap; both count what they see. Faults have names.
+"""A fake Personium unit with named faults, and a server that must not get a request.
 
-It answers the three questions that decide about a token as a unit does: PROPFIND on a
-collection, OPTIONS on a topic, introspection on a cell.
+The unit answers the three requests of a check: PROPFIND on a collection, OPTIONS on a topic,
+introspection on a cell. Both record the requests.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ STREAM = '<p:stream xmlns:p="urn:x-personium:xmlns"/>'
 
 
 def multistatus(topics: list[str], href: str = "x", stream: str = STREAM) -> bytes:
-    """A unit's answer about a stream collection."""
+    """The body of a unit's PROPFIND response about a stream collection."""
     listed = "".join(f"<p:topic>{topic}</p:topic>" for topic in topics)
     return _MULTISTATUS.format(href=href, stream=stream, topics=listed).encode()
 
 
 @dataclass
 class Token:
-    """What the unit knows of a token."""
+    """What the unit knows about a token."""
 
     expires_at: Any
     subject: str = "https://cell2.unit1.example/#me"
@@ -55,7 +55,7 @@ class Token:
 
 @dataclass
 class Reply:
-    """What the unit is about to say."""
+    """The response of the unit, before a fault changes it."""
 
     status: int
     body: bytes = b""
@@ -69,15 +69,15 @@ class FakeUnit(Resource):
     """A unit.
 
     Args:
-        clock: delays answers.
-        topics: what is registered.
-        host: the unit's own; cells are below it by host if set, else by path.
+        clock: delays responses.
+        topics: the registered topics.
+        host: the unit's host, below which each cell has a host; None: cells are in the path.
 
     Attributes:
-        tokens: which tokens live.
-        requests: method, path and headers of all that was asked.
-        most_requests: most requests that were answered at the same time.
-        most_tokens: most tokens that were asked about at the same time.
+        tokens: the valid tokens.
+        requests: method, path and headers of each request.
+        max_requests: the most requests that were in progress at once.
+        max_tokens: the most tokens that were checked at once.
     """
 
     isLeaf = True
@@ -93,27 +93,25 @@ class FakeUnit(Resource):
         self._in_flight: Counter[str] = Counter()
         self.tokens: dict[str, Token] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
-        self.most_requests = 0
-        self.most_tokens = 0
+        self.max_requests = 0
+        self.max_tokens = 0
 
     def site(self) -> Site:
         site = Site(self)
         site.log = lambda request: None
         return site
 
-    def has(self, fault: Fault, method: str = "*") -> None:
-        """From now on `fault` stands between the unit and whoever asks with `method`."""
+    def inject(self, fault: Fault, method: str = "*") -> None:
+        """Apply `fault` to requests with `method`, until `recover`."""
         self._faults[method] = fault
 
-    def recovers(self) -> None:
+    def recover(self) -> None:
+        """Remove all faults."""
         self._faults.clear()
 
     @property
     def in_flight(self) -> int:
         return self._in_flight.total()
-
-    def asked(self, method: str) -> int:
-        return sum(1 for each in self.requests if each[0] == method)
 
     def render(self, request: Any) -> Any:
         method = request.method.decode()
@@ -125,8 +123,8 @@ class FakeUnit(Resource):
         self.requests.append((method, path, headers))
         token = self._token(request, headers)
         self._in_flight[token] += 1
-        self.most_requests = max(self.most_requests, self.in_flight)
-        self.most_tokens = max(self.most_tokens, len(self._in_flight))
+        self.max_requests = max(self.max_requests, self.in_flight)
+        self.max_tokens = max(self.max_tokens, len(self._in_flight))
         request.notifyFinish().addBoth(self._left, token)
         reply = self._answer(method, self._unified(path, headers), headers, token)
         fault = self._faults.get(method) or self._faults.get("*") or answers_at_once
@@ -143,7 +141,7 @@ class FakeUnit(Resource):
         return headers.get("authorization", "").removeprefix("Bearer ")
 
     def _unified(self, path: str, headers: dict[str, str]) -> str:
-        """The path with the cell in it, whichever style this unit has."""
+        """The path with the cell in it, in either style of cell URLs."""
         if self._host is None:
             return path
         cell, _, unit = headers["host"].partition(":")[0].partition(".")
@@ -194,13 +192,13 @@ class FakeUnit(Resource):
                 "iss": "https://cell1.unit1.example/",
                 "p_roles": [],
             }
-            if facts.scope:  # a unit never tells one, other servers do
+            if facts.scope:  # a unit has no scopes, an OAuth 2.0 server has
                 claims["scope"] = facts.scope
         return Reply(200, json.dumps(claims).encode(), {"Content-Type": "application/json"})
 
 
 class Trap(Resource):
-    """Where nothing may ever arrive."""
+    """A server that must not get a request."""
 
     isLeaf = True
 
@@ -213,7 +211,7 @@ class Trap(Resource):
         return b""
 
 
-# Faults. Each takes the request and what would have been said.
+# Faults. Each takes a request and its correct response.
 
 
 def answers_at_once(request: Any, reply: Reply) -> Any:
@@ -226,14 +224,14 @@ def answers_at_once(request: Any, reply: Reply) -> Any:
 def answers(
     status: int, body: bytes = b"", content_type: str = "text/plain", **headers: str
 ) -> Fault:
-    """Says this, whatever is asked."""
+    """This response to any request."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     reply = Reply(status, body, {"Content-Type": content_type, **named})
     return lambda request, _: answers_at_once(request, reply)
 
 
 def adds_header(name: str, value: bytes) -> Fault:
-    """The right answer, with one header more, or another."""
+    """The correct response, with one header added or replaced."""
 
     def fault(request: Any, reply: Reply) -> Any:
         body = answers_at_once(request, reply)
@@ -244,17 +242,17 @@ def adds_header(name: str, value: bytes) -> Fault:
 
 
 def claims(**members: Any) -> Fault:
-    """Introspection says this."""
+    """An introspection response with these members."""
     return answers(200, json.dumps(members).encode(), "application/json")
 
 
-def says_of_collection(body: bytes, content_type: str = "application/xml") -> Fault:
-    """PROPFIND says this."""
+def describes_collection(body: bytes, content_type: str = "application/xml") -> Fault:
+    """A PROPFIND response with this body."""
     return answers(207, body, content_type)
 
 
 def answers_after(clock: IReactorTime, seconds: float) -> Fault:
-    """The right answer, late."""
+    """The correct response, after a delay."""
 
     def fault(request: Any, reply: Reply) -> Any:
         def answer() -> None:
@@ -269,12 +267,12 @@ def answers_after(clock: IReactorTime, seconds: float) -> Fault:
 
 
 def never_answers(request: Any, _: Reply) -> Any:
-    """Takes the question, and that is all."""
+    """Reads the request, and never responds."""
     return NOT_DONE_YET
 
 
-def drips(clock: IReactorTime, seconds: float = 1) -> Fault:
-    """The right answer, a byte a second."""
+def sends_slowly(clock: IReactorTime, seconds: float = 1) -> Fault:
+    """The correct response, one byte at a time; it never ends."""
 
     def fault(request: Any, reply: Reply) -> Any:
         body = answers_at_once(request, reply) or b"?"
@@ -295,7 +293,7 @@ def drips(clock: IReactorTime, seconds: float = 1) -> Fault:
 
 
 def closes_kept_connections(request: Any, reply: Reply) -> Any:
-    """Drops each connection at its second request, without a byte of an answer."""
+    """Closes each connection at its second request, before the first byte of the response."""
     if getattr(request.channel, "has_served", False):
         request.channel.transport.abortConnection()
         return NOT_DONE_YET
@@ -303,23 +301,25 @@ def closes_kept_connections(request: Any, reply: Reply) -> Any:
     return answers_at_once(request, reply)
 
 
-def parrots(request: Any, _: Reply) -> Any:
-    """No HTTP, but all that came in, twice: where a status belongs and after it."""
-    said = b" ".join(value for value in request.requestHeaders.getRawHeaders(b"authorization", []))
-    said += b" ".join(value for values in request.args.values() for value in values)
-    request.channel.transport.write(b"HTTP/1.1 %s %s\r\n%s: %s\r\n\r\n" % ((said,) * 4))
+def echoes_request(request: Any, _: Reply) -> Any:
+    """An invalid HTTP response with the token and the form in the status line and a header."""
+    secrets = b" ".join(
+        value for value in request.requestHeaders.getRawHeaders(b"authorization", [])
+    )
+    secrets += b" ".join(value for values in request.args.values() for value in values)
+    request.channel.transport.write(b"HTTP/1.1 %s %s\r\n%s: %s\r\n\r\n" % ((secrets,) * 4))
     request.channel.transport.loseConnection()
     return NOT_DONE_YET
 
 
 def drops_every_connection(request: Any, _: Reply) -> Any:
-    """Takes the question and hangs up."""
+    """Reads the request and closes the connection."""
     request.channel.transport.abortConnection()
     return NOT_DONE_YET
 
 
 class _Flood:
-    """Writes pieces for as long as the peer takes them, up to a length."""
+    """Writes chunks as long as the peer reads them, up to a length."""
 
     def __init__(self, request: Any, piece: bytes, length: int) -> None:
         self._request = request
@@ -352,7 +352,7 @@ def floods(length: int = GIBIBYTE, chunked: bool = False) -> Fault:
 
 
 def floods_with_headers(request: Any, _: Reply) -> Any:
-    """Headers without end."""
+    """Endless headers."""
     transport = request.channel.transport
     transport.write(b"HTTP/1.1 200 OK\r\n")
     line = b"X-%d: " % 1 + b"x" * 1000 + b"\r\n"
@@ -376,13 +376,13 @@ _BOMB = gzip.compress(b" " * 67108864)
 
 
 def sends_gzip_bomb(request: Any, reply: Reply) -> Any:
-    """64 KiB that unpack to 64 MiB, whether or not the client takes gzip."""
+    """64 KiB that decompress to 64 MiB, even if the client does not accept gzip."""
     reply.headers["Content-Encoding"] = "gzip"
     return answers_at_once(request, Reply(reply.status, _BOMB, reply.headers))
 
 
 def redirects_to(url: str, status: int = 307) -> Fault:
-    """Sends the client, with its token, somewhere else."""
+    """A redirect to another server."""
     return answers(status, b"", Location=url)
 
 
@@ -395,7 +395,7 @@ ENTITY_BOMB = (
     )
     + b"]><multistatus xmlns='DAV:'>&j;</multistatus>"
 )
-"""A billion laughs: 10^9 times a thousand characters."""
+"""A "billion laughs" document: 10^9 times a thousand characters."""
 
 NAMESPACE_BOMB = (
     b"<m xmlns='DAV:' xmlns:p='%s' " % (b"u" * 70000)

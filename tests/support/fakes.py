@@ -1,4 +1,4 @@
-"""Readable stand-ins for what the service depends on, steered by the test."""
+"""Fakes of the service's dependencies, controlled by the test."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from topicsvc.topics import TopicAddress
 _log = Logger()
 
 
-class Wall:
-    """The time of day beside a clock that nobody can set.
+class WallClock:
+    """The time of day, which can be set; the clock of the test is monotonic.
 
     Args:
-        clock: what goes on.
-        now: what time of day it is.
+        clock: the clock of the test.
+        now: the time of day, in seconds since the epoch.
     """
 
     def __init__(self, clock: Clock, now: float) -> None:
         self._clock = clock
-        self._ahead = now - clock.seconds()
+        self._offset = now - clock.seconds()
 
     def __call__(self) -> float:
-        return self._clock.seconds() + self._ahead
+        return self._clock.seconds() + self._offset
 
     def jump(self, seconds: float) -> None:
-        """Somebody sets it."""
-        self._ahead += seconds
+        """Set the time of day forward; back, if `seconds` is negative."""
+        self._offset += seconds
 
 
 @dataclass(eq=False)
-class Question:
-    """One question that a `FakeValidator` was asked."""
+class FakeCheck:
+    """A check in progress at a `FakeValidator`."""
 
     token: str
     topic: TopicAddress
-    answer: Deferred[Grant]
+    result: Deferred[Grant]
     was_cancelled: bool = False
 
     def grant(
@@ -52,26 +52,27 @@ class Question:
         may_receive: bool = True,
         may_send: bool = True,
     ) -> None:
-        self.answer.callback(Grant(subject, expires_at, may_receive, may_send))
+        self.result.callback(Grant(subject, expires_at, may_receive, may_send))
 
     def refuse(self) -> None:
-        self.answer.errback(TokenInactive("said the test"))
+        self.result.errback(TokenInactive("injected by the test"))
 
     def be_unavailable(self) -> None:
-        self.answer.errback(ValidatorUnavailable("said the test"))
+        self.result.errback(ValidatorUnavailable("injected by the test"))
 
 
 class FakeValidator(TokenValidator):
-    """Keeps every question until the test answers it, or answers at once if told how.
+    """A validator whose checks end when the test ends them.
 
     Attributes:
-        questions: all that was asked.
-        at_once: grants or refuses each question when it is asked; None: the test answers.
-        known: the grants that need no check; None: all need one.
+        checks: all checks, in their order.
+        at_once: returns the grant of a check immediately, or raises the error; None: the test
+            ends the check.
+        known: returns the grant, if it is known without a check; None: no grant is known.
     """
 
     def __init__(self) -> None:
-        self.questions: list[Question] = []
+        self.checks: list[FakeCheck] = []
         self.at_once: Callable[[str, TopicAddress], Grant] | None = None
         self.known: Callable[[str, TopicAddress], Grant | None] | None = None
 
@@ -82,28 +83,28 @@ class FakeValidator(TokenValidator):
         if self.at_once is not None:
             try:
                 return succeed(self.at_once(token, topic))
-            except (TokenInactive, ValidatorUnavailable) as no:
-                return fail(no)
+            except (TokenInactive, ValidatorUnavailable) as error:
+                return fail(error)
 
         def cancelled(_: object) -> None:
-            question.was_cancelled = True
+            check.was_cancelled = True
 
-        question = Question(token, topic, Deferred(cancelled))
-        self.questions.append(question)
-        return question.answer
+        check = FakeCheck(token, topic, Deferred(cancelled))
+        self.checks.append(check)
+        return check.result
 
     @property
-    def last(self) -> Question:
-        return self.questions[-1]
+    def last(self) -> FakeCheck:
+        return self.checks[-1]
 
 
 @dataclass(eq=False)
 class FakeSubscription:
-    """One subscription at a `FakeBroker`."""
+    """A subscription at a `FakeBroker`."""
 
     topic: TopicAddress
     deliver: Callable[[Message], None]
-    answer: Deferred[FakeSubscription]
+    result: Deferred[FakeSubscription]
     lost: Callable[[], None] | None = None
     stops: int = 0
 
@@ -114,14 +115,14 @@ class FakeSubscription:
 
 @dataclass(eq=False)
 class FakeBroker:
-    """A broker whose confirmations wait for the test.
+    """A broker whose subscriptions are confirmed by the test.
 
     Attributes:
-        confirms_at_once: subscriptions are confirmed when they are asked for.
+        confirms_at_once: subscriptions are confirmed immediately.
         is_down: subscribing and publishing fail.
-        is_paused: what comes waits.
+        is_paused: messages wait in `waiting`.
         accepts_at_once: messages are accepted without a Deferred.
-        waiting: for `resume`.
+        waiting: messages that are delivered after `resume`.
     """
 
     confirms_at_once: bool = False
@@ -148,18 +149,18 @@ class FakeBroker:
         lost: Callable[[], None] | None = None,
     ) -> Deferred[FakeSubscription]:
         if self.is_down:
-            return fail(BrokerUnavailable("said the test"))
+            return fail(BrokerUnavailable("injected by the test"))
         subscription = FakeSubscription(topic, deliver, Deferred(), lost)
         self.subscriptions.append(subscription)
         if self.confirms_at_once:
             self.confirm()
-        return subscription.answer
+        return subscription.result
 
     def publish(self, message: Message) -> Deferred[None]:
         if self.is_down:
-            return fail(BrokerUnavailable("said the test"))
+            return fail(BrokerUnavailable("injected by the test"))
         self.published.append(message)
-        self.bring(message)
+        self.deliver(message)
         return succeed(None)
 
     def accept(self, message: Message) -> bool:
@@ -174,29 +175,29 @@ class FakeBroker:
     def resume(self) -> None:
         self.is_paused = False
         while self.waiting and not self.is_paused:
-            self.bring(self.waiting.pop(0))
+            self.deliver(self.waiting.pop(0))
 
     def confirm(self) -> None:
         """Confirm the newest subscription."""
         newest = self.subscriptions[-1]
-        newest.answer.callback(newest)
+        newest.result.callback(newest)
 
-    def deny(self, why: Exception | None = None) -> None:
-        """Say that the newest subscription cannot be confirmed."""
-        self.subscriptions[-1].answer.errback(why or BrokerUnavailable("said the test"))
+    def reject(self, why: Exception | None = None) -> None:
+        """Fail the newest subscription."""
+        self.subscriptions[-1].result.errback(why or BrokerUnavailable("injected by the test"))
 
-    def break_promises(self) -> None:
-        """Say of every live subscription that messages may have been missed."""
-        for subscription in self.live:
+    def lose_subscriptions(self) -> None:
+        """Report to every active subscription that messages may have been missed."""
+        for subscription in self.active:
             assert subscription.lost is not None
             subscription.lost()
 
-    def bring(self, message: Message) -> None:
-        """Deliver `message` to whoever is subscribed."""
+    def deliver(self, message: Message) -> None:
+        """Deliver `message` to the subscriptions of its topic."""
         if self.is_paused:
             self.waiting.append(message)
             return
-        for subscription in self.live:
+        for subscription in self.active:
             if subscription.topic == message.topic:
                 try:
                     subscription.deliver(message)
@@ -204,5 +205,5 @@ class FakeBroker:
                     _log.failure("a subscriber failed")
 
     @property
-    def live(self) -> list[FakeSubscription]:
+    def active(self) -> list[FakeSubscription]:
         return [each for each in self.subscriptions if not each.stops]

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from tests.support.fakes import FakeBroker, FakeValidator, Wall
+from tests.support.fakes import FakeBroker, FakeValidator, WallClock
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
 from topicsvc.interfaces import Message, Revocation
@@ -313,7 +313,7 @@ class ServiceTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.rightNow = CLOCK_AT_START
-        self.wall = Wall(self.clock, EPOCH)
+        self.wall = WallClock(self.clock, EPOCH)
         self.validator = FakeValidator()
         self.broker = FakeBroker()
         self.hub = Hub(self.broker, self.clock, self.wall, data_frame)
@@ -389,14 +389,14 @@ class ServiceTestCase(SynchronousTestCase):
         client = self.connect()
         client.present("first-token")
         self.validator.last.grant(self.now + lifetime)
-        if not self.broker.subscriptions[-1].answer.called:
+        if not self.broker.subscriptions[-1].result.called:
             self.broker.confirm()
         client.assert_success(int(lifetime))
         return client
 
     def deliver(self, body: bytes = b"1", sender: str | None = SENDER) -> None:
         """The broker delivers a message, and the hub delivers it to the sessions."""
-        self.broker.bring(Message(TOPIC, sender, body))
+        self.broker.deliver(Message(TOPIC, sender, body))
         self.iterate()
 
     def assert_success_text(self, text: bytes, expires_in: int) -> None:
@@ -417,7 +417,7 @@ class ServiceTestCase(SynchronousTestCase):
         """No connection, subscription, check or timer is left."""
         self.assertEqual(len(self.websocket_server), 0)
         self.assertEqual(self.hub.topics, 0)
-        self.assertEqual(self.broker.live, [])
+        self.assertEqual(self.broker.active, [])
         self.assertEqual((self.limits.connections.total, self.limits.unauthenticated.total), (0, 0))
         self.assertEqual(len(self.limits.token_deadlines), 0)
         self.assertEqual(

@@ -61,7 +61,7 @@ class HttpValidatorTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.clock.rightNow = NOW
         self.unit = FakeUnit(self.clock, [UNIT_TOPIC], self.host)
-        self.unit.tokens["good-token"] = Token(EXPIRY)
+        self.unit.tokens["valid-token"] = Token(EXPIRY)
         self.agent = RequestTraversalAgent(self.unit)
         self.validator: Any = self.build(HttpClient(self.agent))
 
@@ -70,7 +70,7 @@ class HttpValidatorTestCase(SynchronousTestCase):
         raise NotImplementedError
 
     def validate(
-        self, token: str = "good-token", topic: TopicAddress = UNIT_TOPIC
+        self, token: str = "valid-token", topic: TopicAddress = UNIT_TOPIC
     ) -> Deferred[Grant]:
         check: Deferred[Grant] = self.validator.validate(token, topic)
         self.agent.flush()
@@ -82,7 +82,7 @@ class HttpValidatorTestCase(SynchronousTestCase):
             self.assertEqual(getattr(grant, name), value)
         return grant
 
-    def assert_refused(self, token: str = "good-token", topic: TopicAddress = UNIT_TOPIC) -> None:
+    def assert_refused(self, token: str = "valid-token", topic: TopicAddress = UNIT_TOPIC) -> None:
         """The token is refused, and the reason is not a missing topic."""
         failure = self.failureResultOf(self.validate(token, topic), TokenInactive)
         self.assertIs(failure.type, TokenInactive)
@@ -92,5 +92,5 @@ class HttpValidatorTestCase(SynchronousTestCase):
 
     def assert_unavailable(self) -> str:
         failure = self.failureResultOf(self.validate(), ValidatorUnavailable)
-        self.assertNotIn("good-token", str(failure.value))
+        self.assertNotIn("valid-token", str(failure.value))
         return str(failure.value)

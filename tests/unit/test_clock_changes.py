@@ -6,7 +6,7 @@ from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock, LoopingCall
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fakes import FakeValidator, Wall
+from tests.support.fakes import FakeValidator, WallClock
 from tests.support.harness import SEND_PATH, Client, ServiceTestCase
 from topicsvc.process import setup
 from topicsvc.settings import LimitSettings
@@ -136,7 +136,7 @@ class SetBackTests(ServiceTestCase):
         for count in (1, 2):
             self.wall.jump(self.jump)
             self.advance(self.recheck)
-            self.assertEqual(len(self.rechecker.questions), count)
+            self.assertEqual(len(self.rechecker.checks), count)
             self.rechecker.last.grant(self.now + 10 * HOUR)
 
     def test_an_address_is_blocked_for_a_minute(self) -> None:
@@ -177,7 +177,7 @@ class SetForwardTests(SetBackTests):
 class GrantCacheTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.wall = Wall(self.clock, 1_500_000_000)
+        self.wall = WallClock(self.clock, 1_500_000_000)
         self.innermost = FakeValidator()
         self.validator = GrantCache(self.innermost, self.clock, self.wall, 30)
         self.expires_at = self.wall() + 600
@@ -186,9 +186,9 @@ class GrantCacheTests(SynchronousTestCase):
 
     def reaches_validator(self) -> bool:
         """Validate a token; returns whether the cache asked the validator."""
-        before = len(self.innermost.questions)
+        before = len(self.innermost.checks)
         self.validator.validate("a", TopicAddress("cell1", "box1", ("col",), "name"))
-        return len(self.innermost.questions) > before
+        return len(self.innermost.checks) > before
 
     def test_the_cache_time_keeps_its_length_if_the_time_of_day_is_set_back(self) -> None:
         self.wall.jump(-HOUR)

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fuzz import targets
 from tests.fuzz.__main__ import parser
 from tests.fuzz.targets import CUT, SEEDS, TARGETS
-from tests.support.fakes import Question
+from tests.support.fakes import FakeCheck
 from tests.support.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
 from tests.support.strategies import topics
 from topicsvc.listening.proxy_header import InvalidProxyHeader, ProxyHeader
@@ -272,8 +272,8 @@ class TargetTests(SynchronousTestCase):
                 TARGETS[name](seed)
 
     def test_a_logged_failure_is_detected(self) -> None:
-        def fail(question: Question) -> None:
-            question.answer.errback(ZeroDivisionError("said the test"))
+        def fail(check: FakeCheck) -> None:
+            check.result.errback(ZeroDivisionError("injected by the test"))
 
         self.patch(targets, "_RESULTS", [fail])
         self.assertRaises(AssertionError, targets.frames, SEEDS["frames"][0])
@@ -296,7 +296,7 @@ class TargetTests(SynchronousTestCase):
 
     def test_another_exception_is_detected(self) -> None:
         def fails(*_: object) -> None:
-            raise ZeroDivisionError("said the test")
+            raise ZeroDivisionError("injected by the test")
 
         for name, function in (("introspection", "read_claims"), ("propfind", "has_topic"),
                                ("message", "parse_token"), ("stomp", "json_body")):  # fmt: skip

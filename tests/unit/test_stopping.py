@@ -44,7 +44,7 @@ class DrainTests(ServiceTestCase):
             self.assertEqual(client.headers["connection"], ["close"])
             self.assertEqual(client.headers["retry-after"], ["1"])
             self.assertTrue(client.transport.disconnecting)
-        self.assertEqual(self.validator.questions, [])
+        self.assertEqual(self.validator.checks, [])
 
     def test_a_send_in_flight_is_answered(self) -> None:
         client = self.client()
@@ -79,7 +79,7 @@ class DrainTests(ServiceTestCase):
     def test_the_hub_is_idle_when_all_messages_are_written(self) -> None:
         client = self.subscribe()
         self.assertTrue(self.hub.is_idle)
-        self.broker.bring(Message(harness.TOPIC, None, b"1"))
+        self.broker.deliver(Message(harness.TOPIC, None, b"1"))
         self.assertFalse(self.hub.is_idle)
         self.iterate()
         self.assertTrue(self.hub.is_idle)

@@ -111,7 +111,7 @@ class MetricTests(AdminTestCase):
 
     def test_messages_queued_in_the_hub(self) -> None:
         client = self.subscribe()
-        self.broker.bring(Message(TOPIC, SENDER, b"1"))
+        self.broker.deliver(Message(TOPIC, SENDER, b"1"))
         size = len(b'{"From":"%s","Body":1}' % SENDER.encode()) + 2
         self.assert_metrics({"hub_queued_bytes": size})
         self.iterate()
@@ -137,18 +137,18 @@ class MetricTests(AdminTestCase):
             client.present("a-token")
             self.assert_metrics({"token_checks_in_progress": 1})
             self.clock.advance(0.2)
-            question = self.validator.last
+            check = self.validator.last
             match outcome:
                 case "granted":
-                    question.grant(self.now + 60)
+                    check.grant(self.now + 60)
                 case "refused":
-                    question.refuse()
+                    check.refuse()
                 case "unavailable":
-                    question.be_unavailable()
+                    check.be_unavailable()
                 case "cancelled":
                     client.disconnect()
                 case "failed":
-                    question.answer.errback(ZeroDivisionError())
+                    check.result.errback(ZeroDivisionError())
                     self.flushLoggedErrors(ZeroDivisionError)
             self.assert_metrics(
                 {

@@ -49,4 +49,4 @@ class AdminSiteTests(AdminTestCase):
         for path in ("/health/live", "/health/ready", "/metrics"):
             self.request(path)
         self.assertEqual((self.broker.subscriptions, self.broker.published), ([], []))
-        self.assertEqual(self.validator.questions, [])
+        self.assertEqual(self.validator.checks, [])

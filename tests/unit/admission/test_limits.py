@@ -328,11 +328,11 @@ class PoliteRefusalTests(LimitsTestCase):
 class FailedTokenTests(LimitsTestCase):
     def assert_not_checked(self, quota: ClientQuota) -> float:
         """The token is refused without a check; returns the seconds until tokens are checked."""
-        checks = len(self.validator.questions)
+        checks = len(self.validator.checks)
         failure = self.failureResultOf(
             quota.validate(self.validator, "token", TOPIC), TooManyFailedTokens
         )
-        self.assertEqual(len(self.validator.questions), checks)
+        self.assertEqual(len(self.validator.checks), checks)
         return failure.value.seconds
 
     def test_after_the_limit_no_token_is_checked_until_the_minute_ends(self) -> None:
@@ -374,7 +374,7 @@ class FailedTokenTests(LimitsTestCase):
         self.validator.last.be_unavailable()
         self.failureResultOf(answer)
         answer = quota.validate(self.validator, "token", TOPIC)
-        self.validator.last.answer.errback(TopicNotFound("said the test"))
+        self.validator.last.result.errback(TopicNotFound("injected by the test"))
         self.failureResultOf(answer, TopicNotFound)
         self.assertEqual(quota.retry_after(), 0)
 

@@ -89,7 +89,7 @@ class ConnectionLimitTests(RefusalTestCase):
             client = self.client()
             client.request(method, path, headers, body)
             self.assertEqual(client.status, 503)
-        self.assertEqual(self.validator.questions, [])
+        self.assertEqual(self.validator.checks, [])
 
     def test_a_refused_silent_connection_has_the_same_deadline(self) -> None:
         self.set_limits(connections=1)
@@ -305,14 +305,14 @@ class FailedTokenTests(RefusalTestCase):
         active, new = self.subscribe(), self.connect()
         self.present_failing_token(self.connect())
         self.present_failing_token(self.connect())
-        checks = len(self.validator.questions)
+        checks = len(self.validator.checks)
         new.present("another")
         new.assert_refused("AccessToken", "Service unavailable", 1013)
         active.present("another")
         active.assert_error("AccessToken", "Service unavailable")
         self.deliver()
         self.assertEqual(len(active.texts()), 1)
-        self.assertEqual(len(self.validator.questions), checks)
+        self.assertEqual(len(self.validator.checks), checks)
         self.assertEqual(self.limits.refusals["failed_tokens_per_minute"], 2)
 
     def test_sends_and_sessions_count_together(self) -> None:
@@ -326,7 +326,7 @@ class FailedTokenTests(RefusalTestCase):
             body = client.request(method, SEND_PATH, BEARER)
             self.assertEqual((client.status, json.loads(body)["code"]), (503, "PR503-SV-0003"))
             self.assertEqual(client.headers["retry-after"], ["60"])
-        self.assertEqual(len(self.validator.questions), 2)
+        self.assertEqual(len(self.validator.checks), 2)
 
     def test_as_many_tokens_as_may_fail_are_checked_at_once(self) -> None:
         first, second, third = self.connect(), self.connect(), self.connect()
@@ -334,15 +334,15 @@ class FailedTokenTests(RefusalTestCase):
         for client in (first, second, third):
             client.present("a-token")
         sender.request("POST", SEND_PATH, BEARER, b"1")
-        self.assertEqual(len(self.validator.questions), 2)
-        self.validator.questions[0].grant(self.now + 60)
+        self.assertEqual(len(self.validator.checks), 2)
+        self.validator.checks[0].grant(self.now + 60)
         self.broker.confirm()
         first.assert_success(60)
-        self.validator.questions[1].be_unavailable()
+        self.validator.checks[1].be_unavailable()
         second.assert_refused("AccessToken", "Service unavailable", 1013)
-        self.assertEqual(len(self.validator.questions), 4)
-        for question in self.validator.questions[2:]:
-            question.grant(self.now + 60)
+        self.assertEqual(len(self.validator.checks), 4)
+        for check in self.validator.checks[2:]:
+            check.grant(self.now + 60)
         third.assert_success(60)
         sender.read_answer()
         self.assertEqual(sender.status, 200)
@@ -352,13 +352,13 @@ class FailedTokenTests(RefusalTestCase):
         clients = [self.connect() for _ in range(4)]
         for client in clients:
             client.present("a-token")
-        for question in self.validator.questions[:]:
-            question.refuse()
+        for check in self.validator.checks[:]:
+            check.refuse()
         for client in clients[:2]:
             client.assert_refused("AccessToken", "Token inactive", 1008)
         for client in clients[2:]:
             client.assert_refused("AccessToken", "Service unavailable", 1013)
-        self.assertEqual(len(self.validator.questions), 2)
+        self.assertEqual(len(self.validator.checks), 2)
         self.assertEqual(self.limits.refusals["failed_tokens_per_minute"], 2)
 
     def test_disconnecting_while_waiting_leaves_nothing(self) -> None:
@@ -367,8 +367,8 @@ class FailedTokenTests(RefusalTestCase):
             client.present("a-token")
         for client in reversed(clients):
             client.disconnect()
-        self.assertEqual(len(self.validator.questions), 2)
-        self.assertTrue(all(each.was_cancelled for each in self.validator.questions))
+        self.assertEqual(len(self.validator.checks), 2)
+        self.assertTrue(all(each.was_cancelled for each in self.validator.checks))
         self.assert_nothing_left()
 
     def test_requests_without_a_token_do_not_count(self) -> None:
@@ -510,7 +510,7 @@ class ReadPauseTests(RefusalTestCase):
             self.validator.last.grant(self.now + number)
             client.assert_success(number)
         self.assertTrue(client.transport.is_reading)
-        self.assertEqual(len(self.validator.questions), 7)
+        self.assertEqual(len(self.validator.checks), 7)
         client.disconnect()
         self.assert_nothing_left()
 

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fakes import FakeValidator, Question
+from tests.support.fakes import FakeCheck, FakeValidator
 from topicsvc.admission.token_attempts import (
     ABANDONED_CHECK_TTL,
     MAX_ADDRESSES,
@@ -47,19 +47,19 @@ class TokenAttemptsTestCase(SynchronousTestCase):
     def check(self, token: str = "a-token", address: str = ANN) -> Deferred[Grant]:
         return self.attempts.run(address, lambda: self.validator.validate(token, TOPIC))
 
-    def grant(self, question: Question) -> None:
-        question.grant(self.clock.seconds() + 60)
+    def grant(self, check: FakeCheck) -> None:
+        check.grant(self.clock.seconds() + 60)
 
     @property
-    def questions(self) -> list[Question]:
-        return self.validator.questions
+    def checks(self) -> list[FakeCheck]:
+        return self.validator.checks
 
     @property
-    def in_flight(self) -> list[Question]:
-        return [each for each in self.questions if not each.answer.called]
+    def in_flight(self) -> list[FakeCheck]:
+        return [each for each in self.checks if not each.result.called]
 
     def assert_checked(self, *tokens: str) -> None:
-        self.assertEqual([each.token for each in self.questions], list(tokens))
+        self.assertEqual([each.token for each in self.checks], list(tokens))
 
     def assert_too_many(self, result: Deferred[Grant]) -> float:
         return float(self.failureResultOf(result, TooManyFailedTokens).value.seconds)
@@ -69,7 +69,7 @@ class TokenAttemptsTestCase(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.clock.advance(60)
         self.check(address="the next client")
-        self.grant(self.questions[-1])
+        self.grant(self.checks[-1])
         self.assertEqual((self.attempts._failures, self.attempts._queues), ({}, {}))
         self.assertEqual((len(self.attempts._abandoned), self.clock.getDelayedCalls()), (0, []))
 
@@ -103,13 +103,13 @@ class ConcurrencyTests(TokenAttemptsTestCase):
         self.max_failures = 3
         results = [self.check(f"token-{number}") for number in range(6)]
         self.assert_checked("token-0", "token-1", "token-2")
-        self.questions[0].refuse()
+        self.checks[0].refuse()
         self.assert_checked("token-0", "token-1", "token-2")
-        self.questions[2].refuse()
-        self.assertEqual(len(self.questions), 3)
+        self.checks[2].refuse()
+        self.assertEqual(len(self.checks), 3)
         for number in (1, 3, 4, 5):
-            self.grant(self.questions[number])
-        self.assertEqual(len(self.questions), 6)
+            self.grant(self.checks[number])
+        self.assertEqual(len(self.checks), 6)
         for number in (1, 3, 4, 5):
             self.successResultOf(results[number])
         self.failureResultOf(results[0], TokenInactive)
@@ -119,9 +119,9 @@ class ConcurrencyTests(TokenAttemptsTestCase):
     def test_a_check_without_a_result_does_not_count(self) -> None:
         self.max_failures = 1
         results = [self.check() for _ in range(3)]
-        self.questions[0].be_unavailable()
-        self.questions[1].answer.errback(TopicNotFound("said the test"))
-        self.grant(self.questions[2])
+        self.checks[0].be_unavailable()
+        self.checks[1].result.errback(TopicNotFound("injected by the test"))
+        self.grant(self.checks[2])
         self.failureResultOf(results[0], ValidatorUnavailable)
         self.failureResultOf(results[1], TopicNotFound)
         self.successResultOf(results[2])
@@ -131,10 +131,10 @@ class ConcurrencyTests(TokenAttemptsTestCase):
         self.max_failures = 1
         ann, waiting, bob = self.check("ann"), self.check("unauthenticated"), self.check("bob", BOB)
         self.assert_checked("ann", "bob")
-        self.questions[0].refuse()
+        self.checks[0].refuse()
         self.failureResultOf(ann, TokenInactive)
         self.assert_too_many(waiting)
-        self.grant(self.questions[1])
+        self.grant(self.checks[1])
         self.successResultOf(bob)
         self.assert_nothing_kept()
 
@@ -143,7 +143,7 @@ class ConcurrencyTests(TokenAttemptsTestCase):
         first = self.check()
         results = [self.check() for _ in range(2000)]
         self.validator.at_once = lambda *_: Grant("me", self.clock.seconds() + 60, True, True)
-        self.grant(self.questions[0])
+        self.grant(self.checks[0])
         for result in (first, *results):
             self.successResultOf(result)
         self.validator.at_once = None
@@ -175,9 +175,9 @@ class QueueTests(TokenAttemptsTestCase):
         first, second, third = self.check("first"), self.check("second"), self.check("third")
         second.cancel()
         self.failureResultOf(second, CancelledError)
-        self.grant(self.questions[0])
+        self.grant(self.checks[0])
         self.assert_checked("first", "third")
-        self.grant(self.questions[1])
+        self.grant(self.checks[1])
         self.successResultOf(first)
         self.successResultOf(third)
         self.assert_nothing_kept()
@@ -188,7 +188,7 @@ class QueueTests(TokenAttemptsTestCase):
             each.cancel()
             self.failureResultOf(each, CancelledError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.grant(self.questions[0])
+        self.grant(self.checks[0])
         self.successResultOf(first)
         self.assert_nothing_kept()
 
@@ -199,7 +199,7 @@ class QueueTests(TokenAttemptsTestCase):
         self.clock.pump([1] * 2)
         self.failureResultOf(second, ValidatorUnavailable)
         self.assertEqual(self.refused, 0)
-        self.grant(self.questions[0])
+        self.grant(self.checks[0])
         self.successResultOf(first)
         self.assert_nothing_kept()
 
@@ -213,14 +213,14 @@ class QueueTests(TokenAttemptsTestCase):
         self.assertEqual(len(self.in_flight), 5)
         self.max_failures = 1
         waiting = self.check()
-        self.questions[0].refuse()
+        self.checks[0].refuse()
         self.failureResultOf(results[0], TokenInactive)
         self.assert_too_many(waiting)
 
     def test_failures_are_forgotten_after_a_minute(self) -> None:
         self.max_failures = 2
         bad = self.check()
-        self.questions[0].refuse()
+        self.checks[0].refuse()
         self.failureResultOf(bad, TokenInactive)
         self.clock.advance(59)
         results = [self.check(), self.check()]
@@ -242,18 +242,18 @@ class DisconnectTests(TokenAttemptsTestCase):
 
     def test_the_check_is_cancelled(self) -> None:
         self.check_and_cancel()
-        self.assertTrue(self.questions[0].was_cancelled)
+        self.assertTrue(self.checks[0].was_cancelled)
         self.assert_nothing_kept()
 
     def test_disconnecting_does_not_raise_the_number_of_checks(self) -> None:
         for number in range(1000):
             self.check_and_cancel(f"token-{number}")
-        self.assertEqual(len(self.questions), 30)
+        self.assertEqual(len(self.checks), 30)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         for second in range(1, 61):
             self.clock.advance(1)
             self.check_and_cancel(f"later-{second}")
-        self.assertLessEqual(len(self.questions), 30 * (1 + 60 / ABANDONED_CHECK_TTL))
+        self.assertLessEqual(len(self.checks), 30 * (1 + 60 / ABANDONED_CHECK_TTL))
         self.assert_nothing_kept()
 
     def test_a_valid_token_behind_abandoned_checks_waits(self) -> None:
@@ -272,7 +272,7 @@ class DisconnectTests(TokenAttemptsTestCase):
 class FailureTests(TokenAttemptsTestCase):
     def fail(self, address: str) -> None:
         result = self.check(address=address)
-        self.questions.pop().refuse()
+        self.checks.pop().refuse()
         self.failureResultOf(result, TokenInactive)
 
     def test_a_limited_number_of_addresses_is_kept_for_a_minute(self) -> None:
@@ -324,14 +324,14 @@ class InvariantTests(TokenAttemptsTestCase):
             elif event == "wait":
                 self.clock.advance(at / 4)
             elif open_:
-                question = open_[at % len(open_)]
+                check = open_[at % len(open_)]
                 if event == "grant":
-                    self.grant(question)
+                    self.grant(check)
                 elif event == "refuse":
                     failed_since, failed = (failed_since, failed + 1) if failed else (now, 1)
-                    question.refuse()
+                    check.refuse()
                 else:
-                    question.be_unavailable()
+                    check.be_unavailable()
             self.assertLessEqual(failed + len(self.in_flight), 4)
         # The tokens that still wait are checked or refused in the end.
         for _ in range(int(QUEUE_TIMEOUT) + 2):

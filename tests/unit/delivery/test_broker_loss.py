@@ -36,7 +36,7 @@ class FakeMember:
     def broker_lost(self) -> None:
         self.losses += 1
         if self.fails:
-            raise RuntimeError("said the test")
+            raise RuntimeError("injected by the test")
 
 
 class BrokerLossTests(SynchronousTestCase):
@@ -55,15 +55,15 @@ class BrokerLossTests(SynchronousTestCase):
 
     def test_every_member_of_every_topic_is_notified_once(self) -> None:
         members = [self.join(TOPIC), self.join(TOPIC), self.join(OTHER)]
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         self.iterate()
         self.assertEqual([member.losses for member in members], [1, 1, 1])
 
     def test_nothing_is_left_of_a_lost_topic(self) -> None:
         self.join()
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         self.assertEqual(self.hub.topics, 0)
-        self.assertEqual(self.broker.live, [])
+        self.assertEqual(self.broker.active, [])
 
     def test_members_of_other_topics_are_not_notified(self) -> None:
         mine, other = self.join(TOPIC), self.join(OTHER)
@@ -73,26 +73,26 @@ class BrokerLossTests(SynchronousTestCase):
         lost()
         self.iterate()
         self.assertEqual((mine.losses, other.losses), (1, 0))
-        self.broker.bring(Message(OTHER, None, b"1"))
+        self.broker.deliver(Message(OTHER, None, b"1"))
         self.iterate()
         self.assertEqual(other.messages, 1)
 
     def test_messages_from_before_the_loss_are_delivered(self) -> None:
         member = self.join()
-        self.broker.bring(Message(TOPIC, None, b"1"))
-        self.broker.break_promises()
+        self.broker.deliver(Message(TOPIC, None, b"1"))
+        self.broker.lose_subscriptions()
         self.iterate()
         self.assertEqual((member.messages, member.losses), (1, 1))
 
     def test_a_later_member_gets_a_new_subscription(self) -> None:
         self.join()
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         late = FakeMember()
         joining = self.hub.join(TOPIC, late)
         self.assertNoResult(joining)  # the earlier members are notified first
         self.iterate()
         self.successResultOf(joining)
-        self.broker.bring(Message(TOPIC, None, b"1"))
+        self.broker.deliver(Message(TOPIC, None, b"1"))
         self.iterate()
         self.assertEqual((late.messages, late.losses), (1, 0))
         self.assertEqual(len(self.broker.subscriptions), 2)
@@ -100,7 +100,7 @@ class BrokerLossTests(SynchronousTestCase):
     def test_an_error_of_one_member_does_not_affect_the_others(self) -> None:
         first, second = self.join(), self.join()
         first.fails = True
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         self.iterate()
         self.assertEqual(second.losses, 1)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
@@ -117,7 +117,7 @@ class BrokerLossTests(SynchronousTestCase):
             if seen[-1] < len(members):
                 self.clock.callLater(0, look)
 
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         self.clock.callLater(0, look)
         self.iterate()
         self.assertEqual(seen, [2, 4, 5])
@@ -129,6 +129,6 @@ class BrokerLossTests(SynchronousTestCase):
         self.failureResultOf(self.hub.join(OTHER, FakeMember()), BrokerUnavailable)
         self.broker.is_down = False
         self.join(TOPIC)
-        self.broker.bring(Message(TOPIC, None, b"1"))
+        self.broker.deliver(Message(TOPIC, None, b"1"))
         self.iterate()
         self.assertEqual((stays.messages, stays.losses), (1, 0))

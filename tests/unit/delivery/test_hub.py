@@ -36,7 +36,7 @@ class Listener:
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         self.taken.append((frames, count))
         if self.fails:
-            raise RuntimeError("said the test")
+            raise RuntimeError("injected by the test")
 
     def broker_lost(self) -> None:
         self.taken.append((b"lost", 0))
@@ -88,7 +88,7 @@ class HubTestCase(SynchronousTestCase):
             self.iterate()
 
     def publish(self, body: bytes, topic: TopicAddress = TOPIC) -> None:
-        self.broker.bring(Message(topic, None, body))
+        self.broker.deliver(Message(topic, None, body))
 
     def iterate(self) -> None:
         """One reactor iteration: a call that it schedules runs in the next one."""
@@ -112,7 +112,7 @@ class MembershipTests(HubTestCase):
 
     def test_a_failed_subscription_fails_all_joins(self) -> None:
         joins = [self.hub.join(TOPIC, Listener()) for _ in range(3)]
-        self.broker.deny()
+        self.broker.reject()
         for joining in joins:
             self.failureResultOf(joining, BrokerUnavailable)
         self.assertEqual(self.hub.topics, 0)
@@ -125,10 +125,10 @@ class MembershipTests(HubTestCase):
     def test_the_last_member_that_leaves_ends_the_subscription(self) -> None:
         one, two = self.join(), self.join()
         self.hub.leave(TOPIC, one)
-        self.assertEqual(len(self.broker.live), 1)
+        self.assertEqual(len(self.broker.active), 1)
         self.hub.leave(TOPIC, two)
         self.hub.leave(TOPIC, two)
-        self.assertEqual((self.broker.live, self.hub.topics), ([], 0))
+        self.assertEqual((self.broker.active, self.hub.topics), ([], 0))
         self.assertEqual(self.broker.subscriptions[0].stops, 1)
 
     def test_a_topic_can_be_joined_again(self) -> None:
@@ -143,7 +143,7 @@ class MembershipTests(HubTestCase):
         joining.cancel()
         self.failureResultOf(joining, CancelledError)
         self.broker.confirm()
-        self.assertEqual((self.broker.live, self.hub.topics), ([], 0))
+        self.assertEqual((self.broker.active, self.hub.topics), ([], 0))
 
     def test_cancelling_one_join_does_not_affect_the_others(self) -> None:
         withdrawn, kept = self.hub.join(TOPIC, Listener()), self.hub.join(TOPIC, Listener())
@@ -196,7 +196,7 @@ class MembershipTests(HubTestCase):
     def test_many_joins_fail_over_several_iterations(self) -> None:
         joins = [self.hub.join(TOPIC, Listener()) for _ in range(NOTIFY_PER_ITERATION + 1)]
         withdrawn = joins.pop()
-        self.broker.deny(BrokerUnavailable("not today"))
+        self.broker.reject(BrokerUnavailable("not today"))
         withdrawn.cancel()
         self.failureResultOf(withdrawn, CancelledError)
         self.assertEqual(sum(joining.called for joining in joins), NOTIFY_PER_ITERATION)
@@ -208,14 +208,14 @@ class MembershipTests(HubTestCase):
         listeners = [Listener() for _ in range(NOTIFY_PER_ITERATION + 1)]
         joins = [self.hub.join(TOPIC, listener) for listener in listeners]
         self.broker.confirm()
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         self.iterate()
         for joining in joins[:-1]:
             self.successResultOf(joining)
         self.iterate()
         self.assertEqual([each.frames for each in listeners[:-1]], [b"lost"] * NOTIFY_PER_ITERATION)
         self.failureResultOf(joins[-1], BrokerUnavailable)
-        self.assertEqual((self.hub.topics, self.broker.live), (0, []))
+        self.assertEqual((self.hub.topics, self.broker.active), (0, []))
 
     def test_no_join_completes_while_the_broker_is_down(self) -> None:
         joins = [self.hub.join(TOPIC, Listener()) for _ in range(NOTIFY_PER_ITERATION + 1)]
@@ -234,21 +234,21 @@ class MembershipTests(HubTestCase):
         joins[-1].cancel()
         self.failureResultOf(joins[-1], CancelledError)
         self.iterate()
-        self.assertEqual((self.hub.topics, self.broker.live), (0, []))
+        self.assertEqual((self.hub.topics, self.broker.active), (0, []))
 
     def test_a_member_may_leave_when_its_join_completes(self) -> None:
         listener = Listener()
         joining = self.hub.join(TOPIC, listener)
         joining.addCallback(lambda _: self.hub.leave(TOPIC, listener))
         self.broker.confirm()
-        self.assertEqual((self.broker.live, self.hub.topics), ([], 0))
+        self.assertEqual((self.broker.active, self.hub.topics), ([], 0))
 
     def test_a_subscription_that_cannot_be_ended_is_logged(self) -> None:
         listener = self.join()
         broken: Deferred[None] = Deferred()
         self.patch(self.broker.subscriptions[0], "stop", lambda: broken)
         self.hub.leave(TOPIC, listener)
-        broken.errback(RuntimeError("said the test"))
+        broken.errback(RuntimeError("injected by the test"))
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
 

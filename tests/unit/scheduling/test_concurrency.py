@@ -137,7 +137,7 @@ class ConcurrencyQueueTests(SynchronousTestCase):
     def test_a_start_that_fails_does_not_stop_the_others(self) -> None:
         def start(member: int) -> bool:
             self.started.append(member)
-            raise RuntimeError("said the test")
+            raise RuntimeError("injected by the test")
 
         self.queue = ConcurrencyQueue(start, lambda _: not self.queue.in_progress)
         self.add(1, 2, 3)
@@ -148,7 +148,7 @@ class ConcurrencyQueueTests(SynchronousTestCase):
     def test_an_error_of_may_start_leaves_the_queue_usable(self) -> None:
         def may_start(member: int) -> bool:
             if self.limit == 0:
-                raise RuntimeError("said the test")
+                raise RuntimeError("injected by the test")
             return True
 
         self.limit = 0

@@ -72,7 +72,7 @@ class DeadlinesTests(SynchronousTestCase):
     def test_a_call_that_fails_does_not_stop_the_others(self) -> None:
         def failing(member: str) -> None:
             self.expired(member)
-            raise RuntimeError("said the test")
+            raise RuntimeError("injected by the test")
 
         deadlines = Deadlines[str](self.clock, 10, failing)
         deadlines.start("a")

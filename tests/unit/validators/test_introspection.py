@@ -31,7 +31,7 @@ class IntrospectionTests(HttpValidatorTestCase):
         )  # fmt: skip
 
     def respond(self, **members: Any) -> None:
-        self.unit.has(claims(**{"active": True, "exp": EXPIRY, **members}))
+        self.unit.inject(claims(**{"active": True, "exp": EXPIRY, **members}))
 
     def assert_rights(self, scope: str, receive: bool, send: bool) -> None:
         self.respond(scope=scope)
@@ -55,7 +55,7 @@ class IntrospectionTests(HttpValidatorTestCase):
     def test_without_a_rule_there_is_no_right(self) -> None:
         for scope in ("", "new", "newsletter", "NEWS", "new s"):
             self.assert_rights(scope, False, False)
-        self.unit.has(claims(active=True, exp=EXPIRY))
+        self.unit.inject(claims(active=True, exp=EXPIRY))
         self.assert_granted(may_receive=False, may_send=False)
 
     def test_a_rule_covers_its_topics_only(self) -> None:
@@ -79,7 +79,7 @@ class IntrospectionTests(HttpValidatorTestCase):
 
     def test_any_status_but_200_is_no_result(self) -> None:
         for status in (204, 301, 307, 400, 401, 403, 404, 405, 429, 500, 503):
-            self.unit.has(answers(status, b'{"active":false}'))
+            self.unit.inject(answers(status, b'{"active":false}'))
             self.assert_unavailable()
 
     def test_issuer_and_audience_are_checked_only_if_they_are_set(self) -> None:

@@ -24,9 +24,9 @@ from tests.support.fake_unit import (
     adds_header,
     answers,
     claims,
+    describes_collection,
     multistatus,
     redirects_to,
-    says_of_collection,
     sends_gzip_bomb,
 )
 from tests.support.validator_cases import EXPIRY, NOW, UNIT_TOPIC, HttpValidatorTestCase
@@ -59,14 +59,14 @@ class RequestTests(PersoniumTestCase):
     def test_two_requests_have_the_token_and_one_has_the_credentials(self) -> None:
         self.assert_granted()
         sent = {method: headers["authorization"] for method, _, headers in self.unit.requests}
-        self.assertEqual(sent["PROPFIND"], "Bearer good-token")
-        self.assertEqual(sent["OPTIONS"], "Bearer good-token")
+        self.assertEqual(sent["PROPFIND"], "Bearer valid-token")
+        self.assertEqual(sent["OPTIONS"], "Bearer valid-token")
         self.assertEqual(sent["POST"], basic(USERNAME, PASSWORD))
 
     def test_no_encoding_is_accepted_and_no_cookie_is_kept(self) -> None:
-        self.unit.has(answers(503, Set_Cookie="crumb=1"))
+        self.unit.inject(answers(503, Set_Cookie="crumb=1"))
         self.assert_unavailable()
-        self.unit.recovers()
+        self.unit.recover()
         self.assert_granted()
         for _, _, headers in self.unit.requests:
             self.assertEqual(headers["accept-encoding"], "identity")
@@ -126,7 +126,7 @@ class ResultTests(PersoniumTestCase):
     """The result of the unit's responses."""
 
     def test_a_grant_has_what_the_unit_says(self) -> None:
-        self.unit.tokens["good-token"].subject = "https://cell2.unit1.example/#me"
+        self.unit.tokens["valid-token"].subject = "https://cell2.unit1.example/#me"
         self.assert_granted(
             subject="https://cell2.unit1.example/#me",
             expires_at=EXPIRY,
@@ -141,14 +141,14 @@ class ResultTests(PersoniumTestCase):
             ("OPTIONS", False, False),
             ("OPTIONS, GETTER, XPOST, get", False, False),
         ):
-            self.unit.tokens["good-token"].may = may
+            self.unit.tokens["valid-token"].may = may
             self.assert_granted(may_receive=receive, may_send=send)
 
     def test_an_unknown_token(self) -> None:
         self.assert_refused("unknown")
 
     def test_a_token_that_may_not_read_the_collection(self) -> None:
-        self.unit.tokens["good-token"].reads_properties = False
+        self.unit.tokens["valid-token"].reads_properties = False
         self.assert_refused()
 
     def test_a_topic_that_does_not_exist(self) -> None:
@@ -160,7 +160,7 @@ class ResultTests(PersoniumTestCase):
         other = TopicAddress("cell1", "box1", ("dir", "col"), "other")
         self.assert_refused("unknown", UNIT_TOPIC)
         self.assert_refused("unknown", other)
-        self.unit.has(fake_unit.never_answers, "PROPFIND")
+        self.unit.inject(fake_unit.never_answers, "PROPFIND")
         self.assert_refused("unknown", other)
 
     def test_the_first_refusal_cancels_the_other_requests(self) -> None:
@@ -168,19 +168,19 @@ class ResultTests(PersoniumTestCase):
             ("PROPFIND", answers(401)),
             ("PROPFIND", answers(403)),
             ("PROPFIND", answers(404)),
-            ("PROPFIND", says_of_collection(multistatus([]))),
+            ("PROPFIND", describes_collection(multistatus([]))),
             ("OPTIONS", answers(401)),
             ("POST", claims(active=False)),
         ):
-            self.unit.recovers()
-            self.unit.has(fake_unit.never_answers)
-            self.unit.has(fault, method)
+            self.unit.recover()
+            self.unit.inject(fake_unit.never_answers)
+            self.unit.inject(fault, method)
             self.failureResultOf(self.validate(), TokenInactive)
             self.agent.flush()
             self.assertEqual(self.unit.in_flight, 0, method)
 
     def test_cancelling_cancels_all_requests(self) -> None:
-        self.unit.has(fake_unit.never_answers)
+        self.unit.inject(fake_unit.never_answers)
         check = self.validate()
         self.assertEqual(self.unit.in_flight, 3)
         check.addErrback(lambda _: None)
@@ -211,8 +211,8 @@ class FaultTests(PersoniumTestCase):
             ("OPTIONS", 207, ValidatorUnavailable),
         ):  # fmt: skip
             with self.subTest(method=method, status=status):
-                self.unit.recovers()
-                self.unit.has(answers(status), method)
+                self.unit.recover()
+                self.unit.inject(answers(status), method)
                 self.failureResultOf(self.validate(), expected)
 
     def test_a_collection_without_the_topic(self) -> None:
@@ -224,25 +224,25 @@ class FaultTests(PersoniumTestCase):
             good.replace(b"HTTP/1.1 200 OK", b"HTTP/1.1 403 Forbidden"),
             b"<multistatus xmlns='DAV:'/>",
         ):
-            self.unit.has(says_of_collection(body), "PROPFIND")
+            self.unit.inject(describes_collection(body), "PROPFIND")
             self.assert_not_found()
 
     def test_any_prefix_and_charset(self) -> None:
         body = multistatus(["name"]).replace(b"p:", b"zz:").replace(b":p=", b":zz=")
-        self.unit.has(says_of_collection(body, "text/xml; charset=UTF-8"), "PROPFIND")
+        self.unit.inject(describes_collection(body, "text/xml; charset=UTF-8"), "PROPFIND")
         self.assert_granted()
 
     def test_invalid_xml(self) -> None:
         for body in (b"", b"<html>", b"{}", ENTITY_BOMB, EXTERNAL_ENTITY,
                      NAMESPACE_BOMB, PREFIX_BOMB, b"<a>" * 80000):  # fmt: skip
-            self.unit.has(says_of_collection(body), "PROPFIND")
+            self.unit.inject(describes_collection(body), "PROPFIND")
             self.assert_unavailable()
 
     def test_an_invalid_allow_header(self) -> None:
         for allow in ("", "GET, POST", "options, GET", "OPTION"):
-            self.unit.has(answers(200, Allow=allow), "OPTIONS")
+            self.unit.inject(answers(200, Allow=allow), "OPTIONS")
             self.assert_unavailable()
-        self.unit.has(answers(200), "OPTIONS")
+        self.unit.inject(answers(200), "OPTIONS")
         self.assert_unavailable()
 
     def test_headers_that_are_not_text(self) -> None:
@@ -254,8 +254,8 @@ class FaultTests(PersoniumTestCase):
             ("POST", "Set-Cookie", None),
         ):
             with self.subTest(method=method, header=header):
-                self.unit.recovers()
-                self.unit.has(adds_header(header, b"\xff\xfe\x80"), method)
+                self.unit.recover()
+                self.unit.inject(adds_header(header, b"\xff\xfe\x80"), method)
                 if expected is None:
                     self.assert_granted()
                 else:
@@ -276,38 +276,38 @@ class FaultTests(PersoniumTestCase):
             answers(200, b""),
             answers(200, b"<html>"),
         ):
-            self.unit.has(fault, "POST")
+            self.unit.inject(fault, "POST")
             self.assert_unavailable()
 
     def test_an_expired_token(self) -> None:
         for expiry in (0, int(NOW) - 1, int(NOW)):
-            self.unit.has(claims(active=True, exp=expiry), "POST")
+            self.unit.inject(claims(active=True, exp=expiry), "POST")
             self.assert_refused()
 
     def test_a_body_that_is_too_long(self) -> None:
         good = json.dumps({"active": True, "exp": EXPIRY}).encode()
-        self.unit.has(answers(200, good + b" " * (MAX_BODY - len(good))), "POST")
+        self.unit.inject(answers(200, good + b" " * (MAX_BODY - len(good))), "POST")
         self.assert_granted()
-        self.unit.has(answers(200, good + b" " * (MAX_BODY - len(good) + 1)), "POST")
+        self.unit.inject(answers(200, good + b" " * (MAX_BODY - len(good) + 1)), "POST")
         self.assertIn("262144", self.assert_unavailable())
 
     def test_a_gzip_bomb_is_not_decompressed(self) -> None:
         for method in ("PROPFIND", "OPTIONS", "POST"):
-            self.unit.recovers()
-            self.unit.has(sends_gzip_bomb, method)
+            self.unit.recover()
+            self.unit.inject(sends_gzip_bomb, method)
             self.assertIn("encoded", self.assert_unavailable())
 
     def test_no_redirect_is_followed(self) -> None:
         trap = Trap()
         for status in (301, 302, 303, 307, 308):
-            self.unit.has(redirects_to("http://unit1.example/trap", status))
+            self.unit.inject(redirects_to("http://unit1.example/trap", status))
             self.assert_unavailable()
         self.assertEqual(trap.requests, [])
         self.assertEqual([path for _, path, _ in self.unit.requests if "trap" in path], [])
 
     def test_a_failed_request_does_not_hide_a_refusal(self) -> None:
-        self.unit.has(answers(503), "OPTIONS")
-        self.unit.has(claims(active=False), "POST")
+        self.unit.inject(answers(503), "OPTIONS")
+        self.unit.inject(claims(active=False), "POST")
         self.assert_refused()
 
     def test_credentials_that_the_unit_refuses(self) -> None:

@@ -26,25 +26,27 @@ class AllOrFirstRefusalTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.result), [0, 1, 2])
 
     def test_the_first_refusal_cancels_the_others(self) -> None:
-        self.requests[1].errback(TopicNotFound("said the test"))
+        self.requests[1].errback(TopicNotFound("injected by the test"))
         self.failureResultOf(self.result, TopicNotFound)
         self.assertEqual(self.cancelled, [0, 2])
 
     def test_a_request_that_has_failed_already(self) -> None:
         later: Deferred[Any] = Deferred(lambda _: self.cancelled.append(9))
-        result = all_or_first_refusal([fail(TokenInactive("said the test")), succeed(1), later])
+        result = all_or_first_refusal(
+            [fail(TokenInactive("injected by the test")), succeed(1), later]
+        )
         self.failureResultOf(result, TokenInactive)
 
     def test_another_failure_waits_for_the_others(self) -> None:
-        self.requests[0].errback(ValidatorUnavailable("said the test"))
+        self.requests[0].errback(ValidatorUnavailable("injected by the test"))
         self.requests[1].callback(1)
         self.assertNoResult(self.result)
         self.requests[2].callback(2)
         self.failureResultOf(self.result, ValidatorUnavailable)
 
     def test_a_refusal_takes_precedence_over_another_failure(self) -> None:
-        self.requests[0].errback(ValidatorUnavailable("said the test"))
-        self.requests[2].errback(TokenInactive("said the test"))
+        self.requests[0].errback(ValidatorUnavailable("injected by the test"))
+        self.requests[2].errback(TokenInactive("injected by the test"))
         self.failureResultOf(self.result, TokenInactive)
         self.assertEqual(self.cancelled, [1])
 

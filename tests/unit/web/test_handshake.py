@@ -30,7 +30,7 @@ class HandshakeTests(HttpTestCase):
     def test_a_query_is_ignored(self) -> None:
         client = self.connect(WEBSOCKET_PATH + "?access_token=secret&AccessToken=x")
         client.assert_nothing()
-        self.assertEqual(self.validator.questions, [])
+        self.assertEqual(self.validator.checks, [])
 
     def test_no_extension_and_no_subprotocol_is_negotiated(self) -> None:
         client = self.client()

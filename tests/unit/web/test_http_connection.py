@@ -155,9 +155,9 @@ class PipelineTests(ConnectionTestCase):
     def test_requests_behind_one_in_progress_wait(self) -> None:
         client = self.client()
         client.send_raw(post(body=b"1") + post(body=b"2") + head("OPTIONS * HTTP/1.1"))
-        self.assertEqual((self.statuses(client), len(self.validator.questions)), ([], 1))
+        self.assertEqual((self.statuses(client), len(self.validator.checks)), ([], 1))
         self.validator.last.grant(self.now + 60)
-        self.assertEqual((self.statuses(client), len(self.validator.questions)), ([200], 2))
+        self.assertEqual((self.statuses(client), len(self.validator.checks)), ([200], 2))
         self.validator.last.refuse()
         self.assertEqual(self.statuses(client), [401, 200])
         self.assertEqual([each.body for each in self.broker.published], [b"1"])
@@ -398,9 +398,9 @@ class FastPathTests(ConnectionTestCase):
         if way == "later":
             self.assertEqual(client.status, 0)
             try:
-                self.validator.last.answer.callback(verdict())
+                self.validator.last.result.callback(verdict())
             except Exception as error:
-                self.validator.last.answer.errback(error)
+                self.validator.last.result.errback(error)
             answer = client.read_answer()
         client.disconnect()
         return client.status, client.headers, answer, list(self.broker.published)

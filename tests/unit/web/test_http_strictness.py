@@ -55,11 +55,11 @@ class StrictnessTests(ServiceTestCase):
             client, statuses = self.responses_to(data + SECOND.encode())
             self.assertEqual((statuses, self.code), ([400], code))
             self.assertEqual(client.headers["access-control-allow-origin"], ["*"])
-            self.assertEqual(self.validator.questions, [])
+            self.assertEqual(self.validator.checks, [])
             self.assertEqual((client.headers["connection"], client.transport.has_ended),
                              (["close"], True))  # fmt: skip
             client.send_raw(SECOND.encode())
-            self.assertEqual((bytes(client.transport.written), self.validator.questions), (b"", []))
+            self.assertEqual((bytes(client.transport.written), self.validator.checks), (b"", []))
 
     def test_ambiguous_lengths(self) -> None:
         for make in (send, upgrade):

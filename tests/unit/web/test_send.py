@@ -134,7 +134,7 @@ class SendErrorTests(HttpTestCase):
     def test_a_token_in_the_query_is_not_read(self) -> None:
         client = self.client()
         client.request("POST", SEND_PATH + "?access_token=a-token", {}, b"1")
-        self.assertEqual((client.status, self.validator.questions), (401, []))
+        self.assertEqual((client.status, self.validator.checks), (401, []))
 
     def test_a_token_that_is_inactive(self) -> None:
         client = self.start_request()
@@ -151,7 +151,7 @@ class SendErrorTests(HttpTestCase):
         for token in ("a b", "caf\xe9", "x" * 9000 + " y"):
             client = self.client()
             client.request("POST", SEND_PATH, {"Authorization": f"Bearer {token}"}, b"1")
-            self.assertEqual((client.status, self.validator.questions), (401, []))
+            self.assertEqual((client.status, self.validator.checks), (401, []))
 
     def test_a_token_without_the_right_to_send(self) -> None:
         client = self.start_request()
@@ -162,7 +162,7 @@ class SendErrorTests(HttpTestCase):
 
     def test_a_topic_that_does_not_exist(self) -> None:
         client = self.start_request()
-        self.validator.last.answer.errback(TopicNotFound("said the test"))
+        self.validator.last.result.errback(TopicNotFound("injected by the test"))
         answer = client.read_answer()
         text = "Resource not found. [http://cell1.unit1.example/box1/col/topic/name]."
         self.assert_error_response(client, answer, 404, "PR404-DV-0001", text)
@@ -214,10 +214,10 @@ class SendErrorTests(HttpTestCase):
         self.patch(hub, "LOW_WATER", 50)
         session = self.subscribe()
         in_flight = [self.start_request(), self.start_request()]
-        self.broker.bring(Message(TOPIC, None, b'"%s"' % (b"x" * 100)))
+        self.broker.deliver(Message(TOPIC, None, b'"%s"' % (b"x" * 100)))
         self.assertTrue(self.hub.is_full)
-        for client, question in zip(in_flight, self.validator.questions[-2:], strict=True):
-            question.grant(self.now + 60)
+        for client, check in zip(in_flight, self.validator.checks[-2:], strict=True):
+            check.grant(self.now + 60)
             answer = client.read_answer()
             text = "Too many concurrent requests."
             self.assert_error_response(client, answer, 503, "PR503-SV-0001", text)
@@ -233,7 +233,7 @@ class SendErrorTests(HttpTestCase):
 
     def test_an_internal_error_gives_no_details(self) -> None:
         client = self.start_request()
-        self.validator.last.answer.errback(ZeroDivisionError("said the test"))
+        self.validator.last.result.errback(ZeroDivisionError("injected by the test"))
         answer = client.read_answer()
         self.assert_error_response(client, answer, 500, "PR500-SV-0001", "Internal error.")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -269,7 +269,7 @@ class OptionsTests(HttpTestCase):
 
     def test_a_topic_that_does_not_exist_and_a_validator_that_is_unavailable(self) -> None:
         client = self.start_request("OPTIONS", b"")
-        self.validator.last.answer.errback(TopicNotFound("said the test"))
+        self.validator.last.result.errback(TopicNotFound("injected by the test"))
         client.read_answer()
         self.assertEqual(client.status, 404)
         client = self.start_request("OPTIONS", b"")

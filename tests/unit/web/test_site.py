@@ -32,7 +32,7 @@ class BodyLimitTests(HttpTestCase):
         self.advance(site.CLOSE_TIMEOUT)
         self.iterate()
         self.assertIsNotNone(client.transport.lost)
-        self.assertEqual(self.validator.questions, [])
+        self.assertEqual(self.validator.checks, [])
 
     def head(self, *lines: str) -> bytes:
         return "\r\n".join([f"POST {SEND_PATH} HTTP/1.1", f"Host: {HOST}", *lines, "", ""]).encode()
@@ -50,7 +50,7 @@ class BodyLimitTests(HttpTestCase):
     def test_a_chunked_body_is_refused_when_it_exceeds_the_limit(self) -> None:
         client = self.client()
         client.send_raw(self.head("Transfer-Encoding: chunked", "Authorization: Bearer a-token"))
-        self.validator.questions.pop().grant(self.now + 60)
+        self.validator.checks.pop().grant(self.now + 60)
         client.send_raw(b"1f4\r\n" + b"x" * 500 + b"\r\n")
         self.assertEqual(bytes(client.transport.written), b"")
         client.send_raw(b"1f5\r\n" + b"x" * 501 + b"\r\n0\r\n\r\n")

@@ -61,7 +61,7 @@ class SessionTests(SynchronousTestCase):
     def test_an_active_session_is_closed_with_1013(self) -> None:
         self.validator.last.grant(expires_at=3600)
         self.assertEqual(json.loads(self.payloads()[0])["Result"], "Success")
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         self.clock.advance(0)
         self.assertEqual(self.payloads(), [(1013).to_bytes(2, "big") + b"Service unavailable"])
 
@@ -69,7 +69,7 @@ class SessionTests(SynchronousTestCase):
         self.validator.last.grant(expires_at=3600)
         self.protocol.dataReceived(masked(token_request("token2")))
         self.payloads()
-        self.broker.break_promises()
+        self.broker.lose_subscriptions()
         self.clock.advance(0)
         self.assertTrue(self.validator.last.was_cancelled)
         self.assertEqual(len(self.payloads()), 1)
@@ -84,7 +84,7 @@ class SessionTests(SynchronousTestCase):
     def test_a_topic_name_that_the_broker_does_not_allow_is_token_inactive(self) -> None:
         self.broker.confirms_at_once = False
         self.validator.last.grant(expires_at=3600)
-        self.broker.deny(TopicNotFound("no such name"))
+        self.broker.reject(TopicNotFound("no such name"))
         reply, close = self.payloads()
         self.assertEqual(json.loads(reply)["Reason"], "Token inactive")
         self.assertEqual(close[:2], (1008).to_bytes(2, "big"))

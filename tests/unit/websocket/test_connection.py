@@ -73,7 +73,7 @@ class SessionTableTests(ServiceTestCase):
         self.advance(1)
         self.broker.confirm()
         client.assert_refused("AccessToken", "Token inactive", 1008)
-        self.assertEqual(self.broker.live, [])
+        self.assertEqual(self.broker.active, [])
 
     def test_an_unavailable_validator_is_service_unavailable(self) -> None:
         client = self.connect()
@@ -85,7 +85,7 @@ class SessionTableTests(ServiceTestCase):
         client = self.connect()
         client.present("a-token")
         self.validator.last.grant(self.now + 60)
-        self.broker.deny()
+        self.broker.reject()
         client.assert_refused("AccessToken", "Service unavailable", 1013)
 
     def test_the_token_timeout_does_not_cut_a_check_short(self) -> None:
@@ -138,7 +138,7 @@ class SessionTableTests(ServiceTestCase):
         client.present("second-token")
         self.validator.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
-        self.assertEqual(self.broker.live, [])
+        self.assertEqual(self.broker.active, [])
 
     def test_without_a_result_for_a_new_token_the_old_grant_stays(self) -> None:
         client = self.subscribe(lifetime=30)
@@ -155,7 +155,7 @@ class SessionTableTests(ServiceTestCase):
         client = self.subscribe()
         client.send_text("hello")
         client.assert_refused("Unknown", "Invalid message", 1008)
-        self.assertEqual(self.broker.live, [])
+        self.assertEqual(self.broker.active, [])
 
     # expired
 
@@ -174,7 +174,7 @@ class SessionTableTests(ServiceTestCase):
             self.clock.advance(10)
             client.send_text(text)
             client.assert_refused("Unknown", "Session expired", 1008)
-        self.assertEqual({each.token for each in self.validator.questions}, {"first-token"})
+        self.assertEqual({each.token for each in self.validator.checks}, {"first-token"})
 
     def test_a_binary_message_after_the_expiry_is_session_expired(self) -> None:
         client = self.subscribe(lifetime=10)
@@ -207,7 +207,7 @@ class RequestTests(ServiceTestCase):
         client = self.connect()
         for number in range(9):
             client.present(f"token-{number}")
-        self.assertEqual(len(self.validator.questions), 1)
+        self.assertEqual(len(self.validator.checks), 1)
         self.validator.last.grant(self.now + 10)
         self.broker.confirm()
         client.assert_success(10)
@@ -215,7 +215,7 @@ class RequestTests(ServiceTestCase):
             self.assertEqual(self.validator.last.token, f"token-{number}")
             self.validator.last.grant(self.now + number)
             client.assert_success(number)
-        self.assertEqual(len(self.validator.questions), 9)
+        self.assertEqual(len(self.validator.checks), 9)
 
     def test_the_ninth_waiting_message_is_invalid(self) -> None:
         client = self.connect()
@@ -251,7 +251,7 @@ class RequestTests(ServiceTestCase):
     def test_a_check_that_the_validator_cancels_is_service_unavailable(self) -> None:
         client = self.connect()
         client.present("a-token")
-        self.validator.last.answer.cancel()
+        self.validator.last.result.cancel()
         client.assert_refused("AccessToken", "Service unavailable", 1013)
 
     def test_an_invalid_message_waits_like_any_other(self) -> None:
@@ -289,7 +289,7 @@ class RequestTests(ServiceTestCase):
     def test_an_exception_of_the_validator_is_an_internal_error(self) -> None:
         client = self.connect()
         client.present("a-token")
-        self.validator.last.answer.errback(ZeroDivisionError("said the test"))
+        self.validator.last.result.errback(ZeroDivisionError("injected by the test"))
         client.assert_refused("AccessToken", "Service unavailable", 1011, "Internal error")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
@@ -302,7 +302,7 @@ class RequestTests(ServiceTestCase):
         self.deliver()
         self.advance(4)
         client.assert_nothing()
-        self.assertEqual(len(self.validator.questions), 1)
+        self.assertEqual(len(self.validator.checks), 1)
 
     def test_timestamps_in_milliseconds(self) -> None:
         self.websocket_server.context.settings = SessionSettings(timestamps="milliseconds")
@@ -320,9 +320,9 @@ class OrderTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60)
         # The broker gives the confirmation and the message in one reactor iteration.
         subscription = self.broker.subscriptions[-1]
-        subscription.answer.addCallback(lambda it: (self.broker.bring(self.data(b"1")), it)[1])
+        subscription.result.addCallback(lambda it: (self.broker.deliver(self.data(b"1")), it)[1])
         self.broker.confirm()
-        self.broker.bring(self.data(b"2"))
+        self.broker.deliver(self.data(b"2"))
         self.iterate()
         success, *data = client.texts()
         self.assert_success_text(success, 60)
@@ -335,7 +335,7 @@ class OrderTests(ServiceTestCase):
 
         def publish_first(subscription: object) -> object:
             """Runs after the broker's confirmation, before the hub learns of it."""
-            self.broker.bring(self.data(b'"between"'))
+            self.broker.deliver(self.data(b'"between"'))
             published.append(True)
             return subscription
 
@@ -358,7 +358,7 @@ class OrderTests(ServiceTestCase):
     def test_messages_are_delivered_in_the_broker_s_order(self) -> None:
         client = self.subscribe()
         for number in range(50):
-            self.broker.bring(self.data(b"%d" % number))
+            self.broker.deliver(self.data(b"%d" % number))
             if number % 7 == 0:
                 self.iterate()
         self.iterate()
@@ -467,7 +467,7 @@ class CloseTests(ServiceTestCase):
         [(opcode, payload)] = client.frames()
         self.assertEqual((opcode, payload[:2]), (8, (1002).to_bytes(2, "big")))
         self.assertTrue(client.transport.has_ended)
-        self.assertEqual(self.broker.live, [])
+        self.assertEqual(self.broker.active, [])
         client.present("more")
         client.assert_nothing()
         self.advance(5)

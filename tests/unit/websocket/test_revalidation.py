@@ -24,10 +24,10 @@ class RevocationTests(ServiceTestCase):
 
     def wait_for_recheck(self) -> None:
         """Advance the clock until a token is checked again; fail after one interval."""
-        known = len(self.rechecker.questions)
+        known = len(self.rechecker.checks)
         for _ in range(int(INTERVAL) + 1):
             self.clock.advance(1)
-            if len(self.rechecker.questions) > known:
+            if len(self.rechecker.checks) > known:
                 return
         self.fail("no token was checked within an interval")
 
@@ -35,7 +35,7 @@ class RevocationTests(ServiceTestCase):
         client = self.subscribe()
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "first-token")
-        self.assertEqual(len(self.validator.questions), 1)
+        self.assertEqual(len(self.validator.checks), 1)
         client.assert_nothing()
 
     def test_a_revoked_token_is_inactive(self) -> None:
@@ -43,7 +43,7 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         self.rechecker.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
-        self.assertEqual(self.broker.live, [])
+        self.assertEqual(self.broker.active, [])
 
     def test_a_token_that_may_no_longer_receive_is_inactive(self) -> None:
         client = self.subscribe()
@@ -63,7 +63,7 @@ class RevocationTests(ServiceTestCase):
     def test_an_internal_error_has_no_effect(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()
-        self.rechecker.last.answer.errback(RuntimeError("said the test"))
+        self.rechecker.last.result.errback(RuntimeError("injected by the test"))
         client.assert_nothing()
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
@@ -84,7 +84,7 @@ class RevocationTests(ServiceTestCase):
         for _ in range(5):
             self.wait_for_recheck()
             self.rechecker.last.grant(self.now + 3600)
-        self.assertEqual(len(self.rechecker.questions), 5)
+        self.assertEqual(len(self.rechecker.checks), 5)
 
     def test_the_newest_granted_token_is_checked(self) -> None:
         client = self.subscribe()
@@ -107,7 +107,7 @@ class RevocationTests(ServiceTestCase):
         self.wait_for_recheck()
         client.present("second-token")
         client.assert_nothing()
-        self.assertEqual(len(self.validator.questions), 1)
+        self.assertEqual(len(self.validator.checks), 1)
         self.rechecker.last.grant(self.now + 3600)
         client.assert_nothing()
         self.assertEqual(self.validator.last.token, "second-token")
@@ -127,7 +127,7 @@ class RevocationTests(ServiceTestCase):
         client = self.subscribe()
         client.present("second-token")
         self.advance(INTERVAL * 2)
-        self.assertEqual(self.rechecker.questions, [])
+        self.assertEqual(self.rechecker.checks, [])
         self.validator.last.grant(self.now + 3600)
         self.wait_for_recheck()
         self.assertEqual(self.rechecker.last.token, "second-token")
@@ -137,11 +137,11 @@ class RevocationTests(ServiceTestCase):
         client.present("second-token")
         client.present("third-token")
         self.advance(INTERVAL + 1)
-        self.assertEqual(self.rechecker.questions, [])
+        self.assertEqual(self.rechecker.checks, [])
         self.validator.last.be_unavailable()
         client.assert_error("AccessToken", "Service unavailable")
         self.assertEqual(self.rechecker.last.token, "first-token")
-        self.assertEqual(len(self.validator.questions), 2)
+        self.assertEqual(len(self.validator.checks), 2)
         self.rechecker.last.refuse()
         client.assert_refused("AccessToken", "Token inactive", 1008)
 
@@ -156,7 +156,7 @@ class RevocationTests(ServiceTestCase):
         self.assertEqual(self.validator.last.token, "third-token")
         self.validator.last.be_unavailable()
         client.assert_error("AccessToken", "Service unavailable")
-        self.assertEqual(len(self.rechecker.questions), 1)
+        self.assertEqual(len(self.rechecker.checks), 1)
 
     def test_a_grant_replaces_a_missed_recheck(self) -> None:
         client = self.subscribe()
@@ -167,7 +167,7 @@ class RevocationTests(ServiceTestCase):
         client.present("third-token")
         self.validator.last.be_unavailable()
         client.assert_error("AccessToken", "Service unavailable")
-        self.assertEqual(self.rechecker.questions, [])
+        self.assertEqual(self.rechecker.checks, [])
 
     def test_a_session_that_expires_during_a_recheck_is_closed_at_the_next_heartbeat(self) -> None:
         client = self.subscribe(lifetime=INTERVAL + 1)
@@ -208,12 +208,12 @@ class RevocationTests(ServiceTestCase):
     def test_the_number_of_rechecks_in_progress_is_limited(self) -> None:
         clients = [self.subscribe() for _ in range(5)]
         self.advance(INTERVAL)
-        self.assertEqual(len(self.rechecker.questions), 2)
-        self.rechecker.questions[0].refuse()
-        self.assertEqual(len(self.rechecker.questions), 3)
-        self.rechecker.questions[1].grant(self.now + 3600)
-        self.rechecker.questions[2].be_unavailable()
-        self.assertEqual(len(self.rechecker.questions), 5)
+        self.assertEqual(len(self.rechecker.checks), 2)
+        self.rechecker.checks[0].refuse()
+        self.assertEqual(len(self.rechecker.checks), 3)
+        self.rechecker.checks[1].grant(self.now + 3600)
+        self.rechecker.checks[2].be_unavailable()
+        self.assertEqual(len(self.rechecker.checks), 5)
         for client in clients:
             client.disconnect()
         self.assert_nothing_left()
@@ -238,7 +238,7 @@ class DisabledTests(ServiceTestCase):
         self.assertIs(session.state, State.ACTIVE)
         self.assertNotIn("canary-token", [session._token, session._presented_token])
         self.advance(600)
-        self.assertEqual(self.rechecker.questions, [])
+        self.assertEqual(self.rechecker.checks, [])
 
 
 class RevalidationTests(SynchronousTestCase):
@@ -292,7 +292,7 @@ class RevalidationTests(SynchronousTestCase):
     def test_an_error_of_one_member_does_not_affect_the_others(self) -> None:
         def recheck(member: int) -> bool:
             self.checked.append((0, member))
-            raise RuntimeError("said the test")
+            raise RuntimeError("injected by the test")
 
         revalidation = Revalidation(self.clock, 60, 1, recheck, Random(1))
         revalidation.start()

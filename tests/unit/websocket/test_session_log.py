@@ -110,7 +110,7 @@ class SessionLogTests(ServiceTestCase):
     def test_messages_delivered_together_are_counted_singly(self) -> None:
         client = self.subscribe()
         for body in (b"1", b"22", b"333"):
-            self.broker.bring(Message(TOPIC, SENDER, body))
+            self.broker.deliver(Message(TOPIC, SENDER, body))
         self.iterate()
         frames = client.frames()
         size = sum(len(payload) + 2 for _, payload in frames)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fakes import Wall
+from tests.support.fakes import WallClock
 from tests.support.stomp_server import ScriptedBroker, ScriptedPeer
 from topicsvc.brokers import in_flight, subscriptions
 from topicsvc.brokers.activemq import broker, stomp_client
@@ -50,7 +50,7 @@ class ActiveMQTests(SynchronousTestCase):
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
         self.clock = Clock()
-        self.wall = Wall(self.clock, 1_500_000_000)
+        self.wall = WallClock(self.clock, 1_500_000_000)
         self.server = ScriptedBroker(self.clock)
         self.broker = ActiveMQBroker(
             self.server, self.clock, self.wall, self.login, self.closes_on_loss, Random(1)

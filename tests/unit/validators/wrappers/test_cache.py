@@ -33,7 +33,7 @@ class GrantCacheTests(WrapperTestCase):
         self.grant(expires_at=9000)
         self.advance(29.999)
         self.assertEqual(self.successResultOf(self.validate()).expires_at, 9000)
-        self.assertEqual(len(self.inner.questions), 1)
+        self.assertEqual(len(self.inner.checks), 1)
         self.advance(0.001)
         self.assertNoResult(self.validate())
 

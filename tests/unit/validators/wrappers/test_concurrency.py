@@ -21,19 +21,19 @@ class ConcurrencyLimitTests(WrapperTestCase):
     @property
     def started(self) -> list[str]:
         """The tokens of the checks that were started."""
-        return [question.token for question in self.inner.questions]
+        return [check.token for check in self.inner.checks]
 
     def test_some_checks_at_once_and_the_others_in_order(self) -> None:
         checks = self.validate("a", "b", "c", "d")
         self.assertEqual(self.started, ["a", "b"])
-        self.inner.questions[1].grant(2000)
+        self.inner.checks[1].grant(2000)
         self.assertEqual(self.started, ["a", "b", "c"])
         self.successResultOf(checks[1])
-        self.inner.questions[0].refuse()
+        self.inner.checks[0].refuse()
         self.assertEqual(self.started, ["a", "b", "c", "d"])
         self.failureResultOf(checks[0], TokenInactive)
-        for question in self.inner.questions[2:]:
-            question.be_unavailable()
+        for check in self.inner.checks[2:]:
+            check.be_unavailable()
         for check in checks[2:]:
             self.failureResultOf(check, ValidatorUnavailable)
         self.assert_no_timers()
@@ -48,7 +48,7 @@ class ConcurrencyLimitTests(WrapperTestCase):
         checks = self.validate(*"abcd")
         checks[2].cancel()
         self.failureResultOf(checks[2], CancelledError)
-        self.inner.questions[0].refuse()
+        self.inner.checks[0].refuse()
         self.assertEqual(self.started, ["a", "b", "d"])
         self.failureResultOf(checks[0])
 
@@ -56,7 +56,7 @@ class ConcurrencyLimitTests(WrapperTestCase):
         checks = self.validate(*"abc")
         checks[0].cancel()
         self.failureResultOf(checks[0], CancelledError)
-        self.assertTrue(self.inner.questions[0].was_cancelled)
+        self.assertTrue(self.inner.checks[0].was_cancelled)
         self.assertEqual(self.started, ["a", "b", "c"])
 
     def test_a_check_that_waits_too_long_fails(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from tests.support.fakes import Question
+from tests.support.fakes import FakeCheck
 from tests.support.validator_cases import TOPIC, WrapperTestCase
 from topicsvc.errors import TopicNotFound
 from topicsvc.interfaces import Grant
@@ -29,10 +29,10 @@ class MeasuredValidatorTests(WrapperTestCase):
     def test_each_outcome_is_counted_and_timed(self) -> None:
         for number, (outcome, end) in enumerate(
             (
-                ("granted", lambda question: question.grant(2000)),
-                ("refused", Question.refuse),
-                ("unavailable", Question.be_unavailable),
-                ("failed", lambda question: question.answer.errback(ZeroDivisionError())),
+                ("granted", lambda check: check.grant(2000)),
+                ("refused", FakeCheck.refuse),
+                ("unavailable", FakeCheck.be_unavailable),
+                ("failed", lambda check: check.result.errback(ZeroDivisionError())),
             ),
             1,
         ):
@@ -46,7 +46,7 @@ class MeasuredValidatorTests(WrapperTestCase):
 
     def test_a_missing_topic_counts_as_refused(self) -> None:
         check = self.validator.validate("a", TOPIC)
-        self.inner.last.answer.errback(TopicNotFound("said the test"))
+        self.inner.last.result.errback(TopicNotFound("injected by the test"))
         self.assertEqual(self.outcomes(check), {"refused": 1})
 
     def test_a_cancelled_check_is_not_timed(self) -> None:

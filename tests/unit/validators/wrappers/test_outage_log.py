@@ -14,7 +14,7 @@ class OutageLogTests(WrapperTestCase):
         self.validator = OutageLog(self.inner, self.clock)
 
     def logged(self, *answers: str) -> list[str]:
-        """The log lines of checks that end with `answers`, methods of `Question`."""
+        """The log lines of checks that end with `answers`, methods of `FakeCheck`."""
         with capturedLogs() as events:
             for answer in answers:
                 check = self.validator.validate("canary-token", TOPIC)
@@ -25,7 +25,7 @@ class OutageLogTests(WrapperTestCase):
     def test_the_start_and_the_end_of_an_outage_are_logged(self) -> None:
         self.assertEqual(self.logged("grant", "refuse"), [])
         [line] = self.logged("be_unavailable", "be_unavailable", "be_unavailable")
-        self.assertEqual(line, "tokens cannot be validated: said the test")
+        self.assertEqual(line, "tokens cannot be validated: injected by the test")
         self.advance(LOG_INTERVAL)
         self.assertEqual(self.logged("refuse"), ["tokens can be validated again"])
         self.assertEqual(self.logged("grant"), [])

@@ -17,7 +17,7 @@ class SingleFlightTests(WrapperTestCase):
 
     def test_concurrent_requests_share_one_check(self) -> None:
         checks = [self.validator.validate("a", TOPIC) for _ in range(1000)]
-        self.assertEqual(len(self.inner.questions), 1)
+        self.assertEqual(len(self.inner.checks), 1)
         self.inner.last.grant(2000)
         self.assertEqual({self.successResultOf(check).expires_at for check in checks}, {2000})
         self.assertEqual(len(self.validator), 0)
@@ -31,13 +31,13 @@ class SingleFlightTests(WrapperTestCase):
     def test_another_token_or_topic_is_another_check(self) -> None:
         for token, topic in (("a", TOPIC), ("b", TOPIC), ("a", OTHER_TOPIC)):
             self.validator.validate(token, topic)
-        self.assertEqual(len(self.inner.questions), 3)
+        self.assertEqual(len(self.inner.checks), 3)
 
     def test_a_later_request_makes_a_new_check(self) -> None:
         self.validator.validate("a", TOPIC)
         self.inner.last.grant(2000)
         self.validator.validate("a", TOPIC)
-        self.assertEqual(len(self.inner.questions), 2)
+        self.assertEqual(len(self.inner.checks), 2)
 
     def test_a_cancelled_request_does_not_cancel_the_check_of_others(self) -> None:
         first, second = (self.validator.validate("a", TOPIC) for _ in range(2))

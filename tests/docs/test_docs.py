@@ -22,8 +22,9 @@ from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.process import memory
 from topicsvc.settings import LimitSettings
 from topicsvc.validators.local import make_key, write_key
-from topicsvc.web import http_parser, responses, send, site
-from topicsvc.websocket import server
+from topicsvc.validators.wrappers import concurrency
+from topicsvc.web import http_connection, http_parser, responses, send, site
+from topicsvc.websocket import messages, server
 from topicsvc.websocket.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
@@ -76,6 +77,14 @@ def settings() -> dict[str, object]:
         config._config(table, (), None)
         collect(table)
     return found
+
+
+def seconds(value: float) -> str:
+    return f"{value:.0f} s"
+
+
+def kibibytes(value: int) -> str:
+    return f"{value >> 10} KiB"
 
 
 class ConfigurationTests(SynchronousTestCase):
@@ -218,50 +227,106 @@ class ProtocolTests(SynchronousTestCase):
 
 class SecurityTests(SynchronousTestCase):
     def setUp(self) -> None:
-        text = page("docs/security.md")
-        self.rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+        self.text = page("docs/security.md")
+        settings, _, fixed = self.text.partition("## Limits that cannot be set")
+        row = re.compile(r"^\| ([^|]*) \| ([^|]*) \| [^|]* \| [^|]* \|$", re.MULTILINE)
+        self.settings, self.fixed = (
+            {name: value for name, value in row.findall(part) if name not in ("limit", "---")}
+            for part in (settings, fixed.partition("## Behind a proxy")[0])
+        )
 
     def test_the_page_lists_exactly_the_limits_that_are_counted(self) -> None:
-        self.assertEqual(set(self.rows), set(limits.COUNTED_SETTINGS))
+        self.assertEqual(set(self.settings), {f"`{name}`" for name in limits.COUNTED_SETTINGS})
 
     def test_each_default_is_that_of_the_code(self) -> None:
         default = LimitSettings()
         words = {"none": 0, "any": frozenset(), "256 MiB": 256 * 2**20}
-        words["the limit of open files less 256, but at least half of it"] = 0
-        words["1000, but at most three quarters of `connections`"] = 1000
-        for name, documented in self.rows.items():
+        words[f"open files less {limits.RESERVED_FILES}"] = 0
+        for name, documented in self.settings.items():
             value = words[documented] if documented in words else int(documented)
-            self.assertEqual(value, getattr(default, name), name)
+            self.assertEqual(value, getattr(default, name.strip("`")), name)
+
+    def test_each_limit_that_cannot_be_set_is_that_of_the_code(self) -> None:
+        longest_head = http_parser.MAX_HEAD + http_parser.MAX_TOKEN_LINE
+        self.assertEqual(
+            self.fixed,
+            {
+                "TLS handshake, PROXY header and request head together": seconds(site.HEAD_TIMEOUT),
+                "request body": seconds(site.BODY_TIMEOUT),
+                "pause between two requests": seconds(site.IDLE_TIMEOUT),
+                "time without a valid token on an HTTP connection": seconds(limits.TOKEN_DEADLINE),
+                "reading the last response, and closing, TLS included": seconds(site.CLOSE_TIMEOUT),
+                "presenting a valid token": "`session.token_timeout`",
+                "close handshake": seconds(server.CLOSE_TIMEOUT),
+                "PROXY header, version 1": f"{MAX_LINE} bytes",
+                "PROXY header, version 2": kibibytes(MAX_LENGTH),
+                "request head, without the value of `Authorization`": kibibytes(
+                    http_parser.MAX_HEAD
+                ),
+                "request head, complete": kibibytes(longest_head),
+                "header fields of a request": str(http_parser.MAX_HEADERS),
+                "empty lines before a request": str(http_parser.MAX_EMPTY_LINES),
+                "line before a chunk": f"{http_parser.MAX_CHUNK_LINE} bytes",
+                "trailer section": kibibytes(http_parser.MAX_TRAILERS),
+                "body": "`send.max_body`",
+                "messages of one request": "`send.max_batch`",
+                "body that is not needed": kibibytes(http_connection.MAX_SKIPPED),
+                "sends in progress, of all clients": str(send.MAX_IN_FLIGHT),
+                "work on requests in one reactor iteration": (
+                    f"{site.WORK_PER_ITERATION * 1000:.0f} ms"
+                ),
+                "length of a token": kibibytes(messages.MAX_TOKEN),
+                "one check": "`validator.timeout`",
+                "checks that wait for the validator": str(concurrency.MAX_WAITING),
+                "time that such a check waits": seconds(concurrency.QUEUE_TIMEOUT),
+                "time that a token waits for others from its address": seconds(
+                    token_attempts.QUEUE_TIMEOUT
+                ),
+                "messages that wait while a token is checked": str(MAX_WAITING_REQUESTS),
+                "bytes of these messages": kibibytes(MAX_WAITING_BYTES),
+                "bytes that wait for a session": "`session.send_queue`",
+                "bytes of HTTP responses that wait": kibibytes(http_connection.MAX_UNREAD),
+                "time in which no waiting byte is sent": seconds(STALL_TIMEOUT),
+                "pings that wait for an answer": "1",
+                "bytes that wait for delivery, of all topics": f"{hub.HIGH_WATER >> 20} MiB",
+            },
+        )
 
     def test_each_figure_is_that_of_the_code(self) -> None:
-        text = page("docs/security.md")
-        head = http_parser.MAX_HEAD // 1024
-        stall = round(STALL_TIMEOUT)
-        polite = limits.MAX_POLITE_REFUSALS
+        text = " ".join(self.text.split())
+        polite, stall = limits.MAX_POLITE_REFUSALS, round(STALL_TIMEOUT)
+        default, reserve = LimitSettings(), limits.RESERVED_FILES
+        unauthenticated = int((1024 - reserve) * limits.UNAUTHENTICATED_SHARE)
+        failures = default.failed_tokens_per_minute
         for figure in (
-            f"less {limits.RESERVED_FILES}, ",
-            f"up to {polite} at once, and {polite} a second",
-            f"at most {token_attempts.MAX_ADDRESSES:,} addresses",
-            f"others from its address | {token_attempts.QUEUE_TIMEOUT:.0f} s |",
+            f"limit of open files less {reserve}, but at least half of it. The {reserve} desc",
+            f"has {site.HEAD_TIMEOUT:.0f} s for its request. It has {limits.TOKEN_DEADLINE:.0f} s",
+            "At most three quarters of `connections` may be unauthenticated, even if",
+            f"{1024 - reserve} connections are allowed, and {unauthenticated} of them may be",
+            f"use up the {default.unauthenticated} unauthenticated connections",
+            f"up to {polite} at once, and {polite} a second, get HTTP 503",
+            f"After {failures} failed tokens, no token from that address",
+            f"100 invalid tokens arrive together, {failures} are checked",
+            f"all are granted, {failures} at a time",
             f"counts for another {token_attempts.ABANDONED_CHECK_TTL:.0f} s",
-            f"head together | {site.HEAD_TIMEOUT:.0f} s |",
-            f"request head | {head} KiB |",
-            f"{MAX_LINE} bytes in version 1, {MAX_LENGTH >> 10} KiB in version 2",
-            f"body of a request | {site.BODY_TIMEOUT:.0f} s",
-            f"between two requests | {site.IDLE_TIMEOUT:.0f} s",
-            f"on one connection | {limits.TOKEN_DEADLINE:.0f} s from",
-            f"TLS close included | {site.CLOSE_TIMEOUT:.0f} s",
-            f"close handshake | {server.CLOSE_TIMEOUT:.0f} s",
-            f"them leaves | {stall} s, looked at every {stall} s: {stall} to {2 * stall} s",
-            f"token is checked | {MAX_WAITING_REQUESTS} |",
-            f"token is checked | {MAX_WAITING_BYTES >> 10} KiB,",
-            f"When {memory.MIN_CLOSED} connections have gone",
-            f"within {memory.INTERVAL:.0f} s (malloc_trim(3)",
-            f"sends under way | {send.MAX_IN_FLIGHT} |",
-            f"of all topics together | {hub.HIGH_WATER >> 20} MiB | "
-            f"until {hub.LOW_WATER >> 20} MiB are left",
+            f"at most {failures} are checked in {token_attempts.ABANDONED_CHECK_TTL:.0f} s",
+            f"at most {token_attempts.MAX_ADDRESSES:,} addresses",
+            f"Up to {default.messages_per_minute} messages may arrive at once, then one a second",
+            f"{default.frames_per_message} is enough for a message of 64 KiB in frames of 512",
+            f"After {limits.TOKEN_DEADLINE:.0f} s without a valid token, a request in progress",
+            f"When more than {MAX_WAITING_BYTES >> 10} KiB wait",
+            f"checked every {stall} s, so a client is closed {stall} to {2 * stall} s after",
+            f"Above {hub.HIGH_WATER >> 20} MiB, sends get HTTP 503 with `Retry-After`",
+            f"Both end when {hub.LOW_WATER >> 20} MiB are left",
+            f"only {default.unauthenticated_per_address} of them may be unauthenticated, and "
+            f"{failures} failed tokens",
+            f"After {memory.MIN_CLOSED} connections have closed",
+            f"within {memory.INTERVAL:.0f} s. This uses malloc_trim(3)",
         ):
             self.assertIn(figure, text)
+        self.assertEqual(limits.UNAUTHENTICATED_SHARE, 3 / 4)
+        self.assertEqual(default.messages_per_minute, 60)
+        self.assertEqual(default.frames_per_message * 512, 65536)
 
     def test_each_close_reason_is_in_the_protocol_page(self) -> None:
         protocol = page("docs/protocol.md")

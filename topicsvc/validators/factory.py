@@ -1,4 +1,4 @@
-"""Makes the validator that the settings ask for, with its wrappers."""
+"""Makes a validator and its wrappers from the settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["ValidatorStack"]
 
 
 class ValidatorStack:
-    """A validator and its wrappers, as the settings ask for them.
+    """A validator and its wrappers, made from the settings.
 
     From the outside in: topic filter, cache, single flight, statistics, outage log, limit of
     concurrent checks, timeout, validator. The outer two are optional. A local validator has

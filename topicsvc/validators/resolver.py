@@ -1,6 +1,6 @@
 """Resolves host names: one lookup at a time for each name, and a limit on all lookups.
 
-The system's resolver cannot be told to stop. While it hangs, each abandoned request would
+A lookup of the system's resolver cannot be stopped. While it hangs, each abandoned request would
 leave a lookup behind that waits for a thread: 15 KiB each, for as long as the resolver hangs.
 """
 
@@ -27,9 +27,12 @@ class ReactorWithResolver:
 
     `twisted.internet.endpoints.HostnameEndpoint` takes the resolver from its reactor. The
     alternative, `installNameResolver`, replaces the resolver of the whole process, and a
-    resolver cannot see who needs a name. Unauthenticated clients choose which cells' hosts are
-    looked up. If the resolver hangs, their lookups reach the limit, and a broker that must be
-    connected again would be refused its own lookup. Without a limit nothing bounds memory.
+    resolver cannot see which part of the service needs a name.
+
+    Unauthenticated clients choose which cells' hosts are looked up. If the system's resolver
+    hangs, their lookups reach the limit. With one resolver for the process, a lookup for the
+    broker's connection would then fail at once, instead of waiting. Without a limit, the
+    lookups would use up memory.
 
     Args:
         reactor: does everything else.

@@ -124,6 +124,19 @@ class LocalValidatorTests(SynchronousTestCase):
         self.clock.rightNow = 2000.0
         self.failureResultOf(self.validate(token), TokenInactive)
 
+    def test_the_grant_of_a_cached_token_is_known_without_a_check(self) -> None:
+        token = self.sign(nbf=1000, topics=["/cell1/box1/*"])
+        self.assertIsNone(self.validator.remembered(token, TOPIC))
+        grant = self.successResultOf(self.validate(token))
+        self.assertEqual(self.validator.remembered(token, TOPIC), grant)
+        elsewhere = TopicAddress("cell1", "box2", ("col",), "name")
+        self.assertEqual(
+            self.validator.remembered(token, elsewhere), Grant(SUBJECT, 2000, False, False)
+        )
+        for now in (999.0, 2000.0):
+            self.clock.rightNow = now
+            self.assertIsNone(self.validator.remembered(token, TOPIC))
+
     def test_the_cache_is_bounded_and_holds_no_token(self) -> None:
         validator = LocalValidator(KEY, self.clock.seconds, max_tokens=3)
         tokens = [self.sign(exp=1500 + number) for number in range(5)]

@@ -1,4 +1,4 @@
-"""Caches grants for some seconds, so that a validator is not asked for each use of a token."""
+"""Caches grants for some seconds, so that not each use of a token needs a check."""
 
 from __future__ import annotations
 

@@ -44,6 +44,18 @@ class GrantCacheTests(WrapperTestCase):
         self.validator.uncached.validate("a", TOPIC)
         self.assertEqual((self.stats.cache_hits, self.stats.cache_misses), (1, 2))
 
+    def test_a_cached_grant_is_known_without_a_check(self) -> None:
+        self.assertIsNone(self.validator.remembered("a", TOPIC))
+        self.assertEqual((self.stats.cache_hits, self.stats.cache_misses), (0, 0))
+        self.grant(expires_at=1010)
+        known = self.validator.remembered("a", TOPIC)
+        self.assertEqual(known, self.successResultOf(self.validate()))
+        self.assertEqual((self.stats.cache_hits, self.stats.cache_misses), (2, 1))
+        self.assertIsNone(self.validator.remembered("a", OTHER_TOPIC))
+        self.assertIsNone(self.validator.uncached.remembered("a", TOPIC))
+        self.advance(10)
+        self.assertIsNone(self.validator.remembered("a", TOPIC))
+
     def test_a_grant_is_not_reused_after_its_expiry(self) -> None:
         self.grant(expires_at=1010)
         self.advance(9.999)

@@ -56,6 +56,15 @@ class MeasuredValidatorTests(WrapperTestCase):
         self.assertEqual(self.outcomes(check), {"cancelled": 1})
         self.assertEqual(self.stats.seconds.sum, 0)
 
+    def test_a_grant_that_is_known_without_a_check_is_counted_and_timed(self) -> None:
+        grant = Grant("me", 2000, True, True)
+        self.assertIsNone(self.validator.remembered("a", TOPIC))
+        self.assertEqual(sum(self.stats.outcomes.values()), 0)
+        self.inner.known = lambda token, topic: grant
+        self.assertIs(self.validator.remembered("a", TOPIC), grant)
+        self.assertEqual((self.stats.outcomes["granted"], self.stats.in_flight), (1, 0))
+        self.assertEqual(sum(self.stats.seconds.counts), 1)
+
     def test_a_check_that_blocks_is_timed(self) -> None:
         def block(token: str, topic: TopicAddress) -> Grant:
             self.clock.rightNow += 0.25

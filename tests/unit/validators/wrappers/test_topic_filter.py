@@ -6,6 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeValidator
 from topicsvc.errors import TokenInactive, TopicNotFound
+from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress, TopicPattern
 from topicsvc.validators.wrappers.topic_filter import TopicFilter
 
@@ -32,3 +33,10 @@ class TopicFilterTests(SynchronousTestCase):
         check = self.validator.validate("a", UNLISTED)
         self.inner.last.refuse()
         self.assertIs(self.failureResultOf(check).type, TokenInactive)
+
+    def test_a_grant_is_known_without_a_check_for_listed_topics_only(self) -> None:
+        grant = Grant("me", 2000, True, True)
+        self.assertIsNone(self.validator.remembered("a", LISTED))
+        self.inner.known = lambda token, topic: grant
+        self.assertIs(self.validator.remembered("a", LISTED), grant)
+        self.assertIsNone(self.validator.remembered("a", UNLISTED))

@@ -178,17 +178,17 @@ class GrantCacheTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.wall = WallClock(self.clock, 1_500_000_000)
-        self.innermost = FakeValidator()
-        self.validator = GrantCache(self.innermost, self.clock, self.wall, 30)
+        self.inner = FakeValidator()
+        self.validator = GrantCache(self.inner, self.clock, self.wall, 30)
         self.expires_at = self.wall() + 600
         self.reaches_validator()
-        self.innermost.last.grant(self.expires_at)
+        self.inner.last.grant(self.expires_at)
 
     def reaches_validator(self) -> bool:
         """Validate a token; returns whether the cache asked the validator."""
-        before = len(self.innermost.checks)
+        before = len(self.inner.checks)
         self.validator.validate("a", TopicAddress("cell1", "box1", ("col",), "name"))
-        return len(self.innermost.checks) > before
+        return len(self.inner.checks) > before
 
     def test_the_cache_time_keeps_its_length_if_the_time_of_day_is_set_back(self) -> None:
         self.wall.jump(-HOUR)

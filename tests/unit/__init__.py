@@ -1,1 +1,1 @@
-"""Unit tests: one module for each module of topicsvc, in the same packages."""
+"""Unit tests of the modules of topicsvc, in the same packages."""

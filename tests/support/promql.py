@@ -1,4 +1,4 @@
-"""What a PromQL expression uses: read just far enough to hold it against a scrape."""
+"""Parses the names and labels of PromQL expressions, to compare them with a scrape."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Use:
     Attributes:
         name: of the sample.
         matchers: label, operator, value.
-        functions: what stands around it, from the outside in.
+        functions: the functions and aggregations around it, the outermost first.
     """
 
     name: str

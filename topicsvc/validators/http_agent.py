@@ -57,7 +57,7 @@ class BoundedAgent:
 
     Args:
         reactor: makes connections and measures time.
-        authorities: certificates that may vouch for the server; None: those of the system.
+        authorities: trusted certificate authorities; None: those of the system.
         max_kept: most idle connections that are kept for later requests.
     """
 

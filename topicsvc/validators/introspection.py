@@ -64,7 +64,7 @@ class IntrospectionValidator(TokenValidator):
         No status but 200 says anything about the token: a server answers 200 to an unknown
         token, and 401 to unknown client credentials (RFC 7662, section 2.3).
         """
-        bearer(token)  # refuses what no token is
+        bearer(token)  # refuses characters that no valid token has
         response: Response = yield self._http_client.request(
             "POST",
             self._url,

@@ -58,7 +58,7 @@ txaio.use_twisted()
 
 
 class ConnectionObserver(Protocol):
-    """Hears of each step in the life of each connection."""
+    """Is notified of each step of each connection."""
 
     def opened(self, connection: TopicConnection) -> None:
         """The opening handshake is complete."""
@@ -85,9 +85,9 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     """One connection: a WebSocket, its session and its send queue.
 
     Args:
-        topic: the topic that the client asked for.
+        topic: the topic that the client requested.
         context: the state that all connections share.
-        observer: hears of each step of this connection.
+        observer: is notified of each step of this connection.
         quota: the limits of this client.
 
     Attributes:

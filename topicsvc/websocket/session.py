@@ -10,7 +10,7 @@ carry out, in this order. docs/protocol.md lists every transition::
                                     CLOSED
 
 Expiry is no state of its own: it follows from the time. An active session's token may also be
-checked again without a request of the client, to notice a revocation; the client hears of it
+checked again without a request of the client, to notice a revocation; the client gets a reply
 only if the token was revoked.
 """
 

@@ -99,7 +99,7 @@ class GrantCache(TokenValidator):
         if grant.may_receive or grant.may_send:
             self._cache.put(key, _CachedGrant(grant, started_at + self._seconds))
         else:
-            self._cache.discard(key)  # no right is as good as a refusal, which is not cached
+            self._cache.discard(key)  # like a refusal, it is not cached
         return grant
 
     def _failed(self, failure: Failure, key: bytes) -> Failure:

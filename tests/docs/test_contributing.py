@@ -96,20 +96,20 @@ class TestsPageTests(SynchronousTestCase):
 
     def test_every_package_is_there_and_no_other(self) -> None:
         there = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
-        told = {row[0].strip("`/") for row in self.rows("The tree")} - {"package"}
-        self.assertEqual(told, there)
+        documented = {row[0].strip("`/") for row in self.rows("The tree")} - {"package"}
+        self.assertEqual(documented, there)
 
     def test_every_support_module_is_there_and_no_other(self) -> None:
-        told = [row[0].strip("`") for row in self.rows("Support modules")]
+        documented = [row[0].strip("`") for row in self.rows("Support modules")]
         there = [
             sorted(path.stem for path in (ROOT / "tests" / place).glob("[!_]*.py"))
             for place in ("support", "integration/support")
         ]
-        self.assertEqual(told, there[0] + there[1])
+        self.assertEqual(documented, there[0] + there[1])
 
     def test_every_package_that_is_installed_is_there(self) -> None:
         rows = self.rows("What install.sh installs")[1:]
-        told = {word for row in rows for word in re.split(r", ", row[0].replace("`", ""))}
+        documented = {word for row in rows for word in re.split(r", ", row[0].replace("`", ""))}
         script = page("tests/integration/install.sh").replace("\\\n", "")
         installed = {
             word
@@ -117,7 +117,7 @@ class TestsPageTests(SynchronousTestCase):
             for word in words.split()
             if not word.startswith("-")
         }
-        self.assertEqual(told - {"oidc-provider", "Kafka"}, installed)
+        self.assertEqual(documented - {"oidc-provider", "Kafka"}, installed)
         for row in rows:
             for module in re.findall(r"`(\w+)`", row[1]):
                 self.assertTrue((ROOT / f"tests/integration/{module}.py").exists(), module)

@@ -61,7 +61,7 @@ class LineReaderTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(reader.next_batch()), [])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
-    def test_what_cannot_be_read_is_told_after_the_lines_before_it(self) -> None:
+    def test_a_read_error_is_reported_after_the_lines_before_it(self) -> None:
         def lines() -> Any:
             yield b"1\n"
             raise OSError("gone")

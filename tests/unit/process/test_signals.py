@@ -12,7 +12,7 @@ from topicsvc.process.signals import Signals
 
 
 class FakeReactor:
-    """Records what it is asked to call."""
+    """Records the calls that it is given."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []

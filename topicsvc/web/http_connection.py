@@ -406,7 +406,11 @@ class HttpConnection(TwistedProtocol):
 
     def _skip(self) -> bool:
         """Read and discard the rest of an unused body."""
-        is_complete, size = self._parser.skip_body()
+        try:
+            is_complete, size = self._parser.skip_body()
+        except BadRequest:  # a second response would answer the request behind it
+            self._linger()
+            return False
         if is_complete:
             self._is_skipping = False
             self._set_deadline(self.factory.idle_deadlines)
@@ -425,15 +429,10 @@ class HttpConnection(TwistedProtocol):
         exchange = self._exchange
         assert exchange is not None  # noqa: S101 - the callers check
         head = exchange.head
-        if self._has_unread_body and self._parser.skip_body()[0]:
-            self._has_unread_body = False
         self._exchange = self._send = None
         closes = self._closes_after or response.closes or self.quota.is_past_token_deadline
         if self._has_unread_body and not closes:
-            # Such a client may send its body or not (RFC 9110, section 10.1.1).
-            is_long = head.length is not None and head.length > MAX_SKIPPED
-            closes = is_long or head.expects_continue
-            self._is_skipping = not closes
+            closes = not self._begin_skipping(head)
         self._write(response, head.method, closes)
         if closes:
             if self._has_unread_body:
@@ -442,6 +441,18 @@ class HttpConnection(TwistedProtocol):
                 self._close()
         elif not self._is_skipping:
             self._idle()
+
+    def _begin_skipping(self, head: RequestHead) -> bool:
+        """Discard what has arrived of a body; whether a request can be read behind it."""
+        # A client that expects 100 may send its body or not (RFC 9110, section 10.1.1).
+        if head.expects_continue or (head.length is not None and head.length > MAX_SKIPPED):
+            return False
+        try:
+            is_complete, size = self._parser.skip_body()
+        except BadRequest:
+            return False
+        self._has_unread_body = self._is_skipping = not is_complete
+        return size <= MAX_SKIPPED
 
     def _refuse(self, response: Response, method: bytes = b"") -> None:
         """Respond to an invalid request, and read no more."""

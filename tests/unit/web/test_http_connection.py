@@ -268,6 +268,27 @@ class BodyTests(ConnectionTestCase):
             client.send_raw(b"2000\r\n" + b"x" * 8192 + b"\r\n")
         self.assertTrue(client.transport.has_ended)
 
+    def test_bad_chunks_behind_a_refusal_are_not_answered(self) -> None:
+        chunked = "Transfer-Encoding: chunked"
+        at_once = head("POST /nowhere HTTP/1.1", chunked) + b"x\r\n"
+        client, statuses = self.send(at_once)
+        self.assertEqual((statuses, client.headers["connection"]), ([404], ["close"]))
+        self.assertTrue(client.transport.has_ended)
+        client, statuses = self.send(head("POST /nowhere HTTP/1.1", chunked))
+        self.assertEqual(statuses, [404])
+        client.send_raw(b"x\r\n" + head("OPTIONS * HTTP/1.1"))
+        self.assertEqual(self.statuses(client), [])
+        self.assertTrue(client.transport.has_ended)
+
+    def test_bad_chunks_that_have_arrived_before_a_refusal(self) -> None:
+        client = self.client()
+        client.send_raw(
+            head(f"POST {SEND_PATH} HTTP/1.1", BEARER, "Transfer-Encoding: chunked") + b"x\r\n"
+        )
+        self.validator.last.refuse()
+        self.assertEqual(self.statuses(client), [401])
+        self.assertTrue(client.transport.has_ended)
+
     def test_little_of_a_body_is_read_before_the_token_is_validated(self) -> None:
         self.site.max_body = 10**6
         client = self.client()
@@ -303,6 +324,11 @@ class BodyTests(ConnectionTestCase):
                 head(first, line, "Content-Length: 1", "Expect: 100-continue")
             )
             self.assertEqual((statuses, client.headers["connection"]), ([status], ["close"]))
+        # What is behind the head may be the body or, without it, the next request.
+        client, statuses = self.send(
+            head("POST /nowhere HTTP/1.1", "Content-Length: 1", "Expect: 100-continue") + b"1"
+        )
+        self.assertEqual((statuses, client.headers["connection"]), ([404], ["close"]))
         self.grant_all()
         client, statuses = self.send(post("Expect: 100-Continue"))
         self.assertEqual(statuses, [200], "the body is there")

@@ -368,11 +368,9 @@ class RequestParser:
             if self._size + self._left > limit:
                 raise BodyTooBig
             return self._read_known(keep=True)
-        is_complete = self._read_chunks()
+        is_complete = self._read_chunks(limit)
         events = self._events
         assert events is not None  # noqa: S101 - set for a chunked body
-        if events.size > limit:
-            raise BodyTooBig
         return b"".join(events.body) if is_complete else None
 
     def skip_body(self) -> tuple[bool, int]:
@@ -416,7 +414,7 @@ class RequestParser:
             self._size += available
         return None
 
-    def _read_chunks(self) -> bool:
+    def _read_chunks(self, limit: int | None = None) -> bool:
         """Give the chunks that have arrived to llhttp; return whether the body is complete."""
         events = self._events
         assert events is not None  # noqa: S101 - as above
@@ -425,6 +423,8 @@ class RequestParser:
                 size = self._chunk_size()
                 if size is None:
                     return False
+                if limit is not None and events.size + size > limit:
+                    raise BodyTooBig
                 self._chunk_left = size + 2
                 self._state = _ChunkState.DATA if size else _ChunkState.TRAILERS
             if self._state is _ChunkState.DATA:

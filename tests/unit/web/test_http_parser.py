@@ -138,7 +138,8 @@ class BodyTests(SynchronousTestCase):
     def test_a_body_over_the_limit(self) -> None:
         for data in (
             b"POST /a HTTP/1.1\r\nContent-Length: 6\r\n\r\n",
-            CHUNKED + b"3\r\nabc\r\n3\r\ndef\r\n",
+            CHUNKED + b"3\r\nabc\r\n3\r\n",
+            CHUNKED + b"ffffffffffffffff\r\n",
         ):
             parser = RequestParser()
             parser.receive(data)

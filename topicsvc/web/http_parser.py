@@ -135,8 +135,11 @@ class RequestHead:
 
     @property
     def keeps_alive(self) -> bool:
-        """Whether another request may follow: not with HTTP/1.0 or ``Connection: close``."""
-        if self.minor == 0:
+        """Whether another request may follow: not with HTTP/1.0 or ``Connection: close``.
+
+        Nor after CONNECT: a client may send bytes for the tunnel before it has the response.
+        """
+        if self.minor == 0 or self.method == b"CONNECT":
             return False
         return b"connection" not in self.headers or b"close" not in self.tokens(b"connection")
 

@@ -76,6 +76,7 @@ class HeadTests(SynchronousTestCase):
         ):
             head = head_of(b"GET / HTTP/1.%d\r\n%s%s\r\n" % (version, HOST, lines))
             self.assertIs(head.keeps_alive, expected, lines)
+        self.assertFalse(head_of(b"CONNECT h:1 HTTP/1.1\r\n" + HOST + b"\r\n").keeps_alive)
 
     def test_only_a_bearer_token_may_have_32_kib(self) -> None:
         first = b"POST /a HTTP/1.1\r\n" + HOST

@@ -199,6 +199,7 @@ class RequestParser:
         "_data",
         "_empty_lines",
         "_events",
+        "_has_request_line",
         "_is_chunked",
         "_left",
         "_llhttp",
@@ -215,6 +216,7 @@ class RequestParser:
         self._position = 0
         self._scanned = 0
         self._empty_lines = 0
+        self._has_request_line = False
         self.may_have_more = False
         self._reset_body()
 
@@ -271,7 +273,7 @@ class RequestParser:
             self._check_partial_head(position)
             self._scanned = len(data)
             return None
-        match = self._request_line(position)
+        match = self._request_line(position, position)
         if match is None:  # cannot happen: a head that has ended has a first line
             raise BadRequest
         end += len(_END_OF_HEAD)
@@ -283,22 +285,28 @@ class RequestParser:
         self._position = end
         self._scanned = 0
         self._empty_lines = 0
+        self._has_request_line = False
         return head
 
     def _check_partial_head(self, position: int) -> None:
         if len(self._data) - position > MAX_HEAD + MAX_TOKEN_LINE:
             raise BadRequest
         # An invalid request line is refused before the rest of the head arrives.
-        if self._scanned - position <= MAX_HEAD:
-            self._request_line(position)
+        if not self._has_request_line:
+            start = max(position, self._scanned - 1)
+            self._has_request_line = self._request_line(position, start) is not None
 
-    def _request_line(self, position: int) -> re.Match[bytes] | None:
+    def _request_line(self, position: int, start: int) -> re.Match[bytes] | None:
         """Return the request line; None: it has not arrived in full.
+
+        Args:
+            position: where the line starts.
+            start: where the search for its end starts.
 
         Raises:
             BadRequest: the request line is invalid or too long.
         """
-        end = self._data.find(b"\r\n", position, position + MAX_HEAD)
+        end = self._data.find(b"\r\n", start, position + MAX_HEAD)
         if end < 0:
             if len(self._data) - position >= MAX_HEAD:
                 raise BadRequest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +108,25 @@ class HeadTests(SynchronousTestCase):
             parser = RequestParser()
             parser.receive(data)
             self.assertRaises(BadRequest, parser.read_head)
+
+    def test_a_request_line_is_read_twice_at_most(self) -> None:
+        lines: list[bytes] = []
+        pattern = http_parser._REQUEST_LINE
+
+        class Pattern:
+            def fullmatch(self, data: bytes, position: int, end: int) -> re.Match[bytes] | None:
+                lines.append(bytes(data[position:end]))
+                return pattern.fullmatch(data, position, end)
+
+        self.patch(http_parser, "_REQUEST_LINE", Pattern())
+        parser = RequestParser()
+        data = b"\r\nGET /a HTTP/1.1\r\n" + HOST + b"\r\nGET /b HTTP/1.1\r\n" + HOST + b"\r\n"
+        heads = []
+        for at in range(len(data)):
+            parser.receive(data[at : at + 1])
+            heads.append(parser.read_head())
+        self.assertEqual([head.path for head in heads if head is not None], [b"/a", b"/b"])
+        self.assertEqual(lines, [b"GET /a HTTP/1.1"] * 2 + [b"GET /b HTTP/1.1"] * 2)
 
     def test_kinds_of_errors(self) -> None:
         for data, problem, method in (

@@ -50,6 +50,12 @@ MAX_TRAILERS: Final = 4096
 CHUNKS_AT_ONCE: Final = 256
 """Most chunks that one call of `RequestParser.read_body` reads; they take less than 1 ms."""
 
+SMALL_PIECE: Final = 1024
+"""Bytes of a body from which a piece is kept as it arrived."""
+
+JOINED_PIECE: Final = 16384
+"""Bytes up to which small pieces of a body are joined."""
+
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.([01])")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n]*)?")
@@ -154,7 +160,7 @@ class _HeadEvents:
         self.count = 0
         self.is_head_complete = False
         self.is_complete = False
-        self.body: list[bytes] = []
+        self.body: list[bytes | bytearray] = []
         self.size = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -173,11 +179,23 @@ class _HeadEvents:
         self.is_head_complete = True
 
     def on_body(self, body: bytes) -> None:
-        self.body.append(body)
+        _keep(self.body, body)
         self.size += len(body)
 
     def on_message_complete(self) -> None:
         self.is_complete = True
+
+
+def _keep(pieces: list[bytes | bytearray], piece: bytes) -> None:
+    """Add a piece of a body. Small ones are joined: each alone would take 56 bytes more."""
+    if len(piece) >= SMALL_PIECE:
+        pieces.append(piece)
+        return
+    last = pieces[-1] if pieces else None
+    if isinstance(last, bytearray) and len(last) < JOINED_PIECE:
+        last += piece
+    else:
+        pieces.append(bytearray(piece))
 
 
 class _ChunkState(Enum):
@@ -225,7 +243,7 @@ class RequestParser:
         self._events: _HeadEvents | None = None
         self._is_chunked = False
         self._left = 0
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         self._size = 0
         self._state = _ChunkState.SIZE
         self._chunk_left = 0
@@ -419,7 +437,7 @@ class RequestParser:
             return body
         if available:
             if keep:
-                self._body.append(bytes(self._data[position:]))
+                _keep(self._body, bytes(self._data[position:]))
             self._position = len(self._data)
             self._left -= available
             self._size += available

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tracemalloc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,6 +201,29 @@ class BodyTests(SynchronousTestCase):
             head = parser.read_head()
             assert head is not None
             self.assertEqual(head.path, b"/b")
+
+    def test_a_body_in_small_pieces_takes_little_more_than_its_bytes(self) -> None:
+        size = 50_000
+        for start, piece in (
+            (b"POST /a HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (2 * size + 1), b"%c="),
+            (CHUNKED, b"2\r\n%c=\r\n"),
+        ):
+            parser = RequestParser()
+            parser.receive(start)
+            parser.read_head()
+            tracemalloc.start()
+            self.addCleanup(tracemalloc.stop)
+            for number in range(size):
+                parser.receive(piece % (number % 256))
+                self.assertIsNone(parser.read_body(10**6))
+            kept = tracemalloc.get_traced_memory()[0]
+            tracemalloc.stop()
+            self.assertLess(kept, 2 * 2 * size)
+            parser.receive(b"!" if b"Length" in start else b"0\r\n\r\n")
+            body = parser.read_body(10**6)
+            assert body is not None
+            self.assertEqual(body[: 2 * size], bytes(b"".join(b"%c=" % (number % 256)
+                             for number in range(size))))  # fmt: skip
 
     def test_the_rest_is_returned_and_forgotten(self) -> None:
         parser = RequestParser()

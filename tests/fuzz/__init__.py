@@ -2,7 +2,8 @@
 
 `tests.fuzz.targets` has the functions that take such bytes. In every test run, Hypothesis generates
 their input (tests/unit/test_hostile_input.py). A coverage-guided fuzzer is started by hand, and
-runs for any length of time::
+runs for any length of time. Without atheris, inputs are mutated at random
+(`tests.fuzz.mutation`)::
 
     pip install '.[fuzz]'
     python -m tests.fuzz                    # each target for a minute

@@ -1,4 +1,7 @@
-"""Runs targets with atheris, each in its own process; see `tests.fuzz`."""
+"""Runs targets with atheris, or without it with mutated inputs; see `tests.fuzz`.
+
+Each target runs in its own process.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from random import Random
+from typing import NoReturn
 
 INPUT_TIMEOUT = 10
 """The most seconds for one input."""
@@ -18,8 +23,10 @@ MAX_INPUT = 4096
 
 def fuzz(name: str, seconds: int, corpus: Path) -> None:
     """Fuzz one target in this process. The process ends with the run."""
-    import atheris
-
+    try:
+        import atheris
+    except ImportError:
+        mutate(name, seconds)
     with atheris.instrument_imports(include=["topicsvc", "autobahn", "twisted.web.http"]):
         from tests.fuzz.targets import SEEDS, TARGETS
     for number, seed in enumerate(SEEDS[name]):
@@ -34,6 +41,17 @@ def fuzz(name: str, seconds: int, corpus: Path) -> None:
     ]
     atheris.Setup(options, TARGETS[name])
     atheris.Fuzz()
+
+
+def mutate(name: str, seconds: int) -> NoReturn:
+    """Fuzz one target without atheris."""
+    from tests.fuzz.mutation import Mutator, run
+    from tests.fuzz.targets import SEEDS, TARGETS
+
+    mutator = Mutator(SEEDS[name], Random(), MAX_INPUT)
+    runs = run(name, TARGETS[name], mutator, seconds, INPUT_TIMEOUT)
+    print(f"Done {runs} runs in {seconds} second(s)")
+    sys.exit(0)
 
 
 def parser() -> argparse.ArgumentParser:

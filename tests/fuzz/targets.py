@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
+from tests.fuzz.framing import compare
 from tests.support.fakes import FakeCheck
 from tests.support.harness import (
     EPOCH,
@@ -24,6 +25,7 @@ from tests.support.harness import (
     Client,
     ServiceTestCase,
 )
+from tests.support.request_corpus import ROWS, Ending
 from tests.support.stomp_server import ScriptedBroker
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.activemq.stomp_frames import Decoder, encode
@@ -47,6 +49,9 @@ from topicsvc.validators.propfind import has_topic
 from topicsvc.websocket.messages import parse_token
 
 __all__ = ["CUT", "SEEDS", "TARGETS"]
+
+MAX_ROW = 2000
+"""Bytes of the longest row of `tests.support.request_corpus` that is a seed."""
 
 CUT = b"~|~"
 """In the bytes of a stream, this separates two pieces that arrive one after the other."""
@@ -89,6 +94,11 @@ def address(data: bytes) -> None:
         _check_topic(TopicAddress.from_path(text))
     with contextlib.suppress(AddressError):
         TopicPattern.parse(text)
+
+
+def framing(data: bytes) -> None:
+    """Requests, which h11 and twisted.web find as well if they accept them."""
+    compare(data)
 
 
 def host(data: bytes) -> None:
@@ -280,7 +290,8 @@ def _converse(choice: bytes, data: bytes, is_proxied: bool = False) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
-        address, host, message, propfind, introspection, stomp, broker, request, frames, proxy,
+        address, framing, host, message, propfind, introspection, stomp, broker, request, frames,
+        proxy,
     )
 }  # fmt: skip
 """All targets, by name."""
@@ -307,6 +318,13 @@ SEEDS: dict[str, list[bytes]] = {
         b"127.0.0.1\nunit1.example\n\n/cell1/__topic/__/%E3%81%82.topic.name?x",
         b"\n\n/cell1/box1/*",
         b"",
+    ],
+    # Accepted rows are in it five times, so that most inputs begin with a good request.
+    "framing": [
+        row.data
+        for row in ROWS
+        for _ in range(5 if row.ending is Ending.OPEN else 1)
+        if len(row.data) <= MAX_ROW
     ],
     "host": [b"cell1.unit1.example", b"[::1]:80", b"127.0.0.1", b"unit1.example.", b"\xff", b""],
     "message": [

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fuzz import targets
+from tests.fuzz import framing, mutation, targets
 from tests.fuzz.__main__ import parser
+from tests.fuzz.mutation import Mutator
 from tests.fuzz.targets import CUT, SEEDS, TARGETS
 from tests.support.fakes import FakeCheck
 from tests.support.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
@@ -235,6 +238,11 @@ class HostileInputTests(SynchronousTestCase):
         TARGETS["request"](stream)
 
     @MANY
+    @given(st.lists(nearly_valid_requests() | requests() | anything, max_size=4).map(b"".join))
+    def test_framing(self, stream: bytes) -> None:
+        TARGETS["framing"](stream)
+
+    @MANY
     @given(streams(nearly_valid_frames | frames() | anything))
     def test_frames(self, stream: bytes) -> None:
         TARGETS["frames"](stream)
@@ -260,6 +268,32 @@ class HostileInputTests(SynchronousTestCase):
     def test_introspection_and_messages(self, answer: bytes) -> None:
         TARGETS["introspection"](answer)
         TARGETS["message"](answer)
+
+
+class MutationTests(SynchronousTestCase):
+    """Random mutations, for machines without atheris."""
+
+    def test_the_same_choices_make_the_same_inputs(self) -> None:
+        inputs = []
+        for _ in range(2):
+            mutator = Mutator([b"GET / HTTP/1.1\r\n", b"", b"x" * 101], Random(1), 100)
+            inputs.append([mutator.next() for _ in range(500)])
+        self.assertEqual(inputs[0], inputs[1])
+        self.assertGreater(len(set(inputs[0])), 300)
+        self.assertLessEqual(max(map(len, inputs[0])), 100)
+
+    def test_it_ends_in_time_or_with_an_error(self) -> None:
+        seen: list[bytes] = []
+        mutator = Mutator([b"a"], Random(1), 100)
+        self.assertEqual(mutation.run("x", seen.append, mutator, 0.01, slow=10), len(seen))
+        self.assertGreater(len(seen), 1)
+
+        def fail(_: bytes) -> None:
+            raise ZeroDivisionError("said the test")
+
+        self.assertRaises(ZeroDivisionError, mutation.run, "x", fail, mutator, 10, 10)
+        self.assertTrue(Path("fuzz-x-input").exists())
+        self.assertRaises(AssertionError, mutation.run, "x", seen.append, mutator, 10, 0)
 
 
 class TargetTests(SynchronousTestCase):
@@ -293,6 +327,27 @@ class TargetTests(SynchronousTestCase):
 
         self.patch(ProxyHeader, "feed", needs_8_bytes_at_once)
         self.assertRaises(AssertionError, targets.proxy, b"PROXY UNKNOWN\r\n")
+
+    def test_parsers_that_disagree_are_detected(self) -> None:
+        two = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n1" * 2
+        TARGETS["framing"](two)
+        ours = framing.read_ours
+
+        def other_body(pieces: Iterable[bytes]) -> framing.Reading:
+            messages, goes_on = ours(pieces)
+            return framing.Reading([each._replace(body=b"2") for each in messages], goes_on)
+
+        def one_less(pieces: Iterable[bytes]) -> framing.Reading:
+            messages, goes_on = ours(pieces)
+            return framing.Reading(messages[:-1], goes_on)
+
+        def none_byte_by_byte(pieces: Iterable[bytes]) -> framing.Reading:
+            pieces = list(pieces)
+            return ours(pieces if len(pieces) == 1 else [])
+
+        for change in (other_body, one_less, none_byte_by_byte):
+            self.patch(framing, "read_ours", change)
+            self.assertRaises(AssertionError, TARGETS["framing"], two)
 
     def test_another_exception_is_detected(self) -> None:
         def fails(*_: object) -> None:

@@ -127,12 +127,12 @@ class SmugglingTestCase(ServiceTestCase):
         client = self.client()
         for piece in pieces:
             client.send_raw(piece)
+        if ends and client.transport.lost is None:
+            self.end(client)
         self.iterate()
         while self.undecided:
             self.decide_all()
             self.iterate()
-        if ends and not self.is_closed(client):
-            self.end(client)
         self.advance(1)
         statuses = statuses_of(bytes(client.transport.written))
         if 101 in statuses:

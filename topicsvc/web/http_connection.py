@@ -431,8 +431,10 @@ class HttpConnection(TwistedProtocol):
         head = exchange.head
         self._exchange = self._send = None
         closes = self._closes_after or response.closes or self.quota.is_past_token_deadline
-        if self._has_unread_body and not closes:
-            closes = not self._begin_skipping(head)
+        if self._has_unread_body and not self._begin_skipping(head):
+            closes = True
+        if closes:
+            self._is_skipping = False
         self._write(response, head.method, closes)
         if closes:
             if self._has_unread_body:

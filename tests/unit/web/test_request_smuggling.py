@@ -6,6 +6,7 @@ Whatever the pieces and the order of decisions are, the outcome must be the same
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from topicsvc.web import site
 
 MAX_SPLIT = 400
 """Rows of at most so many bytes are split at each position."""
+
+MAX_SAME_SPLITS = 10
+"""Rows that are split behind the same first piece; most rows begin alike."""
 
 OPEN, CLOSES, WAITS = Ending
 LONGEST = {
@@ -211,10 +215,14 @@ class CorpusTests(SmugglingTestCase):
         self.for_each(ROWS, lambda row: self.check(row, bytes_of(row), "byte by byte"))
 
     def test_in_two_pieces(self) -> None:
+        splits: Counter[bytes] = Counter()
+
         def check(row: Row) -> None:
             data = row.data + MARKER
             for at in range(1, len(row.data)):
-                self.check(row, [data[:at], data[at:]], f"split at {at}")
+                splits[data[:at]] += 1
+                if splits[data[:at]] <= MAX_SAME_SPLITS:
+                    self.check(row, [data[:at], data[at:]], f"split at {at}")
 
         self.for_each([row for row in ROWS if len(row.data) <= MAX_SPLIT], check)
 

@@ -43,8 +43,9 @@ _BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
 _BROKER_PORT = re.compile(r":(?:port=)?(-?\d+)(?=:|$)")
 
 
-def _kafka(table: Table, closes_on_loss: bool) -> KafkaSettings:
-    if find_spec("confluent_kafka") is None:
+def _kafka(table: Table, closes_on_loss: bool) -> BrokerSettings:
+    is_installed = find_spec("confluent_kafka") is not None
+    if not is_installed:
         table.problem(
             "kind",
             "Kafka's client is not installed",
@@ -55,7 +56,11 @@ def _kafka(table: Table, closes_on_loss: bool) -> KafkaSettings:
     if bootstrap and not _BOOTSTRAP.fullmatch(bootstrap):
         table.problem("bootstrap", f"{bootstrap!r} is not a list of servers", allowed)
     authorities = table.file("ca_file", _pem, None, required=False)
-    return KafkaSettings(bootstrap, _login(table), authorities, closes_on_loss)
+    login = _login(table)
+    if not is_installed:
+        # Further checks make the broker, which would import the library.
+        return MemorySettings()
+    return KafkaSettings(bootstrap, login, authorities, closes_on_loss)
 
 
 _SERVER = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}"

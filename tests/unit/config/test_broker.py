@@ -119,6 +119,18 @@ class BrokerSettingsTests(SynchronousTestCase):
         self.assertTrue(problems[0].startswith("broker.kind: "))
         self.assertIn("pip install 'topicsvc[kafka]'", problems[0])
 
+    def test_the_broker_is_not_made_without_its_client_library(self) -> None:
+        self.patch(broker_table, "find_spec", lambda _: None)
+        brokers: list[BrokerSettings] = []
+
+        def check(settings: Config) -> list[str]:
+            brokers.append(settings.broker)
+            return []
+
+        text = '[broker]\nkind = "kafka"\nbootstrap = "localhost:9092"'
+        self.assertRaises(ConfigError, load, text, extra_check=check)
+        self.assertEqual(brokers, [MemorySettings()])
+
     def test_each_wrong_setting_of_kafka_is_one_problem(self) -> None:
         base = 'kind = "kafka"\nbootstrap = "localhost:9092"\n'
         cases = {

@@ -181,6 +181,22 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(code, 1)
         self.assertIn("message 3: not one JSON value", err)
 
+    def test_a_failed_sender_ends_while_standard_input_is_open(self) -> None:
+        sender = subprocess.Popen(
+            [*TOPICSVC, "send", self.send_url, "-", "--token", self.token],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        self.addCleanup(sender.communicate)
+        self.addCleanup(sender.kill)
+        sender.stdin.write(b"nonsense\n")
+        sender.stdin.flush()
+        self.assertEqual(sender.wait(timeout=30), 1)
+        self.assertEqual(
+            sender.stderr.read(), b"topicsvc send: message 1: not one JSON value in UTF-8\n"
+        )
+
     def test_no_service(self) -> None:
         self.service.stop()
         for command, url in (("send", self.send_url), ("subscribe", self.subscribe_url)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Generator, Sequence
+from io import BufferedReader, FileIO
 from typing import Any
 
 import treq
@@ -29,11 +30,16 @@ def run(options: Namespace) -> None:
 
     Raises:
         CommandFailed: a message is not JSON or was not accepted. The messages before it were sent.
+            Or standard input is closed.
     """
     token = find_token(options)
     url = ascii_url(options.url, "http", "https")
     if options.json == "-":
-        run_reactor(lambda reactor: _send_lines(url, token, LineReader(sys.stdin.buffer, reactor)))
+        if sys.stdin is None:
+            raise CommandFailed("standard input is closed")
+        # Python closes sys.stdin when it exits, and aborts if the thread still reads from it.
+        lines = BufferedReader(FileIO(sys.stdin.fileno(), closefd=False))
+        run_reactor(lambda reactor: _send_lines(url, token, LineReader(lines, reactor)))
     else:
         line = options.json.encode("utf-8", "surrogateescape")
         run_reactor(lambda _: _send_batch(url, token, [line], 1))

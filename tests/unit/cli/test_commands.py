@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -55,6 +56,12 @@ class MainTests(CommandTestCase):
         self.assert_refused("--foo", "check", "--config", "x", "--foo")
         self.assert_refused("WS_URL", "subscribe")
         self.assert_refused("0", "subscribe", "ws://x/", "--count", "0")
+
+    def test_closed_standard_input(self) -> None:
+        self.patch(sys, "stdin", None)
+        self.assert_refused(
+            "standard input is closed", "send", "http://localhost/", "--token", "token"
+        )
 
 
 class TokenTests(CommandTestCase):

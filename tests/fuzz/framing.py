@@ -7,6 +7,7 @@ refuses a stream, or closes the connection, is compared up to there.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import h11
@@ -154,6 +155,10 @@ class _Factory:
 
 class _Request(http.Request):
     """Is kept, and answered."""
+
+    def gotLength(self, length: int | None) -> None:
+        # By itself it would keep a body in a file, and leave the file open at its end.
+        self.content = BytesIO()
 
     def process(self) -> None:
         headers = [(name.lower(), value) for name, values in self.requestHeaders.getAllRawHeaders()

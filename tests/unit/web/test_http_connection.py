@@ -17,6 +17,7 @@ from tests.support.harness import (
     TOPIC,
     WEBSOCKET_PATH,
     Client,
+    MemoryTransport,
     ServiceTestCase,
 )
 from topicsvc.errors import BrokerUnavailable, TokenInactive, TopicNotFound, ValidatorUnavailable
@@ -140,6 +141,12 @@ class ResponseTests(ConnectionTestCase):
 
 
 class PipelineTests(ConnectionTestCase):
+    def test_small_responses_do_not_wait_for_acknowledgements(self) -> None:
+        options: list[bool] = []
+        self.patch(MemoryTransport, "setTcpNoDelay", lambda _, enabled: options.append(enabled))
+        self.client()
+        self.assertEqual(options, [True])
+
     def test_pipelined_requests_are_answered_in_order_with_one_write(self) -> None:
         self.grant_all()
         client = self.client()

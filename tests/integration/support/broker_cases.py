@@ -285,6 +285,9 @@ class RightAfterSuccessCases:
 class PressureCases:
     """The broker brings more messages than the hub can deliver.
 
+    The hub delivers only while the broker is paused, or when no message is left to arrive. So the
+    queue fills on a machine of any speed.
+
     Mix into a TestCase that has a broker in ``self.broker``.
     """
 
@@ -303,12 +306,36 @@ class PressureCases:
         self.patch(hub, "MAX_JOINED", 0)  # one message per reactor iteration
         self.patch(hub, "MAX_DELIVERIES_PER_ITERATION", 1)
         topic = TopicAddress("cell1", "box1", (self.name,), "name")
-        fan_out = hub.Hub(self.broker, reactor, reactor.seconds, lambda message: message.body)
+        clock = _HeldClock()
+        self.addCleanup(clock.release)
+        arrived = 0
+
+        def encode(message: Message) -> bytes:
+            nonlocal arrived
+            arrived += 1
+            if arrived == self.flood:
+                clock.release()
+            return message.body
+
+        fan_out = hub.Hub(self.broker, clock, clock.seconds, encode)
         member = _Member(fan_out)
         yield fan_out.join(topic, member)
         pauses: list[int] = []
-        pause = self.broker.pause
-        self.patch(self.broker, "pause", lambda: (pauses.append(len(member.received)), pause()))
+        pause, resume = self.broker.pause, self.broker.resume
+
+        def paused() -> None:
+            pauses.append(len(member.received))
+            pause()
+            clock.release()
+
+        def resumed() -> None:
+            resume()
+            if arrived < self.flood:
+                clock.hold()
+
+        self.patch(self.broker, "pause", paused)
+        self.patch(self.broker, "resume", resumed)
+        clock.hold()
         bodies = [b'"%0*d"' % (self.size, number) for number in range(self.flood)]
         began = monotonic()
         yield gatherResults([self.broker.publish(Message(topic, CELL, body)) for body in bodies])
@@ -321,6 +348,33 @@ class PressureCases:
         self.assertLess(member.most, self.high_water + self.slack)
         self.assertTrue(self.broker.is_up)
         fan_out.leave(topic, member)
+
+
+class _HeldClock:
+    """The reactor as a clock. It can hold back the calls that are scheduled through it."""
+
+    def __init__(self) -> None:
+        self.seconds = reactor.seconds
+        self._is_held = False
+        self._calls: list[tuple[Any, ...]] = []
+
+    def callLater(self, delay: float, *call: Any) -> Any:
+        return reactor.callLater(delay, self._run, *call)
+
+    def hold(self) -> None:
+        self._is_held = True
+
+    def release(self) -> None:
+        self._is_held = False
+        calls, self._calls = self._calls, []
+        for function, *arguments in calls:
+            reactor.callLater(0, function, *arguments)
+
+    def _run(self, *call: Any) -> None:
+        if self._is_held:
+            self._calls.append(call)
+        else:
+            call[0](*call[1:])
 
 
 class _Member:

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from topicsvc.refusals import Refusal
+
 __all__ = [
     "AddressError",
     "BrokerUnavailable",
@@ -65,7 +67,15 @@ class InvalidBody(TopicsvcError):
 
 
 class TokenInactive(TopicsvcError):
-    """The token was validated and is refused."""
+    """The token was validated and is refused.
+
+    Attributes:
+        refusal: the reason, for the operator; the client is not told.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 class TopicNotFound(TokenInactive):

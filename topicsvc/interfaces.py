@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
+from topicsvc.refusals import Refusal
 from topicsvc.topics import TopicAddress
 
 __all__ = [
@@ -31,12 +32,14 @@ class Grant:
         expires_at: seconds since the epoch; from then on the grant has expired.
         may_receive: the privilege ``stream-receive``.
         may_send: the privilege ``stream-send``.
+        refusal: why there is no right, for the operator; None: not known, or there is a right.
     """
 
     subject: str | None
     expires_at: float
     may_receive: bool
     may_send: bool
+    refusal: Refusal | None = field(default=None, compare=False)
 
     def is_expired(self, now: float) -> bool:
         """Whether it has expired at `now`, the time of day in seconds since the epoch."""
@@ -83,8 +86,11 @@ class TokenValidator(Protocol):
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """Check which rights `token` gives on `topic`. Cancelling the Deferred ends the check.
 
+        A refusal carries its reason for the operator; see `topicsvc.refusals`. A valid token
+        without a right is granted, with the reason in `Grant.refusal`.
+
         Fails with:
-            TokenInactive: the token is not valid.
+            TokenInactive: the token is not valid; `TokenInactive.refusal` is the reason.
             TopicNotFound: the token is valid, but the topic does not exist.
             ValidatorUnavailable: the token could not be checked.
         """

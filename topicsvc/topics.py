@@ -181,6 +181,9 @@ class TopicPattern:
             raise PathRefused("not a name of a collection")
         return cls(text[:-1], False)
 
+    def __str__(self) -> str:
+        return self.prefix if self.exact else f"{self.prefix}*"
+
     def matches(self, topic: TopicAddress) -> bool:
         """Whether this pattern covers `topic`."""
         return topic.path == self.prefix if self.exact else topic.path.startswith(self.prefix)

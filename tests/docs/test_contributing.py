@@ -76,7 +76,7 @@ class NameTests(SynchronousTestCase):
                 self.assertIn(extra, setup["options.extras_require"], name)
 
     def test_the_layers_are_those_of_the_test(self) -> None:
-        rows = re.findall(r"^\d\. (`.*)$", page("CONTRIBUTING.md"), re.MULTILINE)
+        rows = re.findall(r"^\d+\. (`.*)$", page("CONTRIBUTING.md"), re.MULTILINE)
         self.assertEqual([re.findall(r"`(\w+)`", row) for row in rows], LAYERS)
 
     def test_every_class_and_constant_exists(self) -> None:

@@ -25,6 +25,7 @@ LAYERS = [
     ["interfaces", "settings"],
     ["topics", "strict_json", "listening", "process"],
     ["scheduling", "errors", "explain", "histogram", "logs"],
+    ["refusals"],
 ]
 """From the top down. Packages and modules of one layer do not import one another.
 
@@ -41,6 +42,7 @@ PURE = {
     "histogram",
     "interfaces",
     "listening.proxy_header",
+    "refusals",
     "scheduling.log_throttle",
     "scheduling.rate_limit",
     "scheduling.timing_wheel",

@@ -11,9 +11,13 @@ from twisted.logger import Logger
 
 from topicsvc.errors import BrokerUnavailable, TokenInactive, ValidatorUnavailable
 from topicsvc.interfaces import Grant, Losses, Message, TokenValidator
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.topics import TopicAddress
 
 _log = Logger()
+
+INJECTED = Refusal(RefusalReason.OTHER, "injected by the test")
+"""A refusal for tests that do not depend on its reason."""
 
 
 class WallClock:
@@ -55,7 +59,7 @@ class FakeCheck:
         self.result.callback(Grant(subject, expires_at, may_receive, may_send))
 
     def refuse(self) -> None:
-        self.result.errback(TokenInactive("injected by the test"))
+        self.result.errback(TokenInactive(INJECTED))
 
     def be_unavailable(self) -> None:
         self.result.errback(ValidatorUnavailable("injected by the test"))

@@ -13,6 +13,7 @@ from tests.support.fake_unit import FakeUnit, Token
 from tests.support.fakes import FakeValidator
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant
+from topicsvc.refusals import Refusal
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import HttpClient
 
@@ -86,6 +87,12 @@ class HttpValidatorTestCase(SynchronousTestCase):
         """The token is refused, and the reason is not a missing topic."""
         failure = self.failureResultOf(self.validate(token, topic), TokenInactive)
         self.assertIs(failure.type, TokenInactive)
+
+    def refusal(self, token: str = "valid-token", topic: TopicAddress = UNIT_TOPIC) -> Refusal:
+        """Present a token that is refused; return why."""
+        failure = self.failureResultOf(self.validate(token, topic), TokenInactive)
+        refusal: Refusal = failure.value.refusal
+        return refusal
 
     def assert_not_found(self, topic: TopicAddress = UNIT_TOPIC) -> None:
         self.failureResultOf(self.validate(topic=topic), TopicNotFound)

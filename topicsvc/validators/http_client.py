@@ -29,6 +29,7 @@ from zope.interface import implementer
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.explain import explain_http_error
+from topicsvc.refusals import Refusal, RefusalReason
 
 __all__ = [
     "MAX_BODY",
@@ -79,7 +80,7 @@ def bearer(token: str) -> str:
         TokenInactive: the token has characters that no header can carry. No valid one has.
     """
     if not _VISIBLE_ASCII.fullmatch(token):
-        raise TokenInactive("not visible ASCII")
+        raise TokenInactive(Refusal(RefusalReason.MALFORMED, "not visible ASCII"))
     return f"Bearer {token}"
 
 

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.refusals import Refusal, RefusalReason, quoted, quoted_list
 from topicsvc.settings import Rule
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import HttpClient, Response, basic, bearer
@@ -83,10 +84,35 @@ class IntrospectionValidator(TokenValidator):
         rights = frozenset[str]().union(
             *(rule.rights(claims.scopes, topic) for rule in self._rules)
         )
-        return Grant(claims.subject, claims.expires_at, "receive" in rights, "send" in rights)
+        return Grant(
+            claims.subject,
+            claims.expires_at,
+            "receive" in rights,
+            "send" in rights,
+            None if rights else _no_rule(claims),
+        )
 
     def _check(self, claims: Claims) -> None:
         if self._issuer is not None and claims.issuer != self._issuer:
-            raise TokenInactive("another issuer")
+            raise TokenInactive(
+                Refusal(RefusalReason.ISSUER, _difference(self._issuer, claims.issuer))
+            )
         if self._audience is not None and self._audience not in claims.audience:
-            raise TokenInactive("another audience")
+            raise TokenInactive(
+                Refusal(RefusalReason.AUDIENCE, _difference(self._audience, *claims.audience))
+            )
+
+
+def _no_rule(claims: Claims) -> Refusal:
+    return Refusal(
+        RefusalReason.NO_RIGHT,
+        f"no rule gives its scopes a right: {quoted_list(claims.scopes)}",
+        "add a rule for one of its scopes to [[validator.rules]], or let the client request "
+        "another scope",
+    )
+
+
+def _difference(expected: str, *seen: str | None) -> str:
+    """Return the configured and the seen values of a claim."""
+    values = quoted_list(value for value in seen if value is not None)
+    return f"{quoted(expected)} is required, the token has {values}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.strict_json import reject_constant, reject_duplicates
 
 __all__ = ["MAX_TIME", "Claims", "read_claims"]
@@ -58,17 +59,17 @@ def read_claims(body: bytes, now: float) -> Claims:
         raise ValidatorUnavailable("introspection: not a JSON object")
     active = members.get("active")
     if active is False:
-        raise TokenInactive("not active")
+        raise TokenInactive(Refusal(RefusalReason.NOT_ACTIVE))
     if active is not True:
         raise ValidatorUnavailable('introspection: "active" is neither true nor false')
     expires_at = _time(members, "exp")
     if expires_at is None:
         raise ValidatorUnavailable('introspection: no "exp"')
     if expires_at <= now:
-        raise TokenInactive("expired")
+        raise TokenInactive(Refusal(RefusalReason.EXPIRED))
     not_before = _time(members, "nbf")
     if not_before is not None and not_before > now:
-        raise TokenInactive("not valid yet")
+        raise TokenInactive(Refusal(RefusalReason.NOT_YET_VALID))
     scope = members.get("scope", "")
     if not isinstance(scope, str):
         raise ValidatorUnavailable('introspection: "scope" is not a string')

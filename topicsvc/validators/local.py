@@ -25,6 +25,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from topicsvc.errors import PathRefused, TokenInactive
 from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.refusals import Refusal, RefusalReason, quoted_list
 from topicsvc.topics import TopicAddress, TopicPattern
 from topicsvc.validators.token_cache import TokenCache
 
@@ -151,12 +152,15 @@ class LocalValidator(TokenValidator):
     def _grant(self, claims: _Token, topic: TopicAddress) -> Grant:
         now = self._now()
         if claims.grant.is_expired(now):
-            raise TokenInactive("expired")
+            raise TokenInactive(Refusal(RefusalReason.EXPIRED))
         if claims.not_before > now:
-            raise TokenInactive("not yet valid")
+            raise TokenInactive(Refusal(RefusalReason.NOT_YET_VALID))
         if not any(pattern.matches(topic) for pattern in claims.topics):
             # The token is valid and has no right here: a client must not throw it away.
-            return Grant(claims.grant.subject, claims.grant.expires_at, False, False)
+            refusal = Refusal(
+                RefusalReason.NO_RIGHT, f"its topics are {quoted_list(map(str, claims.topics))}"
+            )
+            return Grant(claims.grant.subject, claims.grant.expires_at, False, False, refusal)
         return claims.grant
 
     def _claims(self, token: str) -> _Token:
@@ -172,21 +176,40 @@ class LocalValidator(TokenValidator):
         try:
             payload = self._signatures.decode(token, self._key, algorithms=[_ALGORITHM])
             claims = json.loads(payload)
+        except jwt.InvalidSignatureError as error:
+            raise TokenInactive(
+                Refusal(
+                    RefusalReason.SIGNATURE,
+                    specific_advice="the token was signed with another key than that of "
+                    "validator.key_file, or was changed",
+                )
+            ) from error
+        except jwt.InvalidAlgorithmError as error:
+            raise TokenInactive(
+                Refusal(RefusalReason.ALGORITHM, f"{_ALGORITHM} is required")
+            ) from error
         except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
-            raise TokenInactive("not a token of this key") from error
+            raise TokenInactive(Refusal(RefusalReason.MALFORMED, "not a JWT")) from error
         if not isinstance(claims, dict):
-            raise TokenInactive("its claims are not an object")
+            raise _invalid_claims("the claims are not an object")
         subject: Any = claims.get("sub")
         expires_at: Any = claims.get("exp")
         not_before: Any = claims.get("nbf", 0)
         if not (subject is None or isinstance(subject, str)):
-            raise TokenInactive('"sub" is not a string')
+            raise _invalid_claims('"sub" is not a string')
         if not _is_time(expires_at) or not _is_time(not_before):
-            raise TokenInactive('"exp" or "nbf" is not a time')
+            raise _invalid_claims('"exp" or "nbf" is not a time')
         may = claims.get("may")
         if not isinstance(may, list):
-            raise TokenInactive('"may" is not a list')
-        grant = Grant(subject, expires_at, "receive" in may, "send" in may)
+            raise _invalid_claims('"may" is not a list')
+        has_right = "receive" in may or "send" in may
+        grant = Grant(
+            subject,
+            expires_at,
+            "receive" in may,
+            "send" in may,
+            None if has_right else Refusal(RefusalReason.NO_RIGHT, '"may" has no right'),
+        )
         return _Token(grant, not_before, _patterns(claims.get("topics")))
 
 
@@ -197,8 +220,12 @@ def _is_time(claim: Any) -> bool:
 
 def _patterns(claim: Any) -> tuple[TopicPattern, ...]:
     if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
-        raise TokenInactive('"topics" is not a list of strings')
+        raise _invalid_claims('"topics" is not a list of strings')
     try:
         return tuple(map(TopicPattern.parse, claim))
     except PathRefused as error:
-        raise TokenInactive('"topics" has an invalid topic') from error
+        raise _invalid_claims('"topics" has an invalid topic') from error
+
+
+def _invalid_claims(detail: str) -> TokenInactive:
+    return TokenInactive(Refusal(RefusalReason.CLAIMS, detail))

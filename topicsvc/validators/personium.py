@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.http_client import HttpClient, Response, basic, bearer, is_host_name
 from topicsvc.validators.introspection_response import Claims, read_claims
@@ -23,6 +24,12 @@ from topicsvc.validators.verdicts import all_or_first_refusal
 __all__ = ["PersoniumValidator", "methods"]
 
 _REFUSED = (401, 403)
+
+_NO_PRIVILEGE = Refusal(
+    RefusalReason.NO_RIGHT,
+    "OPTIONS: the Allow header has neither GET nor POST",
+    "grant its owner stream-receive or stream-send on the collection; see docs/validators.md",
+)
 
 
 class PersoniumValidator(TokenValidator):
@@ -55,7 +62,7 @@ class PersoniumValidator(TokenValidator):
         authorization = bearer(token)
         host = self._unit.cell_host(topic.cell)
         if host is not None and not is_host_name(host):
-            raise TokenInactive("no such cell: no host can have its name")
+            raise TokenInactive(Refusal(RefusalReason.NO_CELL, "no host can have its name"))
         requests: list[Deferred[Any]] = [
             maybeDeferred(self._find_topic, authorization, topic),
             maybeDeferred(self._allowed_methods, authorization, topic),
@@ -63,8 +70,15 @@ class PersoniumValidator(TokenValidator):
         ]
         _, allowed, claims = yield all_or_first_refusal(requests)
         if allowed is None:
-            raise TopicNotFound(topic.path)
-        return Grant(claims.subject, claims.expires_at, "GET" in allowed, "POST" in allowed)
+            raise TopicNotFound(Refusal(RefusalReason.NOT_REGISTERED, "OPTIONS: status 404"))
+        may_receive, may_send = "GET" in allowed, "POST" in allowed
+        return Grant(
+            claims.subject,
+            claims.expires_at,
+            may_receive,
+            may_send,
+            None if may_receive or may_send else _NO_PRIVILEGE,
+        )
 
     @inlineCallbacks
     def check_credentials(self, topic: TopicAddress) -> Generator[Deferred[Any], Any, bool]:
@@ -87,13 +101,13 @@ class PersoniumValidator(TokenValidator):
             {"Authorization": authorization, "Depth": "0", "Accept": "application/xml"},
         )
         if response.status in _REFUSED:
-            raise TokenInactive(f"PROPFIND: {response.status}")
+            raise _refused("PROPFIND", response.status)
         if response.status == 404:
-            raise TopicNotFound(topic.path)
+            raise TopicNotFound(Refusal(RefusalReason.NO_COLLECTION, "PROPFIND: status 404"))
         if response.status != 207:
             raise ValidatorUnavailable(f"PROPFIND: status {response.status}")
         if not has_topic(response.body, response.header("content-type"), topic.topic):
-            raise TopicNotFound(topic.path)
+            raise TopicNotFound(Refusal(RefusalReason.NOT_REGISTERED))
 
     @inlineCallbacks
     def _allowed_methods(
@@ -108,7 +122,7 @@ class PersoniumValidator(TokenValidator):
             "OPTIONS", self._unit.topic_url(topic), {"Authorization": authorization}
         )
         if response.status in _REFUSED:
-            raise TokenInactive(f"OPTIONS: {response.status}")
+            raise _refused("OPTIONS", response.status)
         if response.status == 404:
             return None
         if response.status != 200:
@@ -123,7 +137,7 @@ class PersoniumValidator(TokenValidator):
         """Return the token's subject and expiry."""
         response: Response | None = yield self._introspect(token, topic)
         if response is None:
-            raise TokenInactive("introspection: no such cell")
+            raise TokenInactive(Refusal(RefusalReason.NO_CELL, "introspection: status 404"))
         return read_claims(response.body, self._now())
 
     @inlineCallbacks
@@ -150,6 +164,10 @@ class PersoniumValidator(TokenValidator):
         if response.status != 200:
             raise ValidatorUnavailable(f"introspection: status {response.status}")
         return response
+
+
+def _refused(request: str, status: int) -> TokenInactive:
+    return TokenInactive(Refusal(RefusalReason.UNIT_REFUSED, f"{request}: status {status}"))
 
 
 def methods(allow: str) -> frozenset[str]:

@@ -20,6 +20,7 @@ from topicsvc.errors import (
     Unavailable,
 )
 from topicsvc.interfaces import Broker, Grant, Message, TokenValidator
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.strict_json import json_text
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import batch, responses
@@ -179,7 +180,7 @@ class _Send:
 
     def _granted(self, grant: Grant) -> Response | None:
         if grant.is_expired(self._resource.now()):
-            raise TokenInactive("expired")
+            raise TokenInactive(Refusal(RefusalReason.EXPIRED))
         if self._is_options:
             return Response(200, (*_PREFLIGHT, (b"Allow", _methods(grant))))
         if not grant.may_send:

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fakes import FakeValidator
+from tests.support.fakes import INJECTED, FakeValidator
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import (
     COUNTED_SETTINGS,
@@ -374,7 +374,7 @@ class FailedTokenTests(LimitsTestCase):
         self.validator.last.be_unavailable()
         self.failureResultOf(answer)
         answer = quota.validate(self.validator, "token", TOPIC)
-        self.validator.last.result.errback(TopicNotFound("injected by the test"))
+        self.validator.last.result.errback(TopicNotFound(INJECTED))
         self.failureResultOf(answer, TopicNotFound)
         self.assertEqual(quota.retry_after(), 0)
 

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fakes import FakeCheck, FakeValidator
+from tests.support.fakes import INJECTED, FakeCheck, FakeValidator
 from topicsvc.admission.token_attempts import (
     ABANDONED_CHECK_TTL,
     MAX_ADDRESSES,
@@ -120,7 +120,7 @@ class ConcurrencyTests(TokenAttemptsTestCase):
         self.max_failures = 1
         results = [self.check() for _ in range(3)]
         self.checks[0].be_unavailable()
-        self.checks[1].result.errback(TopicNotFound("injected by the test"))
+        self.checks[1].result.errback(TopicNotFound(INJECTED))
         self.grant(self.checks[2])
         self.failureResultOf(results[0], ValidatorUnavailable)
         self.failureResultOf(results[1], TopicNotFound)

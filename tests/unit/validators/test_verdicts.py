@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.support.fakes import INJECTED
 from topicsvc.errors import TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.validators.verdicts import all_or_first_refusal
 
@@ -26,15 +27,13 @@ class AllOrFirstRefusalTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.result), [0, 1, 2])
 
     def test_the_first_refusal_cancels_the_others(self) -> None:
-        self.requests[1].errback(TopicNotFound("injected by the test"))
+        self.requests[1].errback(TopicNotFound(INJECTED))
         self.failureResultOf(self.result, TopicNotFound)
         self.assertEqual(self.cancelled, [0, 2])
 
     def test_a_request_that_has_failed_already(self) -> None:
         later: Deferred[Any] = Deferred(lambda _: self.cancelled.append(9))
-        result = all_or_first_refusal(
-            [fail(TokenInactive("injected by the test")), succeed(1), later]
-        )
+        result = all_or_first_refusal([fail(TokenInactive(INJECTED)), succeed(1), later])
         self.failureResultOf(result, TokenInactive)
 
     def test_another_failure_waits_for_the_others(self) -> None:
@@ -46,7 +45,7 @@ class AllOrFirstRefusalTests(SynchronousTestCase):
 
     def test_a_refusal_takes_precedence_over_another_failure(self) -> None:
         self.requests[0].errback(ValidatorUnavailable("injected by the test"))
-        self.requests[2].errback(TokenInactive("injected by the test"))
+        self.requests[2].errback(TokenInactive(INJECTED))
         self.failureResultOf(self.result, TokenInactive)
         self.assertEqual(self.cancelled, [1])
 

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
 from twisted.logger import globalLogPublisher
 
+from tests.support.fakes import INJECTED
 from tests.support.harness import (
     HANDSHAKE,
     HOST,
@@ -402,8 +403,8 @@ class FastPathTests(ConnectionTestCase):
             (grants(lifetime=0), b"1", "accepts"),
             (grants(), b"1", "is down"),
             (grants(), b"1", "is full"),
-            (raises(TokenInactive("no")), b"1", "accepts"),
-            (raises(TopicNotFound("no")), b"1", "accepts"),
+            (raises(TokenInactive(INJECTED)), b"1", "accepts"),
+            (raises(TopicNotFound(INJECTED)), b"1", "accepts"),
             (raises(ValidatorUnavailable("no")), b"1", "accepts"),
         ]
 

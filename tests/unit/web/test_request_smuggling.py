@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 
+from tests.support.fakes import INJECTED
 from tests.support.harness import Client, ServiceTestCase
 from tests.support.request_corpus import MARKER, ROWS, Ending, Row
 from topicsvc.errors import TokenInactive
@@ -96,7 +97,7 @@ class SmugglingTestCase(ServiceTestCase):
     def validate(self, token: str, _: TopicAddress) -> Deferred[Any]:
         self.tokens.append(token)
         if token == "bad":
-            return self.decide(Failure(TokenInactive("said the test")))
+            return self.decide(Failure(TokenInactive(INJECTED)))
         return self.decide(Grant(None, self.now + 1000, True, True))
 
     def accept(self, message: Message) -> bool:

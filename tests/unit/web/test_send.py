@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 
+from tests.support.fakes import INJECTED
 from tests.support.harness import BEARER, HOST, SEND_PATH, TOPIC, HttpTestCase
 from topicsvc.delivery import hub
 from topicsvc.errors import TopicNotFound
@@ -162,7 +163,7 @@ class SendErrorTests(HttpTestCase):
 
     def test_a_topic_that_does_not_exist(self) -> None:
         client = self.start_request()
-        self.validator.last.result.errback(TopicNotFound("injected by the test"))
+        self.validator.last.result.errback(TopicNotFound(INJECTED))
         answer = client.read_answer()
         text = "Resource not found. [http://cell1.unit1.example/box1/col/topic/name]."
         self.assert_error_response(client, answer, 404, "PR404-DV-0001", text)
@@ -269,7 +270,7 @@ class OptionsTests(HttpTestCase):
 
     def test_a_topic_that_does_not_exist_and_a_validator_that_is_unavailable(self) -> None:
         client = self.start_request("OPTIONS", b"")
-        self.validator.last.result.errback(TopicNotFound("injected by the test"))
+        self.validator.last.result.errback(TopicNotFound(INJECTED))
         client.read_answer()
         self.assertEqual(client.status, 404)
         client = self.start_request("OPTIONS", b"")

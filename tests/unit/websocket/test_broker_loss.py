@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.support.fakes import FakeBroker, FakeValidator
+from tests.support.fakes import INJECTED, FakeBroker, FakeValidator
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
@@ -84,7 +84,7 @@ class SessionTests(SynchronousTestCase):
     def test_a_topic_name_that_the_broker_does_not_allow_is_token_inactive(self) -> None:
         self.broker.confirms_at_once = False
         self.validator.last.grant(expires_at=3600)
-        self.broker.reject(TopicNotFound("no such name"))
+        self.broker.reject(TopicNotFound(INJECTED))
         reply, close = self.payloads()
         self.assertEqual(json.loads(reply)["Reason"], "Token inactive")
         self.assertEqual(close[:2], (1008).to_bytes(2, "big"))

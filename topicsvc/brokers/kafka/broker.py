@@ -21,6 +21,7 @@ from topicsvc.brokers.kafka.reader import Reader
 from topicsvc.brokers.subscriptions import Deliver, OnLost
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
 from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.topics import TopicAddress
 
 __all__ = ["KafkaBroker"]
@@ -133,5 +134,5 @@ class KafkaBroker(Service):
 
     def _refusal(self, topic: TopicAddress) -> Exception | None:
         if not is_topic_name(topic.broker_name):
-            return TopicNotFound("Kafka does not allow this topic name")
+            return TopicNotFound(Refusal(RefusalReason.TOPIC_NAME, "Kafka does not allow it"))
         return None if self.is_up else BrokerUnavailable("the broker is not connected")

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 
 from topicsvc.errors import TopicNotFound
 from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.topics import TopicAddress, TopicPattern
 
 __all__ = ["TopicFilter"]
@@ -40,5 +41,5 @@ class TopicFilter(TokenValidator):
 
     def _refuse_unlisted(self, grant: Grant, topic: TopicAddress) -> Grant:
         if not any(pattern.matches(topic) for pattern in self._topics):
-            raise TopicNotFound(topic.path)
+            raise TopicNotFound(Refusal(RefusalReason.NOT_LISTED))
         return grant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from tests.support.fakes import FakeCheck
+from tests.support.fakes import INJECTED, FakeCheck
 from tests.support.validator_cases import TOPIC, WrapperTestCase
 from topicsvc.errors import TopicNotFound
 from topicsvc.interfaces import Grant
@@ -46,7 +46,7 @@ class MeasuredValidatorTests(WrapperTestCase):
 
     def test_a_missing_topic_counts_as_refused(self) -> None:
         check = self.validator.validate("a", TOPIC)
-        self.inner.last.result.errback(TopicNotFound("injected by the test"))
+        self.inner.last.result.errback(TopicNotFound(INJECTED))
         self.assertEqual(self.outcomes(check), {"refused": 1})
 
     def test_a_cancelled_check_is_not_timed(self) -> None:

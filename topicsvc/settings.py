@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, ClassVar, Literal
 
-from topicsvc.topics import TopicAddress, TopicPattern, Unit
+from topicsvc.topics import SubjectPattern, TopicPattern, Unit
 
 __all__ = [
     "DAY",
@@ -231,23 +231,23 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The rights that a scope grants on some topics.
+    """The rights on some topics of all tokens that meet one condition.
+
+    The condition is `scope`; or `claim` with `value`; or none, if all valid tokens meet it.
 
     Attributes:
-        scope: one scope of a token.
+        scope: one scope of the token; None: the condition is another.
         topics: the topics that the rule covers.
         may: ``receive``, ``send`` or both.
+        claim: the path to a claim: its name, or names of nested claims; empty: no such condition.
+        value: the text that the claim must be, or a list must hold.
     """
 
-    scope: str
-    topics: tuple[TopicPattern, ...]
+    scope: str | None
+    topics: tuple[TopicPattern | SubjectPattern, ...]
     may: frozenset[str]
-
-    def rights(self, scopes: frozenset[str], topic: TopicAddress) -> frozenset[str]:
-        """Return the rights that this rule gives a token with `scopes` on `topic`."""
-        if self.scope in scopes and any(pattern.matches(topic) for pattern in self.topics):
-            return self.may
-        return frozenset()
+    claim: tuple[str, ...] = ()
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)

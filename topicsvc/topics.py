@@ -27,7 +27,9 @@ __all__ = [
     "MAX_NAME",
     "MAX_PARTS",
     "ONE_HOST",
+    "SUBJECT",
     "CellUrlStyle",
+    "SubjectPattern",
     "TopicAddress",
     "TopicPattern",
     "Unit",
@@ -43,6 +45,9 @@ MAX_CACHED = 1024
 
 MAX_NAME = 249
 """Most characters of a broker name: Kafka's limit."""
+
+SUBJECT = "{sub}"
+"""Stands for the subject of a token in a `SubjectPattern`."""
 
 ONE_HOST = "exactly one Host header is needed"
 """The error for a request with another number of ``Host`` headers."""
@@ -187,6 +192,46 @@ class TopicPattern:
     def matches(self, topic: TopicAddress) -> bool:
         """Whether this pattern covers `topic`."""
         return topic.path == self.prefix if self.exact else topic.path.startswith(self.prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectPattern:
+    """A pattern with ``{sub}`` in place of whole parts: each subject has topics of its own.
+
+    Attributes:
+        text: the pattern, such as ``/{sub}/inbox/*``.
+    """
+
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> SubjectPattern:
+        """Parse ``/{sub}/inbox/*`` or ``/cell1/box1/col/topic/{sub}``.
+
+        Raises:
+            PathRefused: without ``{sub}``, `text` is no pattern; or ``{sub}`` is a piece of a
+                part, or in a place that allows only the part ``topic``.
+        """
+        if SUBJECT not in text.split("/"):
+            raise PathRefused(f"{SUBJECT} must be a whole part")
+        TopicPattern.parse(_with_subject(text, "x"))
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def of(self, subject: str) -> TopicPattern | None:
+        """The pattern of one subject; None: the subject cannot stand in a topic's name."""
+        if not _is_part(subject):  # with a slash or a star it would cover other topics
+            return None
+        try:
+            return TopicPattern.parse(_with_subject(self.text, subject))
+        except PathRefused:
+            return None
+
+
+def _with_subject(text: str, subject: str) -> str:
+    return "/".join(subject if part == SUBJECT else part for part in text.split("/"))
 
 
 class Unit:

@@ -51,6 +51,7 @@ PURE = {
     "topics",
     "validators.introspection_response",
     "validators.propfind",
+    "validators.rules",
     "web.responses",
     "websocket.close_reasons",
     "websocket.keepalive",

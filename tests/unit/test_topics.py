@@ -10,7 +10,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.strategies import parts, topics
 from topicsvc.errors import AddressError, HostRefused, PathRefused
-from topicsvc.topics import MAX_NAME, MAX_PARTS, TopicAddress, TopicPattern, Unit
+from topicsvc.topics import (
+    MAX_NAME,
+    MAX_PARTS,
+    SubjectPattern,
+    TopicAddress,
+    TopicPattern,
+    Unit,
+)
 
 UNIT = Unit("https://unit1.example/", ["unit1.example", "unit1.internal"])
 SAMPLE = TopicAddress("cell1", "box1", ("stream-collection1",), "name")
@@ -289,3 +296,43 @@ class PatternTests(SynchronousTestCase):
         ):
             with self.subTest(text=text), self.assertRaises(PathRefused):
                 TopicPattern.parse(text)
+
+
+class SubjectPatternTests(SynchronousTestCase):
+    def test_the_subject_takes_the_place_of_a_part(self) -> None:
+        for text, subject, expected in (
+            ("/{sub}/inbox/*", "alice", "/alice/inbox/*"),
+            ("/cell1/{sub}/*", "Alice_1", "/cell1/Alice_1/*"),
+            ("/cell1/box1/{sub}/topic/name", "\u3042", "/cell1/box1/\u3042/topic/name"),
+            ("/cell1/box1/col/topic/{sub}", "f81d4fae-7dec", "/cell1/box1/col/topic/f81d4fae-7dec"),
+            ("/{sub}/{sub}/*", "a", "/a/a/*"),
+        ):
+            pattern = SubjectPattern.parse(text)
+            self.assertEqual(pattern.of(subject), TopicPattern.parse(expected))
+            self.assertEqual(str(pattern), text)
+
+    def test_a_subject_outside_the_grammar_has_no_topics(self) -> None:
+        for text in ("/{sub}/inbox/*", "/cell1/{sub}/*", "/cell1/box1/col/topic/{sub}"):
+            for subject in ("", "*", "a/b", "a/*", "..", ".", "a.b", "auth0|1", "a b", "%2f",
+                            "{sub}", "a\0", "a\n", "x" * 129, "https://cell1.unit1.example/#me",
+                            "\ud800"):  # fmt: skip
+                self.assertIsNone(SubjectPattern.parse(text).of(subject), subject)
+
+    def test_each_place_has_its_own_grammar(self) -> None:
+        self.assertIsNone(SubjectPattern.parse("/{sub}/inbox/*").of("Alice"))
+        self.assertIsNone(SubjectPattern.parse("/{sub}/inbox/*").of("\u3042"))
+        self.assertIsNone(SubjectPattern.parse("/cell1/{sub}/*").of("_a"))
+        self.assertIsNotNone(SubjectPattern.parse("/cell1/box1/{sub}/*").of("_a"))
+
+    @given(st.text())
+    def test_no_subject_reaches_the_topics_of_another(self, subject: str) -> None:
+        assume(subject != "alice")
+        pattern = SubjectPattern.parse("/cell1/{sub}/*").of(subject)
+        own = TopicAddress("cell1", "alice", ("inbox",), "name")
+        self.assertFalse(pattern is not None and pattern.matches(own))
+
+    def test_invalid_patterns(self) -> None:
+        for text in ("/cell1/box1/*", "/x{sub}/*", "/{sub}x/*", "/{sub}", "/{SUB}/*", "{sub}/*",
+                     "/{sub}/*/a", "/cell1/box1/col/{sub}/name", "/{sub}/{name}/*",
+                     "/{sub}/A B/*"):  # fmt: skip
+            self.assertRaises(PathRefused, SubjectPattern.parse, text)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from topicsvc.config.files import read_authorities, read_secret
 from topicsvc.config.toml_table import Table
-from topicsvc.config.topics import read_topics
+from topicsvc.config.topics import read_rule_topics
 from topicsvc.settings import (
     DAY,
     CheckSettings,
@@ -81,21 +81,49 @@ def _introspection(table: Table, _: Table) -> IntrospectionSettings:
         authorities=table.file("ca_file", read_authorities, None, required=False),
         issuer=table.text("issuer", "", "a string"),
         audience=table.text("audience", "", "a string"),
-        rules=tuple(map(_rule, table.tables("rules"))),
+        rules=_rules(table),
     )
+
+
+def _rules(table: Table) -> tuple[Rule, ...]:
+    return tuple(map(_rule, table.tables("rules")))
 
 
 def _rule(table: Table) -> Rule:
     may = table.texts("may")
     if not may or not set(may) <= set(RIGHTS):
         table.problem("may", f"{list(may)!r} is not valid", '["receive"], ["send"] or both')
-    topics = tuple(read_topics(table))
+    topics = tuple(read_rule_topics(table))
     if not table.texts("topics"):
         table.problem("topics", "empty", 'a list, ["/cell1/box1/*"]')
-    scope = table.text("scope", None, "one scope") or ""
+    scope = table.text("scope", "", "one scope")
     if scope and scope.split() != [scope]:
         table.problem("scope", f"{scope!r} is not valid", "one scope, without blanks")
-    return Rule(scope, topics, frozenset(may))
+    claim = _claim(table)
+    value = table.text("value", "", "the text that the claim is, or holds")
+    everybody = table.flag("everybody", False)
+    given = [key for key in ("scope", "claim", "everybody") if table.given(key) is not None]
+    if len(given) != 1:
+        wrong = f"{' and '.join(given)} are both conditions" if given else "no condition"
+        table.problem("scope", wrong, "scope, claim with value, or everybody = true")
+    elif table.given("everybody") is False:
+        table.problem("everybody", "no token meets it", "true")
+    elif (table.given("claim") is None) != (table.given("value") is None):
+        table.problem("value", "claim and value belong together", 'both, or a scope = "..."')
+    return Rule(
+        None if claim or everybody else scope or "", topics, frozenset(may), claim, value or ""
+    )
+
+
+def _claim(table: Table) -> tuple[str, ...]:
+    """Read the path to a claim: one name, or a list of the names of nested claims."""
+    if isinstance(table.given("claim"), list):
+        path = table.texts("claim")
+        if table.given("claim") == [] or "" in path:
+            table.problem("claim", f"{list(path)!r} is not valid", _CLAIM)
+        return path
+    name = table.text("claim", "", _CLAIM)
+    return () if name is None else (name,)
 
 
 def _local(table: Table, _: Table) -> LocalSettings:
@@ -107,6 +135,8 @@ _VALIDATORS: dict[str, Callable[[Table, Table], ValidatorSettings]] = {
     "introspection": _introspection,
     "local": _local,
 }
+
+_CLAIM = 'the name of a claim, or a list of names: ["realm_access", "roles"]'
 
 _INTROSPECTION_URL = 'a URL, "https://as.example/token/introspect"'
 

@@ -1,7 +1,7 @@
 """Validates tokens at an OAuth 2.0 server with token introspection (RFC 7662).
 
-Such a server knows scopes, not topics. Rules in the settings say which scope gives which
-right on which topics. Without a rule there is no right.
+Such a server knows scopes and claims, not topics. Rules in the settings say which of them give
+which right on which topics. Without a rule there is no right.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from topicsvc.settings import Rule
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import HttpClient, Response, basic, bearer
 from topicsvc.validators.introspection_response import Claims, read_claims
+from topicsvc.validators.rules import Facts, no_right, rights_of, rights_on
 
 __all__ = ["IntrospectionValidator"]
 
@@ -30,7 +31,7 @@ class IntrospectionValidator(TokenValidator):
         url: the server's introspection endpoint.
         client_id: the client's name there.
         client_secret: its secret.
-        rules: which scope gives which rights.
+        rules: which tokens have which rights.
         now: the time of day, in seconds since the epoch, which decides about expiry.
         issuer: the required ``iss``; None: any.
         audience: the required ``aud``; None: any.
@@ -81,15 +82,15 @@ class IntrospectionValidator(TokenValidator):
             raise ValidatorUnavailable(f"introspection: status {response.status}")
         claims = read_claims(response.body, self._now())
         self._check(claims)
-        rights = frozenset[str]().union(
-            *(rule.rights(claims.scopes, topic) for rule in self._rules)
-        )
+        facts = Facts(claims.subject, claims.scopes, claims.members)
+        of_token = rights_of(self._rules, facts)
+        rights = rights_on(topic, of_token)
         return Grant(
             claims.subject,
             claims.expires_at,
             "receive" in rights,
             "send" in rights,
-            None if rights else _no_rule(claims),
+            None if rights else no_right(facts, of_token),
         )
 
     def _check(self, claims: Claims) -> None:
@@ -101,15 +102,6 @@ class IntrospectionValidator(TokenValidator):
             raise TokenInactive(
                 Refusal(RefusalReason.AUDIENCE, _difference(self._audience, *claims.audience))
             )
-
-
-def _no_rule(claims: Claims) -> Refusal:
-    return Refusal(
-        RefusalReason.NO_RIGHT,
-        f"no rule gives its scopes a right: {quoted_list(claims.scopes)}",
-        "add a rule for one of its scopes to [[validator.rules]], or let the client request "
-        "another scope",
-    )
 
 
 def _difference(expected: str, *seen: str | None) -> str:

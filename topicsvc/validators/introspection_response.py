@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
@@ -26,6 +27,7 @@ class Claims:
         scopes: the members of ``scope``.
         issuer: ``iss``; None: not given.
         audience: ``aud``; empty: not given.
+        members: the whole response.
     """
 
     subject: str | None
@@ -33,6 +35,7 @@ class Claims:
     scopes: frozenset[str] = frozenset()
     issuer: str | None = None
     audience: frozenset[str] = frozenset()
+    members: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 def read_claims(body: bytes, now: float) -> Claims:
@@ -79,6 +82,7 @@ def read_claims(body: bytes, now: float) -> Claims:
         frozenset(scope.split(" ")) - {""},  # separated by spaces only: RFC 6749, section 3.3
         _text(members.get("iss")),
         _audience(members.get("aud")),
+        members,
     )
 
 

@@ -18,7 +18,7 @@ from topicsvc.settings import (
     PersoniumSettings,
     Rule,
 )
-from topicsvc.topics import TopicAddress, TopicPattern
+from topicsvc.topics import SubjectPattern, TopicAddress, TopicPattern
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.validators.wrappers.cache import GrantCache
 from topicsvc.validators.wrappers.single_flight import SingleFlight
@@ -140,16 +140,34 @@ class IntrospectionSettingsTests(SettingsTestCase):
             scope = "all"
             topics = ["/*"]
             may = ["send", "receive"]
+            [[validator.rules]]
+            claim = "groups"
+            value = "staff"
+            topics = ["/*"]
+            may = ["send"]
+            [[validator.rules]]
+            claim = ["realm_access", "roles"]
+            value = "editor"
+            topics = ["/*"]
+            may = ["send"]
+            [[validator.rules]]
+            everybody = true
+            topics = ["/{sub}/inbox/*"]
+            may = ["receive"]
             """
         ).validator
         assert isinstance(validator, IntrospectionSettings)
         self.assertEqual((validator.issuer, validator.audience), ("https://as.example/", "us"))
         some = tuple(map(TopicPattern.parse, ["/cell1/*", "/cell2/box1/col/topic/name"]))
+        every = (TopicPattern.parse("/*"),)
         self.assertEqual(
             validator.rules,
             (
                 Rule("news", some, frozenset({"receive"})),
-                Rule("all", (TopicPattern.parse("/*"),), frozenset({"receive", "send"})),
+                Rule("all", every, frozenset({"receive", "send"})),
+                Rule(None, every, frozenset({"send"}), ("groups",), "staff"),
+                Rule(None, every, frozenset({"send"}), ("realm_access", "roles"), "editor"),
+                Rule(None, (SubjectPattern.parse("/{sub}/inbox/*"),), frozenset({"receive"})),
             ),
         )
 
@@ -170,6 +188,29 @@ class IntrospectionSettingsTests(SettingsTestCase):
         ):  # fmt: skip
             with self.subTest(more):
                 self.assert_problem(beginning, allowed, self.introspection, more)
+
+    def test_wrong_conditions_of_rules(self) -> None:
+        rule = '[[validator.rules]]\ntopics = ["/*"]\nmay = ["send"]\n'
+        for more, beginning, allowed in (
+            ("", "validator.rules[0].scope: no condition", "everybody = true"),
+            ('scope = "a"\neverybody = true', "validator.rules[0].scope: scope and everybody", ""),
+            ('scope = "a"\nclaim = "b"\nvalue = "c"', "validator.rules[0].scope: scope and c", ""),
+            ("everybody = false", "validator.rules[0].everybody: no token meets it", "true"),
+            ('claim = "groups"', "validator.rules[0].value: ", "both"),
+            ('scope = "a"\nvalue = "b"', "validator.rules[0].value: ", "both"),
+            ('claim = []\nvalue = "b"', "validator.rules[0].claim: []", '["realm_access"'),
+            ('claim = ["a", ""]\nvalue = "b"', "validator.rules[0].claim: ['a', '']", "names"),
+            ('claim = "a"\nvalue = 1', "validator.rules[0].value: 1 is not a string", "holds"),
+        ):
+            with self.subTest(more):
+                self.assert_problem(beginning, allowed, self.introspection, rule + more)
+
+    def test_wrong_places_of_the_subject(self) -> None:
+        for topics in ("/x{sub}/*", "/{name}/*", "/{sub}", "/cell1/box1/col/{sub}/name"):
+            more = f'[[validator.rules]]\nscope = "a"\ntopics = ["{topics}"]\nmay = ["send"]'
+            self.assert_problem(
+                "validator.rules[0].topics: ", "/{sub}/inbox/*", self.introspection, more
+            )
 
     def test_urls_that_cannot_be_used(self) -> None:
         for url in ("", "as.example", "ftp://as.example/", "https://", "https://as.example/#x",

@@ -7,7 +7,7 @@ from typing import Any
 from tests.support.fake_unit import PASSWORD, USERNAME, answers, claims
 from tests.support.validator_cases import EXPIRY, NOW, UNIT_TOPIC, HttpValidatorTestCase
 from topicsvc.settings import Rule
-from topicsvc.topics import TopicAddress, TopicPattern
+from topicsvc.topics import SubjectPattern, TopicAddress, TopicPattern
 from topicsvc.validators.http_client import HttpClient, basic
 from topicsvc.validators.introspection import IntrospectionValidator
 
@@ -15,6 +15,10 @@ RULES = [
     Rule("news", (TopicPattern.parse("/cell1/box1/*"),), frozenset({"receive"})),
     Rule("editor", (TopicPattern.parse(UNIT_TOPIC.path),), frozenset({"send"})),
     Rule("all", (TopicPattern.parse("/*"),), frozenset({"receive", "send"})),
+    Rule(
+        None, (TopicPattern.parse("/cell2/*"),), frozenset({"send"}), ("realm", "roles"), "editor"
+    ),
+    Rule(None, (SubjectPattern.parse("/{sub}/inbox/*"),), frozenset({"receive"})),
 ]
 
 
@@ -68,6 +72,20 @@ class IntrospectionTests(HttpValidatorTestCase):
             self.validate(topic=TopicAddress("cell1", "box1", ("c",), "n"))
         )
         self.assertEqual((grant.may_receive, grant.may_send), (True, False))
+
+    def test_a_rule_may_name_a_claim_of_the_response(self) -> None:
+        topic = TopicAddress("cell2", "box1", ("c",), "n")
+        for realm, may_send in (({"roles": ["user", "editor"]}, True), ({"roles": "user"}, False)):
+            self.respond(realm=realm)
+            grant = self.successResultOf(self.validate(topic=topic))
+            self.assertEqual((grant.may_receive, grant.may_send), (False, may_send))
+
+    def test_a_rule_may_give_each_subject_its_own_topics(self) -> None:
+        topic = TopicAddress("alice", "inbox", ("c",), "n")
+        for subject, may_receive in (("alice", True), ("bob", False), (None, False), (1, False)):
+            self.respond(sub=subject)
+            grant = self.successResultOf(self.validate(topic=topic))
+            self.assertEqual((grant.may_receive, grant.may_send), (may_receive, False))
 
     def test_a_refused_token(self) -> None:
         self.respond(active=False)

@@ -167,7 +167,7 @@ class IntrospectionReasonTests(HttpValidatorTestCase):
         refusal = self.assert_granted(may_receive=False, may_send=False).refusal
         assert refusal is not None
         self.assertIs(refusal.reason, RefusalReason.NO_RIGHT)
-        self.assertEqual(refusal.detail, 'no rule gives its scopes a right: "mail", "openid"')
+        self.assertEqual(refusal.detail, 'it meets no rule; its scopes: "mail", "openid"')
         self.respond()
         self.assertIsNone(self.assert_granted(may_receive=True, may_send=False).refusal)
 

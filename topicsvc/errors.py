@@ -86,15 +86,25 @@ class TopicNotFound(TokenInactive):
 
 
 class Unavailable(TopicsvcError):
-    """There is no result now; the same request may succeed later."""
+    """There is no result now; the same request may succeed later.
+
+    Attributes:
+        advice: what an operator can do.
+    """
+
+    advice = "check the validator and the broker: see /health/ready and earlier lines of the log"
 
 
 class ValidatorUnavailable(Unavailable):
     """The validator cannot be reached, is too slow, or its response cannot be parsed."""
 
+    advice = "check the validator; see docs/validators.md"
+
 
 class BrokerUnavailable(Unavailable):
     """The broker cannot accept a message or confirm a subscription now."""
+
+    advice = "check the broker; see docs/brokers.md"
 
 
 class TooManyFailedTokens(Unavailable):
@@ -103,6 +113,11 @@ class TooManyFailedTokens(Unavailable):
     Attributes:
         seconds: until tokens of this address are validated again.
     """
+
+    advice = (
+        "find out which invalid tokens this address sends; behind a proxy, pass the addresses of "
+        "clients on (docs/security.md)"
+    )
 
     def __init__(self, seconds: float) -> None:
         super().__init__("too many tokens from this address were not valid")

@@ -139,6 +139,7 @@ class TopicService(Service):
             revocation=self._validators.revocation,
             limits=self.limits,
         )
+        self.websocket_server.context.session_log.has_subjects = settings.log.subjects
         self._send_resource = SendResource(
             settings.unit,
             validator,
@@ -294,6 +295,7 @@ class TopicService(Service):
             settings.stop.drain,
             self._validators.revocation,
         )
+        self.websocket_server.context.session_log.has_subjects = settings.log.subjects
         self._send_resource.configure(
             self._validators.validator, settings.send.trust_via, settings.send.max_batch
         )

@@ -23,6 +23,7 @@ __all__ = [
     "KafkaSettings",
     "LimitSettings",
     "LocalSettings",
+    "LogSettings",
     "Login",
     "MemorySettings",
     "Network",
@@ -169,6 +170,13 @@ class StopSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What the log contains; `subjects`: the subjects of tokens."""
+
+    subjects: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Login:
     """User name and password."""
 
@@ -272,3 +280,4 @@ class Config:
     broker: BrokerSettings = field(default_factory=MemorySettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     stop: StopSettings = field(default_factory=StopSettings)
+    log: LogSettings = field(default_factory=LogSettings)

@@ -50,6 +50,7 @@ PURE = {
     "strict_json",
     "topics",
     "validators.introspection_response",
+    "validators.token_id",
     "validators.propfind",
     "validators.rules",
     "web.responses",

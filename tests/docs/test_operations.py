@@ -14,9 +14,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.docs.test_docs import page, settings
 from tests.support import promql
 from topicsvc import demo
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.service import TopicService
+from topicsvc.validators.introspection import _difference
+from topicsvc.validators.token_id import ID_LENGTH
 from topicsvc.websocket import close_reasons
-from topicsvc.websocket.session_log import SessionLog
+from topicsvc.websocket.session_log import (
+    ADVICE_INTERVAL,
+    LOSSES_FOR_ADVICE,
+    MAX_SUBJECT,
+    SessionLog,
+)
 
 PAGE = "docs/operations.md"
 SCRAPE_LABELS = {"job", "instance"}
@@ -89,10 +97,33 @@ class PageTests(SynchronousTestCase):
         text = " ".join(page(PAGE).split())
         advice = close_reasons.advice("Slow consumer")
         self.assertIn(f": Slow consumer (1092610 bytes waited); {advice} ", text)
+        refusal = Refusal(
+            RefusalReason.AUDIENCE,
+            _difference("https://push.example/", "https://api.example/"),
+        )
+        self.assertIn(f"Token inactive ({refusal}); {refusal.advice} ", text)
         self.assertIn(f'"system":"{SessionLog._log.namespace}", "message"', text)
 
+    def test_the_page_lists_exactly_the_reasons_of_refused_tokens(self) -> None:
+        text = re.sub(r"\n +", " ", page(PAGE))
+        rows = re.findall(r"^\* `(\w+)`, ([^:`]+): (.*)\.$", text, re.MULTILINE)
+        known = [(reason.label, reason.text, reason.advice) for reason in RefusalReason]
+        self.assertEqual(rows, known)
+
+    def test_the_figures_about_the_session_log(self) -> None:
+        text = " ".join(page(PAGE).split())
+        self.assertEqual(ADVICE_INTERVAL, 60)
+        self.assertIn(f"at most {MAX_SUBJECT} characters", text)
+        self.assertIn(f"after {LOSSES_FOR_ADVICE} sessions were lost within a minute", text)
+        self.assertIn("(token 3f9a1c02 of", text)
+        self.assertEqual(len("3f9a1c02"), ID_LENGTH)
+
     def test_each_setting_in_an_advice_exists(self) -> None:
-        for advice in close_reasons.CLOSE_REASONS.values():
+        advices = [
+            *close_reasons.CLOSE_REASONS.values(),
+            *(reason.advice for reason in RefusalReason),
+        ]
+        for advice in advices:
             for name in re.findall(r"\b[a-z]+\.[a-z]+_[a-z_]+\b", advice):
                 self.assertIn(name, settings())
 

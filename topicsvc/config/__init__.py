@@ -20,6 +20,7 @@ from topicsvc.settings import (
     DAY,
     MEBIBYTE,
     Config,
+    LogSettings,
     SendSettings,
     SessionSettings,
     StopSettings,
@@ -91,6 +92,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     session = table.table("session")
     send = table.table("send")
     stop = table.table("stop")
+    log = table.table("log")
     validator = table.table("validator")
     return Config(
         listen=listen,
@@ -116,6 +118,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
         broker=read_broker(table.table("broker")),
         limits=read_limits(table.table("limits")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
+        log=LogSettings(subjects=log.flag("subjects", True)),
     )
 
 

@@ -47,6 +47,8 @@ MAX_TOKENS = 10000
 _ALGORITHM = "HS256"
 _KEY_BYTES = 32
 
+_SIGN_ANOTHER = 'sign a token whose "topics" and "may" have the right; see docs/configuration.md'
+
 
 def make_key() -> bytes:
     """Return a new random key."""
@@ -158,7 +160,9 @@ class LocalValidator(TokenValidator):
         if not any(pattern.matches(topic) for pattern in claims.topics):
             # The token is valid and has no right here: a client must not throw it away.
             refusal = Refusal(
-                RefusalReason.NO_RIGHT, f"its topics are {quoted_list(map(str, claims.topics))}"
+                RefusalReason.NO_RIGHT,
+                f"its topics are {quoted_list(map(str, claims.topics))}",
+                _SIGN_ANOTHER,
             )
             return Grant(claims.grant.subject, claims.grant.expires_at, False, False, refusal)
         return claims.grant
@@ -208,7 +212,9 @@ class LocalValidator(TokenValidator):
             expires_at,
             "receive" in may,
             "send" in may,
-            None if has_right else Refusal(RefusalReason.NO_RIGHT, '"may" has no right'),
+            None
+            if has_right
+            else Refusal(RefusalReason.NO_RIGHT, '"may" has no right', _SIGN_ANOTHER),
         )
         return _Token(grant, not_before, _patterns(claims.get("topics")))
 

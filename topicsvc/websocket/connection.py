@@ -20,9 +20,10 @@ from twisted.python.failure import Failure
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.transports import make_send_queue
-from topicsvc.errors import TokenInactive, Unavailable
+from topicsvc.errors import BrokerUnavailable, TokenInactive, Unavailable
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress
+from topicsvc.websocket.close_reasons import CONNECTION_LOST, NO_CAUSE, Cause
 from topicsvc.websocket.context import ConnectionContext
 from topicsvc.websocket.keepalive import PingTracker
 from topicsvc.websocket.messages import SERVICE_UNAVAILABLE, pong_frame
@@ -50,6 +51,7 @@ _FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too b
 _MAX_CLOSE_REASON = 123
 """Bytes: a control frame holds at most 125, and 2 are the code (RFC 6455, section 5.5)."""
 
+_BROKER_LOST = Cause.of_error(BrokerUnavailable("the broker was lost"))
 _SLOW_CONSUMER = "Slow consumer"
 _TOO_MANY_MESSAGES = "Too many messages"
 _TOO_MANY_FRAMES = "Too many frames"
@@ -98,8 +100,6 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
     _log: ClassVar[Logger] = Logger()
 
-    _close_detail = ""
-
     failedByMe: bool
     message_data: list[bytes] | None
     CONFIG_ATTRS = ()  # the options are class attributes: see `topicsvc.websocket.server`
@@ -132,7 +132,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def broker_lost(self) -> None:
         """See `topicsvc.interfaces.Member`."""
-        self._perform(self._session.close(TRY_AGAIN_LATER, SERVICE_UNAVAILABLE))
+        self._perform(self._session.close(TRY_AGAIN_LATER, SERVICE_UNAVAILABLE, _BROKER_LOST))
 
     def heartbeat(self, now: float) -> None:
         """Send a ping, or close if the session has expired or too many pings are unanswered."""
@@ -168,8 +168,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def drop_slow_consumer(self, waiting: int) -> None:
         """Close because `waiting` bytes are too many, or have been queued for too long."""
-        self._close_detail = f"{waiting} bytes waited"
-        self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER))
+        cause = Cause(f"{waiting} bytes waited")
+        self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER, cause))
 
     def abort(self) -> None:
         """Abort a close handshake that took too long."""
@@ -260,7 +260,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self.remoteCloseCode = code
         self.wasClean = True
         if self.state == self.STATE_OPEN:
-            self._end_session("Client closed")
+            self._end_session("Client closed", NO_CAUSE if code is None else Cause(f"code {code}"))
             # The client reads no more data: queued data would only delay the answer.
             self._send_queue.discard()
             self.sendCloseFrame(code=code, isReply=True)
@@ -268,7 +268,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         return True
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self._end_session("Connection lost")
+        self._end_session(CONNECTION_LOST)
         self._send_queue.discard()
         self._context.session_log.close(self._record)
         self._observer.closed(self)
@@ -293,8 +293,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state != self.STATE_OPEN:
             self.dropConnection(abort=False)
             return
-        self._close_detail = reason if code in _FAILURES else ""
-        self._end_session(_FAILURES.get(code, reason))
+        cause = Cause(reason) if code in _FAILURES else NO_CAUSE
+        self._end_session(_FAILURES.get(code, reason), cause)
         self._send_queue.discard()
         self._send_close(code, reason)
         self._send_queue.finish()
@@ -328,10 +328,11 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                     self._context.session_log.begin(self._record)
                 case Reply(frame):
                     self._send_queue.write(frame)
-                case Close(code, reason):
-                    self._end_session(reason)
+                case Close(code, reason, cause):
+                    self._end_session(reason, cause)
                     self._send_close(code, reason)
                 case Validate(token):
+                    self._record.token = self._context.token_ids(token)
                     validate = self._quota.validate
                     check = validate(self._context.validator, token, self.topic)
                     self._wait_for(check, self._validated)
@@ -367,6 +368,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _validated(self, grant: Grant) -> None:
         self._done()
         self._context.token_deadlines.cancel(self)
+        self._record.set_subject(grant.subject)
         self._perform(self._session.granted(grant, self._now()))
 
     def _joined(self, _: None) -> None:
@@ -378,9 +380,12 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _failed(self, failure: Failure) -> None:
         self._done()
         now = self._now()
-        if failure.check(TokenInactive):
-            self._perform(self._session.refused(now))
-        elif failure.check(Unavailable, CancelledError):
+        error = failure.value
+        if isinstance(error, TokenInactive):
+            self._perform(self._session.refused(now, error.refusal))
+        elif isinstance(error, Unavailable):
+            self._perform(self._session.undecided(now, error))
+        elif isinstance(error, CancelledError):
             # Only the end of the session cancels; a closed session ignores this call.
             self._perform(self._session.undecided(now))
         else:
@@ -391,7 +396,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._log.failure("an internal error closes {peer}", failure, peer=self.peer)
         self._perform(self._session.close(INTERNAL_ERROR, "Internal error"))
 
-    def _end_session(self, reason: str) -> None:
+    def _end_session(self, reason: str, cause: Cause = NO_CAUSE) -> None:
         """End the session and release what it holds. The connection may stay open meanwhile."""
         self._session.lost()
         # Without reading, neither a close frame nor the loss of the connection is noticed.
@@ -399,7 +404,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if not self._close_reason:
             self._close_reason = reason
             messages, size = self._send_queue.messages, self._send_queue.size
-            self._context.session_log.end(self._record, reason, self._close_detail, messages, size)
+            self._context.session_log.end(self._record, reason, cause, messages, size)
         self._context.token_deadlines.cancel(self)
         pending, self._pending = self._pending, None
         if pending is not None:

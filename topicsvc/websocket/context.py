@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -14,6 +14,7 @@ from topicsvc.interfaces import Grant, Revocation, TokenValidator
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
+from topicsvc.validators.token_id import TokenIds
 from topicsvc.websocket.session_log import SessionLog
 
 __all__ = ["ConnectionContext", "TimedConnection"]
@@ -44,6 +45,7 @@ class ConnectionContext:
         slow_consumers: send queues that hold data.
         token_deadlines: connections whose client has not presented a valid token.
         close_deadlines: connections in a close handshake.
+        token_ids: identifies tokens in the log.
         revocation: how revoked tokens are noticed; None: not before they expire.
     """
 
@@ -55,6 +57,7 @@ class ConnectionContext:
     slow_consumers: SlowConsumers
     token_deadlines: Deadlines[TimedConnection]
     close_deadlines: Deadlines[TimedConnection]
+    token_ids: TokenIds = field(default_factory=TokenIds)
     revocation: Revocation | None = None
 
     def revalidate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from math import floor
 
-from topicsvc.errors import InvalidMessage
+from topicsvc.errors import InvalidMessage, Unavailable
 from topicsvc.interfaces import Grant
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.settings import Timestamps
 from topicsvc.websocket import messages
+from topicsvc.websocket.close_reasons import NO_CAUSE, Cause
 
 __all__ = [
     "GOING_AWAY",
@@ -92,10 +94,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Leave the topic, cancel the check in progress, send a close frame."""
+    """Leave the topic, cancel the check in progress, send a close frame.
+
+    The client gets `code` and `reason`. The log also gets `cause`.
+    """
 
     code: int
     reason: str
+    cause: Cause = NO_CAUSE
 
 
 Effect = Validate | Recheck | Join | Begin | Reply | Close
@@ -180,8 +186,10 @@ class Session:
         """The token is valid; `grant` is what it allows."""
         if self._state is State.CLOSED:
             return []
-        if not grant.may_receive or grant.is_expired(now):
-            return self.refused(now)
+        if grant.is_expired(now):
+            return self.refused(now, Refusal(RefusalReason.EXPIRED))
+        if not grant.may_receive:
+            return self.refused(now, _no_right(grant))
         if self._check is _Check.RECHECK and self._expires_at <= now:
             # Data since the expiry was not delivered. The client would not notice the gap.
             return self._next(now)
@@ -202,22 +210,26 @@ class Session:
         if self._state is not State.JOINING:
             return []
         if self._expires_at <= now:
-            return self.refused(now)
+            while_joining = Refusal(RefusalReason.EXPIRED, "before the broker had confirmed")
+            return self.refused(now, while_joining)
         self._state = State.ACTIVE
         self.deliver_until = self._expires_at
         return [Begin(), *self._success(now)]
 
-    def refused(self, now: float) -> list[Effect]:
-        """The token is refused, or the topic cannot exist."""
-        return self._refuse(messages.TOKEN_INACTIVE, now)
+    def refused(self, now: float, refusal: Refusal) -> list[Effect]:
+        """The token is refused, or the topic cannot exist. `refusal` is for the log."""
+        prefix = "at a recheck: " if self._check is _Check.RECHECK else ""
+        cause = Cause.of_refusal(refusal, prefix)
+        return self._refuse(messages.TOKEN_INACTIVE, now, cause=cause)
 
-    def undecided(self, now: float) -> list[Effect]:
-        """The validator or the broker is unavailable."""
-        return self._unavailable(TRY_AGAIN_LATER, messages.SERVICE_UNAVAILABLE, now)
+    def undecided(self, now: float, error: Unavailable | None = None) -> list[Effect]:
+        """The validator or the broker is unavailable. `error` is for the log."""
+        cause = NO_CAUSE if error is None else Cause.of_error(error)
+        return self._unavailable(TRY_AGAIN_LATER, messages.SERVICE_UNAVAILABLE, now, cause)
 
     def failed(self, now: float) -> list[Effect]:
         """An internal error ended the check."""
-        return self._unavailable(INTERNAL_ERROR, "Internal error", now)
+        return self._unavailable(INTERNAL_ERROR, "Internal error", now, NO_CAUSE)
 
     def recheck(self, now: float) -> list[Effect]:
         """Check the session's token again, to notice a revocation.
@@ -249,9 +261,9 @@ class Session:
             return []
         return self._close(POLICY_VIOLATION, "Token timeout")
 
-    def close(self, code: int, reason: str) -> list[Effect]:
+    def close(self, code: int, reason: str, cause: Cause = NO_CAUSE) -> list[Effect]:
         """Close the session for a reason outside this state machine."""
-        return [] if self._state is State.CLOSED else self._close(code, reason)
+        return [] if self._state is State.CLOSED else self._close(code, reason, cause)
 
     def lost(self) -> None:
         """The session ends without effects: the connection is lost, or closing already."""
@@ -294,7 +306,7 @@ class Session:
         reply = Reply(messages.success_reply(expires_in, now, self._timestamps))
         return [reply, *self._next(now)]
 
-    def _unavailable(self, code: int, reason: str, now: float) -> list[Effect]:
+    def _unavailable(self, code: int, reason: str, now: float, cause: Cause) -> list[Effect]:
         if self._state is State.CLOSED:
             return []
         if self._check is _Check.RECHECK:
@@ -305,7 +317,7 @@ class Session:
             self._check = _Check.NONE
             overdue = self.recheck(now) if self._is_recheck_due else []
             return [reply, *(overdue or self._next(now))]
-        return [reply, *self._close(code, reason)]
+        return [reply, *self._close(code, reason, cause)]
 
     def _next(self, now: float) -> list[Effect]:
         """End the check in progress and handle the next message that waits."""
@@ -314,12 +326,21 @@ class Session:
             return []
         return self._request(*self._waiting.popleft(), now)
 
-    def _refuse(self, reason: str, now: float, code: int = POLICY_VIOLATION) -> list[Effect]:
+    def _refuse(
+        self, reason: str, now: float, code: int = POLICY_VIOLATION, cause: Cause = NO_CAUSE
+    ) -> list[Effect]:
         if self._state is State.CLOSED:
             return []
         reply = Reply(messages.error_reply(reason, now, self._timestamps))
-        return [reply, *self._close(code, reason)]
+        return [reply, *self._close(code, reason, cause)]
 
-    def _close(self, code: int, reason: str) -> list[Effect]:
+    def _close(self, code: int, reason: str, cause: Cause = NO_CAUSE) -> list[Effect]:
         self.lost()
-        return [Close(code, reason)]
+        return [Close(code, reason, cause)]
+
+
+def _no_right(grant: Grant) -> Refusal:
+    """Why a valid token may not receive."""
+    if grant.may_send:
+        return Refusal(RefusalReason.MAY_NOT_RECEIVE)
+    return grant.refusal or Refusal(RefusalReason.NO_RIGHT)

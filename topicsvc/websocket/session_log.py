@@ -6,7 +6,7 @@ second line.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from enum import Enum, auto
 from itertools import count
 from typing import ClassVar
@@ -14,18 +14,30 @@ from typing import ClassVar
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from topicsvc.refusals import RefusalReason
+from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.websocket import close_reasons
+from topicsvc.websocket.close_reasons import Cause
 
-__all__ = ["SessionLog", "SessionRecord"]
+__all__ = ["ADVICE_INTERVAL", "LOSSES_FOR_ADVICE", "MAX_SUBJECT", "SessionLog", "SessionRecord"]
 
-_BEGINS = "session {session} of {peer} on {topic} begins"
-_ENDS = (
-    "session {session} of {peer} on {topic} ends after {seconds:.1f} s, "
-    "{messages} messages, {size} bytes: {reason}"
-)
+ADVICE_INTERVAL = 60.0
+"""Least seconds between two lines with the same advice."""
+
+LOSSES_FOR_ADVICE = 10
+"""Sessions whose connections are lost in a minute before a line has advice about that."""
+
+MAX_SUBJECT = 200
+"""Most characters of a subject that are kept and logged."""
+
+_SESSION = "session {session} of {peer} on {topic}"
+_TOKEN = " (token {token})"
+_TOKEN_OF = " (token {token} of {subject!r})"
+_BEGINS = " begins"
+_ENDS = " ends after {seconds:.1f} s, {messages} messages, {size} bytes: {reason}"
 _DETAIL = " ({detail})"
 _ADVICE = "; {advice}"
-"""Detail and advice are left out if they are empty."""
+"""Token, subject, detail and advice are left out if they are unknown or empty."""
 
 
 class _State(Enum):
@@ -44,9 +56,13 @@ class SessionRecord:
         topic: path of the topic.
         opened_at: time of the opening, by the session log's clock.
         state: counted in `SessionLog.states`.
+        token: identifies the token that the client has presented last, without revealing it;
+            empty: it has presented none.
+        subject: the subject of its last valid token, at most `MAX_SUBJECT` characters; None:
+            not known.
     """
 
-    __slots__ = ("number", "opened_at", "peer", "state", "topic")
+    __slots__ = ("number", "opened_at", "peer", "state", "subject", "token", "topic")
 
     def __init__(self, number: int, peer: str, topic: str, opened_at: float) -> None:
         self.number = number
@@ -54,6 +70,12 @@ class SessionRecord:
         self.topic = topic
         self.opened_at = opened_at
         self.state = _State.WAITING
+        self.token = ""
+        self.subject: str | None = None
+
+    def set_subject(self, subject: str | None) -> None:
+        """Keep the subject of a valid token; a long one is cut."""
+        self.subject = subject if subject is None else subject[:MAX_SUBJECT]
 
 
 class SessionLog:
@@ -63,9 +85,11 @@ class SessionLog:
         clock: measures durations.
 
     Attributes:
+        has_subjects: whether the lines have the subjects of tokens; may be changed.
         opened: connections opened.
         began: sessions started.
         ended: connections ended, by the label of the reason.
+        refusals: connections ended because their token was refused, by the reason of that.
         undelivered: data messages that the hub offered to sessions that had ended or expired.
         undelivered_size: their size in bytes, as WebSocket frames.
     """
@@ -76,9 +100,13 @@ class SessionLog:
         self._clock = clock
         self._numbers = count(1)
         self._counts: Counter[_State] = Counter()
+        self._advised = LogThrottle(ADVICE_INTERVAL)
+        self._losses: deque[float] = deque(maxlen=LOSSES_FOR_ADVICE)
+        self.has_subjects = True
         self.opened = 0
         self.began = 0
         self.ended: Counter[str] = Counter()
+        self.refusals: Counter[RefusalReason] = Counter()
         self.undelivered = 0
         self.undelivered_size = 0
 
@@ -101,35 +129,53 @@ class SessionLog:
         """Record and log that its session starts."""
         self.began += 1
         self._move(record, _State.ACTIVE)
-        self._log.info(_BEGINS, session=record.number, peer=record.peer, topic=record.topic)
+        subject = record.subject if self.has_subjects else None
+        self._log.info(
+            _SESSION + _token_format(record.token, subject) + _BEGINS,
+            session=record.number,
+            peer=record.peer,
+            topic=record.topic,
+            token=record.token,
+            subject=subject,
+        )
 
     def end(
-        self, record: SessionRecord, reason: str, detail: str, messages: int, size: int
+        self, record: SessionRecord, reason: str, cause: Cause, messages: int, size: int
     ) -> None:
         """Record and log that its session has ended, or will not start.
 
         Args:
             record: the connection.
             reason: one of `close_reasons.CLOSE_REASONS`.
-            detail: details of the reason, without anything that a client may keep secret.
+            cause: details of the reason, and the advice that fits it.
             messages: data messages delivered to it.
             size: their size in bytes, as WebSocket frames.
         """
         has_begun = record.state is _State.ACTIVE
         self._move(record, _State.CLOSING)
         self.ended[close_reasons.metric_label(reason)] += 1
-        advice = close_reasons.advice(reason)
+        if cause.refusal is not None:
+            self.refusals[cause.refusal] += 1
+        subject = record.subject if self.has_subjects else None
+        advice = self._advice(reason, cause, has_begun)
         self._log.info(
-            _ENDS + (_DETAIL if detail else "") + (_ADVICE if advice else ""),
+            _SESSION
+            + _token_format(record.token, subject)
+            + _ENDS
+            + (_DETAIL if cause.detail else "")
+            + (_ADVICE if advice else ""),
             session=record.number,
             peer=record.peer,
             topic=record.topic,
+            token=record.token,
+            subject=subject,
             has_begun=has_begun,
             seconds=round(self._clock.seconds() - record.opened_at, 3),
             messages=messages,
             size=size,
             reason=reason,
-            detail=detail,
+            refusal="" if cause.refusal is None else cause.refusal.label,
+            detail=cause.detail,
             advice=advice,
         )
 
@@ -142,7 +188,28 @@ class SessionLog:
         self.undelivered += messages
         self.undelivered_size += size
 
+    def _advice(self, reason: str, cause: Cause, has_begun: bool) -> str:
+        """What an operator can do; empty: nothing, or earlier lines of this minute say it."""
+        advice = close_reasons.advice(reason) if cause.advice is None else cause.advice
+        now = self._clock.seconds()
+        if reason == close_reasons.CONNECTION_LOST and not self._are_many_lost(has_begun, now):
+            return ""
+        return advice if advice and self._advised.allow(advice, now) else ""
+
+    def _are_many_lost(self, has_begun: bool, now: float) -> bool:
+        """Whether many sessions have lost their connections within the last minute."""
+        if has_begun:
+            self._losses.append(now)
+        return len(self._losses) == LOSSES_FOR_ADVICE and now - self._losses[0] < ADVICE_INTERVAL
+
     def _move(self, record: SessionRecord, state: _State) -> None:
         self._counts[record.state] -= 1
         self._counts[state] += 1
         record.state = state
+
+
+def _token_format(token: str, subject: str | None) -> str:
+    """Return the part of a line about the token of a session."""
+    if not token:
+        return ""
+    return _TOKEN if subject is None else _TOKEN_OF

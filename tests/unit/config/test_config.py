@@ -59,6 +59,7 @@ class ValidConfigTests(ConfigTestCase):
             (True, 1048576, 10000, False),
         )
         self.assertEqual(settings.stop.drain, 5)
+        self.assertTrue(settings.log.subjects)
         limits = settings.limits
         self.assertEqual((limits.connections, limits.per_address), (0, 0))
         self.assertEqual((limits.unauthenticated, limits.unauthenticated_per_address), (1000, 100))
@@ -98,6 +99,8 @@ class ValidConfigTests(ConfigTestCase):
             allowed_origins = ["HTTPS://App.Example:443", "null"]
             [stop]
             drain = 0
+            [log]
+            subjects = false
             """,
             top="""
             admin = "tcp:9090"
@@ -110,6 +113,7 @@ class ValidConfigTests(ConfigTestCase):
         self.assertEqual(settings.session.timestamps, "milliseconds")
         self.assertEqual((settings.send.enabled, settings.send.trust_via), (False, True))
         self.assertEqual(settings.stop.drain, 0)
+        self.assertFalse(settings.log.subjects)
         limits = settings.limits
         self.assertEqual((limits.connections, limits.per_address), (20000, 50))
         self.assertEqual((limits.unauthenticated, limits.unauthenticated_per_address), (500, 10))

@@ -99,8 +99,11 @@ class LocalReasonTests(SynchronousTestCase):
         ):
             elsewhere = TopicAddress("cell9", "box1", ("col",), "name")
             grant = self.successResultOf(self.validator.validate(self.sign(**changes), elsewhere))
+            refusal = grant.refusal
+            assert refusal is not None
             with self.subTest(changes=changes):
-                self.assertEqual(grant.refusal, Refusal(RefusalReason.NO_RIGHT, detail))
+                self.assertEqual((refusal.reason, refusal.detail), (RefusalReason.NO_RIGHT, detail))
+                self.assertIn('"topics"', refusal.advice)
         granted = self.successResultOf(self.validator.validate(self.sign(), TOPIC))
         self.assertIsNone(granted.refusal)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.support.fakes import INJECTED
 from tests.support.harness import ServiceTestCase
 from topicsvc.interfaces import Grant
 from topicsvc.websocket.revalidation import Revalidation
@@ -362,7 +363,10 @@ class SessionTests(SynchronousTestCase):
                 case "granted":
                     answered, pending = pending, ""
                     effects = session.granted(Grant("me", now + lifetime, True, False), now)
-                case "refused" | "undecided" | "failed" | "joined":
+                case "refused":
+                    answered, pending = pending, ""
+                    effects = session.refused(now, INJECTED)
+                case "undecided" | "failed" | "joined":
                     answered, pending = pending, ""
                     effects = getattr(session, event)(now)
                 case _:
@@ -375,7 +379,10 @@ class SessionTests(SynchronousTestCase):
                         self.assertEqual((event, before), ("recheck", State.ACTIVE))
                 elif isinstance(effect, Reply):
                     # The only reply without a request is that the token was revoked.
-                    if answered == "Recheck" and Close(1008, "Token inactive") in effects:
+                    if answered == "Recheck" and any(
+                        isinstance(each, Close) and each.reason == "Token inactive"
+                        for each in effects
+                    ):
                         revoked += 1
                     else:
                         replies += 1

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.support.fakes import INJECTED
 from topicsvc.interfaces import Grant
 from topicsvc.websocket.session import Begin, Close, Join, Reply, Session, State, Validate
 
@@ -40,6 +41,8 @@ def apply(session: Session, event: str, now: float, lifetime: float) -> list[obj
             return session.granted(Grant("me", now + lifetime, True, False), now)
         case "no right":
             return session.granted(Grant("me", now + lifetime, False, True), now)
+        case "refused":
+            return session.refused(now, INJECTED)
         case "heartbeat":
             return session.check_expiry(now)
         case "timeout":
@@ -117,7 +120,7 @@ class SessionTests(SynchronousTestCase):
         session.lost()
         self.assertEqual(session.granted(Grant("me", 60, True, True), 0), [])
         self.assertEqual(session.joined(0), [])
-        self.assertEqual(session.refused(0), [])
+        self.assertEqual(session.refused(0, INJECTED), [])
         self.assertEqual(session.undecided(0), [])
         self.assertEqual(session.failed(0), [])
         self.assertIs(session.state, State.CLOSED)

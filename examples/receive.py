@@ -41,7 +41,9 @@ async def renew(connection, seconds: int) -> None:
 async def session(url: str) -> tuple[bool, int]:
     """Receive on one connection; returns whether a token was accepted, and the close code."""
     renewing = None
-    async with connect(url) as connection:
+    # The service limits the length of messages. With the default of 1 MiB, this library would close
+    # the connection at a message whose body alone has that length.
+    async with connect(url, max_size=None) as connection:
         await present(connection)
         try:
             while True:

@@ -9,6 +9,9 @@ A topic has four forms. No other module knows them::
 
 No part of a name contains a dot, so no two topics share a broker name. No part contains a
 character that a broker reads as a wildcard, a list or an option.
+
+Names are compared by code points, as a unit and the brokers compare them. They are not normalized:
+a collection whose name a unit has stored in NFD could not be found under its name in NFC.
 """
 
 from __future__ import annotations
@@ -56,6 +59,9 @@ _CELL = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 _BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}|__")
 _MAX_PART = 128
 _LETTERS_AND_DIGITS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
+_MARKS = frozenset({"Mn", "Mc", "Me"})
+"""Words of many scripts need marks behind letters, for example Hindi and Thai; so does NFD."""
+_PART_CHARS = _LETTERS_AND_DIGITS | _MARKS
 _WEBSOCKET_MARK = "__topic"
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?|\[[0-9a-f:.]+\]")
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:]*)(:(?P<port>[0-9]{1,5}))?")
@@ -66,8 +72,10 @@ _NOT_VISIBLE_ASCII = re.compile(rb"[^!-~]")
 def _is_part(name: str) -> bool:
     if name.isascii() and name.isalnum():
         return len(name) <= _MAX_PART
-    return 1 <= len(name) <= _MAX_PART and all(
-        char in "_-" or unicodedata.category(char) in _LETTERS_AND_DIGITS for char in name
+    return (
+        1 <= len(name) <= _MAX_PART
+        and all(char in "_-" or unicodedata.category(char) in _PART_CHARS for char in name)
+        and unicodedata.category(name[0]) not in _MARKS
     )
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import urllib.request
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -57,6 +58,21 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(subscriber.wait(), 0)
         received = [json.loads(line) for line in subscriber.output if line.startswith("{")]
         self.assertEqual([each["Body"]["number"] for each in received], list(range(50)))
+
+    def test_subscribe_receives_a_message_of_the_greatest_length(self) -> None:
+        """A body of exactly `send.max_body` bytes; the data message is longer than that."""
+        subscriber = Process(
+            [*TOPICSVC, "subscribe", self.subscribe_url, "--count", "1", "--token", self.token]
+        )
+        self.addCleanup(subscriber.stop)
+        subscriber.wait_for("subscribed for")
+        body = b'"' + b"x" * (2**20 - 2) + b'"'
+        request = urllib.request.Request(
+            self.send_url, body, {"Authorization": f"Bearer {self.token}"}
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+        self.assertEqual(subscriber.wait(), 0)
+        self.assertEqual(json.loads(subscriber.output[-1])["Body"], json.loads(body))
 
     def test_the_curl_command_that_the_demo_prints_sends_a_message(self) -> None:
         need(shutil.which("curl"), "curl (tests/integration/install.sh)")

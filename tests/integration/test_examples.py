@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ CELL_URL = "http://cell1.localhost/"
 PING_INTERVAL = 1
 PING_LIMIT = 5
 BROWSER_START = 120.0
+LONGEST_BODY = '"' + "x" * (2**20 - 2) + '"'
+"""As long as `send.max_body` allows by default."""
+GREATEST = "[send]\nmax_body = 1048576"
 
 CHROMIUM = [
     "chromium",
@@ -192,6 +196,15 @@ class ExampleTestCase(TestCase):
             timeout=30,
         )
 
+    def send_longest(self) -> Deferred[Any]:
+        """Send a body as long as `send.max_body` allows; fires when it is accepted."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/cell1{SEND_PATH}",
+            LONGEST_BODY.encode(),
+            {"Authorization": f"Bearer {self.token()}"},
+        )
+        return deferToThread(lambda: urllib.request.urlopen(request, timeout=30).close())
+
 
 class BrowserTests(ExampleTestCase):
     @inlineCallbacks
@@ -209,13 +222,13 @@ class BrowserTests(ExampleTestCase):
         self.addCleanup(listening.stopListening)
         return page, f"http://127.0.0.1:{listening.getHost().port}"
 
-    def browse(self, url: str, name: str = "browser") -> None:
+    def browse(self, url: str, name: str = "browser", *options: str) -> None:
         """Start a browser with a profile of its own that shows the page."""
         need(shutil.which("chromium"), "chromium (tests/integration/install.sh)")
         profile = self.directory / name
         with (self.directory / f"{name}.log").open("wb") as log:
             browser = subprocess.Popen(
-                [*CHROMIUM, f"--user-data-dir={profile}", url],
+                [*CHROMIUM, *options, f"--user-data-dir={profile}", url],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -272,6 +285,37 @@ class BrowserTests(ExampleTestCase):
         # A browser does not tell a page why a handshake was refused.
         self.assertEqual(set(forbidden.seen("state")), {"Closed: 1006 , connecting again."})
 
+    @inlineCallbacks
+    def test_the_page_receives_a_message_of_the_greatest_length(self) -> Test:
+        """A body of exactly `send.max_body` bytes; the data message is longer than that."""
+        self.start(GREATEST)
+        page, origin = yield self.serve()
+        page.tasks.append({"url": self.url, "token": self.token()})
+        self.browse(origin + "/")
+        yield until(lambda: "valid for" in page.last("state"), "a grant", BROWSER_START)
+        yield self.send_longest()
+        golden = f"{CELL_URL}: {LONGEST_BODY}"
+        yield until(lambda: page.last("message") == golden, "the message")
+        self.assertEqual(len(page.seen("state")), 1, page.seen("state"))
+
+    @inlineCallbacks
+    def test_a_page_in_a_local_file_connects_if_its_origin_is_allowed(self) -> Test:
+        """Its origin is ``file://``, as in Electron; that of a sandboxed frame is ``null``."""
+        self.start('[limits]\nallowed_origins = ["file://"]')
+        page = self.directory / "page.html"
+        token = json.dumps(json.dumps({"AccessToken": self.token()}))
+        script = (
+            f"<script>const s = new WebSocket({json.dumps(self.url)});"
+            f"s.onopen = () => s.send({token});</script>"
+        )
+        frame = script.replace('"', "&quot;")
+        page.write_text(f'{script}<iframe sandbox="allow-scripts" srcdoc="{frame}"></iframe>')
+        self.browse(page.as_uri(), "browser", "--allow-file-access-from-files")
+        log = self.service
+        yield until(lambda: "begins" in log.text, "a session", BROWSER_START)
+        yield until(lambda: "limits.allowed_origins is reached" in log.text, "a refusal")
+        self.assertEqual(log.text.count("begins"), 1)
+
 
 class PythonTests(ExampleTestCase):
     def receive(self, token: str, url: str = "") -> Process:
@@ -293,6 +337,16 @@ class PythonTests(ExampleTestCase):
         self.service.stop()
         program.wait_for(r"closed: 1001; connecting again in ")
         program.wait_for(r"(?s)again in .*Connect")  # the service has stopped
+
+    @inlineCallbacks
+    def test_the_program_receives_a_message_of_the_greatest_length(self) -> Test:
+        """A body of exactly `send.max_body` bytes; the data message is longer than that."""
+        self.start(GREATEST)
+        program = self.receive(self.token())
+        program.wait_for(r"granted for")
+        yield self.send_longest()
+        program.wait_for(LONGEST_BODY + " from http://cell1.localhost/\n")
+        self.assertNotIn("closed", program.text)
 
     def test_the_program_reconnects_after_a_close_before_the_handshake(self) -> None:
         # The service closes connections in this way when it is far over a limit.

@@ -8,11 +8,9 @@ from topicsvc.topics import TopicAddress
 
 cells = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)
 boxes = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True) | st.just("__")
-parts = st.text(
-    st.characters(categories=("Lu", "Ll", "Lt", "Lm", "Lo", "Nd"), include_characters="_-"),
-    min_size=1,
-    max_size=12,
-)
+_first = st.characters(categories=("L", "Nd"), include_characters="_-")
+_later = st.characters(categories=("L", "Nd", "M"), include_characters="_-")
+parts = st.tuples(_first, st.text(_later, max_size=11)).map("".join)
 topics = st.builds(
     TopicAddress, cells, boxes, st.lists(parts, min_size=1, max_size=8).map(tuple), parts
 )

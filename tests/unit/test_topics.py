@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from urllib.parse import quote, urlsplit
 
 from hypothesis import assume, example, given
@@ -146,12 +147,44 @@ class GrammarTests(SynchronousTestCase):
             ("c", "b", ["col", "topic", "n", "m"]),
             ("c", "b", ["x"] * (MAX_PARTS - 1) + ["topic", "n"]),
             ("c" * 100, "b" * 100, ["x" * 40, "topic", "n"]),
-            ("c", "b", ["e\N{COMBINING ACUTE ACCENT}", "topic", "n"]),
+            ("c", "b", ["\N{COMBINING ACUTE ACCENT}e", "topic", "n"]),
+            ("c", "b", ["e\N{COMBINING ACUTE ACCENT}" * 65, "topic", "n"]),
+            ("c", "b", ["a\N{ZERO WIDTH JOINER}", "topic", "n"]),
             ("c", "b", ["\N{VULGAR FRACTION ONE HALF}", "topic", "n"]),
             *(("c", "b", [f"a{char}", "topic", "n"]) for char in " .,*>?:/\\#%;\0\x7f\ud800\n"),
         ):
             with self.subTest(names=names), self.assertRaises(PathRefused):
                 TopicAddress.from_parts(*names)
+
+
+class ScriptTests(SynchronousTestCase):
+    """Words of scripts that write with combining marks, and names in NFD."""
+
+    NAMES = (
+        *("हिन्दी", "ราชการ", "ข่าว", "தமிழ்", "বাংলা", "ខ្មែរ", "မြန်မာ", "עִבְרִית", "عَرَبِيّ", "日本語"),
+        *("Việt", "cafe\N{COMBINING ACUTE ACCENT}", "ﾊﾟ", "ཨོཾ"),
+    )
+
+    def test_names_with_combining_marks_are_names_in_each_form(self) -> None:
+        for name in self.NAMES:
+            for form in ("NFC", "NFD"):
+                text = unicodedata.normalize(form, name)
+                topic = TopicAddress("cell1", "box1", (text,), text)
+                with self.subTest(name=text, form=form):
+                    path = topic.websocket_path.encode()
+                    self.assertEqual(UNIT.websocket_topic([b"unit1.example"], path), topic)
+                    path = topic.send_path.encode()
+                    self.assertEqual(UNIT.send_topic([b"unit1.example"], path), topic)
+                    self.assertTrue(TopicPattern.parse(f"/cell1/box1/{text}/*").matches(topic))
+
+    def test_a_name_in_nfd_is_another_topic_than_in_nfc(self) -> None:
+        """As in a unit and in the brokers, which compare code points: docs/protocol.md."""
+        one, other = (
+            UNIT.send_topic([b"cell1.unit1.example"], f"/box1/{name}/topic/n".encode())
+            for name in ("caf%C3%A9", "cafe%CC%81")
+        )
+        self.assertNotEqual(one, other)
+        self.assertNotEqual(one.broker_name, other.broker_name)
 
 
 class HostTests(SynchronousTestCase):

@@ -51,4 +51,4 @@ def _parse_each(table: Table, key: str, parse: Callable[[str], T], allowed: str)
 
 
 _NETWORK = '"192.0.2.1", "10.0.0.0/8" or "2001:db8::/32"'
-_ORIGIN = '"https://app.example", "https://app.example:8443" or "null"'
+_ORIGIN = '"https://app.example", "https://app.example:8443", "app://localhost", "file://", "null"'

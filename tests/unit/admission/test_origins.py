@@ -25,12 +25,43 @@ class OriginTests(SynchronousTestCase):
             with self.subTest(text=text):
                 self.assertEqual(parse_origin(text), origin)
 
+    def test_origins_of_applications_are_taken_as_their_engines_send_them(self) -> None:
+        """Electron, Cordova, Capacitor, Ionic, Tauri, extensions: with a host or without."""
+        for text in (
+            "file://", "app://", "app://localhost", "app://-", "app://.", "app://my%20app",
+            "capacitor://localhost", "ionic://localhost", "tauri://localhost",
+            "http://localhost:8100", "moz-extension://0e1cb0e2-3f3b-4a3a-8a33-6f2b5a3c0b11",
+            "app://obsidian.md", "content://", "x-my.app+2://", "null",
+        ):  # fmt: skip
+            with self.subTest(text=text):
+                self.assertEqual(parse_origin(text), text)
+        self.assertEqual(parse_origin("FILE://"), "file://")
+
+    def test_each_error_says_what_is_wrong(self) -> None:
+        for text, problem in (
+            ("app.example", "not scheme://host[:port], nor null"),
+            ("file:", "not scheme://host[:port], nor null"),
+            ("https://", "no host behind https://"),
+            ("wss://:443", "no host behind wss://"),
+            ("app://:80", "no host behind app://"),
+            ("file:///", "an origin has no path: file://"),
+            ("https://a.example/", "an origin has no path: https://a.example"),
+            ("app://localhost/index.html", "an origin has no path: app://localhost"),
+            ("https://*.example", "there are no patterns: list each origin"),
+            ("https://a.example:70000", "a port is at most 65535"),
+            ("https://a@b.example", "not scheme://host[:port]"),
+        ):
+            with self.subTest(text=text):
+                error = self.assertRaises(ValueError, parse_origin, text)
+                self.assertEqual(str(error), problem)
+
     def test_other_text_is_no_origin(self) -> None:
         for text in (
             "", "*", "app.example", "//app.example", "https://", "https://app.example/",
             "https://app.example https://b.example", "https://a@app.example", "NULL",
             "https://app.example:", "https://app.example:65536", "https://app.example:x",
-            "https://app.example\n", "https://*.example",
+            "https://app.example\n", "https://*.example", "file:", "file:///", "app://localhost/",
+            "file://:1", "app://a b", "app://%2", "://", "://host", "1app://host", "http://", "ws://",
         ):  # fmt: skip
             with self.subTest(text=text):
                 self.assertRaises(ValueError, parse_origin, text)

@@ -1,4 +1,4 @@
-"""The command: ``python -m bench [--runs N] [--seconds S] [--quick]``.
+"""The command: ``python -m bench``; `main` has its options.
 
 Servers run on one core, the load on another. Each run measures each server. Ratios are computed
 within a run; the tables show the medians of all runs.
@@ -7,21 +7,26 @@ within a run; the tables show the medians of all runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
-from bench.load import Burst, FanOut, ManyTopics
+from bench.load import Burst, FanOut, ManyTopics, Sends
 from bench.probe import Probe
 from bench.results import Results
-from bench.servers import Library, Nchan, Server, Topicsvc, running
+from bench.servers import Library, Nchan, Server, Topicsvc, processor_time, running
 from bench.sessions import Target, open_sessions, pin, start_sessions
 from tests.support.certificates import Authority
 
 IN_FLIGHT = (1, 4, 16, 64)
 WARM_UP = 0.3
+BATCH = 1000
+"""Messages in one request of newline-delimited JSON."""
+
 LONG = 65536
 """Body of a long message, in bytes."""
 
@@ -37,7 +42,11 @@ class Bench:
         idle: number of idle sessions whose memory is measured.
         seconds: duration of each measurement, in seconds.
         peers: whether peers are measured too.
+        earlier: another checkout of topicsvc, measured as a peer; None: none.
+        rows: the groups of rows to measure, of `GROUPS`.
     """
+
+    GROUPS = ("fan-out", "topics", "sends", "batches", "starts", "memory", "waits")
 
     def __init__(
         self,
@@ -48,6 +57,8 @@ class Bench:
         idle: int,
         seconds: float,
         peers: bool,
+        earlier: Path | None = None,
+        rows: Collection[str] = GROUPS,
     ) -> None:
         self.directory = directory
         self.subscribers = subscribers
@@ -56,27 +67,51 @@ class Bench:
         self.idle = idle
         self.seconds = seconds
         self.peers = peers
+        self.earlier = earlier
+        self.rows = rows
         self.results = Results()
         self.authority = Authority(self.directory)
 
     def run(self) -> None:
         """Make each measurement once."""
-        for tls in (False, True):
-            self.fan_out("topicsvc", self.topicsvc, tls)
+        if "fan-out" in self.rows:
+            for tls in (False, True):
+                for name, make in self.servers():
+                    self.fan_out(name, make, tls)
             if self.peers:
-                self.fan_out("nchan", self.nchan, tls)
+                self.fan_out("Autobahn", self.autobahn)
+                self.fan_out("websockets", lambda: Library("websockets_broadcast"))
+        if "topics" in self.rows:
+            self.one_topic()
+            self.burst()
+            for topics in sorted({min(1000, self.topics), self.topics}):
+                for name, make in self.servers():
+                    self.many_topics(name, make, topics)
+        if "sends" in self.rows:
+            for name, make in self.servers():
+                self.sends(name, make)
+        if "batches" in self.rows:
+            self.batches()
+        if "starts" in self.rows:
+            for tls in (False, True):
+                for name, make in self.servers():
+                    self.session_starts(name, make, tls)
+            if self.peers:
+                self.session_starts("Autobahn, handshake only", self.autobahn)
+        if "memory" in self.rows:
+            self.memory()
+
+    def servers(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The servers with all features, by name."""
+        yield "topicsvc", self.topicsvc
+        if self.earlier is not None:
+            earlier = self.earlier
+            yield (
+                "topicsvc before",
+                lambda: Topicsvc(self.directory, self.authority, earlier),
+            )
         if self.peers:
-            self.fan_out("Autobahn", self.autobahn)
-            self.fan_out("websockets", lambda: Library("websockets_broadcast"))
-        self.one_topic()
-        self.burst()
-        self.many_topics("topicsvc", self.topicsvc)
-        if self.peers:
-            self.many_topics("nchan", self.nchan)
-        self.session_starts("topicsvc", self.topicsvc)
-        if self.peers:
-            self.session_starts("Autobahn, handshake only", self.autobahn)
-        self.memory()
+            yield "nchan", self.nchan
 
     def topicsvc(self) -> Topicsvc:
         return Topicsvc(self.directory, self.authority)
@@ -108,22 +143,44 @@ class Bench:
                 burst = Burst(subscribers, target.frame, lambda: server.burst(self.topics))
                 self.results.add(self._burst, burst.run(self.seconds))
 
-    def many_topics(self, name: str, make: Callable[[], Server]) -> None:
+    def many_topics(self, name: str, make: Callable[[], Server], topics: int) -> None:
         with running(make) as server:
             target = server.target()
-            with _Open(target, self.topics, self.topics) as subscribers:
+            with _Open(target, topics, topics) as subscribers:
                 for in_flight in IN_FLIGHT:
-                    figures = ManyTopics(target, subscribers).run(in_flight, self.seconds, WARM_UP)
-                    scenario = f"{self.topics} topics, by HTTP, {in_flight} in flight"
+                    scenario = f"{topics} topics, by HTTP, {in_flight} in flight"
+                    with self._time(server, f"message, {scenario}: {name}") as timed:
+                        load = ManyTopics(target, subscribers)
+                        figures = load.run(in_flight, self.seconds, WARM_UP)
+                        timed.count = load.sent
                     self.results.add(f"{scenario}: {name}", figures)
 
-    def session_starts(self, name: str, make: Callable[[], Server]) -> None:
+    def sends(self, name: str, make: Callable[[], Server]) -> None:
         with running(make) as server:
-            figures, sockets = start_sessions(server.target(), self.starts, 50)
+            for in_flight in (1, 16):
+                scenario = f"sends, 1 connection, no subscriber, {in_flight} in flight"
+                with self._time(server, f"message, {scenario}: {name}") as timed:
+                    load = Sends(server.target())
+                    figures = load.run(in_flight, self.seconds, WARM_UP)
+                    timed.count = load.sent
+                self.results.add(f"{scenario}: {name}", figures)
+
+    def batches(self) -> None:
+        with running(self.topicsvc) as server, _Open(server.target(), 1) as subscribers:
+            figures = FanOut(server.batches(BATCH), subscribers).run(2, self.seconds, WARM_UP)
+            self.results.add(f"batches of {BATCH}, 1 subscriber, 2 in flight: topicsvc", figures)
+
+    def session_starts(self, name: str, make: Callable[[], Server], tls: bool = False) -> None:
+        kind = "TLS session starts" if tls else "session starts"
+        with running(make) as server:
+            target = server.target(True) if tls else server.target()
+            with self._time(server, f"{kind[:-1]}: {name}") as timed:
+                figures, sockets = start_sessions(target, self.starts, 50)
+                timed.count = self.starts
             for sock in sockets:
                 sock.close()
-        self.results.add_figure(f"session starts/s: {name}", figures.rate)
-        self.results.add_figure(f"load idle during session starts, %, {name}", 100 * figures.idle)
+        self.results.add_figure(f"{kind}/s: {name}", figures.rate)
+        self.results.add_figure(f"load idle during {kind}, %, {name}", 100 * figures.idle)
 
     def memory(self) -> None:
         for tls in (False, True):
@@ -155,11 +212,22 @@ class Bench:
                             max(seconds) * 1000,
                         )
 
+    @contextlib.contextmanager
+    def _time(self, server: Server, what: str) -> Iterator[_Timed]:
+        """Measure the processor time of a server during a ``with`` block, for each `what`."""
+        before, timed = processor_time(server.process), _Timed()
+        yield timed
+        seconds = processor_time(server.process) - before
+        self.results.add_figure(
+            f"processor time, \u00b5s, of a {what}", 1e6 * seconds / timed.count
+        )
+
     def print(self, runs: int) -> None:
         self.results.print(runs)
-        self.results.print_ratio(
-            "many topics, compared with one topic", self._burst, self._one_topic
-        )
+        if "topics" in self.rows:
+            self.results.print_ratio(
+                "many topics, compared with one topic", self._burst, self._one_topic
+            )
 
     @property
     def _one_topic(self) -> str:
@@ -168,6 +236,16 @@ class Bench:
     @property
     def _burst(self) -> str:
         return f"{self.topics} topics with one each, one to each in flight: topicsvc"
+
+
+class _Timed:
+    """What a server did during a measurement.
+
+    Attributes:
+        count: number of messages or sessions.
+    """
+
+    count = 1
 
 
 class _Open:
@@ -195,20 +273,38 @@ def main() -> None:
         action="store_true",
         help="one short run of topicsvc alone; fails if a delivery is missing",
     )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=Bench.GROUPS,
+        default=Bench.GROUPS,
+        help="measure these groups of rows only",
+    )
+    parser.add_argument(
+        "--compare", type=Path, metavar="DIRECTORY", help="measure another checkout of topicsvc too"
+    )
+    parser.add_argument("--no-peers", action="store_true", help="measure topicsvc only")
     options = parser.parse_args()
     pin(1)
     with tempfile.TemporaryDirectory(prefix="topicsvc-bench-") as name:
-        directory = Path(name)
         if options.quick:
-            bench, runs = Bench(directory, 50, 50, 100, 50, 0.3, peers=False), 1
+            sizes, seconds, runs = (50, 50, 100, 50), 0.3, 1
         else:
-            seconds, runs = options.seconds, options.runs
-            bench = Bench(directory, 1000, 10000, 4000, 2000, seconds, peers=True)
+            sizes, seconds, runs = (1000, 10000, 4000, 2000), options.seconds, options.runs
+        bench = Bench(
+            Path(name),
+            *sizes,
+            seconds=seconds,
+            peers=not options.quick and not options.no_peers,
+            earlier=options.compare and options.compare.resolve(),
+            rows=options.rows,
+        )
         for run in range(runs):
             print(f"run {run + 1} of {runs}", flush=True)
             bench.run()
-        print("longest waits, once", flush=True)
-        bench.longest_waits()
+        if "waits" in options.rows:
+            print("longest waits, once", flush=True)
+            bench.longest_waits()
         bench.print(runs)
 
 

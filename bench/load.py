@@ -19,7 +19,7 @@ from itertools import cycle
 
 from bench.sessions import READ, WAIT, Figures, Target, fail, open_session
 
-__all__ = ["Burst", "FanOut", "ManyTopics"]
+__all__ = ["Burst", "FanOut", "ManyTopics", "Sends"]
 
 RECEIVE = 1 << 18
 
@@ -176,7 +176,7 @@ class FanOut(_ClosedLoop):
 
     @property
     def deliveries_per_message(self) -> int:
-        return len(self.subscribers)
+        return len(self.subscribers) * self.target.batch
 
     def next(self, now: float) -> bytes:
         self._sent_at.append(now)
@@ -192,18 +192,24 @@ class FanOut(_ClosedLoop):
 
 
 class ManyTopics(_ClosedLoop):
-    """Each subscriber listens to its own topic. Messages go to one topic after another."""
+    """Each subscriber listens to its own topic. Messages go to one topic after another.
+
+    Attributes:
+        sent: number of messages sent, those of the warm-up included.
+    """
 
     def __init__(self, target: Target, subscribers: list[socket.socket]) -> None:
         super().__init__(target, subscribers)
         self._next_topic = cycle(enumerate(sock.fileno() for sock in subscribers))
         self._sent_at: dict[int, deque[float]] = {}
         self._sent: Counter[int] = Counter()
+        self.sent = 0
 
     def next(self, now: float) -> bytes:
         topic, fd = next(self._next_topic)
         self._sent_at.setdefault(fd, deque()).append(now)
         self._sent[fd] += 1
+        self.sent += 1
         return self.target.request(topic)
 
     def read(self, fd: int) -> Iterable[float]:
@@ -216,6 +222,66 @@ class ManyTopics(_ClosedLoop):
         for fd, size in self.counter.received.items():
             if size != self._sent[fd] * self.target.frame:
                 fail("a message arrived at another topic than its own")
+
+
+class Sends:
+    """Requests on one connection, several of them in flight. Nobody listens to the topic.
+
+    Attributes:
+        sent: number of messages sent, those of the warm-up included.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.sent = 0
+        self._buffer = b""
+
+    def run(self, in_flight: int, seconds: float, warm_up: float) -> Figures:
+        """Measure accepted messages. The latency is the time until the response."""
+        request, sock = self.target.request(0), self.target.connect()
+        figures = Figures()
+        waited = measured_from = 0.0
+        sent_at = deque[float]()
+        started = time.perf_counter()
+        sock.sendall(request * in_flight)
+        sent_at.extend([started] * in_flight)
+        while True:
+            before = time.perf_counter()
+            data = sock.recv(RECEIVE)
+            now = time.perf_counter()
+            count = self._count(data)
+            self.sent += count
+            answered = [now - sent_at.popleft() for _ in range(count)]
+            if measured_from:
+                waited += now - before
+                figures.latencies += answered
+                figures.seconds = now - measured_from
+                if figures.seconds >= seconds:
+                    break
+            elif now - started >= warm_up:
+                measured_from = now
+            sock.sendall(request * count)
+            sent_at.extend([now] * count)
+        sock.close()
+        figures.deliveries = len(figures.latencies)
+        figures.idle = waited / figures.seconds
+        return figures
+
+    def _count(self, data: bytes) -> int:
+        """Return the number of status lines; fail if one refuses the message."""
+        if not data:
+            fail("the connection of a sender was closed")
+        data = self._buffer + data
+        lines = data.split(b"HTTP/1.1 ")
+        # A status line whose status has not arrived yet is counted with the next data.
+        last = lines[-1]
+        is_torn = len(lines) > 1 and len(last) < 3
+        self._buffer = b"HTTP/1.1 " + last if is_torn else data[-8:]
+        statuses = lines[1:-1] if is_torn else lines[1:]
+        for status in statuses:
+            if not status.startswith(b"20"):
+                fail(f"not accepted: {status!r}")
+        return len(statuses)
 
 
 class Burst:

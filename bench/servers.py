@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from bench.sessions import Target, masked
 from tests.support.certificates import Authority
 from topicsvc.validators.local import make_key, sign_token, write_key
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 HOST = "unit1.example"
 TOPIC = "/cell1/box1/col/topic/t%d"
 TOKENS = 5000
@@ -28,9 +29,13 @@ NCHAN_MODULE = "/usr/lib/nginx/modules/ngx_nchan_module.so"
 
 
 class Topicsvc:
-    """topicsvc, plain and TLS, with local tokens and the memory broker."""
+    """topicsvc, plain and TLS, with local tokens and the memory broker.
 
-    def __init__(self, directory: Path, authority: Authority) -> None:
+    Args:
+        root: the checkout of topicsvc to run.
+    """
+
+    def __init__(self, directory: Path, authority: Authority, root: Path = ROOT) -> None:
         key = make_key()
         (directory / "token.key").unlink(missing_ok=True)
         write_key(directory / "token.key", key)
@@ -51,7 +56,7 @@ class Topicsvc:
             messages_per_minute = 0
             """
         )
-        self.process = _start("bench.server", str(directory / "topicsvc.toml"))
+        self.process = _start("bench.server", str(directory / "topicsvc.toml"), root=root)
         self.plain_port, self.tls_port, self.admin_port, control = _ports(self.process)
         self._control = socket.create_connection(("127.0.0.1", control))
         # Each session has its own token: a token that was verified before costs less.
@@ -72,6 +77,18 @@ class Topicsvc:
             context=self._context if tls else None,
             host=HOST,
         )
+
+    def batches(self, lines: int) -> Target:
+        """Return the target for requests with `lines` messages each (newline-delimited JSON)."""
+        target = self.target()
+        head = (
+            f"POST {TOPIC % 0} HTTP/1.1\r\nHost: {HOST}\r\n"
+            f"Authorization: Bearer {self._tokens[0]}\r\n"
+            "Content-Type: application/x-ndjson\r\n"
+            f"Content-Length: {lines * (BODY + 1)}\r\n\r\n"
+        )
+        request = head.encode() + (message.body() + b"\n") * lines
+        return replace(target, request=lambda _: request, frame=target.frame * lines, batch=lines)
 
     def burst(self, topics: int) -> None:
         self._control.sendall(b"burst %d\n" % topics)
@@ -192,6 +209,17 @@ def running(make: Callable[[], Server]) -> Iterator[Server]:
         del _started[before:]
 
 
+def processor_time(process: subprocess.Popen[str]) -> float:
+    """Return the processor time of a server and its workers so far, in seconds."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # the process has ended
+            fields = stat.read_text().rpartition(") ")[2].split()
+            if str(process.pid) in (stat.parent.name, fields[1]):
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 _started: list[subprocess.Popen[str]] = []
 
 
@@ -201,19 +229,24 @@ def _run(command: list[str], **options: Any) -> subprocess.Popen[str]:
     return process
 
 
-def _start(module: str, *arguments: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+def _start(module: str, *arguments: str, root: Path = ROOT) -> subprocess.Popen[str]:
+    others = [name for name in sys.path if name and Path(name).resolve() != ROOT]
+    path = os.pathsep.join([str(root), *others])
     return _run(
         [sys.executable, "-m", module, *arguments],
+        cwd=root,  # Python looks for modules there first
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},
     )
 
 
 def _ports(process: subprocess.Popen[str]) -> list[int]:
+    """Return the ports that the server prints. If it fails, its error is on standard error."""
     assert process.stdout is not None
-    return [int(word) for word in process.stdout.readline().split()]
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("bench: a server did not start")
+    return [int(word) for word in line.split()]
 
 
 def _free_port() -> int:

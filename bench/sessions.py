@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -42,12 +43,13 @@ class Target:
         port: its port on the loopback address.
         path: path of the WebSocket URL; ``%d`` is the number of the topic.
         request: returns the bytes that send one message to a topic.
-        frame: bytes of one message on a subscriber's socket.
+        frame: bytes that one request brings to a subscriber's socket.
         tokens: tokens to present after the handshake, one for each session in turn. If empty,
             a session is complete after its handshake.
         by_websocket: whether messages are sent through a WebSocket instead of HTTP.
         context: the TLS context; None: no TLS.
         host: value of the ``Host`` header.
+        batch: number of messages in one request.
     """
 
     port: int
@@ -58,6 +60,7 @@ class Target:
     by_websocket: bool = False
     context: ssl.SSLContext | None = None
     host: str = "localhost"
+    batch: int = 1
 
     def connect(self) -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT)
@@ -123,50 +126,87 @@ def open_sessions(target: Target, count: int, topics: int = 1) -> list[socket.so
 
 
 def start_sessions(target: Target, count: int, at_once: int) -> tuple[Figures, list[socket.socket]]:
-    """Start `count` sessions, `at_once` at a time, over plain TCP.
+    """Start `count` sessions, `at_once` at a time.
 
     A session has started when its ``Success`` arrives, or its handshake response if there are
-    no tokens. Each session presents its own token.
+    no tokens. Each session presents its own token. No TLS session is resumed.
 
     Returns:
         The figures, and the sockets of the sessions.
     """
-    address, handshake = ("127.0.0.1", target.port), target.handshake(0)
-    presents = [target.present(number) for number in range(count if target.tokens else 0)]
     poll = select.epoll()
-    states: dict[int, tuple[socket.socket, int]] = {}
+    states: dict[int, _Start] = {}
     done: list[socket.socket] = []
     begun = 0
     waited = 0.0
     started = time.perf_counter()
     while len(done) < count:
         while begun < count and len(states) < at_once:
-            sock = socket.socket()
-            sock.connect(address)
-            sock.send(handshake)
-            fd = sock.fileno()
-            poll.register(fd, READ)
-            states[fd] = sock, begun
+            start = _Start(target, begun)
+            poll.register(start.sock.fileno(), READ)
+            states[start.sock.fileno()] = start
             begun += 1
         before = time.perf_counter()
         ready = poll.poll(WAIT) or fail("no response")
         waited += time.perf_counter() - before
         for fd, _ in ready:
-            sock, number = states[fd]
-            # A response is one small segment, so it arrives whole.
-            data = sock.recv(4096)
-            if SUCCESS in data or (not presents and data.startswith(UPGRADED)):
+            start = states[fd]
+            if start.read():
                 poll.unregister(fd)
                 del states[fd]
-                sock.setblocking(False)
-                done.append(sock)
-            elif data.startswith(UPGRADED):
-                sock.send(presents[number])
-            else:
-                fail(f"no session: {data!r}")
+                start.sock.setblocking(False)
+                done.append(start.sock)
     seconds = time.perf_counter() - started
     poll.close()
     return Figures(count, seconds, idle=waited / seconds), done
+
+
+class _Start:
+    """The start of one session.
+
+    Attributes:
+        sock: the client's socket.
+    """
+
+    def __init__(self, target: Target, number: int) -> None:
+        self._handshake = target.handshake(0)
+        self._present = target.present(number) if target.tokens else b""
+        self._is_secure = target.context is None
+        self.sock: socket.socket = socket.socket()
+        self.sock.connect(("127.0.0.1", target.port))
+        if target.context is None:
+            self.sock.send(self._handshake)
+        else:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.sock.setblocking(False)
+            self.sock = target.context.wrap_socket(
+                self.sock, server_hostname=target.host, do_handshake_on_connect=False
+            )
+            self._secure()
+
+    def read(self) -> bool:
+        """Read what has arrived, and send the next step. True: the session has started."""
+        if not self._is_secure:
+            self._secure()
+            return False
+        try:
+            # A response is one small segment or record, so it arrives whole.
+            data = self.sock.recv(4096)
+        except ssl.SSLWantReadError:
+            return False
+        if SUCCESS in data or (not self._present and data.startswith(UPGRADED)):
+            return True
+        if not data.startswith(UPGRADED):
+            fail(f"no session: {data!r}")
+        self.sock.send(self._present)
+        return False
+
+    def _secure(self) -> None:
+        assert isinstance(self.sock, ssl.SSLSocket)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.sock.do_handshake()
+            self._is_secure = True
+            self.sock.send(self._handshake)
 
 
 def pin(core: int) -> None:

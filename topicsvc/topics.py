@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -63,6 +63,7 @@ _MARKS = frozenset({"Mn", "Mc", "Me"})
 """Words of many scripts need marks behind letters, for example Hindi and Thai; so does NFD."""
 _PART_CHARS = _LETTERS_AND_DIGITS | _MARKS
 _WEBSOCKET_MARK = "__topic"
+_WEBSOCKET_SEGMENT = _WEBSOCKET_MARK.encode()
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?|\[[0-9a-f:.]+\]")
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:]*)(:(?P<port>[0-9]{1,5}))?")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -88,6 +89,7 @@ class TopicAddress:
         box: ``[A-Za-z0-9][A-Za-z0-9_-]{0,127}``, or ``__``, the main box.
         collection: the path of the stream collection below the box, at least one part.
         topic: the topic's name.
+        path: ``/cell1/box1/dir/col/topic/name``, the form used in settings.
 
     Raises:
         PathRefused: a part is outside the grammar, or there are too many parts, or they are
@@ -98,6 +100,7 @@ class TopicAddress:
     box: str
     collection: tuple[str, ...]
     topic: str
+    path: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _CELL.fullmatch(self.cell):
@@ -112,6 +115,8 @@ class TopicAddress:
             raise PathRefused("not a name of a collection or a topic")
         if len(self.broker_name) > MAX_NAME:
             raise PathRefused(f"more than {MAX_NAME} characters")
+        # Each use of a token compares it.
+        object.__setattr__(self, "path", "/" + "/".join(self.parts))
 
     @classmethod
     def from_parts(cls, cell: str, box: str, parts: list[str]) -> TopicAddress:
@@ -145,11 +150,6 @@ class TopicAddress:
     def broker_name(self) -> str:
         """The name of this topic in the broker; unique, because no part contains a dot."""
         return ".".join(self.parts)
-
-    @property
-    def path(self) -> str:
-        """``/cell1/box1/dir/col/topic/name``, the form used in settings."""
-        return "/" + "/".join(self.parts)
 
     @property
     def websocket_path(self) -> str:
@@ -356,7 +356,7 @@ class Unit:
 
     def is_websocket_path(self, path: bytes) -> bool:
         """Whether `path` is a WebSocket URL's."""
-        return _WEBSOCKET_MARK.encode() in path.split(b"/")[1:3]
+        return _WEBSOCKET_SEGMENT in path and _WEBSOCKET_SEGMENT in path.split(b"/")[1:3]
 
     def _resolve(self, host: bytes, path: bytes) -> tuple[str, list[str]]:
         """Return the cell that host and path name, and the path's segments below it."""

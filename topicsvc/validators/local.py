@@ -157,15 +157,16 @@ class LocalValidator(TokenValidator):
             raise TokenInactive(Refusal(RefusalReason.EXPIRED))
         if claims.not_before > now:
             raise TokenInactive(Refusal(RefusalReason.NOT_YET_VALID))
-        if not any(pattern.matches(topic) for pattern in claims.topics):
-            # The token is valid and has no right here: a client must not throw it away.
-            refusal = Refusal(
-                RefusalReason.NO_RIGHT,
-                f"its topics are {quoted_list(map(str, claims.topics))}",
-                _SIGN_ANOTHER,
-            )
-            return Grant(claims.grant.subject, claims.grant.expires_at, False, False, refusal)
-        return claims.grant
+        for pattern in claims.topics:
+            if pattern.matches(topic):
+                return claims.grant
+        # The token is valid and has no right here: a client must not throw it away.
+        refusal = Refusal(
+            RefusalReason.NO_RIGHT,
+            f"its topics are {quoted_list(map(str, claims.topics))}",
+            _SIGN_ANOTHER,
+        )
+        return Grant(claims.grant.subject, claims.grant.expires_at, False, False, refusal)
 
     def _claims(self, token: str) -> _Token:
         key = self._cache.key(token)

@@ -33,6 +33,8 @@ def set_client_address(
     quota: ClientQuota, transport: Any, head: RequestHead, settings: LimitSettings
 ) -> None:
     """Set `quota`'s client address and `peer`, once the headers of a request have arrived."""
+    if quota.peer and not settings.trusted_proxies:
+        return  # set by an earlier request of the connection
     peer = transport.getPeer()
     host: str | None = getattr(peer, "host", None)
     if host is None:

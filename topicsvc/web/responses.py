@@ -95,7 +95,7 @@ class Response:
         closes: whether the connection is closed after it.
     """
 
-    __slots__ = ("body", "closes", "headers", "status")
+    __slots__ = ("_date", "_encoded", "body", "closes", "headers", "status")
 
     def __init__(
         self, status: int, headers: tuple[Header, ...] = (), body: bytes = b"", closes: bool = False
@@ -104,6 +104,7 @@ class Response:
         self.headers = headers
         self.body = body
         self.closes = closes
+        self._date = self._encoded = b""
 
     def encode(self, date: bytes, closes: bool, is_head: bool) -> bytes:
         """Return the response as bytes.
@@ -114,6 +115,13 @@ class Response:
             is_head: whether the request is HEAD; then there is no content (RFC 9110, section
                 9.3.2).
         """
+        if is_head or closes:
+            return self._encode(date, closes, is_head)
+        if date != self._date:  # a response that is used again is encoded once a second
+            self._date, self._encoded = date, self._encode(date, closes, is_head)
+        return self._encoded
+
+    def _encode(self, date: bytes, closes: bool, is_head: bool) -> bytes:
         others = self.headers
         connection = b""
         if closes:

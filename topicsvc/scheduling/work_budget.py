@@ -18,6 +18,8 @@ class WorkBudget:
     the budget of the iteration is spent, it calls `defer`. Deferred workers are called in the next
     iterations, in order, until the budget is spent again.
 
+    A worker may call another one, and both may call `spend`: no time is counted twice.
+
     Args:
         clock: the reactor, or a clock in its place.
         seconds: the budget of one iteration.
@@ -26,7 +28,15 @@ class WorkBudget:
         is_spent: whether the budget of this iteration is spent.
     """
 
-    __slots__ = ("_clock", "_is_scheduled", "_queue", "_seconds", "_spent", "is_spent")
+    __slots__ = (
+        "_clock",
+        "_counted_until",
+        "_is_scheduled",
+        "_queue",
+        "_seconds",
+        "_spent",
+        "is_spent",
+    )  # fmt: skip
 
     _log = Logger()
 
@@ -34,6 +44,7 @@ class WorkBudget:
         self._clock = clock
         self._seconds = seconds
         self._spent = 0.0
+        self._counted_until = 0.0
         self._queue: deque[Callable[[], None]] = deque()
         self._is_scheduled = False
         self.is_spent = False
@@ -48,7 +59,8 @@ class WorkBudget:
     def spend(self, since: float) -> float:
         """Count the time since `since` as spent; return the time."""
         now = self._clock.seconds()
-        self.charge(now - since)
+        self.charge(now - max(since, self._counted_until))
+        self._counted_until = now
         return now
 
     def charge(self, seconds: float) -> None:

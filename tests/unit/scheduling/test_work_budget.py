@@ -47,6 +47,14 @@ class WorkBudgetTests(SynchronousTestCase):
         self.work(0.0025)
         self.assertFalse(self.budget.is_spent)
 
+    def test_the_time_of_work_within_other_work_is_counted_once(self) -> None:
+        before = self.budget.now()
+        self.work(0.003)
+        self.budget.spend(before)
+        self.assertFalse(self.budget.is_spent, "3 ms, not 6 ms")
+        self.work(0.001)
+        self.assertTrue(self.budget.is_spent)
+
     def test_deferred_work_is_called_in_order_until_the_budget_is_spent(self) -> None:
         for name in "abcd":
             self.budget.defer(self.worker(name, 0.0025))

@@ -153,6 +153,7 @@ class HttpConnection(TwistedProtocol):
         self._is_skipping = False
         self._is_waiting = False  # for a token check or a response
         self._is_deferred = False  # until a later iteration
+        self._has_read_ahead = False  # while deferred; no third read is kept
         self._is_congested = False  # the client does not read
         self._is_paused = False
         self._has_ended = False  # the client has closed its half
@@ -179,12 +180,7 @@ class HttpConnection(TwistedProtocol):
             return
         self._is_tls = ISSLTransport.providedBy(self.transport)
         read_size = TLS_READ_SIZE if self._is_tls else READ_SIZE
-        socket_transport = _socket_transport(self.transport)
-        socket_transport.bufferSize = read_size
-        if hasattr(socket_transport.getHost(), "host"):  # TCP
-            # Responses of one batch may be written in two parts. With Nagle's algorithm the
-            # second would wait until the client acknowledges the first: up to 40 ms.
-            socket_transport.setTcpNoDelay(True)
+        _socket_transport(self.transport).bufferSize = read_size
         self.quota.on_token_deadline = self._token_deadline_passed
         self._set_deadline(site.head_deadlines)
 
@@ -195,7 +191,10 @@ class HttpConnection(TwistedProtocol):
         if self._is_tls:
             self.factory.budget.charge(TLS_RECORD_COST)
             self._decrypt_cost += TLS_RECORD_COST
-        if self._is_waiting or self._is_congested or self._is_deferred:
+        if self._is_deferred:
+            self._has_read_ahead = True
+            self._update_reading()
+        elif self._is_waiting or self._is_congested:
             self._update_reading()
         elif self.factory.budget.is_spent:
             self._defer()
@@ -281,6 +280,8 @@ class HttpConnection(TwistedProtocol):
 
     def _defer(self) -> None:
         self._is_deferred = True
+        # Most requests fit into one read. Pausing and resuming would cost two system calls.
+        self._has_read_ahead = self._is_tls
         self._update_reading()
         self.factory.budget.defer(self._deferred_work)
 
@@ -579,7 +580,7 @@ class HttpConnection(TwistedProtocol):
         a transport that reads notices the loss of the connection.
         """
         pauses = not self._is_closing and (
-            self._is_deferred
+            (self._is_deferred and self._has_read_ahead)
             or self._is_congested
             or (self._is_waiting and self._parser.buffered >= READ_SIZE)
         )

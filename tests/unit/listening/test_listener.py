@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,6 +129,27 @@ class ProxiedTests(ListeningTestCase):
         memory = MemoryReactor()
         Listener("listen", "haproxy:tcp:8080", site, memory).bind()
         self.assertEqual(self.layers(memory.tcpServers[0][1], site), ["ProxiedFactory"])
+
+
+class AcceptedConnectionTests(ListeningTestCase):
+    def test_small_responses_do_not_wait_for_acknowledgements(self) -> None:
+        listening = socket.socket()
+        self.addCleanup(listening.close)
+        memory = MemoryReactor()
+        listen = memory.listenTCP
+
+        def listen_on_a_socket(*arguments: Any, **options: Any) -> Any:
+            port = listen(*arguments, **options)
+            port.socket = listening
+            return port
+
+        self.patch(memory, "listenTCP", listen_on_a_socket)
+        Listener("listen", "tcp:8080", Factory.forProtocol(Protocol), memory).bind()
+        self.assertTrue(listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
 
 class EndpointPreviewTests(ListeningTestCase):

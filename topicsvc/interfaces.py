@@ -97,12 +97,12 @@ class TokenValidator(Protocol):
         ...
 
     def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
-        """The grant of a token, if it is known without a check and has not expired.
+        """The grant of a token, if it is known at once and has not expired.
 
         It is the grant with which `validate` would fire, without a Deferred.
 
         Returns:
-            None: the grant is not known; call `validate`.
+            None: the token is refused, or the grant is not known at once; call `validate`.
         """
         return None
 

@@ -161,7 +161,7 @@ class ClientQuota:
     def remembered(
         self, validator: TokenValidator, token: str, topic: TopicAddress
     ) -> Grant | None:
-        """The grant of a token that is known without a check; None: call `validate`.
+        """The grant of a token that is known at once; None: call `validate`.
 
         Such a token does not wait behind others of its address, because it is known to be valid.
         """

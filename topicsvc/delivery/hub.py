@@ -136,12 +136,11 @@ class Hub:
         Fails with:
             BrokerUnavailable: the broker cannot confirm now.
         """
+        if self.join_now(topic, member):
+            return succeed(None)
         channel = self._channels.get(topic)
         if channel is not None and channel.subscription is not None:
-            if not self._broker.is_up:
-                return fail(BrokerUnavailable("the broker cannot confirm now"))
-            channel.members[member] = None
-            return succeed(None)
+            return fail(BrokerUnavailable("the broker cannot confirm now"))
         is_new = channel is None
         if channel is None:
             channel = self._channels[topic] = _Channel(topic)
@@ -155,6 +154,18 @@ class Hub:
         if is_new:
             self._subscribe(channel)
         return joining
+
+    def join_now(self, topic: TopicAddress, member: Member) -> bool:
+        """Make `member` a member of `topic` as `join` does, but without a Deferred.
+
+        Returns:
+            False: there is no confirmed subscription, and nothing was done; call `join`.
+        """
+        channel = self._channels.get(topic)
+        if channel is None or channel.subscription is None or not self._broker.is_up:
+            return False
+        channel.members[member] = None
+        return True
 
     def leave(self, topic: TopicAddress, member: Member) -> None:
         """End the membership of `member`, if it has one."""

@@ -37,6 +37,7 @@ class SendQueue(ABC):
         messages: data messages that were delivered, sent or waiting.
         size: their bytes.
         deliver_until: the time, in seconds since the epoch, from which on no data is delivered.
+        is_blocked: whether something waits for `drained`.
         on_undelivered: called with the number of messages and bytes that are not delivered.
         on_empty: called when no bytes wait any more.
         broker_lost: see `topicsvc.interfaces.Member`; set by the owner.
@@ -52,6 +53,7 @@ class SendQueue(ABC):
         "_slow_consumers",
         "broker_lost",
         "deliver_until",
+        "is_blocked",
         "messages",
         "on_empty",
         "on_undelivered",
@@ -65,6 +67,7 @@ class SendQueue(ABC):
         self.size = 0
         self.on_undelivered: Callable[[int, int], None] = _ignore
         self.deliver_until = 0.0
+        self.is_blocked = False
         self.broker_lost: Callable[[], None] = _nothing
         self.on_empty: Callable[[], None] = _nothing
         self._limit = limit
@@ -121,6 +124,7 @@ class SendQueue(ABC):
         """Send `data` after all other writes; while it waits, a later call replaces it."""
         if self._queue or not self.send(data):
             self._replaceable = data
+            self.is_blocked = True
 
     def enqueue(self, data: bytes) -> None:
         """Put `data` into the queue.
@@ -173,6 +177,7 @@ class SendQueue(ABC):
 
     def blocked(self) -> None:
         """The transport holds bytes."""
+        self.is_blocked = True
         if self._on_slow_consumer is not None:
             if self not in self._slow_consumers.stalls:
                 self._buffered = self.buffered()
@@ -188,6 +193,7 @@ class SendQueue(ABC):
 
     def drained(self) -> None:
         """The transport holds nothing any more: send the queue."""
+        self.is_blocked = False
         self._slow_consumers.stalls.cancel(self)
         while self._queue:
             chunk = self._next_chunk(self._queue)

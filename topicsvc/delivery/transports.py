@@ -218,7 +218,7 @@ class SocketSendQueue(SendQueue):
         if self._lower.disconnecting:
             # TLS has ended, and the connection closes once its producer is unregistered.
             self._lower.unregisterProducer()
-        else:
+        elif self.is_blocked:  # a transport also calls this when the queue is registered
             self.drained()
 
     def stopProducing(self) -> None:

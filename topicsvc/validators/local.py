@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import json
 import os
 import secrets
@@ -45,6 +46,9 @@ MAX_TOKENS = 10000
 """Tokens whose verified claims are cached: some 8 MB."""
 
 _ALGORITHM = "HS256"
+_HEADER = jwt.encode({}, bytes(32), algorithm=_ALGORITHM).partition(".")[0] + "."
+"""The first part of a token of `sign_token`, with the dot behind it."""
+
 _KEY_BYTES = 32
 
 _SIGN_ANOTHER = 'sign a token whose "topics" and "may" have the right; see docs/configuration.md'
@@ -145,9 +149,9 @@ class LocalValidator(TokenValidator):
 
     def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
         """See `topicsvc.interfaces.TokenValidator`."""
-        claims = self._cache.get(self._cache.key(token))
+        # A signature is verified at once, so a valid token needs no Deferred.
         try:
-            return None if claims is None else self._grant(claims, topic)
+            return self._grant(self._claims(token), topic)
         except TokenInactive:
             return None
 
@@ -176,10 +180,30 @@ class LocalValidator(TokenValidator):
             self._cache.put(key, claims)
         return claims
 
+    def _signed_payload(self, token: str) -> bytes | None:
+        """Return the payload of a token with the header and the spelling of `sign_token`.
+
+        It costs a fifth of PyJWT's method, which parses the header of each token.
+
+        Returns:
+            None: PyJWT decides about the token.
+        """
+        signed, _, signature = token.rpartition(".")
+        if not signed.startswith(_HEADER) or not token.isascii():
+            return None
+        digest = hmac.digest(self._key, signed.encode("ascii"), "sha256")
+        expected = base64.urlsafe_b64encode(digest).rstrip(b"=")
+        if not hmac.compare_digest(expected, signature.encode("ascii")):
+            return None
+        payload = signed[len(_HEADER) :]
+        return base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+
     def _read(self, token: str) -> _Token:
         """Verify the signature and read the claims; the caller checks the times."""
         try:
-            payload = self._signatures.decode(token, self._key, algorithms=[_ALGORITHM])
+            payload = self._signed_payload(token)
+            if payload is None:
+                payload = self._signatures.decode(token, self._key, algorithms=[_ALGORITHM])
             claims = json.loads(payload)
         except jwt.InvalidSignatureError as error:
             raise TokenInactive(

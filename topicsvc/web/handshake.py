@@ -69,7 +69,7 @@ class UpgradeResource:
         if connection is None:
             return error_response(responses.UNAVAILABLE)
         exchange.hand_over(connection)
-        connection.accept(head.headers[b"sec-websocket-key"][0].decode("ascii"))
+        connection.accept(head.headers[b"sec-websocket-key"][0])
         exchange.connection.deliver_rest(connection)
         return None
 

@@ -6,14 +6,19 @@ concern all connections, are in `topicsvc.websocket.server`.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
+from functools import cached_property
+from hashlib import sha1
 from typing import Any, ClassVar, Protocol
 
 import txaio
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.protocol import WebSocketProtocol
+from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -26,7 +31,7 @@ from topicsvc.topics import TopicAddress
 from topicsvc.websocket.close_reasons import CONNECTION_LOST, NO_CAUSE, Cause
 from topicsvc.websocket.context import ConnectionContext
 from topicsvc.websocket.keepalive import PingTracker
-from topicsvc.websocket.messages import SERVICE_UNAVAILABLE, pong_frame
+from topicsvc.websocket.messages import SERVICE_UNAVAILABLE, pong_frame, whole_text
 from topicsvc.websocket.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
@@ -50,6 +55,13 @@ _FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too b
 
 _MAX_CLOSE_REASON = 123
 """Bytes: a control frame holds at most 125, and 2 are the code (RFC 6455, section 5.5)."""
+
+_RESPONSE = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %s\r\n\r\n"
+)
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""Joined to the client's key (RFC 6455, section 4.2.2)."""
 
 _BROKER_LOST = Cause.of_error(BrokerUnavailable("the broker was lost"))
 _SLOW_CONSUMER = "Slow consumer"
@@ -104,6 +116,14 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     message_data: list[bytes] | None
     CONFIG_ATTRS = ()  # the options are class attributes: see `topicsvc.websocket.server`
 
+    has_initial_state: ClassVar[bool] = False
+    """Whether the class has the attributes that Autobahn would set on each connection."""
+
+    # As after an opening handshake of version 13 without extensions.
+    websocket_version = 13
+    inside_message = False
+    current_frame = None
+
     def __init__(
         self,
         topic: TopicAddress,
@@ -111,7 +131,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         observer: ConnectionObserver,
         quota: ClientQuota,
     ) -> None:
-        super().__init__()
+        if not self.has_initial_state:
+            super().__init__()
         self.topic = topic
         self._context = context
         self._observer = observer
@@ -175,17 +196,16 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """Abort a close handshake that took too long."""
         self.transport.abortConnection()
 
-    def accept(self, key: str) -> None:
+    def accept(self, key: bytes) -> None:
         """Complete an opening handshake that the HTTP side has validated.
 
         Args:
             key: the client's ``Sec-WebSocket-Key``.
         """
-        self.websocket_version = 13
-        self.websocket_protocols: list[str] = []
-        self.websocket_extensions: list[str] = []
-        self._wskey = key
-        self.succeedHandshake(None)
+        digest = sha1(key + _GUID, usedforsecurity=False).digest()
+        self.state = self.STATE_OPEN
+        self._send_queue.write(_RESPONSE % b64encode(digest))
+        self._observer.opened(self)
 
     # Called by Twisted and Autobahn.
 
@@ -193,9 +213,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """The HTTP side has handed the transport over."""
         self.peer = self._quota.peer
         self._record = self._context.session_log.open(self.peer, self.topic.path)
-        # WebSocketServerProtocol's method formats a debug line for each connection.
-        WebSocketProtocol._connectionMade(self)
-        self.factory.countConnections += 1
+        if not self.has_initial_state:
+            WebSocketProtocol._connectionMade(self)
         self._send_queue = make_send_queue(
             self.transport,
             self._context.settings.send_queue,
@@ -206,15 +225,27 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._send_queue.on_undelivered = self._context.session_log.count_undelivered
 
     def dataReceived(self, data: bytes) -> None:
-        # Autobahn's method formats a debug line for each call.
+        if (
+            self.state == self.STATE_OPEN
+            and self.current_frame is None
+            and not self.data
+            and not self.inside_message
+        ):
+            text = whole_text(data, self.maxMessagePayloadSize)
+            if text is not None:
+                self.onMessage(text, False)
+                return
+        # Autobahn's method of this name formats a debug line for each call.
         self._dataReceived(data)
 
-    def _onOpen(self) -> None:
-        # Autobahn's method also reads the client's certificate.
-        self.onOpen()
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        # Autobahn's method of this name formats debug lines.
+        self._connectionLost(reason)
 
-    def onOpen(self) -> None:
-        self._observer.opened(self)
+    @cached_property
+    def utf8validator(self) -> Utf8Validator:
+        """Validates text in several frames; most connections never need it."""
+        return Utf8Validator()
 
     def onMessageBegin(self, isBinary: bool) -> None:
         super().onMessageBegin(isBinary)
@@ -275,7 +306,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._quota.release()
 
     def _connectionLost(self, reason: Any) -> None:
-        super()._connectionLost(reason)
+        WebSocketProtocol._connectionLost(self, reason)
         # Without reference cycles the memory is freed now: the garbage collector runs rarely.
         self._send_queue.detach()
         self.is_open = self.is_closed = None
@@ -333,16 +364,12 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                     self._send_close(code, reason)
                 case Validate(token):
                     self._record.token = self._context.token_ids(token)
-                    validate = self._quota.validate
-                    check = validate(self._context.validator, token, self.topic)
-                    self._wait_for(check, self._validated)
+                    self._validate(token)
                 case Recheck(token):
                     check = maybeDeferred(self._context.revalidate, token, self.topic)
                     self._wait_for(check, self._validated)
                 case Join():
-                    join = self._context.hub.join
-                    joining = maybeDeferred(join, self.topic, self._send_queue)
-                    self._wait_for(joining, self._joined)
+                    self._join()
         self._send_queue.deliver_until = self._session.deliver_until
         self._set_read_paused(self._session.wants_read_pause)
 
@@ -354,6 +381,34 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                 self.transport.pauseProducing()
             else:
                 self.transport.resumeProducing()
+
+    def _validate(self, token: str) -> None:
+        validator = self._context.validator
+        try:
+            grant = self._quota.remembered(validator, token, self.topic)
+        except Exception:
+            self._failed(Failure())
+            return
+        if grant is None:
+            check = self._quota.validate(validator, token, self.topic)
+            self._wait_for(check, self._validated)
+        else:
+            self._call(self._validated, grant)
+
+    def _join(self) -> None:
+        hub = self._context.hub
+        if hub.join_now(self.topic, self._send_queue):
+            self._call(self._joined, None)
+        else:
+            joining = maybeDeferred(hub.join, self.topic, self._send_queue)
+            self._wait_for(joining, self._joined)
+
+    def _call(self, on_result: Callable[[Any], None], result: Any) -> None:
+        """Continue with a result that is known at once, as `_wait_for` does."""
+        try:
+            on_result(result)
+        except Exception:
+            self._internal_error(Failure())
 
     def _wait_for(self, pending: Deferred[Any], on_result: Callable[[Any], None]) -> None:
         """Wait for one check or subscription at a time; the session's end cancels it."""

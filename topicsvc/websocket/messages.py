@@ -29,6 +29,7 @@ __all__ = [
     "success_reply",
     "text_frame",
     "token_request",
+    "whole_text",
 ]
 
 
@@ -80,8 +81,9 @@ def token_request(token: str) -> bytes:
 
 def success_reply(expires_in: int, now: float, timestamps: Timestamps) -> bytes:
     """The frame that reports that a token was granted for `expires_in` more seconds."""
-    return _reply(
-        {"Response": _TOKEN_KEY, "Result": "Success", "ExpiresIn": expires_in}, now, timestamps
+    return text_frame(
+        b'{"Response":"AccessToken","Result":"Success","ExpiresIn":%d,"Timestamp":%d}'
+        % (expires_in, _timestamp(now, timestamps))
     )
 
 
@@ -92,12 +94,13 @@ def error_reply(reason: str, now: float, timestamps: Timestamps) -> bytes:
     """
     about_token = reason in (TOKEN_INACTIVE, SERVICE_UNAVAILABLE)
     response = _TOKEN_KEY if about_token else "Unknown"
-    return _reply({"Response": response, "Result": "Error", "Reason": reason}, now, timestamps)
-
-
-def _reply(members: dict[str, Any], now: float, timestamps: Timestamps) -> bytes:
-    members["Timestamp"] = int(now if timestamps == "seconds" else now * 1000)
+    members: dict[str, Any] = {"Response": response, "Result": "Error", "Reason": reason}
+    members["Timestamp"] = _timestamp(now, timestamps)
     return text_frame(compact(members))
+
+
+def _timestamp(now: float, timestamps: Timestamps) -> int:
+    return int(now if timestamps == "seconds" else now * 1000)
 
 
 def data_frame(message: Message) -> bytes:
@@ -118,6 +121,43 @@ def text_frame(payload: bytes) -> bytes:
     if length < 65536:
         return b"\x81\x7e%s%s" % (length.to_bytes(2, "big"), payload)
     return b"\x81\x7f%s%s" % (length.to_bytes(8, "big"), payload)
+
+
+def whole_text(data: bytes, max_payload: int) -> bytes | None:
+    """Return the payload of the client's text message, if `data` is exactly that message.
+
+    Most token messages arrive in this way. They need no frame parser.
+
+    Args:
+        data: what one read returned.
+        max_payload: most bytes of the payload.
+
+    Returns:
+        None: `data` is not one masked, unfragmented text frame (RFC 6455, section 5.2) with
+        at most `max_payload` bytes of UTF-8; the frame parser handles it.
+    """
+    size = len(data)
+    if size < 6 or data[0] != 0x81:
+        return None
+    length = data[1] - 0x80  # negative: not masked
+    start = 2
+    if length == 126 and size > 8:
+        length = int.from_bytes(data[2:4], "big")
+        start = 4
+        if length < 126:
+            return None
+    elif length > 125:
+        return None
+    if size != start + 4 + length or length > max_payload:
+        return None
+    mask = data[start : start + 4] * (length // 4 + 1)
+    masked = int.from_bytes(data[start + 4 :], "big") ^ int.from_bytes(mask[:length], "big")
+    payload = masked.to_bytes(length, "big")
+    try:
+        payload.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return payload
 
 
 def pong_frame(payload: bytes) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -73,7 +75,7 @@ class WebSocketServer(Service):
             hub=hub,
             settings=settings,
             now=now,
-            session_log=SessionLog(clock),
+            session_log=SessionLog(clock, now),
             slow_consumers=SlowConsumers(
                 lambda: limits.settings.queued_bytes,
                 lambda: limits.record_refusal("queued_bytes"),
@@ -273,8 +275,47 @@ def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
         autoPingInterval=0,  # see `WebSocketServer._advance_wheel`
         allowNullOrigin=True,  # `topicsvc.web.handshake` checks origins
     )
-    # Autobahn would copy these options to each connection and format them for a debug line.
-    # As attributes of the class they cost nothing per connection.
+    # Autobahn would set some 60 attributes on each connection, and format the options for a debug
+    # line. As attributes of the class they cost nothing per connection.
     options = {name: getattr(factory, name) for name in WebSocketServerProtocol.CONFIG_ATTRS}
-    factory.protocol = type("TopicConnection", (TopicConnection,), options)
+    attributes = options | (_initial_state(factory, options) or {})
+    factory.protocol = type("TopicConnection", (TopicConnection,), attributes)
     return factory
+
+
+class _Ignored:
+    """In place of a Deferred that nothing waits for."""
+
+    def callback(self, _: object) -> None:
+        """Do nothing."""
+
+
+_IGNORED = _Ignored()
+
+_IMMUTABLE = (bool, int, bytes, type(None), _Ignored)
+
+_UNUSED = ("_results", "_transport_details", "_valid_events", "send_queue", "trafficStats")
+"""Autobahn's observers, its own way out, and counters: a connection uses none of them."""
+
+
+def _initial_state(
+    factory: WebSocketServerFactory, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the attributes that Autobahn sets on a new connection, for all connections.
+
+    Autobahn replaces their values and does not change them in place.
+
+    Returns:
+        None: one of them is of an unknown kind. Then Autobahn sets them on each connection.
+    """
+    template = WebSocketServerProtocol()
+    template.factory = factory
+    WebSocketProtocol._connectionMade(template)
+    state = {name: value for name, value in vars(template).items() if name not in options}
+    del state["factory"]
+    state.pop("utf8validator", None)  # see `TopicConnection.utf8validator`
+    state |= dict.fromkeys(("is_open", "is_closed"), _IGNORED)
+    for name, value in state.items():
+        if name not in _UNUSED and not isinstance(value, _IMMUTABLE):
+            return None
+    return {**state, "has_initial_state": True}

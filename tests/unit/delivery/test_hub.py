@@ -110,6 +110,20 @@ class MembershipTests(HubTestCase):
         self.successResultOf(self.hub.join(TOPIC, Listener()))
         self.assertEqual(len(self.broker.subscriptions), 1)
 
+    def test_a_member_joins_at_once_only_if_the_broker_has_confirmed(self) -> None:
+        listener = Listener()
+        self.assertFalse(self.hub.join_now(TOPIC, listener))
+        self.hub.join(TOPIC, Listener())
+        self.assertFalse(self.hub.join_now(TOPIC, listener))
+        self.broker.confirm()
+        self.broker.is_down = True
+        self.assertFalse(self.hub.join_now(TOPIC, listener))
+        self.broker.is_down = False
+        self.assertTrue(self.hub.join_now(TOPIC, listener))
+        self.publish(b"1")
+        self.iterate()
+        self.assertIn(b"1", listener.frames)
+
     def test_a_failed_subscription_fails_all_joins(self) -> None:
         joins = [self.hub.join(TOPIC, Listener()) for _ in range(3)]
         self.broker.reject()

@@ -113,6 +113,34 @@ class LocalValidatorTests(SynchronousTestCase):
             with self.subTest(name=name):
                 self.failureResultOf(self.validate(token), TokenInactive)
 
+    def test_a_token_of_sign_token_is_verified_without_pyjwt(self) -> None:
+        self.patch(self.validator, "_signatures", None)
+        token = sign_token(KEY, SUBJECT, ["/*"], ["receive"], 2000)
+        self.assertTrue(self.successResultOf(self.validate(token)).may_receive)
+
+    def test_other_spellings_of_a_token_are_left_to_pyjwt(self) -> None:
+        token = sign_token(KEY, SUBJECT, ["/*"], ["receive"], 2000)
+        header, payload, signature = token.split(".")
+        for other in (
+            jwt.encode({"exp": 2000, "topics": ["/*"], "may": ["receive"]}, KEY,
+                       algorithm="HS256", headers={"kid": "1"}),
+            f"{header}.{payload}.{signature}=",
+        ):  # fmt: skip
+            self.assertIsNone(self.validator._signed_payload(other))
+            self.assertTrue(self.successResultOf(self.validate(other)).may_receive)
+        for wrong in (
+            f"{header}.{payload}.{signature[:-1]}",
+            f"{header}.{payload}.",
+            f"{header}.{payload}A.{signature}",
+            f"{header}..{signature}",
+            f"{payload}.{signature}",
+            token + "\u0101",
+            jwt.encode({"exp": 2000, "topics": ["/*"], "may": ["receive"]}, KEY + b"1",
+                       algorithm="HS256"),
+        ):  # fmt: skip
+            self.assertIsNone(self.validator._signed_payload(wrong))
+            self.failureResultOf(self.validate(wrong), TokenInactive)
+
     def test_a_cached_token_is_checked_again_at_each_use(self) -> None:
         token = self.sign(nbf=1000, topics=["/cell1/box1/*"])
         self.successResultOf(self.validate(token))
@@ -124,11 +152,12 @@ class LocalValidatorTests(SynchronousTestCase):
         self.clock.rightNow = 2000.0
         self.failureResultOf(self.validate(token), TokenInactive)
 
-    def test_the_grant_of_a_cached_token_is_known_without_a_check(self) -> None:
+    def test_the_grant_of_a_valid_token_is_known_at_once(self) -> None:
         token = self.sign(nbf=1000, topics=["/cell1/box1/*"])
-        self.assertIsNone(self.validator.remembered(token, TOPIC))
-        grant = self.successResultOf(self.validate(token))
+        grant = self.validator.remembered(token, TOPIC)
+        self.assertEqual(self.successResultOf(self.validate(token)), grant)
         self.assertEqual(self.validator.remembered(token, TOPIC), grant)
+        self.assertIsNone(self.validator.remembered(token + "A", TOPIC))
         elsewhere = TopicAddress("cell1", "box2", ("col",), "name")
         self.assertEqual(
             self.validator.remembered(token, elsewhere), Grant(SUBJECT, 2000, False, False)

@@ -9,8 +9,10 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
 from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
-from topicsvc.interfaces import Message
+from topicsvc.interfaces import Grant, Message
 from topicsvc.settings import SessionSettings
+from topicsvc.topics import TopicAddress
+from topicsvc.websocket.connection import TopicConnection
 
 
 class SessionTableTests(ServiceTestCase):
@@ -97,6 +99,45 @@ class SessionTableTests(ServiceTestCase):
         self.validator.last.grant(self.now + 60)
         self.broker.confirm()
         client.assert_success(60)
+
+    def test_a_token_that_is_known_at_once_needs_no_deferred(self) -> None:
+        self.subscribe()  # so that the topic has a subscription
+        grant = Grant(SENDER, self.now + 60, True, False)
+        self.patch(self.validator, "remembered", lambda token, topic: grant)
+        checks = len(self.validator.checks)
+        self.patch(TopicConnection, "_wait_for", None)
+        client = self.connect()
+        client.present("a-token")
+        client.assert_success(60)
+        self.assertEqual(len(self.validator.checks), checks)
+        client.present("another-token")
+        client.assert_success(60)
+        self.deliver()
+        self.assertEqual(len(client.texts()), 1)
+
+    def test_an_error_while_a_token_is_looked_up_closes_with_1011(self) -> None:
+        def fails(token: str, topic: TopicAddress) -> Grant:
+            raise ZeroDivisionError
+
+        client = self.connect()
+        self.patch(self.validator, "remembered", fails)
+        client.present("a-token")
+        client.assert_refused(
+            "AccessToken", "Service unavailable", 1011, close_reason="Internal error"
+        )
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_an_error_behind_a_token_that_is_known_at_once_closes_with_1011(self) -> None:
+        def fails(connection: object) -> None:
+            raise ZeroDivisionError
+
+        client = self.connect()
+        grant = Grant(SENDER, self.now + 60, True, False)
+        self.patch(self.validator, "remembered", lambda token, topic: grant)
+        self.patch(self.websocket_server, "check_done", fails)
+        client.present("a-token")
+        client.assert_closed(1011, "Internal error")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     # active
 

@@ -143,3 +143,53 @@ class TokenMessageTests(SynchronousTestCase):
 
     def test_the_request_of_topicsvc_s_own_client(self) -> None:
         self.assertEqual(messages.token_request("x"), b'{"AccessToken":"x"}')
+
+
+class WholeTextTests(SynchronousTestCase):
+    """`whole_text`: a text message that is read in one piece needs no frame parser."""
+
+    def frame(self, payload: bytes, first: int = 0x81, mask: bytes = b"\1\2\3\4") -> bytes:
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+        masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+        return bytes([first]) + length + mask + masked
+
+    @given(st.text(max_size=300), st.binary(min_size=4, max_size=4))
+    def test_a_whole_message(self, text: str, mask: bytes) -> None:
+        payload = text.encode()
+        self.assertEqual(messages.whole_text(self.frame(payload, mask=mask), 65535), payload)
+
+    def test_each_form_of_the_length(self) -> None:
+        for size in (0, 1, 3, 4, 125, 126, 127, 65535):
+            payload = b"x" * size
+            self.assertEqual(messages.whole_text(self.frame(payload), 65535), payload)
+            self.assertIsNone(messages.whole_text(self.frame(payload), size - 1))
+
+    def test_everything_else_is_left_to_the_frame_parser(self) -> None:
+        whole = self.frame(b"abc")
+        for name, data in {
+            "nothing": b"",
+            "incomplete": whole[:-1],
+            "more behind it": whole + b"\x89",
+            "a fragment": self.frame(b"abc", 0x01),
+            "a continuation": self.frame(b"abc", 0x80),
+            "binary": self.frame(b"abc", 0x82),
+            "a ping": self.frame(b"abc", 0x89),
+            "a close": self.frame(b"abc", 0x88),
+            "a reserved bit": self.frame(b"abc", 0xC1),
+            "not masked": b"\x81\x03abc",
+            "not masked, with 6 bytes": b"\x81\x04abcd",
+            "a length that is not the shortest": b"\x81\xfe\x00\x03\1\2\3\4abc",
+            "a length of 8 bytes": b"\x81\xff" + bytes(6) + b"\0\3\1\2\3\4abc",
+            "invalid UTF-8": self.frame(b"\xff"),
+            "half a character": self.frame(b"\xc3"),
+        }.items():
+            with self.subTest(name=name):
+                self.assertIsNone(messages.whole_text(data, 65535))
+
+    @given(st.binary(max_size=200))
+    def test_any_bytes(self, data: bytes) -> None:
+        payload = messages.whole_text(data, 65535)
+        if payload is not None:
+            mask = data[2:6] if len(payload) < 126 else data[4:8]
+            self.assertEqual(self.frame(payload, mask=mask), data)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
+
 from tests.support.harness import ServiceTestCase
+from topicsvc.settings import SessionSettings
+from topicsvc.websocket.connection import TopicConnection
+from topicsvc.websocket.server import _websocket_factory
 
 
 class HeartbeatTests(ServiceTestCase):
@@ -116,3 +124,58 @@ class StopTests(ServiceTestCase):
 
     def test_stopping_without_connections_is_immediate(self) -> None:
         self.assertIsNone(self.websocket_server.stopService())
+
+
+class InitialStateTests(ServiceTestCase):
+    """The attributes that Autobahn sets on each connection are those of the class."""
+
+    def connection_class(self) -> type[TopicConnection]:
+        kind: type[TopicConnection] = _websocket_factory(SessionSettings()).protocol
+        return kind
+
+    def test_the_fast_way_is_in_use(self) -> None:
+        self.assertTrue(self.connection_class().has_initial_state)
+
+    def test_a_new_connection_has_the_attributes_that_autobahn_would_set(self) -> None:
+        client = self.connect()
+        connection = client.transport.protocol
+        usual = WebSocketServerProtocol()
+        usual.factory = connection.factory
+        WebSocketProtocol._connectionMade(usual)
+        for name, value in vars(usual).items():
+            if isinstance(value, (bool, int, bytes, type(None))) and name != "state":
+                self.assertEqual(getattr(connection, name), value, name)
+
+    def test_a_connection_does_not_change_the_attributes_of_the_class(self) -> None:
+        client = self.subscribe()
+        kind = type(client.transport.protocol)
+        before = dict(vars(kind))
+        client.send_frame(1, b"half of ", fin=False)
+        client.send_raw(b"\x80\x90")
+        self.assertEqual(vars(kind), before)
+        other = self.subscribe()
+        client.transport.protocol.going_away()
+        client.disconnect()
+        self.assertEqual(vars(kind), before)
+        other.frames()
+        self.deliver()
+        self.assertEqual(len(other.texts()), 1)
+
+    def test_with_an_attribute_of_another_kind_autobahn_sets_them_on_each_connection(self) -> None:
+        usual = WebSocketProtocol._connectionMade
+
+        def updated(protocol: Any) -> None:
+            usual(protocol)
+            protocol.observers = []
+
+        self.patch(WebSocketProtocol, "_connectionMade", updated)
+        self.assertFalse(self.connection_class().has_initial_state)
+        self.websocket_server.configure(self.validator, self.settings, 0, None)
+        client = self.subscribe()
+        self.assertEqual(client.transport.protocol.observers, [])
+        self.deliver()
+        self.assertEqual(len(client.texts()), 1)
+        client.send_frame(8, b"\x03\xe8")
+        self.assertEqual(client.frames(), [(8, b"\x03\xe8")])
+        self.advance(1)
+        self.assert_nothing_left()

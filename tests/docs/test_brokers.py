@@ -14,7 +14,9 @@ from topicsvc.delivery import hub
 class FigureTests(SynchronousTestCase):
     def test_each_figure_is_that_of_the_code(self) -> None:
         text = " ".join(page("docs/brokers.md").split())
-        interval, missed = stomp_client.HEARTBEAT_INTERVAL, stomp_client.MAX_MISSED_HEARTBEATS
+        interval = stomp_client.HEARTBEAT_INTERVAL
+        silent = stomp_client.SILENT_CHECKS_BEFORE_PROBE
+        unanswered = stomp_client.MAX_UNANSWERED_CHECKS
         creation = reader.MAX_TOPIC_RETRIES * reader.TOPIC_RETRY_DELAY
         propagation = options.PRODUCER["topic.metadata.propagation.max.ms"] / 1000
         for figure in (
@@ -27,8 +29,12 @@ class FigureTests(SynchronousTestCase):
             f"| headers of a message | {stomp_frames.MAX_HEAD >> 10} KiB |",
             f"| body of a message | {stomp_frames.MAX_BODY >> 20} MiB |",
             {3600: "| time to live | one hour |"}[broker.TIME_TO_LIVE],
-            f"after {(missed - 1) * interval:g} to {missed * interval:g} s without a byte",
-            f"a heartbeat is due every {stomp_client._OFFERED_INTERVAL / 1000:g} s",
+            f"for {(silent - 1) * interval:g} to {silent * interval:g} s, and no confirmation",
+            f"for {(unanswered - 1) * interval:g} to {unanswered * interval:g} s, while any",
+            f"given up after {(unanswered - 1) * interval:g} to {unanswered * interval:g} s if",
+            f"otherwise after {(silent + unanswered - 1) * interval:g} to "
+            f"{(silent + unanswered) * interval:g} s",
+            f"A heartbeat is due every {stomp_client._OFFERED_INTERVAL / 1000:g} s",
             f"follows after {stomp_client.INITIAL_RETRY_DELAY:g} s",
             f"doubles with each attempt up to {stomp_client.MAX_RETRY_DELAY:g} s",
             f"Every {liveness.PROBE_INTERVAL:g} s topicsvc probes",

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.trial.unittest import TestCase
 
 from tests.integration.support.activemq_server import ActiveMQ, JmsPeer, need_activemq
@@ -28,6 +28,7 @@ from tests.integration.support.broker_cases import (
     PressureCases,
     RightAfterSuccessCases,
     directory,
+    figure,
 )
 from tests.support.broker_contract import BrokerContract, Inbox
 from tests.support.processes import Shared, until
@@ -73,6 +74,41 @@ class ActiveMQContractTests(BrokerContract, ActiveMQTestCase):
 
 class PressureTests(PressureCases, ActiveMQTestCase):
     pass
+
+
+class LeavingClientsTests(ActiveMQTestCase):
+    """ActiveMQ sends no heartbeats while it handles frames that need no answer."""
+
+    timeout = 180
+    seconds = 120
+
+    @inlineCallbacks
+    def test_the_connection_is_kept_while_clients_leave(self) -> Any:
+        """For two minutes, one client leaves every so many seconds, and nothing else happens."""
+        brokers = {0.0: self.broker}
+        for interval in (1.0, 2.0, 4.0, 4.9, 7.0, 11.0):
+            broker = yield self.connected(f"tcp:127.0.0.1:{self.server.stomp}")
+            brokers[interval] = broker
+            count = int(self.seconds / interval)
+            members = []
+            for number in range(count):
+                topic = TopicAddress("cell1", "box1", (f"leaving{count}",), str(number))
+                members.append((yield broker.subscribe(topic, lambda _: None)))
+            leaving = LoopingCall(lambda members=members: members and members.pop().stop())
+            leaving.start(interval, now=False)
+            self.addCleanup(leaving.stop)
+        silence = dict.fromkeys(brokers, 0.0)
+        end = reactor.seconds() + self.seconds
+        while reactor.seconds() < end:
+            yield deferLater(reactor, 0.2)
+            for interval, broker in brokers.items():
+                heard = broker._reader.client._connection.last_heard
+                silence[interval] = max(silence[interval], reactor.seconds() - heard)
+        for interval, broker in brokers.items():
+            figure(f"silence with a client leaving every {interval} s", silence[interval])
+            self.assertEqual(broker.losses.reconnects, 0, interval)
+            self.assertEqual(broker.losses.gaps, 0, interval)
+            self.assertTrue(broker.is_up)
 
 
 class JmsTests(ActiveMQTestCase):

@@ -249,7 +249,7 @@ class _Reader:
         self._subscriptions.refuse(topic, result)
 
     def _unsubscribe(self, topic: TopicSubscription) -> None:
-        self.client.send(Frame("UNSUBSCRIBE", {"id": topic.id}))
+        self.client.notify(Frame("UNSUBSCRIBE", {"id": topic.id}))
         self.echoes.forget(topic.address)
         self._restored(topic.id)
 

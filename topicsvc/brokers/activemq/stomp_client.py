@@ -47,14 +47,25 @@ __all__ = ["StompClient", "StompConnection", "StompHandler"]
 HEARTBEAT_INTERVAL = 2.5
 """Seconds between two heartbeats to the broker, and between two checks of the broker's."""
 
-MAX_MISSED_HEARTBEATS = 5
-"""Checks without a byte from the broker after which the connection is aborted: 10 to 12.5 s."""
+SILENT_CHECKS_BEFORE_PROBE = 4
+"""Checks without a byte from the broker after which an answer is requested: 7.5 to 10 s.
+
+Missing heartbeats alone do not mean that the broker is down: ActiveMQ 5.15 to 5.17 sends none
+in an interval in which it answered anything, so 10 s without a byte are normal.
+"""
+
+MAX_UNANSWERED_CHECKS = 8
+"""Checks without a byte, while an answer is missing, after which the connection is aborted.
+
+These are 17.5 to 20 s. If the answer was requested by `SILENT_CHECKS_BEFORE_PROBE`, a broker
+that does not respond is noticed 27.5 to 30 s after its last byte.
+"""
 
 MAX_CHECKS_BEFORE_GREETING = 2
 """Checks after which a connection without the broker's answer to CONNECT is aborted."""
 
-RECEIPT_TIMEOUT = 15.0
-"""Seconds to wait for a receipt; longer than it takes to notice a broker that is down."""
+RECEIPT_TIMEOUT = 25.0
+"""Seconds to wait for a receipt; longer than a broker that owes one may be silent."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds that an attempt to connect may take."""
@@ -152,10 +163,14 @@ class StompClient(Service):
         else:
             self._connection.request(frame, on_result)
 
-    def send(self, frame: Frame) -> None:
-        """Send `frame` without a receipt if there is a connection."""
+    def notify(self, frame: Frame) -> None:
+        """Send `frame` if there is a connection; its result does not matter.
+
+        A receipt is requested all the same: around a request without one, ActiveMQ sends no
+        heartbeat for up to 45 s.
+        """
         if self._connection is not None and self._connection.is_up:
-            self._connection.send(frame)
+            self._connection.request(frame)
 
     def pause(self) -> None:
         """Stop reading until `resume`, also from a new connection after a reconnect."""
@@ -176,7 +191,8 @@ class StompClient(Service):
     def stopService(self) -> Deferred[None]:
         """Send DISCONNECT and close, after `STOP_TIMEOUT` by force; fires when closed."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self.send(Frame("DISCONNECT"))
+        if self._connection is not None and self._connection.is_up:
+            self._connection.send(Frame("DISCONNECT"))
         stopping = self._client.stopService()
         connection = self._connection
         if connection is not None:
@@ -285,11 +301,12 @@ class StompConnection(TwistedProtocol):
         self._decoder = Decoder()
         self._is_greeted = False
         self._abort_reason = ""
-        self._missed_heartbeats = 0
+        self._silent_checks = 0
+        self._unanswered_checks = 0
         self._is_paused = False
         self.last_heard = client.clock.seconds()
         self._receipt_ids = count(1)
-        self._pending: dict[str, OnResult] = {}
+        self._pending: dict[str, OnResult | None] = {}
         self._deadlines = Deadlines[str](client.clock, RECEIPT_TIMEOUT, self._on_receipt_timeout)
         self._heartbeats = LoopingCall(self._on_heartbeat_due)
         self._heartbeats.clock = client.clock
@@ -299,7 +316,7 @@ class StompConnection(TwistedProtocol):
         """Whether the broker has accepted the connection. Stays true when it is lost."""
         return self._is_greeted
 
-    def request(self, frame: Frame, on_result: OnResult) -> None:
+    def request(self, frame: Frame, on_result: OnResult | None = None) -> None:
         """Send `frame` with a request for a receipt; `on_result` is called with the result."""
         receipt = str(next(self._receipt_ids))
         self.send(Frame(frame.command, {**frame.headers, "receipt": receipt}, frame.body))
@@ -323,7 +340,7 @@ class StompConnection(TwistedProtocol):
         """Read again. All timeouts start anew."""
         if self._is_paused:
             self._is_paused = False
-            self._missed_heartbeats = 0
+            self._silent_checks = self._unanswered_checks = 0
             for receipt in self._pending:
                 self._deadlines.start(receipt)
             self.transport.resumeProducing()
@@ -353,7 +370,7 @@ class StompConnection(TwistedProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         if self._is_greeted:
-            self._missed_heartbeats = 0
+            self._silent_checks = self._unanswered_checks = 0
         self.last_heard = self._client.clock.seconds()
         self._decoder.feed(data)
         try:
@@ -370,7 +387,8 @@ class StompConnection(TwistedProtocol):
         pending, self._pending = self._pending, {}
         for receipt, on_result in pending.items():
             self._deadlines.cancel(receipt)
-            on_result(BrokerUnavailable("the connection was lost"))
+            if on_result is not None:
+                on_result(BrokerUnavailable("the connection was lost"))
 
     def _on_frame(self, frame: Frame) -> None:
         match frame.command:
@@ -379,7 +397,7 @@ class StompConnection(TwistedProtocol):
             case "MESSAGE" if self._is_greeted:
                 self._client.handler.on_message(frame)
             case "RECEIPT":
-                self._finish(frame.headers.get("receipt-id"), None)
+                self._finish(frame.headers.get("receipt-id", ""), None)
             case "ERROR":
                 self._on_error(frame)
             case _:
@@ -392,7 +410,7 @@ class StompConnection(TwistedProtocol):
         if not 0 < interval <= _MAX_BROKER_INTERVAL:
             raise StompError("the broker sends no heartbeats, or too few")
         self._is_greeted = True
-        self._missed_heartbeats = 0
+        self._silent_checks = 0
         self._client.on_greeting()
 
     def _on_error(self, frame: Frame) -> None:
@@ -402,34 +420,48 @@ class StompConnection(TwistedProtocol):
         keeps it open if only one request was wrong.
         """
         why = frame.headers.get("message", "no reason given")
-        if self._finish(frame.headers.get("receipt-id"), BrokerUnavailable(why)):
-            self._client.log_error("the broker refuses a request of the {name}: {why}", why)
-        else:
+        receipt = frame.headers.get("receipt-id", "")
+        if receipt not in self._pending:
             self.abort(f"it sent an error: {why}")
+            return
+        if self._pending[receipt] is not None:
+            self._client.log_error("the broker refuses a request of the {name}: {why}", why)
+        self._finish(receipt, BrokerUnavailable(why))
 
-    def _finish(self, receipt: str | None, result: BrokerUnavailable | None) -> bool:
-        """Finish a request; return False if it is unknown or has timed out."""
-        on_result = None if receipt is None else self._pending.pop(receipt, None)
-        if receipt is None or on_result is None:
-            return False
-        self._deadlines.cancel(receipt)
-        on_result(result)
-        return True
+    def _finish(self, receipt: str, result: BrokerUnavailable | None) -> None:
+        """Finish a request, unless it is unknown or has timed out."""
+        if receipt in self._pending:
+            on_result = self._pending.pop(receipt)
+            self._deadlines.cancel(receipt)
+            if on_result is not None:
+                on_result(result)
 
     def _on_receipt_timeout(self, receipt: str) -> None:
-        timeout = BrokerUnavailable(f"no receipt within {RECEIPT_TIMEOUT:.0f} s")
-        self._pending.pop(receipt)(timeout)
+        self._finish(receipt, BrokerUnavailable(f"no receipt within {RECEIPT_TIMEOUT:.0f} s"))
 
     def _on_heartbeat_due(self) -> None:
-        """Send a heartbeat, and check those of the broker.
+        """Send a heartbeat, and check whether the broker responds.
 
-        Missed heartbeats are counted, not timed: if this process was stopped for a while, the
-        connection is not aborted.
+        Checks are counted, not timed: if this process was stopped for a while, the connection is
+        not aborted.
         """
         if not self._is_paused:
-            self._missed_heartbeats += 1
-        allowed = MAX_MISSED_HEARTBEATS if self._is_greeted else MAX_CHECKS_BEFORE_GREETING
-        if self._missed_heartbeats >= allowed:
+            self._silent_checks += 1
+            self._unanswered_checks = self._unanswered_checks + 1 if self._pending else 0
+        if not self._is_greeted:
+            if self._silent_checks >= MAX_CHECKS_BEFORE_GREETING:
+                self.abort("it does not respond")
+        elif self._unanswered_checks >= MAX_UNANSWERED_CHECKS:
             self.abort("it does not respond")
-        elif self._is_greeted:
+        else:
+            if self._silent_checks >= SILENT_CHECKS_BEFORE_PROBE and not self._pending:
+                self._probe()
             self.transport.write(HEARTBEAT)
+
+    def _probe(self) -> None:
+        """Send something that the broker must answer: an empty transaction, which needs no right.
+
+        Each frame requests a receipt, because ActiveMQ delays its heartbeats around one without.
+        """
+        for command in ("BEGIN", "ABORT"):
+            self.request(Frame(command, {"transaction": "probe"}))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from topicsvc.refusals import Refusal
+from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.topics import TopicAddress
 
 __all__ = [
@@ -44,6 +44,20 @@ class Grant:
     def is_expired(self, now: float) -> bool:
         """Whether it has expired at `now`, the time of day in seconds since the epoch."""
         return self.expires_at <= now
+
+    @property
+    def refusal_to_receive(self) -> Refusal:
+        """Why it does not give the right to receive."""
+        if self.may_send:
+            return Refusal(RefusalReason.MAY_NOT_RECEIVE)
+        return self.refusal or Refusal(RefusalReason.NO_RIGHT)
+
+    @property
+    def refusal_to_send(self) -> Refusal:
+        """Why it does not give the right to send."""
+        if self.may_receive:
+            return Refusal(RefusalReason.MAY_NOT_SEND)
+        return self.refusal or Refusal(RefusalReason.NO_RIGHT)
 
 
 @dataclass(frozen=True, slots=True)

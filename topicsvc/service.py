@@ -40,10 +40,11 @@ from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.process.setup import fail_to_start, max_open_files, tune_gc, use_monotonic_clock
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import SystemdNotifier
-from topicsvc.settings import Config
+from topicsvc.settings import Config, LogSettings
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.handshake import UpgradeResource
+from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame
@@ -139,7 +140,8 @@ class TopicService(Service):
             revocation=self._validators.revocation,
             limits=self.limits,
         )
-        self.websocket_server.context.session_log.has_subjects = settings.log.subjects
+        self.refused_sends = RefusedSends(reactor, self.websocket_server.context.token_ids)
+        self._set_log(settings.log)
         self._send_resource = SendResource(
             settings.unit,
             validator,
@@ -148,6 +150,7 @@ class TopicService(Service):
             now,
             settings.send.trust_via,
             settings.send.max_batch,
+            self.refused_sends,
         )
         self._tree = TopicTree(
             settings.unit,
@@ -176,6 +179,7 @@ class TopicService(Service):
                 broker=self.broker,
                 site=self._site,
                 limits=self.limits,
+                refused_sends=self.refused_sends,
                 checks=self._check_stats,
                 lag=self._reactor_lag,
                 kinds=lambda: {
@@ -295,13 +299,17 @@ class TopicService(Service):
             settings.stop.drain,
             self._validators.revocation,
         )
-        self.websocket_server.context.session_log.has_subjects = settings.log.subjects
+        self._set_log(settings.log)
         self._send_resource.configure(
             self._validators.validator, settings.send.trust_via, settings.send.max_batch
         )
         self._tree.set_send(self._send_resource if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits
+
+    def _set_log(self, settings: LogSettings) -> None:
+        self.websocket_server.context.session_log.has_subjects = settings.subjects
+        self.refused_sends.has_subjects = settings.subjects
 
     def stopService(self) -> Deferred[None]:
         """Stop without losing accepted messages.

@@ -68,6 +68,7 @@ class PageTests(SynchronousTestCase):
         for metric, label in (
             ("topicsvc_sessions", "state"),
             ("topicsvc_token_checks_total", "outcome"),
+            ("topicsvc_refused_tokens_total", "use"),
         ):
             row = re.search(rf"^\| `{metric}` .*$", page(PAGE), re.MULTILINE)
             assert row is not None
@@ -102,6 +103,10 @@ class PageTests(SynchronousTestCase):
             _difference("https://push.example/", "https://api.example/"),
         )
         self.assertIn(f"Token inactive ({refusal}); {refusal.advice} ", text)
+        expired = Refusal(RefusalReason.EXPIRED)
+        self.assertIn(
+            f"is refused: {expired}; {expired.advice}; refused sends for this reason", text
+        )
         self.assertIn(f'"system":"{SessionLog._log.namespace}", "message"', text)
 
     def test_the_page_lists_exactly_the_reasons_of_refused_tokens(self) -> None:

@@ -37,6 +37,7 @@ class AdminTestCase(ServiceTestCase):
                 broker=self.broker,
                 site=self.site,
                 limits=self.limits,
+                refused_sends=self.refused_sends,
                 checks=self.checks,
                 lag=self.lag,
                 kinds=lambda: {"validator": "local", "broker": "memory"},

@@ -30,6 +30,7 @@ from topicsvc.interfaces import Message, Revocation
 from topicsvc.settings import LimitSettings, SessionSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web.handshake import UpgradeResource
+from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame
@@ -332,6 +333,7 @@ class ServiceTestCase(SynchronousTestCase):
             limits=self.limits,
         )
         self.websocket_server.startService()
+        self.refused_sends = RefusedSends(self.clock, self.websocket_server.context.token_ids)
         send = SendResource(
             self.unit,
             self.validator,
@@ -340,6 +342,7 @@ class ServiceTestCase(SynchronousTestCase):
             self.wall,
             self.trust_via,
             MAX_BATCH,
+            self.refused_sends,
         )
         upgrade = UpgradeResource(self.unit, self.websocket_server.new_connection)
         self.site = TopicSite(

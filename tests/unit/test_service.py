@@ -149,6 +149,14 @@ class TopicServiceTests(TestCase):
         _, text = service.metrics.page("")
         self.assertIn(b'topicsvc_token_checks_total{outcome="refused"} 2.0\n', text)
 
+    def test_log_subjects_applies_at_the_start_and_at_a_reload(self) -> None:
+        service = TopicService(self.settings("[log]\nsubjects = false"), reactor)
+        logs = (service.websocket_server.context.session_log, service.refused_sends)
+        self.assertEqual([log.has_subjects for log in logs], [False, False])
+        service.read_settings = self.settings
+        service.reload()
+        self.assertEqual([log.has_subjects for log in logs], [True, True])
+
     def test_new_limits_apply_at_once_and_refusals_stay_counted(self) -> None:
         service = TopicService(self.settings(), reactor)
         first = ClientQuota.admit(service.limits, "192.0.2.1")

@@ -25,7 +25,9 @@ from topicsvc.delivery.hub import Hub
 from topicsvc.histogram import Histogram
 from topicsvc.interfaces import Broker
 from topicsvc.process.reactor_lag import ReactorLag
+from topicsvc.refusals import RefusalReason
 from topicsvc.validators.stats import TokenCheckStats
+from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.site import TopicSite
 from topicsvc.websocket import close_reasons
 from topicsvc.websocket.server import WebSocketServer
@@ -42,7 +44,8 @@ class Sources:
         hub: messages and their fan-out.
         broker: its state and losses.
         site: HTTP connections and sends.
-        limits: refusals.
+        limits: refusals by limits.
+        refused_sends: sends with a refused token.
         checks: token checks.
         lag: reactor lag.
         kinds: returns the kinds of validator and broker, by label.
@@ -53,6 +56,7 @@ class Sources:
     broker: Broker
     site: TopicSite
     limits: Limits
+    refused_sends: RefusedSends
     checks: TokenCheckStats
     lag: ReactorLag
     kinds: Callable[[], Mapping[str, str]]
@@ -192,6 +196,7 @@ class _Service(Collector):
             "outcome",
             checks.outcomes,
         )
+        yield self._refused_tokens()
         yield _histogram(
             "topicsvc_token_check_seconds", "Duration of a token check.", checks.seconds
         )
@@ -201,6 +206,19 @@ class _Service(Collector):
         yield CounterMetricFamily(
             "topicsvc_token_cache_misses", "Tokens not found in the cache.", checks.cache_misses
         )
+
+    def _refused_tokens(self) -> Metric:
+        refused = CounterMetricFamily(
+            "topicsvc_refused_tokens",
+            "Tokens refused, of sessions and of sends, by the reason.",
+            labels=["use", "reason"],
+        )
+        session_log = self._sources.websocket_server.context.session_log
+        uses = {"session": session_log.refusals, "send": self._sources.refused_sends.refusals}
+        for use, refusals in uses.items():
+            for reason in RefusalReason:
+                refused.add_metric([use, reason.label], refusals[reason])
+        return refused
 
     def _broker(self) -> Iterator[Metric]:
         broker, losses = self._sources.broker, self._sources.broker.losses

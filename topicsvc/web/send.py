@@ -26,6 +26,7 @@ from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import batch, responses
 from topicsvc.web.http_connection import ALLOWED, SEND_METHODS, Exchange
 from topicsvc.web.http_parser import RequestHead
+from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.responses import (
     ANY_ORIGIN,
     ApiError,
@@ -43,6 +44,7 @@ MAX_IN_FLIGHT = 1000
 
 _BEARER = re.compile(r"(?i:bearer) +(.*)")
 _TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
+_MALFORMED = Refusal(RefusalReason.MALFORMED, f"not 1 to {MAX_TOKEN} characters of visible ASCII")
 _ALL_METHODS = b"OPTIONS, POST, PUT, GET"
 _VIA = b"x-personium-via"
 _CELL_URL = re.compile(r"https?://[!-~]+")
@@ -66,6 +68,7 @@ class SendResource:
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
         trust_via: whether ``X-Personium-Via`` determines the sender.
         max_batch: most messages of one request.
+        refused: counts and logs refused tokens.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class SendResource:
         now: Callable[[], float],
         trust_via: bool,
         max_batch: int,
+        refused: RefusedSends,
     ) -> None:
         self.unit = unit
+        self.refused = refused
         self.broker = broker
         self.is_full = is_full
         self.now = now
@@ -136,6 +141,7 @@ class SendResource:
                 return Response(200, (*_PREFLIGHT, (b"Allow", _ALL_METHODS)))
             return self.challenge(topic, responses.NO_TOKEN)
         if not _TOKEN.fullmatch(token):
+            self.refused.record(_MALFORMED, exchange.quota.peer, topic, token)
             if is_options:
                 return Response(200, (*_PREFLIGHT, (b"Allow", b"OPTIONS")))
             return self.challenge(topic, responses.TOKEN_INACTIVE)
@@ -174,16 +180,17 @@ class _Send:
         validator = self._resource.validator
         grant = exchange.quota.remembered(validator, self._token, self._topic)
         if grant is not None:
-            return self._granted(grant)
+            return self._granted(grant, exchange)
         checked = exchange.quota.validate(validator, self._token, self._topic)
-        return self._wait_for(checked, self._granted, exchange)
+        return self._wait_for(checked, lambda grant: self._granted(grant, exchange), exchange)
 
-    def _granted(self, grant: Grant) -> Response | None:
+    def _granted(self, grant: Grant, exchange: Exchange) -> Response | None:
         if grant.is_expired(self._resource.now()):
             raise TokenInactive(Refusal(RefusalReason.EXPIRED))
         if self._is_options:
             return Response(200, (*_PREFLIGHT, (b"Allow", _methods(grant))))
         if not grant.may_send:
+            self._record(grant.refusal_to_send, exchange, grant.subject)
             return _error(responses.NO_PRIVILEGE)
         self._grant = grant
         self.is_valid = True
@@ -193,7 +200,9 @@ class _Send:
         """See `topicsvc.web.http_connection.PendingSend`."""
         resource, grant = self._resource, self._grant
         assert grant is not None  # noqa: S101 - the token is valid
-        if grant.is_expired(resource.now()):  # while the body arrived
+        if grant.is_expired(resource.now()):
+            refusal = Refusal(RefusalReason.EXPIRED, "while the body arrived")
+            self._record(refusal, exchange, grant.subject)
             return resource.challenge(self._topic, responses.TOKEN_INACTIVE)
         if resource.is_full():
             return _error(responses.TOO_MANY_REQUESTS)
@@ -277,6 +286,8 @@ class _Send:
             return _error(responses.TOO_MANY_LINES, str(self._resource.max_batch))
         if isinstance(error, TooManyFailedTokens):
             return too_many_failed_tokens(error.seconds, self._headers)
+        if isinstance(error, TokenInactive):
+            self._record(error.refusal, exchange)
         if isinstance(error, TopicNotFound):
             return _error(responses.NOT_FOUND, exchange.url, is_options=is_options)
         if isinstance(error, TokenInactive):
@@ -287,6 +298,10 @@ class _Send:
             return _error(responses.UNAVAILABLE, is_options=is_options)
         self._log.failure("internal error: a request for {url} failed", failure, url=exchange.url)
         return _error(responses.INTERNAL_ERROR, is_options=is_options)
+
+    def _record(self, refusal: Refusal, exchange: Exchange, subject: str | None = None) -> None:
+        peer = exchange.quota.peer
+        self._resource.refused.record(refusal, peer, self._topic, self._token, subject)
 
     @property
     def _headers(self) -> tuple[Header, ...]:

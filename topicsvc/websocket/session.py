@@ -189,7 +189,7 @@ class Session:
         if grant.is_expired(now):
             return self.refused(now, Refusal(RefusalReason.EXPIRED))
         if not grant.may_receive:
-            return self.refused(now, _no_right(grant))
+            return self.refused(now, grant.refusal_to_receive)
         if self._check is _Check.RECHECK and self._expires_at <= now:
             # Data since the expiry was not delivered. The client would not notice the gap.
             return self._next(now)
@@ -337,10 +337,3 @@ class Session:
     def _close(self, code: int, reason: str, cause: Cause = NO_CAUSE) -> list[Effect]:
         self.lost()
         return [Close(code, reason, cause)]
-
-
-def _no_right(grant: Grant) -> Refusal:
-    """Why a valid token may not receive."""
-    if grant.may_send:
-        return Refusal(RefusalReason.MAY_NOT_RECEIVE)
-    return grant.refusal or Refusal(RefusalReason.NO_RIGHT)

@@ -145,7 +145,14 @@ class ValidatedServiceTestCase(TestCase):
         validator = self.service._validators.validator
         broker, hub = self.service.broker, self.service._hub
         send = SendResource(
-            unit, validator, broker, lambda: hub.is_full, reactor.seconds, False, 100
+            unit,
+            validator,
+            broker,
+            lambda: hub.is_full,
+            reactor.seconds,
+            False,
+            100,
+            self.service.refused_sends,
         )
         upgrade = UpgradeResource(unit, self.websocket_server.new_connection)
         self.site = TopicSite(

@@ -10,6 +10,7 @@ from tests.support.harness import SEND_PATH, SENDER, TOPIC
 from topicsvc import __version__
 from topicsvc.interfaces import Losses, Message
 from topicsvc.process.reactor_lag import INTERVAL
+from topicsvc.refusals import RefusalReason
 from topicsvc.websocket import close_reasons
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -94,6 +95,24 @@ class MetricTests(AdminTestCase):
         )
         refused.disconnect()
         self.assert_metrics({'sessions{state="closing"}': 0, "topics": 1})
+
+    def test_refused_tokens(self) -> None:
+        client = self.connect()
+        client.present("a-token")
+        self.validator.last.refuse()
+        self.client().request("POST", SEND_PATH, {"Authorization": "Bearer a b"}, b"1")
+        self.assert_metrics(
+            {
+                'refused_tokens_total{reason="other",use="session"}': 1,
+                'refused_tokens_total{reason="other",use="send"}': 0,
+                'refused_tokens_total{reason="malformed",use="send"}': 1,
+            }
+        )
+        samples = self.scrape()
+        for reason in RefusalReason:
+            for use in ("session", "send"):
+                name = f'topicsvc_refused_tokens_total{{reason="{reason.label}",use="{use}"}}'
+                self.assertIn(name, samples)
 
     def test_messages(self) -> None:
         clients = [self.subscribe() for _ in range(3)]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from twisted.internet import error as errors
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.python.filepath import UnlistableError
 
-__all__ = ["NO_ADDRESS", "explain", "explain_endpoint_error", "explain_http_error"]
+__all__ = [
+    "NO_ADDRESS",
+    "explain",
+    "explain_endpoint_error",
+    "explain_http_error",
+    "explain_listen_error",
+]
 
 NO_ADDRESS = "no address is known for its host"
 """The explanation if the resolver does not know a host."""
@@ -20,10 +29,19 @@ _HTTP_MESSAGES = (
     (errors.ConnectionRefusedError, "the connection was refused"),
     (errors.ConnectionClosed, "the connection was lost"),
     ((errors.DNSLookupError, errors.UnknownHostError), NO_ADDRESS),
-    ((errors.TCPTimedOutError, errors.TimeoutError), "no connection could be made in time"),
+    (
+        (errors.TCPTimedOutError, errors.TimeoutError, TimedOut),
+        "no connection could be made in time",
+    ),
     (errors.NoRouteError, "there is no route to its host"),
     (VerificationError, f"TLS: {_WRONG_NAME}"),
 )
+
+_HTTP_NAMES = {"ParseError": "the answer is not HTTP"}
+"""Messages for exceptions of Twisted that have no public name."""
+
+_LOCKED = "Cannot acquire lock"
+"""Twisted's reason if another process listens on a UNIX socket."""
 
 _COLONS = r"; a colon that belongs to a value is written \\:"
 _PARSER_MESSAGES = [
@@ -66,7 +84,39 @@ def explain_http_error(error: BaseException) -> str:
     for kind, message in _HTTP_MESSAGES:
         if isinstance(error, kind):
             return message
-    return type(error).__name__
+    if isinstance(error, errors.ConnectError) and isinstance(error.osError, int):
+        return os.strerror(error.osError)
+    name = type(error).__name__
+    return _HTTP_NAMES.get(name, name)
+
+
+def explain_listen_error(error: BaseException) -> str:
+    """Explain why an endpoint cannot listen, and what to type."""
+    cause = getattr(error, "socketError", error)
+    number = getattr(cause, "errno", None)
+    reason = getattr(cause, "strerror", None) or explain(error)
+    port = getattr(error, "port", None)
+    if number == errno.EADDRINUSE and isinstance(port, int):
+        advice = (
+            f"to find the process: ss -ltnp 'sport = :{port}'; to listen elsewhere: "
+            "--listen tcp:PORT"
+        )
+    elif number == errno.EADDRINUSE or reason == _LOCKED:
+        advice = "another process has this UNIX socket: stop it, or give another --listen"
+    elif number in (errno.EACCES, errno.EPERM) and isinstance(port, int):
+        advice = (
+            "for a port below 1024 start as root with twistd's --uid, let systemd open it, or "
+            "grant CAP_NET_BIND_SERVICE"
+        )
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "let the service's user write to the directory: chown USER DIRECTORY"
+    elif number == errno.ENOENT:
+        advice = "make the directory first: mkdir -p DIRECTORY"
+    elif number == errno.EADDRNOTAVAIL:
+        advice = "this host has no such address; to list them: ip address"
+    else:
+        return reason
+    return f"{reason}; {advice}"
 
 
 def explain_endpoint_error(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Writes the log as JSON, one object on each line.
+"""Writes the log as JSON, one object on each line, or as text for people.
 
 ``twistd --nodaemon --logger topicsvc.logs.json_lines topicsvc ...``
 """
@@ -12,10 +12,18 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
 
-from twisted.logger import FileLogObserver, LogEvent, LogLevel, formatEvent
+from twisted.logger import (
+    FileLogObserver,
+    LogEvent,
+    LogLevel,
+    formatEvent,
+    formatTime,
+)
 from twisted.python.failure import Failure
 
-__all__ = ["as_json", "json_lines", "problem"]
+from topicsvc.printable import printable
+
+__all__ = ["as_json", "as_text", "json_lines", "problem", "text_lines"]
 
 _LEGACY = frozenset({"format", "isError", "message", "system", "time", "why"})
 """Keys that Twisted's legacy log adds to its events."""
@@ -27,6 +35,29 @@ def json_lines() -> FileLogObserver:
     twistd calls this before it redirects standard output to the log.
     """
     return FileLogObserver(sys.stdout, as_json)
+
+
+def text_lines() -> FileLogObserver:
+    """Make an observer that writes text for people to standard output; see `as_text`."""
+    return FileLogObserver(sys.stdout, as_text)
+
+
+def as_text(event: LogEvent) -> str:
+    """Format one event as its time, its level and its text.
+
+    The text is made `printable`, as it may come from the network. The lines of a traceback
+    follow, each behind a tab, without the exception's own text: see `as_json`. What twistd logs
+    about itself is left out.
+    """
+    if str(event.get("log_namespace", "")).startswith("twisted.scripts."):
+        return ""
+    failure = event.get("log_failure") or event.get("failure")
+    level = event.get("log_level", LogLevel.info).name
+    lines = [f"{formatTime(event['log_time'])} {level:<5} {printable(_message(event, failure))}"]
+    if isinstance(failure, Failure):
+        members = _failure(failure)
+        lines += [*members.pop("traceback"), ": ".join(members.values())]
+    return "\n\t".join(lines) + "\n"
 
 
 def problem(twistd: Mapping[str, Any]) -> str | None:

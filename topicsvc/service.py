@@ -32,7 +32,7 @@ from topicsvc.brokers.factory import make_broker
 from topicsvc.config.changes import Changes, compare
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import ConfigError
-from topicsvc.explain import explain
+from topicsvc.explain import explain_listen_error
 from topicsvc.listening.listener import Listener
 from topicsvc.options import Options, endpoint_problems
 from topicsvc.process.memory import MemoryTrimmer, malloc_trim
@@ -205,7 +205,8 @@ class TopicService(Service):
             try:
                 listener.bind()
             except Exception as error:  # endpoints raise exceptions of many types
-                fail_to_start([f"{listener.setting}: {listener.text}: {explain(error)}"])
+                why = explain_listen_error(error)
+                fail_to_start([f"{listener.setting}: {listener.text}: {why}"])
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]

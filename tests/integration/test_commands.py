@@ -258,5 +258,5 @@ class StartTests(SynchronousTestCase):
         endpoint = f"tcp:{first.ports[0]}:interface=127.0.0.1"
         second = Process([*TWISTD, "-n", "--pidfile=", "topicsvc", "--demo", "--listen", endpoint])
         self.assertEqual(second.wait(), 1)
-        self.assertRegex(second.output[-1], f" topicsvc: listen: {endpoint}: .* in use\n")
+        self.assertRegex(second.output[-1], f" topicsvc: listen: {endpoint}: .* in use; .*ss -ltnp")
         self.assertNotIn("Traceback", second.text)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet import error
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseFailed, ResponseNeverReceived
 
-from topicsvc.explain import NO_ADDRESS, explain, explain_endpoint_error, explain_http_error
+from topicsvc.explain import (
+    NO_ADDRESS,
+    explain,
+    explain_endpoint_error,
+    explain_http_error,
+    explain_listen_error,
+)
 
 VERIFY_FAILED = SSL.Error([("SSL routines", "", "certificate verify failed"), ("", "", "more")])
 
@@ -55,6 +63,9 @@ class ExplainHttpErrorTests(SynchronousTestCase):
             (error.UnknownHostError(secret), NO_ADDRESS),
             (error.NoRouteError(secret), "there is no route to its host"),
             (error.ConnectionDone(secret), "the connection was lost"),
+            (error.ConnectError(errno.EINVAL, secret), "Invalid argument"),
+            (TimedOut(secret), "no connection could be made in time"),
+            (type("ParseError", (Exception,), {})(secret), "the answer is not HTTP"),
             (VERIFY_FAILED, "TLS: certificate verify failed; more"),
             (SSL.Error([]), "TLS: OpenSSL gives no reason"),
             (SSL.Error(secret), "Error"),
@@ -63,6 +74,38 @@ class ExplainHttpErrorTests(SynchronousTestCase):
         ):
             self.assertEqual(explain_http_error(fault), words)
             self.assertEqual(explain_http_error(wrapped(fault)), words)
+
+
+class ExplainListenErrorTests(SynchronousTestCase):
+    def explain(self, number: int, port: object = 8080) -> str:
+        cause = OSError(number, os.strerror(number), "a-file")
+        return explain_listen_error(error.CannotListenError("", port, cause))  # type: ignore[arg-type]
+
+    def test_a_port_in_use(self) -> None:
+        self.assertEqual(
+            self.explain(errno.EADDRINUSE),
+            "Address already in use; to find the process: ss -ltnp 'sport = :8080'; "
+            "to listen elsewhere: --listen tcp:PORT",
+        )
+
+    def test_an_endpoint_that_cannot_be_had_says_what_to_type(self) -> None:
+        for number, port, words in (
+            (errno.EACCES, 443, "CAP_NET_BIND_SERVICE"),
+            (errno.EACCES, b"/run/x", "chown USER DIRECTORY"),
+            (errno.EROFS, b"/run/x", "chown USER DIRECTORY"),
+            (errno.ENOENT, b"/run/x", "mkdir -p DIRECTORY"),
+            (errno.EADDRINUSE, b"/run/x", "another process has this UNIX socket"),
+            (errno.EADDRNOTAVAIL, 80, "this host has no such address"),
+        ):
+            reason = self.explain(number, port)
+            self.assertTrue(reason.startswith(f"{os.strerror(number)}; "), reason)
+            self.assertIn(words, reason)
+        locked = error.CannotListenError("", "/run/x", OSError("Cannot acquire lock"))  # type: ignore[arg-type]
+        self.assertIn("another process has this UNIX socket", explain_listen_error(locked))
+
+    def test_another_error_has_its_own_words(self) -> None:
+        self.assertEqual(self.explain(errno.EMFILE), "Too many open files")
+        self.assertEqual(explain_listen_error(ValueError("a reason")), "a reason")
 
 
 class ExplainEndpointErrorTests(SynchronousTestCase):

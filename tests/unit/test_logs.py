@@ -1,4 +1,4 @@
-"""The log as JSON, one object on each line."""
+"""The log as JSON, one object on each line, and as text for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.logger import Logger, globalLogPublisher
 from twisted.python import log as legacy_log
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.logs import as_json, json_lines, problem
+from topicsvc.logs import as_json, as_text, json_lines, problem
 
 
 class AsJsonTests(SynchronousTestCase):
@@ -81,6 +81,45 @@ class AsJsonTests(SynchronousTestCase):
         self.patch(sys, "stdout", io.StringIO())
         observer({"log_time": 0, "log_format": "hello"})
         self.assertEqual(json.loads(out.getvalue())["message"], "hello")
+
+
+class AsTextTests(SynchronousTestCase):
+    log = Logger()
+
+    def setUp(self) -> None:
+        self.text = ""
+
+        def observe(event: dict[str, Any]) -> None:
+            self.text += as_text(event)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def test_an_event_is_one_line_with_time_level_and_text(self) -> None:
+        self.log.warn("it is {what}", what="lost")
+        self.log.critical("it is gone")
+        time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
+        self.assertRegex(self.text, rf"\A{time} warn  it is lost\n{time} critical it is gone\n\Z")
+
+    def test_text_of_the_network_does_not_drive_a_terminal(self) -> None:
+        self.log.info("refused: {reason}", reason="a\nb\x9b2J\u202e")
+        self.assertTrue(self.text.endswith("refused: a\\u000ab\\u009b2J\\u202e\n"), self.text)
+
+    def test_a_failure_has_its_traceback_and_type_but_no_text(self) -> None:
+        try:
+            raise OSError(2, "No such file", "a-secret-token")
+        except OSError:
+            self.log.failure("it failed")
+        self.flushLoggedErrors(OSError)
+        self.assertRegex(
+            self.text,
+            r"\A\S+ critical it failed\n\t\S+test_logs\.py:\d+ in test_a_failure_has\w+"
+            r"\n\tbuiltins\.FileNotFoundError: No such file\n\Z",
+        )
+
+    def test_what_twistd_logs_about_itself_is_left_out(self) -> None:
+        Logger("twisted.scripts._twistd_unix.UnixAppLogger").info("twistd starting up")
+        self.assertEqual(self.text, "")
 
 
 class ProblemTests(SynchronousTestCase):

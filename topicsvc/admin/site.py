@@ -94,6 +94,7 @@ class AdminSite(Site):
     """
 
     protocol = _QuietChannel  # type: ignore[assignment]
+    noisy = False
 
     def __init__(self, tree: AdminTree, clock: IReactorTime) -> None:
         super().__init__(tree, reactor=clock)  # type: ignore[no-untyped-call]

@@ -8,21 +8,37 @@ from collections.abc import Generator, Sequence
 from io import BufferedReader, FileIO
 from typing import Any
 
-import treq
 from hyperlink import URL
 from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import TimeoutError as TimedOut
+from twisted.web.client import Agent, HTTPConnectionPool
 
+from topicsvc.cli.client import (
+    TIMEOUT,
+    connection_error,
+    find_token,
+    parse_url,
+    reason_in,
+    run_reactor,
+    shown,
+)
 from topicsvc.cli.line_reader import LineReader
-from topicsvc.cli.terminal import CommandFailed, ascii_url, find_token, reason_in, run_reactor
-from topicsvc.errors import InvalidBody
+from topicsvc.cli.terminal import CommandFailed, print_error
+from topicsvc.errors import InvalidBody, TokenInactive, ValidatorUnavailable
+from topicsvc.explain import explain
 from topicsvc.strict_json import json_text
+from topicsvc.validators.http_client import HttpClient, bearer
 
-__all__ = ["post", "run"]
+__all__ = ["Sender", "run"]
 
-TIMEOUT = 30
-"""Seconds for a response."""
+CONNECTION_IDLE_TIME = 2
+"""Seconds that a connection is kept for the next message. Most servers and proxies keep theirs
+for longer, so a message is not sent on a connection that is being closed."""
 
+JSON = "application/json"
 NDJSON = "application/x-ndjson"
+
+_CUT_OFF = "no response within {:.0f} s; it is not known whether the service took the message"
 
 
 def run(options: Namespace) -> None:
@@ -33,30 +49,52 @@ def run(options: Namespace) -> None:
             Or standard input is closed.
     """
     token = find_token(options)
-    url = ascii_url(options.url, "http", "https")
-    if options.json == "-":
-        if sys.stdin is None:
-            raise CommandFailed("standard input is closed")
-        # Python closes sys.stdin when it exits, and aborts if the thread still reads from it.
-        lines = BufferedReader(FileIO(sys.stdin.fileno(), closefd=False))
-        run_reactor(lambda reactor: _send_lines(url, token, LineReader(lines, reactor)))
+    url = parse_url(options.url, "http", "https")
+    try:
+        bearer(token)
+    except TokenInactive as error:
+        raise CommandFailed(
+            "the token has characters that no token has: blanks, or not ASCII"
+        ) from error
+    if options.json is None or options.json == "-":
+        lines = _standard_input()
+        run_reactor(
+            lambda reactor: _send_lines(Sender(reactor, url, token), LineReader(lines, reactor))
+        )
     else:
         line = options.json.encode("utf-8", "surrogateescape")
-        run_reactor(lambda _: _send_batch(url, token, [line], 1))
+        run_reactor(lambda reactor: _send_batch(Sender(reactor, url, token), [line], 1))
+
+
+def _standard_input() -> BufferedReader:
+    if sys.stdin is None:
+        raise CommandFailed("standard input is closed; give the message as JSON")
+    if sys.stdin.isatty():
+        print_error(
+            "reading messages from standard input, one JSON value on each line; Ctrl-D ends"
+        )
+    # Python closes sys.stdin when it exits, and aborts if the thread still reads from it.
+    return BufferedReader(FileIO(sys.stdin.fileno(), closefd=False))
 
 
 @inlineCallbacks
-def _send_lines(url: URL, token: str, reader: LineReader) -> Generator[Deferred[Any], Any, None]:
+def _send_lines(sender: Sender, reader: LineReader) -> Generator[Deferred[Any], Any, None]:
     reader.start()
     number = 1
-    while lines := (yield reader.next_batch()):
-        yield _send_batch(url, token, lines, number)
+    while True:
+        try:
+            lines = yield reader.next_batch()
+        except OSError as error:
+            raise CommandFailed(f"standard input: {explain(error)}") from error
+        if not lines:
+            return
+        yield _send_batch(sender, lines, number)
         number += len(lines)
 
 
 @inlineCallbacks
 def _send_batch(
-    url: URL, token: str, lines: Sequence[bytes], number: int
+    sender: Sender, lines: Sequence[bytes], number: int
 ) -> Generator[Deferred[Any], Any, None]:
     """Send these messages in one request. The first is the message of that number."""
     bodies: list[bytes] = []
@@ -68,41 +106,62 @@ def _send_batch(
             invalid = error
             break
     if len(bodies) == 1:
-        problem = yield post(url, token, bodies[0])
+        problem = yield sender.post(bodies[0])
         if problem:
             raise CommandFailed(f"message {number}: {problem}")
     elif bodies:
-        problem = yield post(url, token, b"\n".join(bodies), media_type=NDJSON)
+        problem = yield sender.post(b"\n".join(bodies), NDJSON)
         if problem:
             raise CommandFailed(f"messages {number} to {number + len(bodies) - 1}: {problem}")
     if invalid is not None:
         raise CommandFailed(f"message {number + len(bodies)}: {invalid}") from invalid
 
 
-@inlineCallbacks
-def post(
-    url: URL, token: str, body: bytes, host: str = "", media_type: str = "application/json"
-) -> Generator[Deferred[Any], Any, str]:
-    """Send one request.
+class Sender:
+    """Sends messages to one topic.
 
     Args:
+        reactor: the reactor.
         url: the URL of the topic.
         token: the token.
-        body: one JSON value, or one a line.
         host: the Host header, if it is not the host of `url`.
-        media_type: of the body.
-
-    Returns:
-        Fires with the reason if the body was not accepted, else with an empty string.
     """
-    headers: dict[bytes | str, bytes | str] = {
-        "authorization": f"Bearer {token}",
-        "content-type": media_type,
-    }
-    if host:
-        headers["host"] = host
-    response = yield treq.post(
-        url, data=body, headers=headers, allow_redirects=False, timeout=TIMEOUT
-    )
-    text = yield response.text("utf-8")
-    return "" if response.code == 200 else f"{response.code} {reason_in(text)}"
+
+    def __init__(self, reactor: Any, url: URL, token: str, host: str = "") -> None:
+        pool = HTTPConnectionPool(reactor)
+        pool.maxPersistentPerHost = 1
+        pool.cachedConnectionTimeout = CONNECTION_IDLE_TIME
+        self._client = HttpClient(Agent(reactor, connectTimeout=TIMEOUT, pool=pool))
+        self._reactor = reactor
+        self._url = url
+        self._headers = {"authorization": bearer(token)}
+        if host:
+            self._headers["host"] = host
+
+    @inlineCallbacks
+    def post(self, body: bytes, media_type: str = JSON) -> Generator[Deferred[Any], Any, str]:
+        """Send one request.
+
+        Args:
+            body: one JSON value, or one a line.
+            media_type: of the body.
+
+        Returns:
+            Fires with the reason if the body was not accepted, else with an empty string.
+
+        Fails with:
+            CommandFailed: there was no response.
+        """
+        headers = {**self._headers, "content-type": media_type}
+        sending = self._client.request("POST", self._url.to_text(), headers, body=body)
+        try:
+            response = yield sending.addTimeout(TIMEOUT, self._reactor)
+        except TimedOut as error:
+            raise CommandFailed(f"{shown(self._url)}: {_CUT_OFF.format(TIMEOUT)}") from error
+        except ValidatorUnavailable as error:
+            raise connection_error(self._url, str(error).removeprefix("POST: ")) from error
+        if response.status == 200:
+            return ""
+        if 300 <= response.status < 400:
+            return f"{response.status}: the URL of the topic is {response.header('location')}"
+        return f"{response.status} {reason_in(response.body.decode('utf-8', 'replace'))}".rstrip()

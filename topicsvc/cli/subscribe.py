@@ -3,81 +3,144 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
 import txaio
-from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol, connectWS
-from OpenSSL import SSL
-from service_identity import VerificationError
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from hyperlink import URL
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
-from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from topicsvc.cli.terminal import (
-    CommandFailed,
-    ascii_url,
+from topicsvc.cli.client import (
+    TIMEOUT,
+    client_endpoint,
+    connection_error,
     find_token,
-    print_line,
+    parse_url,
     reason_in,
     run_reactor,
-    with_advice,
 )
-from topicsvc.explain import explain
+from topicsvc.cli.silence import OWN_PING_INTERVAL, Silence
+from topicsvc.cli.terminal import CommandFailed, print_error, print_line
+from topicsvc.explain import explain_http_error
 from topicsvc.websocket import messages
 
-__all__ = ["Subscriber", "run"]
+__all__ = ["Subscriber", "make_factory", "run"]
 
-OPEN_TIMEOUT = 20
-"""Seconds for connecting, and for the opening handshake."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the service has to answer a close frame."""
+
+WATCH_INTERVAL = 1.0
+"""Seconds between two looks at the silence of a connection."""
 
 _DATA = b'{"From":'
 """How a data message starts; the rest is not parsed, as a body may be any JSON value."""
+
+_HTTP = b"HTTP/"
 
 
 def run(options: Namespace) -> None:
     """Print each message on one line, until the service closes or enough messages have arrived.
 
     Raises:
-        CommandFailed: the connection failed, or ended before enough messages had arrived.
+        CommandFailed: the connection failed, ended before enough messages had arrived, or is
+            dead; or the messages cannot be printed.
+        KeyboardInterrupt: the user stopped the command. The connection is closed.
     """
     token = find_token(options)
-    url = ascii_url(options.url, "ws", "wss").to_text()
-    try:
-        factory = WebSocketClientFactory(url)
-    except Exception as error:  # Autobahn raises plain exceptions
-        raise CommandFailed(f"{options.url}: {error}") from error
-    factory.setProtocolOptions(openHandshakeTimeout=OPEN_TIMEOUT, failByDrop=False)
-    done: Deferred[None] = Deferred()
-    factory.protocol = lambda: Subscriber(token, done, options.count)
-    factory.clientConnectionFailed = lambda _, reason: done.errback(
-        CommandFailed(f"{options.url}: {reason.getErrorMessage()}")
+    url = parse_url(options.url, "ws", "wss")
+    subscription = _Subscription(url, token, options)
+    run_reactor(subscription.begin, subscription.stop)
+
+
+class _Subscription:
+    """One connection of the command, from the beginning to its end."""
+
+    def __init__(self, url: URL, token: str, options: Namespace) -> None:
+        self._url = url
+        self._done: Deferred[None] = Deferred()
+        self._connecting: Deferred[Any] | None = None
+        self._subscriber: Subscriber | None = None
+        self._factory = make_factory(
+            url, lambda: Subscriber(token, self._done, options.count, show)
+        )
+
+        def show(line: str) -> bool:
+            print_line(line, is_raw=options.json)
+            return True
+
+    def begin(self, reactor: Any) -> Deferred[None]:
+        """Connect; fires when the connection has ended as it should."""
+        self._connecting = client_endpoint(reactor, self._url).connect(self._factory)
+        self._connecting.addTimeout(TIMEOUT, reactor)
+        self._connecting.addCallbacks(self._connected, self._failed)
+        return self._done.addErrback(self._explain)
+
+    def stop(self) -> None:
+        """Close the connection, or connect no more."""
+        if self._subscriber is not None:
+            self._subscriber.finish()
+        elif self._connecting is not None:
+            self._connecting.cancel()
+
+    def _connected(self, protocol: Any) -> None:
+        # With TLS the endpoint's protocol is the one inside.
+        self._subscriber = protocol
+
+    def _failed(self, failure: Failure) -> None:
+        if not self._done.called:
+            self._done.errback(failure)
+
+    def _explain(self, failure: Failure) -> None:
+        error: Any = failure.value
+        if isinstance(error, HandshakeFailed):
+            raise connection_error(self._url, error.lines[0]) from error
+        if isinstance(error, CommandFailed):
+            raise error
+        raise connection_error(self._url, explain_http_error(error)) from error
+
+
+def make_factory(url: URL, make_subscriber: Callable[[], Subscriber]) -> Any:
+    """Make a factory whose protocols are subscribers of the topic of `url`."""
+    factory = WebSocketClientFactory(url.to_text())
+    if ":" in url.host:
+        factory.host = f"[{url.host}]"  # Autobahn puts it into the header Host as it is.
+    factory.noisy = False
+    factory.protocol = make_subscriber
+    factory.setProtocolOptions(
+        openHandshakeTimeout=TIMEOUT, closeHandshakeTimeout=CLOSE_TIMEOUT, failByDrop=False
     )
-
-    def connect(_: Any) -> Deferred[None]:
-        context = optionsForClientTLS(factory.host) if factory.isSecure else None
-        connectWS(factory, context, timeout=OPEN_TIMEOUT)
-        return done
-
-    run_reactor(connect)
+    return factory
 
 
 def _print_subscribed(seconds: int) -> None:
-    print(f"subscribed for {seconds} seconds", file=sys.stderr, flush=True)
+    print_error(f"subscribed for {seconds} seconds")
+
+
+def _print_message(line: str) -> bool:
+    print_line(line)
+    return True
+
+
+class HandshakeFailed(CommandFailed):
+    """The server refused the opening handshake, or its answer is none; the text says why."""
 
 
 class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
-    """Presents a token and receives messages.
+    """Presents a token and receives messages, until the connection is closed.
 
     Args:
         token: the token.
-        done: fires when enough messages have arrived, or fails if the connection ends before.
+        done: fires when the connection has ended and enough messages have arrived. Fails with
+            `CommandFailed`, or with the error of the connection.
         count: the number of messages to receive; None: no limit.
         on_message: called with each message, on one line; returns whether to receive more.
         on_subscribed: called with the seconds until the token expires, once it is accepted.
+        clock: measures the silence of the connection; None: the reactor.
     """
 
     log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
@@ -87,62 +150,142 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
         token: str,
         done: Deferred[None],
         count: int | None = None,
-        on_message: Callable[[str], bool] = print_line,
+        on_message: Callable[[str], bool] = _print_message,
         on_subscribed: Callable[[int], None] = _print_subscribed,
+        clock: Any = None,
     ) -> None:
         super().__init__()
+        if clock is None:
+            from twisted.internet import reactor as clock
         self._on_message = on_message
         self._on_subscribed = on_subscribed
         self._token = token
         self._left = count
         self._done = done
+        self._clock = clock
+        self._silence = Silence(clock.seconds())
+        self._timers = [LoopingCall(self._look), LoopingCall(self._ping)]
+        self._is_open = False
+        self._is_finished = False
         self._refusal = ""
+        self._error: BaseException | None = None
+
+    def finish(self) -> None:
+        """Close the connection: no more messages are wanted."""
+        self._is_finished = True
+        if self._is_open:
+            self.sendClose(1000)
+        else:
+            self.transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._silence.heard(self._clock.seconds())
+        if not self._is_open and not self._begins_as_http(self.data + data):
+            self._refuse("the server there does not answer HTTP")
+            self.transport.abortConnection()
+            return
+        super().dataReceived(data)
 
     def onOpen(self) -> None:
+        self._is_open = True
+        for timer, interval in zip(self._timers, (WATCH_INTERVAL, OWN_PING_INTERVAL), strict=True):
+            timer.clock = self._clock
+            timer.start(interval, now=False)
         self.sendMessage(messages.token_request(self._token))
 
+    def onPing(self, payload: bytes) -> None:
+        self._silence.pinged(self._clock.seconds())
+        super().onPing(payload)
+
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self._done.called:  # messages that arrived together with the last one
+        if self._is_finished:  # messages that arrived together with the last one
             return
-        if not payload.startswith(_DATA):
-            self._on_reply(json.loads(payload))
-            return
-        # In JSON a line break is only whitespace; in strings it is escaped.
-        if not self._on_message(payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8")):
-            self._left = 1
-        if self._left is not None:
-            self._left -= 1
-            if self._left == 0:
-                self._end(None)
-                self.sendClose(1000)
+        try:
+            if payload.startswith(_DATA):
+                # In JSON a line break is only whitespace; in strings it is escaped.
+                self._receive(payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8"))
+            else:
+                self._on_reply(json.loads(payload))
+        except CommandFailed as error:
+            self._error = error
+            self.finish()
+        except (ValueError, LookupError, TypeError, RecursionError):
+            self._refuse("the server sent a message that is not of this protocol")
+            self.sendClose(1000)
 
     def failHandshake(self, reason: str) -> None:
         # If the response has a body, it has been received already.
         head, _, body = self.data.partition(b"\r\n\r\n")
         detail = reason_in(body.decode("utf-8", "replace"))
         status = head.split(b" ", 2)[1:2]
-        self._refusal = f"{status[0].decode('latin-1')} {detail}" if status and detail else reason
+        if status and status[0] != b"101":
+            self._refuse(f"{status[0].decode('latin-1')} {detail or 'no reason'}")
+        else:
+            self._refuse("the answer there is not that of a WebSocket server")
         super().failHandshake(reason)
 
+    def onOpenHandshakeTimeout(self) -> None:
+        self._refuse(f"no response within {TIMEOUT:.0f} s")
+        super().onOpenHandshakeTimeout()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if reason.check(SSL.Error, VerificationError):
-            error: Any = reason.value
-            self._refusal = with_advice(explain(error))
+        for timer in self._timers:
+            if timer.running:
+                timer.stop()
+        if not self._is_open and not self._refusal:
+            self._error = reason.value
         super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        why = self._refusal or self.wasNotCleanReason or reason or "the connection was lost"
-        self._end(CommandFailed(f"closed: {why}" + (f" ({code})" if wasClean and code else "")))
+        if self._done.called:
+            return
+        if self._is_finished and self._error is None:
+            self._done.callback(None)
+        elif self._error is not None:
+            self._done.errback(self._error)
+        elif not self._is_open:
+            self._done.errback(HandshakeFailed(self._refusal))
+        else:
+            why = self._refusal or self._reason(wasClean, reason)
+            self._done.errback(
+                CommandFailed(f"closed: {why}" + (f" ({code})" if wasClean and code else ""))
+            )
+
+    def _reason(self, was_clean: bool, reason: str | None) -> str:
+        """Why the connection ended, in words."""
+        if was_clean:
+            return reason or "the service closed the connection"
+        if self.failedByMe:
+            return "the server sent data that WebSocket does not allow"
+        return "the connection was lost, without a close frame of the service"
+
+    def _begins_as_http(self, data: bytes) -> bool:
+        return _HTTP.startswith(data[: len(_HTTP)])
+
+    def _look(self) -> None:
+        """End the connection if it is dead."""
+        if self._silence.is_dead(self._clock.seconds()):
+            self._refuse(
+                f"nothing has arrived for {self._silence.limit:.0f} s, not even a ping: "
+                "the connection is dead"
+            )
+            self.transport.abortConnection()
+
+    def _ping(self) -> None:
+        self.sendPing(b"")
+
+    def _receive(self, line: str) -> None:
+        wants_more = self._on_message(line)
+        if self._left is not None:
+            self._left -= 1
+        if self._left == 0 or not wants_more:
+            self.finish()
 
     def _on_reply(self, reply: dict[str, Any]) -> None:
-        if reply.get("Result") == "Success":
-            self._on_subscribed(reply["ExpiresIn"])
+        if reply["Result"] == "Success":
+            self._on_subscribed(int(reply["ExpiresIn"]))
         else:
-            self._refusal = str(reply.get("Reason"))
+            self._refuse(str(reply["Reason"]))
 
-    def _end(self, failed: CommandFailed | None) -> None:
-        if not self._done.called:
-            if failed is None:
-                self._done.callback(None)
-            else:
-                self._done.errback(failed)
+    def _refuse(self, why: str) -> None:
+        self._refusal = self._refusal or why

@@ -1,32 +1,25 @@
-"""Functions that the commands share: tokens, URLs, output, errors, running the reactor."""
+"""Output, errors and signals that all commands share. Imports only the standard library."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
+import signal
 import sys
-from argparse import Namespace
-from collections.abc import Callable
-from typing import Any
+from typing import TextIO
 
-from hyperlink import URL
-from twisted.internet.defer import Deferred
-from twisted.internet.task import react
-from twisted.python.failure import Failure
-
-from topicsvc.explain import explain
-from topicsvc.validators.http_client import AsciiUrl
+from topicsvc.printable import printable
 
 __all__ = [
+    "INTERRUPTED",
     "CommandFailed",
-    "ascii_url",
-    "find_token",
+    "exit_on_interrupt",
+    "print_error",
     "print_line",
-    "reason_in",
-    "run_reactor",
-    "with_advice",
+    "print_text",
 ]
+
+INTERRUPTED = 130
+"""Exit code after SIGINT: as shells report it."""
 
 
 class CommandFailed(Exception):
@@ -41,97 +34,72 @@ class CommandFailed(Exception):
         self.lines = lines
 
 
-def print_line(line: str) -> bool:
-    """Print `line` and flush; returns whether standard output is still open."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        # Otherwise Python would report its unflushed data again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+def print_line(line: str, is_raw: bool = False) -> None:
+    """Print `line` and flush.
 
+    To a terminal, the line is printed without characters that could drive the terminal.
 
-def find_token(options: Namespace) -> str:
-    """Return the token from the options, a file or the environment.
+    Args:
+        line: may come from the network.
+        is_raw: print it unchanged, also to a terminal.
 
     Raises:
-        CommandFailed: there is no token.
+        CommandFailed: standard output cannot take the line.
     """
-    if options.token_file is not None:
-        try:
-            token: str = options.token_file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise CommandFailed(f"{options.token_file}: {reason}") from error
-    else:
-        token = options.token or os.environ.get("TOPICSVC_TOKEN", "")
-    if not token.strip():
-        raise CommandFailed("no token: give --token, --token-file or $TOPICSVC_TOKEN")
-    return token.strip()
+    out = _standard_output()
+    if not is_raw and out.isatty():
+        line = printable(line).encode(out.encoding, "backslashreplace").decode(out.encoding)
+    print_text(f"{line}\n")
 
 
-def ascii_url(text: str, *schemes: str) -> URL:
-    """Parse a URL that may contain names in any script; returns its ASCII form.
+def print_text(text: str) -> None:
+    """Print lines of the command itself, such as its help, and flush.
 
     Raises:
-        CommandFailed: it is not a URL, or has none of `schemes`.
+        CommandFailed: standard output cannot take them.
     """
+    out = _standard_output()
     try:
-        url = URL.from_text(text)
-        url = url.replace(scheme=url.scheme.lower())
-        if url.scheme in schemes and url.host:
-            # An IPv6 address is not a name, and is not encoded.
-            host = url.host if ":" in url.host else url.replace(path=()).to_uri().host
-            encoded = url.replace(host="").to_uri().replace(host=host)
-            return AsciiUrl.from_text(encoded.to_text())
-    except ValueError as error:
-        raise CommandFailed(f"{text}: {error}") from error
-    begin = " or ".join(f"{scheme}://" for scheme in schemes)
-    raise CommandFailed(f"{text!r}: not a URL that begins with {begin} and a host")
+        out.write(text)
+        out.flush()
+    except UnicodeEncodeError as error:
+        wrong = error.object[error.start]
+        raise CommandFailed(
+            f"standard output: its encoding, {out.encoding}, has no U+{ord(wrong):04X}; "
+            "set PYTHONIOENCODING=utf-8"
+        ) from error
+    except OSError as error:
+        _discard_output(out)
+        raise CommandFailed(f"standard output: {error.strerror}") from error
 
 
-def reason_in(body: str) -> str:
-    """The reason in the body of an HTTP error response, on one line."""
-    try:
-        return str(json.loads(body)["message"]["value"])
-    except (ValueError, KeyError, TypeError):
-        return " ".join(body[:200].split())
-
-
-def with_advice(reason: str) -> str:
-    """The reason of a failed connection, with advice if there is any."""
-    if "certificate verify failed" in reason:
-        reason += "; $SSL_CERT_FILE names the authorities to trust"
-    return reason
-
-
-def run_reactor(work: Callable[[Any], Deferred[None]]) -> None:
-    """Run the reactor until `work` is done.
-
-    Raises:
-        CommandFailed: `work` failed; another exception is replaced by one with its reason.
-        KeyboardInterrupt: a signal stopped the reactor first.
-    """
-    failures: list[Failure] = []
-    unfinished: list[Deferred[None]] = []
-
-    def begin(reactor: Any) -> Deferred[None]:
-        working = work(reactor)
-
-        def stopped() -> None:
-            if not working.called:
-                unfinished.append(working)
-
-        # Failures after this event are caused by the shutdown itself.
-        reactor.addSystemEventTrigger("before", "shutdown", stopped)
-        return working.addErrback(failures.append)
-
-    with contextlib.suppress(SystemExit):
-        react(begin)
-    if unfinished:
-        raise KeyboardInterrupt
-    if not failures:
+def print_error(line: str) -> None:
+    """Print `line` on standard error, if that is open; it is always one line."""
+    if sys.stderr is None:  # closed before the process started
         return
-    error: Any = failures[0].value
-    raise error if isinstance(error, CommandFailed) else CommandFailed(with_advice(explain(error)))
+    try:
+        print(printable(line), file=sys.stderr, flush=True)
+    except OSError:
+        _discard_output(sys.stderr)
+
+
+def exit_on_interrupt() -> None:
+    """Let SIGINT end the process at once, without a traceback, whatever the process does.
+
+    A signal that the process ignores, as a command behind ``nohup`` may, stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
+
+def _standard_output() -> TextIO:
+    if sys.stdout is None:  # closed before the process started
+        raise CommandFailed("standard output is closed")
+    return sys.stdout
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Write what is left in the buffer to nowhere: Python would fail again when it exits."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)

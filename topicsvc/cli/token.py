@@ -9,7 +9,7 @@ from pathlib import Path
 from topicsvc.cli.terminal import CommandFailed, print_line
 from topicsvc.errors import PathRefused
 from topicsvc.topics import TopicPattern
-from topicsvc.validators.local import make_key, read_key, sign_token, write_key
+from topicsvc.validators.local import RIGHTS, make_key, read_key, sign_token, write_key
 
 __all__ = ["run"]
 
@@ -33,7 +33,8 @@ def run(options: Namespace) -> None:
     key = _new_key(options.key_file) if options.new_key else _read_key(options.key_file)
     if options.topic:
         expires_at = int(time.time()) + options.expires_in
-        print_line(sign_token(key, options.subject, options.topic, options.may, expires_at))
+        may = options.may or RIGHTS[:1]
+        print_line(sign_token(key, options.subject, options.topic, may, expires_at))
 
 
 def _new_key(path: Path) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import resource
 import time
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-__all__ = ["fail_to_start", "max_open_files", "tune_gc", "use_monotonic_clock"]
+__all__ = ["CannotStart", "fail_to_start", "max_open_files", "tune_gc", "use_monotonic_clock"]
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Net allocations that start a collection of the youngest generation, and how many collections of
@@ -49,11 +50,18 @@ class CannotStart(SystemExit, Exception):
 
     It derives from Exception too: a daemonized twistd reports only such errors to the process
     that started it.
+
+    Attributes:
+        problems: one line for each problem.
     """
 
     __module__ = "builtins"  # A daemon reports 100 bytes at most, the class's full name included.
 
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"topicsvc: {problem}" for problem in self.problems))
 
-def fail_to_start(problems: Any) -> NoReturn:
+
+def fail_to_start(problems: Iterable[str]) -> NoReturn:
     """End the process; print each problem on one line of standard error."""
-    raise CannotStart("\n".join(f"topicsvc: {problem}" for problem in problems))
+    raise CannotStart(problems)

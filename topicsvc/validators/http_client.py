@@ -111,7 +111,7 @@ class HttpClient:
     """
 
     def __init__(self, agent: IAgent) -> None:
-        self._client = HTTPClient(_IdentityAgent(agent), _NoCookies(), _FormProducer)
+        self._client = HTTPClient(_IdentityAgent(agent), _NoCookies(), _BodyProducer)
 
     @inlineCallbacks
     def request(
@@ -120,8 +120,16 @@ class HttpClient:
         url: str,
         headers: Mapping[str, str],
         form: Mapping[str, str] | None = None,
+        body: bytes | None = None,
     ) -> Generator[Deferred[Any], Any, Response]:
         """Send one request and read the whole response, with any status.
+
+        Args:
+            method: of the request.
+            url: in ASCII.
+            headers: of the request.
+            form: is sent as the body; None: no form.
+            body: is sent as it is, if there is no form; None: no body.
 
         Fails with:
             ValidatorUnavailable: there was no response, or one that is not accepted. The text
@@ -132,7 +140,7 @@ class HttpClient:
                 method,
                 AsciiUrl.from_text(url),
                 headers=Headers({name: [value] for name, value in headers.items()}),
-                data=None if form is None else dict(form),
+                data=body if form is None else dict(form),
                 allow_redirects=False,
                 unbuffered=True,
             )
@@ -236,15 +244,15 @@ class _NoCookies(IndexableCookieJar):
 
 
 @implementer(IBodyProducer)
-class _FormProducer:
-    """Produces a form, any number of times."""
+class _BodyProducer:
+    """Produces the body of a request, any number of times."""
 
-    def __init__(self, form: bytes) -> None:
-        self._form = form
-        self.length = len(form)
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self._form)
+        consumer.write(self._body)
         return succeed(None)
 
     def pauseProducing(self) -> None:

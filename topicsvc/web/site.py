@@ -108,6 +108,7 @@ class TopicSite(Factory):
     """
 
     protocol = HttpConnection
+    noisy = False
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc.cli import terminal, token
+from topicsvc.cli import client, token
 from topicsvc.cli.main import main
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import LocalValidator, read_key
@@ -113,7 +113,7 @@ class TokenTests(CommandTestCase):
 
 class ClientTests(CommandTestCase):
     def test_without_a_token(self) -> None:
-        self.patch(terminal.os, "environ", {})
+        self.patch(client.os, "environ", {})
         for command in ("subscribe", "send"):
             self.assert_refused("no token: give --token", command, "http://127.0.0.1:1/")
         self.assert_refused("nowhere: No such", "send", "http://x/", "--token-file", "nowhere")
@@ -132,17 +132,17 @@ class ClientTests(CommandTestCase):
             ("WSS://b\u00fcro.example/a/%2F", "wss://xn--bro-hoa.example/a/%2F"),
             ("ws://[::1]:8080/\u00e9", "ws://[::1]:8080/%C3%A9"),
         ):
-            self.assertTrue(terminal.ascii_url(text, "ws", "wss").to_text().endswith(encoded), text)
+            self.assertTrue(client.parse_url(text, "ws", "wss").to_text().endswith(encoded), text)
 
     def test_a_response_of_another_server_is_one_line(self) -> None:
-        self.assertEqual(terminal.reason_in("<html>\r\n<h1>\n 502\n"), "<html> <h1> 502")
-        self.assertEqual(terminal.reason_in('{"message":{"value":"No."}}'), "No.")
+        self.assertEqual(client.reason_in("<html>\r\n<h1>\n 502\n"), "<html> <h1> 502")
+        self.assertEqual(client.reason_in('{"message":{"value":"No."}}'), "No.")
 
     def test_the_token_file_is_stripped(self) -> None:
         file = Path(self.mktemp())
         file.write_text(" a-token\n")
         options = type("Options", (), {"token": None, "token_file": file})
-        self.assertEqual(terminal.find_token(options), "a-token")
+        self.assertEqual(client.find_token(options), "a-token")
 
 
 class CheckTests(CommandTestCase):

@@ -8,9 +8,10 @@ from functools import partial
 from twisted.internet.defer import Deferred
 
 from topicsvc import config
+from topicsvc.cli.client import find_token, run_reactor
 from topicsvc.cli.doctor.checks import Checks
 from topicsvc.cli.doctor.report import CheckResult
-from topicsvc.cli.terminal import CommandFailed, find_token, print_line, run_reactor
+from topicsvc.cli.terminal import CommandFailed, print_line
 from topicsvc.errors import ConfigError, PathRefused
 from topicsvc.options import endpoint_problems
 from topicsvc.topics import TopicAddress

@@ -7,7 +7,6 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketClientFactory
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.endpoints import TCP4ClientEndpoint
@@ -15,8 +14,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from topicsvc.cli.doctor.report import Reporter
-from topicsvc.cli.send import post
-from topicsvc.cli.subscribe import Subscriber
+from topicsvc.cli.send import Sender
+from topicsvc.cli.subscribe import Subscriber, make_factory
 from topicsvc.errors import TokenInactive, TopicNotFound, Unavailable
 from topicsvc.interfaces import Grant
 from topicsvc.service import TopicService
@@ -98,7 +97,7 @@ class RoundTrip(Reporter):
             return
         url = AsciiUrl.from_text(f"http://{_LOOPBACK}:{port}{topic.send_path}")
         body = json.dumps({"topicsvc doctor": nonce}).encode("ascii")
-        refused = await post(url, token, body, self._host)
+        refused = await Sender(self._reactor, url, token, self._host).post(body)
         if refused:
             self.fail("send", refused)
             return
@@ -142,9 +141,9 @@ class _Arrival:
         """Connect and present the token."""
         done: Deferred[None] = Deferred()
         done.addBoth(self._end)
-        factory = WebSocketClientFactory(f"ws://{host}:{port}{topic.websocket_path}")
-        factory.protocol = lambda: Subscriber(
-            token, done, None, self._on_message, self._on_subscribed
+        url = AsciiUrl.from_text(f"ws://{host}:{port}{topic.websocket_path}")
+        factory = make_factory(
+            url, lambda: Subscriber(token, done, None, self._on_message, self._on_subscribed)
         )
         connecting = TCP4ClientEndpoint(reactor, _LOOPBACK, port).connect(factory)
         connecting.addErrback(self._end)

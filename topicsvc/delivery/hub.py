@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -22,9 +23,10 @@ from topicsvc.errors import BrokerUnavailable
 from topicsvc.histogram import Histogram
 from topicsvc.interfaces import Broker, Member, Message, Subscription
 from topicsvc.scheduling.call_queue import CallQueue
+from topicsvc.scheduling.minute_counts import TICK, MinuteCounts
 from topicsvc.topics import TopicAddress
 
-__all__ = ["HIGH_WATER", "LOW_WATER", "MAX_DELIVERIES_PER_ITERATION", "Hub"]
+__all__ = ["HIGH_WATER", "LOW_WATER", "MAX_DELIVERIES_PER_ITERATION", "Hub", "TopicActivity"]
 
 MAX_DELIVERIES_PER_ITERATION = 400
 """The most deliveries in one reactor iteration: about 5 ms, over TLS 10 ms."""
@@ -71,6 +73,25 @@ FAN_OUT_BOUNDS = (
 """Seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class TopicActivity:
+    """What one topic does, for operators.
+
+    Attributes:
+        topic: the topic.
+        sessions: its members.
+        messages: messages of the last minute, counted once, however many members it has.
+        size: bytes of their frames, counted once.
+        queued: bytes of frames that have not been passed to all members.
+    """
+
+    topic: TopicAddress
+    sessions: int
+    messages: int
+    size: int
+    queued: int
+
+
 class Hub:
     """Keeps the members of each topic, and delivers messages to them.
 
@@ -115,6 +136,7 @@ class Hub:
         self._ready: deque[_Channel] = deque()
         self._next_delivery: IDelayedCall | None = None
         self._iteration_ends = 0.0
+        self._tick = 0  # for `MinuteCounts`
         self._notifications = CallQueue(clock, NOTIFY_PER_ITERATION)
 
     @property
@@ -126,6 +148,29 @@ class Hub:
     def is_idle(self) -> bool:
         """Whether all messages that arrived are written to all members."""
         return not self._ready
+
+    def activities(self) -> Iterator[TopicActivity]:
+        """The activity of each topic that has members now, computed when the iterator reaches it.
+
+        Topics may come and go meanwhile: a topic that loses its last member is left out.
+        """
+        for channel in tuple(self._channels.values()):
+            if channel.members:
+                yield self._activity(channel)
+
+    def activity(self, topic: TopicAddress) -> TopicActivity | None:
+        """The activity of one topic; None: it has no members."""
+        channel = self._channels.get(topic)
+        return self._activity(channel) if channel is not None and channel.members else None
+
+    def members(self, topic: TopicAddress) -> tuple[Member, ...]:
+        """The members of a topic."""
+        channel = self._channels.get(topic)
+        return () if channel is None else tuple(channel.members)
+
+    def _activity(self, channel: _Channel) -> TopicActivity:
+        messages, size = channel.last_minute(self._clock.seconds())
+        return TopicActivity(channel.topic, len(channel.members), messages, size, channel.queued)
 
     def join(self, topic: TopicAddress, member: Member) -> Deferred[None]:
         """Make `member` a member of `topic`.
@@ -248,6 +293,7 @@ class Hub:
             channel.ready = True
             self._ready.append(channel)
             self._schedule()
+        channel.queued += len(frame)
         self.queued += len(frame)
         if self.queued > HIGH_WATER and not self.is_full:
             self.is_full = True
@@ -261,7 +307,9 @@ class Hub:
         """Make the deliveries of one iteration, a quantum for each ready topic at a time."""
         self._next_delivery = None
         self._arrived_at = 0.0
-        self._iteration_ends = self._clock.seconds() + MAX_DELIVERY_TIME
+        now = self._clock.seconds()
+        self._iteration_ends = now + MAX_DELIVERY_TIME
+        self._tick = int(now / TICK)
         budget = MAX_DELIVERIES_PER_ITERATION
         while self._ready and budget > 0:
             channel = self._ready.popleft()
@@ -281,6 +329,10 @@ class Hub:
         batch = channel.batch
         if batch is None:
             batch = channel.batch = _Batch(channel)
+            if channel.tick != self._tick:
+                channel.start_tick(self._tick)
+            channel.messages += batch.count
+            channel.size += len(batch.frames)
         delivered = 0
         at = now = 0.0
         frames, count, check_every, seconds = (
@@ -303,6 +355,7 @@ class Hub:
                 break
         else:
             channel.batch = None
+            channel.queued -= len(frames)
             self.queued -= len(frames)
             self.fan_out.observe((at or seconds()) - batch.arrived_at)
         self.offered += delivered * count
@@ -320,14 +373,15 @@ def _fail_join(channel: _Channel, member: Member, failure: Failure) -> None:
         joining.errback(failure)
 
 
-class _Channel:
-    """One topic: its members, its subscription and the frames that wait."""
+class _Channel(MinuteCounts):
+    """One topic: its members, its subscription, its counts and the frames that wait."""
 
     __slots__ = (
         "arrived_at",
         "batch",
         "frames",
         "members",
+        "queued",
         "ready",
         "subscription",
         "topic",
@@ -335,11 +389,13 @@ class _Channel:
     )
 
     def __init__(self, topic: TopicAddress) -> None:
+        super().__init__()
         self.topic = topic
         self.members: dict[Member, None] = {}
         self.waiting: dict[Member, Deferred[None]] = {}
         self.subscription: Subscription | None = None
         self.frames: deque[bytes] = deque()
+        self.queued = 0  # bytes of frames that have not been passed to all members
         self.arrived_at = 0.0  # when the first of the frames arrived
         self.ready = False
         self.batch: _Batch | None = None

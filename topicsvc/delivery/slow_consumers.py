@@ -73,6 +73,10 @@ class SlowConsumers:
         if waiting > before and self.total > self._max_bytes():
             self._drop_slowest()
 
+    def waiting_for(self, consumer: object) -> int:
+        """The bytes that wait for `consumer`, when that was last reported."""
+        return self._waiting.get(consumer, 0)  # type: ignore[call-overload, no-any-return]
+
     def forget(self, consumer: Consumer) -> None:
         """No longer count bytes for `consumer`, or check whether it reads."""
         self.stalls.cancel(consumer)

@@ -188,8 +188,17 @@ class TopicService(Service):
                 },
             )
         )
+        self._admin_tree: AdminTree | None = None
         if settings.admin:
-            admin = AdminSite(AdminTree(self._health_parts, self.metrics), reactor)
+            self._admin_tree = AdminTree(
+                self._health_parts,
+                self.metrics,
+                self.websocket_server,
+                self._send_resource,
+                reactor,
+                settings.operator,
+            )
+            admin = AdminSite(self._admin_tree, reactor)
             self._admin_listeners.append(Listener("admin", settings.admin, admin, reactor))
 
     @property
@@ -307,6 +316,8 @@ class TopicService(Service):
         self._tree.set_send(self._send_resource if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits
+        if self._admin_tree is not None:
+            self._admin_tree.configure(settings.operator)
 
     def _set_log(self, settings: LogSettings) -> None:
         self.websocket_server.context.session_log.has_subjects = settings.subjects

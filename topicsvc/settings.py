@@ -27,6 +27,7 @@ __all__ = [
     "Login",
     "MemorySettings",
     "Network",
+    "OperatorSettings",
     "PersoniumSettings",
     "Rule",
     "SendSettings",
@@ -259,12 +260,26 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """The operator's access on the admin endpoint, beyond health and metrics.
+
+    Attributes:
+        inspect: whether topics, sessions and senders can be listed.
+        token: the bearer token for ending sessions; None: sessions cannot be ended.
+    """
+
+    inspect: bool = False
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings; docs/configuration.md explains each.
 
     Attributes:
         listen: endpoint strings for clients, at least one.
         admin: endpoint string of the admin site; None: no admin site.
+        operator: the rest of ``[admin]``.
         unit: the unit's URL and the hosts that are served.
         topics: the topics that exist, for validators that cannot check this; empty: all.
     """
@@ -273,6 +288,7 @@ class Config:
     unit: Unit
     validator: ValidatorSettings
     admin: str | None = None
+    operator: OperatorSettings = field(default_factory=OperatorSettings)
     topics: tuple[TopicPattern, ...] = ()
     checks: CheckSettings = field(default_factory=CheckSettings)
     session: SessionSettings = field(default_factory=SessionSettings)

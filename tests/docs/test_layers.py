@@ -33,6 +33,8 @@ docs/design.md shows the same list.
 """
 
 PURE = {
+    "admin.answers",
+    "admin.query",
     "admission.addresses",
     "admission.origins",
     "cli.silence",
@@ -45,7 +47,9 @@ PURE = {
     "listening.proxy_header",
     "printable",
     "refusals",
+    "scheduling.heavy_hitters",
     "scheduling.log_throttle",
+    "scheduling.minute_counts",
     "scheduling.rate_limit",
     "scheduling.timing_wheel",
     "settings",
@@ -60,6 +64,7 @@ PURE = {
     "websocket.keepalive",
     "websocket.messages",
     "websocket.session",
+    "websocket.session_info",
 }
 """Modules without I/O. They import only the standard library and one another."""
 

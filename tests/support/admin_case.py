@@ -10,7 +10,7 @@ from tests.support.harness import Client, ServiceTestCase
 from topicsvc.admin.metrics import Metrics, Sources
 from topicsvc.admin.site import AdminSite, AdminTree
 from topicsvc.process.reactor_lag import ReactorLag
-from topicsvc.settings import SessionSettings
+from topicsvc.settings import OperatorSettings, SessionSettings
 from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.validators.wrappers.measured import MeasuredValidator
 
@@ -21,6 +21,7 @@ class AdminTestCase(ServiceTestCase):
     """A service with an admin site."""
 
     settings = SessionSettings(send_queue=100_000)
+    operator = OperatorSettings()
 
     def setUp(self) -> None:
         super().setUp()
@@ -44,7 +45,15 @@ class AdminTestCase(ServiceTestCase):
             )
         )
         self.parts = {"listening": True, "accepting": True, "broker": True}
-        self.admin = AdminSite(AdminTree(lambda: self.parts, self.metrics), self.clock)
+        self.admin_tree = AdminTree(
+            lambda: self.parts,
+            self.metrics,
+            self.websocket_server,
+            self.send_resource,
+            self.clock,
+            self.operator,
+        )
+        self.admin = AdminSite(self.admin_tree, self.clock)
 
     def request(self, path: str, method: str = "GET", headers: Any = None) -> tuple[Client, bytes]:
         """Send one request to the admin site; return its client and the body."""

@@ -334,7 +334,7 @@ class ServiceTestCase(SynchronousTestCase):
         )
         self.websocket_server.startService()
         self.refused_sends = RefusedSends(self.clock, self.websocket_server.context.token_ids)
-        send = SendResource(
+        self.send_resource = SendResource(
             self.unit,
             self.validator,
             self.broker,
@@ -346,7 +346,7 @@ class ServiceTestCase(SynchronousTestCase):
         )
         upgrade = UpgradeResource(self.unit, self.websocket_server.new_connection)
         self.site = TopicSite(
-            TopicTree(self.unit, upgrade, send),
+            TopicTree(self.unit, upgrade, self.send_resource),
             self.clock,
             MAX_BODY,
             self.limits,

@@ -1,80 +1,261 @@
-"""The admin site: liveness, readiness and metrics.
+"""The admin site: liveness, readiness, metrics, and pages for operators.
 
-All responses come from memory; no request waits for a broker or a validator.
+All responses come from memory; no request waits for a broker or a validator. All requests together
+have a budget in each reactor iteration.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from topicsvc.admin.answers import Answer, error_answer
+from topicsvc.admin.ending import Ending
+from topicsvc.admin.inspection import TOPICS, Inspection
 from topicsvc.admin.metrics import Metrics
+from topicsvc.admin.query import InvalidRequest
+from topicsvc.scheduling.pieces import Pieces, run_in_pieces
+from topicsvc.scheduling.work_budget import WorkBudget
+from topicsvc.settings import OperatorSettings
+from topicsvc.web.send import SendResource
+from topicsvc.web.senders import Senders
+from topicsvc.websocket.server import WebSocketServer
 
-__all__ = ["AdminSite", "AdminTree"]
+__all__ = ["MAX_BODY", "MAX_IN_PROGRESS", "WORK_PER_ITERATION", "AdminSite", "AdminTree"]
+
+MAX_BODY = 16384
+"""Most bytes of a request's body."""
+
+MAX_IN_PROGRESS = 16
+"""Most requests in progress; further ones get 503."""
+
+WORK_PER_ITERATION = 0.003
+"""Seconds of work in one reactor iteration; further work waits for the next."""
 
 _TEXT = "text/plain; charset=utf-8"
+_NOT_FOUND = Answer(404, _TEXT, b"not found\n")
+_READ: Final = (b"GET", b"HEAD")
+_TOO_LONG = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-Page = Callable[[Request], tuple[int, str, bytes]]
-"""Renders a page: status, content type, body."""
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One page: the methods that it allows, and the function that makes its response."""
+
+    methods: tuple[bytes, ...]
+    answer: Callable[[_AdminRequest], Answer | Pieces[Answer]]
 
 
 class AdminTree(Resource):
-    """The root resource of the admin site, with three pages.
+    """The root resource of the admin site.
 
     Args:
         parts: returns which parts are ready, by name.
         metrics: the metrics of the service.
+        websocket_server: the sessions.
+        send: the sends.
+        clock: the reactor, or a clock in its place.
+        settings: which pages for operators there are.
     """
 
     isLeaf = True
+    _log = Logger()
 
-    def __init__(self, parts: Callable[[], Mapping[str, bool]], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        parts: Callable[[], Mapping[str, bool]],
+        metrics: Metrics,
+        websocket_server: WebSocketServer,
+        send: SendResource,
+        clock: IReactorTime,
+        settings: OperatorSettings,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._parts = parts
         self._metrics = metrics
-        self._pages: dict[bytes, Page] = {
-            b"/health/live": self._live,
-            b"/health/ready": self._ready,
-            b"/metrics": self._metrics_page,
+        self._websocket_server = websocket_server
+        self._send = send
+        self._clock = clock
+        self._ending = Ending(websocket_server, clock, settings.token)
+        self._budget = WorkBudget(clock, WORK_PER_ITERATION)
+        self._in_progress = 0
+        self._pages = {
+            b"/health/live": _Page(_READ, self._live),
+            b"/health/ready": _Page(_READ, self._ready),
+            b"/metrics": _Page(_READ, self._metrics_page),
         }
+        inspection = Inspection(websocket_server, lambda: send.senders)
+        self._inspection_pages = {
+            b"/topics": _Page(_READ, lambda request: inspection.topics(_query(request))),
+            b"/sessions": _Page(_READ, lambda request: inspection.sessions(_query(request))),
+            b"/sessions/ended": _Page(_READ, lambda request: inspection.ended(_query(request))),
+            b"/senders": _Page(_READ, lambda request: inspection.senders(_query(request))),
+        }
+        self._topic_page = _Page(_READ, lambda request: inspection.topic(request.path))
+        self._end_page = _Page((b"POST",), self._end)
+        self.configure(settings)
 
-    def render(self, request: Request) -> bytes:
+    def configure(self, settings: OperatorSettings) -> None:
+        """Apply new settings to requests that arrive from now on."""
+        self._inspects = settings.inspect
+        self._ending.set_token(settings.token)
+        self._websocket_server.keep_ended_sessions(settings.inspect)
+        if not settings.inspect:
+            self._send.senders = None
+        elif self._send.senders is None:
+            self._send.senders = Senders(self._clock)
+
+    def render(self, request: Request) -> Any:
         """See `twisted.web.resource.IResource`."""
-        page = self._pages.get(request.path)
+        page = self._page(request.path)
         if page is None:
-            status, content_type, body = 404, _TEXT, b"not found\n"
-        elif request.method not in (b"GET", b"HEAD"):
-            request.setHeader(b"allow", b"GET, HEAD")
-            status, content_type, body = 405, _TEXT, b"GET or HEAD\n"
-        else:
-            status, content_type, body = page(request)
-        request.setResponseCode(status)
-        request.setHeader(b"content-type", content_type.encode("ascii"))
-        request.setHeader(b"cache-control", b"no-store")
-        request.setHeader(b"content-length", b"%d" % len(body))
-        return b"" if request.method == b"HEAD" else body
+            return _write(request, _NOT_FOUND)
+        if request.method not in page.methods:
+            allowed = b", ".join(page.methods)
+            text = b" or ".join(page.methods) + b"\n"
+            return _write(request, Answer(405, _TEXT, text, ((b"allow", allowed),)))
+        if self._in_progress >= MAX_IN_PROGRESS:
+            error = f"{MAX_IN_PROGRESS} requests are in progress; try again"
+            return _write(request, error_answer(503, error, ((b"retry-after", b"1"),)))
+        return self._answer(page, request)
 
-    def _live(self, request: Request) -> tuple[int, str, bytes]:
+    def _page(self, path: bytes) -> _Page | None:
+        """Return a page; None: there is none, or it is switched off."""
+        if path == b"/sessions/end":
+            return self._end_page if self._ending.is_enabled else None
+        page = self._pages.get(path)
+        if page is None and self._inspects:
+            page = self._inspection_pages.get(path)
+            if page is None and path.startswith(TOPICS):
+                page = self._topic_page
+        return page
+
+    def _answer(self, page: _Page, request: Any) -> Any:
+        """Make the response: at once if the budget is enough, otherwise in later iterations."""
+        self._in_progress += 1
+        answers: list[Answer] = []
+        is_later = is_lost = False
+
+        def finish(answer: Answer) -> None:
+            self._in_progress -= 1
+            if not is_later:
+                answers.append(answer)
+            elif not is_lost:
+                request.write(_write(request, answer))
+                request.finish()
+
+        def lost(_: Failure) -> None:
+            nonlocal is_lost
+            is_lost = True
+            if request.method in _READ:
+                working.cancel()
+
+        def fail(failure: Failure) -> Answer:
+            if failure.check(InvalidRequest):
+                return error_answer(400, str(failure.value))
+            if not failure.check(CancelledError):
+                self._log.failure("internal error: the admin page failed", failure)
+            return error_answer(500, "internal error: see the log")
+
+        working = run_in_pieces(_work(page, request), self._budget)
+        working.addErrback(fail)
+        working.addCallback(finish)
+        if answers:
+            return _write(request, answers[0])
+        is_later = True
+        request.notifyFinish().addErrback(lost)
+        return NOT_DONE_YET
+
+    def _live(self, request: Request) -> Answer:
         """Report that the reactor runs; nothing else is checked."""
-        return 200, _TEXT, b"alive\n"
+        return Answer(200, _TEXT, b"alive\n")
 
-    def _ready(self, request: Request) -> tuple[int, str, bytes]:
+    def _ready(self, request: Request) -> Answer:
         """Report whether new clients may be sent here, and which part is not ready."""
         parts = dict(self._parts())
         is_ready = all(parts.values())
         body = json.dumps({"ready": is_ready, "parts": parts}).encode("ascii") + b"\n"
-        return 200 if is_ready else 503, "application/json", body
+        return Answer(200 if is_ready else 503, "application/json", body)
 
-    def _metrics_page(self, request: Request) -> tuple[int, str, bytes]:
+    def _metrics_page(self, request: Request) -> Answer:
         accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", []))
-        return 200, *self._metrics.page(accept.decode("latin-1"))
+        return Answer(200, *self._metrics.page(accept.decode("latin-1")))
+
+    def _end(self, request: _AdminRequest) -> Answer | Pieces[Answer]:
+        peer: Any = request.getClientAddress()
+        caller = getattr(peer, "host", None) or str(peer)
+        authorization = request.requestHeaders.getRawHeaders(b"authorization", [])
+        refusal = self._ending.refusal(authorization, caller)
+        return refusal or self._ending.end(request.body(), caller)
+
+
+def _work(page: _Page, request: _AdminRequest) -> Pieces[Answer]:
+    answer = page.answer(request)
+    return answer if isinstance(answer, Answer) else (yield from answer)
+
+
+def _query(request: Request) -> bytes:
+    query: bytes = request.uri.partition(b"?")[2]
+    return query
+
+
+def _write(request: Request, answer: Answer) -> bytes:
+    """Set status and headers; return the body, as far as it is sent."""
+    request.setResponseCode(answer.status)
+    request.setHeader(b"content-type", answer.content_type.encode("ascii"))
+    request.setHeader(b"cache-control", b"no-store")
+    request.setHeader(b"content-length", b"%d" % len(answer.body))
+    for name, value in answer.headers:
+        request.setHeader(name, value)
+    return b"" if request.method == b"HEAD" else answer.body
+
+
+class _AdminRequest(Request):
+    """A request whose body has at most `MAX_BODY` bytes."""
+
+    _is_too_long = False
+
+    def gotLength(self, length: int | None) -> None:
+        if length is not None and length > MAX_BODY:
+            self._refuse_body()
+            length = 0
+        super().gotLength(length)  # type: ignore[no-untyped-call]
+
+    def handleContentChunk(self, data: bytes) -> None:
+        if self._is_too_long:
+            return
+        content: Any = self.content
+        if content.tell() + len(data) > MAX_BODY:
+            self._refuse_body()
+        else:
+            super().handleContentChunk(data)  # type: ignore[no-untyped-call]
+
+    def body(self) -> bytes:
+        """The whole body."""
+        content: Any = self.content
+        body: bytes = content.read()
+        return body
+
+    def process(self) -> None:
+        if not self._is_too_long:
+            super().process()  # type: ignore[no-untyped-call]
+
+    def _refuse_body(self) -> None:
+        """Respond before the rest of the body arrives, and close the connection."""
+        self._is_too_long = True
+        self.channel.write(_TOO_LONG)
+        self.channel.loseConnection()
 
 
 class _QuietChannel(HTTPChannel):
@@ -97,7 +278,7 @@ class AdminSite(Site):
     noisy = False
 
     def __init__(self, tree: AdminTree, clock: IReactorTime) -> None:
-        super().__init__(tree, reactor=clock)  # type: ignore[no-untyped-call]
+        super().__init__(tree, _AdminRequest, reactor=clock)  # type: ignore[no-untyped-call]
 
     def log(self, request: Any) -> None:
         """No access log: probes arrive every few seconds."""

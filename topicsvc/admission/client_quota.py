@@ -20,6 +20,7 @@ class ClientQuota:
 
     Attributes:
         peer: the client's address for the log, with its port if that is known.
+        host: the client's address; None: not known yet, or it has none.
         address: the key by which the connection is counted; None: it has no known address.
         exceeded_limit: the setting whose limit the connection exceeds; None: it is admitted.
         is_closed_unanswered: whether a refused connection is closed without an answer, because
@@ -30,13 +31,13 @@ class ClientQuota:
 
     __slots__ = (
         "_control_frames_full_at",
-        "_host",
         "_is_counted",
         "_is_unauthenticated",
         "_limits",
         "_messages_full_at",
         "address",
         "exceeded_limit",
+        "host",
         "is_closed_unanswered",
         "is_past_token_deadline",
         "on_token_deadline",
@@ -51,7 +52,7 @@ class ClientQuota:
         self.is_past_token_deadline = False
         self.on_token_deadline: Callable[[], None] | None = None
         self._limits = limits
-        self._host: str | None = None
+        self.host: str | None = None
         self._is_counted = False
         self._is_unauthenticated = False
         self._messages_full_at = 0.0
@@ -87,7 +88,7 @@ class ClientQuota:
             address = None if host is None else address_key(host)
             self._check_address_limits(address)
             if self.exceeded_limit is None:
-                self._host, self.address = host, address
+                self.host, self.address = host, address
                 self._is_counted = True
                 limits.connections.add(address)
                 self._count_unauthenticated()
@@ -97,9 +98,9 @@ class ClientQuota:
 
         If that exceeds a limit, `exceeded_limit` is set.
         """
-        if host == self._host:
+        if host == self.host:
             return
-        self._host = host
+        self.host = host
         before, self.address = self.address, address_key(host)
         if not self._is_counted or self.address == before:
             return

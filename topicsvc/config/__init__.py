@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from topicsvc.config.admin import read_admin
 from topicsvc.config.broker import read_broker
 from topicsvc.config.files import read_secret
 from topicsvc.config.limits import read_limits
@@ -88,7 +89,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     default = SessionSettings()
     if table.given("topics") == []:
         table.problem("topics", "empty", '["/cell1/box1/*"], or leave the setting out')
-    admin_from_file = table.text("admin", "", 'an endpoint, "tcp:9090:interface=127.0.0.1"')
+    admin_from_file, operator = read_admin(table)
     session = table.table("session")
     send = table.table("send")
     stop = table.table("stop")
@@ -97,6 +98,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     return Config(
         listen=listen,
         admin=admin or admin_from_file,
+        operator=operator,
         unit=_unit(table, validator),
         topics=tuple(read_topics(table)),
         session=SessionSettings(

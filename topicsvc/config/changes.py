@@ -12,13 +12,13 @@ __all__ = ["Changes", "compare"]
 
 _NEEDS_RESTART = {
     "listen": "listen",
-    "admin": "admin",
+    "admin": "admin.listen",
     "unit": "unit_url, hosts or validator.cell_urls",
     "broker": "[broker]",
 }
 """The fields of `Config` that cannot change while the service runs, and how the log names them."""
 
-_NAMES = {"topics": "topics", "checks": "[validator]"}
+_NAMES = {"topics": "topics", "checks": "[validator]", "operator": "[admin]"}
 
 _VALIDATION = ("validator", "checks", "topics")
 """The fields of `Config` that determine how tokens are validated."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from OpenSSL.crypto import Error as CryptoError
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 
-__all__ = ["read_authorities", "read_line", "read_secret"]
+__all__ = ["read_authorities", "read_bearer_token", "read_line", "read_secret"]
 
 
 def read_secret(path: Path) -> str:
@@ -39,6 +40,22 @@ def read_line(path: Path) -> str:
     if not secret.isprintable():
         raise ValueError("not one line of printable text")
     return secret
+
+
+_BEARER_TOKEN = re.compile(r"[!-~]{1,4096}")
+
+
+def read_bearer_token(path: Path) -> str:
+    """Read a token that clients send as ``Authorization: Bearer``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as `read_secret`, or the content is not one word in ASCII.
+    """
+    token = read_secret(path)
+    if not _BEARER_TOKEN.fullmatch(token):
+        raise ValueError("not one word of printable ASCII characters, at most 4096")
+    return token
 
 
 _PEM_END = b"-----END CERTIFICATE-----"

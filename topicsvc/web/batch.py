@@ -17,7 +17,7 @@ from topicsvc.interfaces import Broker, Message
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.strict_json import json_text
 
-__all__ = ["MEDIA_TYPE", "Batch", "InvalidLine", "TooManyLines"]
+__all__ = ["MEDIA_TYPE", "Batch", "InvalidLine", "TooManyLines", "count_lines"]
 
 MEDIA_TYPE: Final = b"application/x-ndjson"
 
@@ -42,6 +42,11 @@ class InvalidLine(InvalidBody):
 
 class TooManyLines(InvalidBody):
     """The batch has too many lines."""
+
+
+def count_lines(body: bytes) -> int:
+    """The number of lines of a body; the last one may end with a newline."""
+    return body.count(b"\n") + (not body.endswith(b"\n"))
 
 
 class Batch:

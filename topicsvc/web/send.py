@@ -35,6 +35,7 @@ from topicsvc.web.responses import (
     error_response,
     too_many_failed_tokens,
 )
+from topicsvc.web.senders import Senders
 from topicsvc.websocket.messages import MAX_TOKEN
 
 __all__ = ["MAX_IN_FLIGHT", "SendResource"]
@@ -69,6 +70,9 @@ class SendResource:
         trust_via: whether ``X-Personium-Via`` determines the sender.
         max_batch: most messages of one request.
         refused: counts and logs refused tokens.
+
+    Attributes:
+        senders: counts the messages of each sender; None: they are not counted.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class SendResource:
         self.is_full = is_full
         self.now = now
         self.configure(validator, trust_via, max_batch)
+        self.senders: Senders | None = None
         self.is_cancelling = False
         self._in_flight: dict[_Send, None] = {}
         self._all_answered: Deferred[None] | None = None
@@ -204,6 +209,8 @@ class _Send:
             refusal = Refusal(RefusalReason.EXPIRED, "while the body arrived")
             self._record(refusal, exchange, grant.subject)
             return resource.challenge(self._topic, responses.TOKEN_INACTIVE)
+        if resource.senders is not None:
+            self._count(resource.senders, exchange, body, grant)
         if resource.is_full():
             return _error(responses.TOO_MANY_REQUESTS)
         sender = self._sender(exchange.head, grant) or resource.unit.cell_url(self._topic.cell)
@@ -217,6 +224,13 @@ class _Send:
             return _ACCEPTED
         published = maybeDeferred(resource.broker.publish, message)
         return self._wait_for(published, lambda _: _ACCEPTED, exchange)
+
+    def _count(self, senders: Senders, exchange: Exchange, body: bytes, grant: Grant) -> None:
+        """Count the messages of the request, for operators."""
+        is_batch = _media_type(exchange.head) == batch.MEDIA_TYPE
+        messages = batch.count_lines(body) if is_batch else 1
+        quota = exchange.quota
+        senders.count(grant.subject, quota.host or quota.peer, messages)
 
     def _send_batch(self, exchange: Exchange, sender: str, body: bytes) -> Response | None:
         resource, topic = self._resource, self._topic

@@ -13,6 +13,7 @@ from topicsvc.refusals import Refusal, RefusalReason
 __all__ = [
     "CLOSE_REASONS",
     "CONNECTION_LOST",
+    "ENDED_BY_OPERATOR",
     "NO_CAUSE",
     "OTHER",
     "Cause",
@@ -25,6 +26,9 @@ OTHER = "Other"
 
 CONNECTION_LOST = "Connection lost"
 """The connection ended without a close frame, which is normal for some clients."""
+
+ENDED_BY_OPERATOR = "Ended by operator"
+"""An operator ended the session on the admin endpoint."""
 
 CLOSE_REASONS = {
     # Reasons in close frames, as in docs/protocol.md.
@@ -42,6 +46,7 @@ CLOSE_REASONS = {
     "limits.messages_per_minute",
     "Too many frames": "clients rarely need this many; if yours do, raise "
     "limits.frames_per_message",
+    ENDED_BY_OPERATOR: "",
     "Internal error": "a bug in topicsvc: please report it with the traceback in the log",
     "Service unavailable": Unavailable.advice,
     # Closes by the client, and violations of the WebSocket protocol.

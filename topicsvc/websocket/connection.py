@@ -28,7 +28,7 @@ from topicsvc.delivery.transports import make_send_queue
 from topicsvc.errors import BrokerUnavailable, TokenInactive, Unavailable
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress
-from topicsvc.websocket.close_reasons import CONNECTION_LOST, NO_CAUSE, Cause
+from topicsvc.websocket.close_reasons import CONNECTION_LOST, ENDED_BY_OPERATOR, NO_CAUSE, Cause
 from topicsvc.websocket.context import ConnectionContext
 from topicsvc.websocket.keepalive import PingTracker
 from topicsvc.websocket.messages import SERVICE_UNAVAILABLE, pong_frame, whole_text
@@ -46,6 +46,7 @@ from topicsvc.websocket.session import (
     Session,
     Validate,
 )
+from topicsvc.websocket.session_info import SessionInfo
 from topicsvc.websocket.session_log import SessionRecord
 
 __all__ = ["ConnectionObserver", "TopicConnection"]
@@ -88,6 +89,10 @@ class ConnectionObserver(Protocol):
 
     def left(self, connection: TopicConnection) -> None:
         """The connection leaves its topic."""
+        ...
+
+    def session_ended(self, connection: TopicConnection, reason: str, detail: str) -> None:
+        """The session has ended, or will not start. The connection may stay open meanwhile."""
         ...
 
     def closed(self, connection: TopicConnection) -> None:
@@ -191,6 +196,35 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """Close because `waiting` bytes are too many, or have been queued for too long."""
         cause = Cause(f"{waiting} bytes waited")
         self._perform(self._session.close(POLICY_VIOLATION, _SLOW_CONSUMER, cause))
+
+    def end_by_operator(self, detail: str) -> None:
+        """Close because an operator ends the session; `detail` is for the log."""
+        self._perform(self._session.close(POLICY_VIOLATION, ENDED_BY_OPERATOR, Cause(detail)))
+
+    @property
+    def record(self) -> SessionRecord:
+        """Its record in the session log."""
+        return self._record
+
+    @property
+    def address(self) -> str:
+        """The address of the client without a port; of a UNIX socket, Twisted's text for it."""
+        return self._quota.host or self._quota.peer
+
+    def info(self) -> SessionInfo:
+        """What operators can see of the session."""
+        record, expires_at = self._record, self._session.expires_at
+        return SessionInfo(
+            record.number,
+            record.topic,
+            self.address,
+            record.subject,
+            record.token,
+            self._context.session_log.age(record),
+            None if expires_at is None else max(0.0, expires_at - self._now()),
+            self._send_queue.messages,
+            self._send_queue.waiting,
+        )
 
     def abort(self) -> None:
         """Abort a close handshake that took too long."""
@@ -460,6 +494,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._close_reason = reason
             messages, size = self._send_queue.messages, self._send_queue.size
             self._context.session_log.end(self._record, reason, cause, messages, size)
+            self._observer.session_ended(self, reason, cause.detail)
         self._context.token_deadlines.cancel(self)
         pending, self._pending = self._pending, None
         if pending is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -27,12 +27,16 @@ from topicsvc.topics import TopicAddress
 from topicsvc.websocket.connection import TopicConnection
 from topicsvc.websocket.context import ConnectionContext
 from topicsvc.websocket.revalidation import Revalidation
+from topicsvc.websocket.session_info import EndedSession
 from topicsvc.websocket.session_log import SessionLog
 
-__all__ = ["CLOSE_TIMEOUT", "WebSocketServer"]
+__all__ = ["CLOSE_TIMEOUT", "MAX_ENDED", "WebSocketServer"]
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
+
+MAX_ENDED = 1000
+"""Ended connections that are kept for operators."""
 
 
 class WebSocketServer(Service):
@@ -51,6 +55,8 @@ class WebSocketServer(Service):
 
     Attributes:
         context: the state that connections read.
+        ended_sessions: the last connections that ended, the last one at the end; None: they are
+            not kept.
     """
 
     name = "websocket"
@@ -86,6 +92,7 @@ class WebSocketServer(Service):
             ),
             close_deadlines=Deadlines(clock, CLOSE_TIMEOUT, lambda connection: connection.abort()),
         )
+        self.ended_sessions: deque[EndedSession] | None = None
         self._random = random or Random()  # noqa: S311 - spreads load, no secret
         self._wheel: TimingWheel[TopicConnection] = TimingWheel()
         self._heartbeat = LoopingCall.withCount(self._advance_wheel)
@@ -169,10 +176,32 @@ class WebSocketServer(Service):
         connection.factory = self._factory
         return connection  # type: ignore[no-any-return]
 
+    def active_sessions(self) -> Iterator[TopicConnection]:
+        """The connections whose session has started and has not ended, the oldest first.
+
+        Sessions may start and end while the iterator is used: those that have ended when it
+        reaches them are left out, and so are new ones.
+        """
+        for connection in self._wheel:
+            if connection.record.is_active:
+                yield connection
+
+    def keep_ended_sessions(self, keeps: bool) -> None:
+        """Keep the last `MAX_ENDED` connections that end, or none and forget those kept."""
+        if not keeps:
+            self.ended_sessions = None
+        elif self.ended_sessions is None:
+            self.ended_sessions = deque(maxlen=MAX_ENDED)
+
     def opened(self, connection: TopicConnection) -> None:
         """See `topicsvc.websocket.connection.ConnectionObserver`."""
         self._wheel.add(connection)
         self.context.token_deadlines.start(connection)
+
+    def session_ended(self, connection: TopicConnection, reason: str, detail: str) -> None:
+        """See `topicsvc.websocket.connection.ConnectionObserver`."""
+        if self.ended_sessions is not None:
+            self.ended_sessions.append(EndedSession(connection.info(), reason, detail))
 
     def closed(self, connection: TopicConnection) -> None:
         """See `topicsvc.websocket.connection.ConnectionObserver`."""

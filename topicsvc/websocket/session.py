@@ -169,6 +169,11 @@ class Session:
         """The state of the session."""
         return self._state
 
+    @property
+    def expires_at(self) -> float | None:
+        """When the last grant expires; None: there was no grant."""
+        return self._expires_at or None
+
     def received(self, payload: bytes, is_binary: bool, now: float) -> list[Effect]:
         """The client has sent a whole message."""
         if self._state is State.CLOSED:

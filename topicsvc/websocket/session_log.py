@@ -74,6 +74,11 @@ class SessionRecord:
         self.token = ""
         self.subject: str | None = None
 
+    @property
+    def is_active(self) -> bool:
+        """Whether its session has started and has not ended."""
+        return self.state is _State.ACTIVE
+
     def set_subject(self, subject: str | None) -> None:
         """Keep the subject of a valid token; a long one is cut."""
         self.subject = subject if subject is None else subject[:MAX_SUBJECT]
@@ -135,6 +140,10 @@ class SessionLog:
         self.opened += 1
         self._counts[_State.WAITING] += 1
         return SessionRecord(next(self._numbers), peer, topic, self._clock.seconds())
+
+    def age(self, record: SessionRecord) -> float:
+        """Seconds since its connection was opened."""
+        return self._clock.seconds() - record.opened_at
 
     def begin(self, record: SessionRecord) -> None:
         """Record and log that its session starts."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 
 from tests.support.admin_case import AdminTestCase
+from tests.support.harness import Client
+from topicsvc.admin.answers import Answer
+from topicsvc.admin.site import MAX_IN_PROGRESS, _Page
+from topicsvc.scheduling.pieces import Pieces
+from topicsvc.settings import OperatorSettings
 
 
 class AdminSiteTests(AdminTestCase):
@@ -50,3 +55,93 @@ class AdminSiteTests(AdminTestCase):
             self.request(path)
         self.assertEqual((self.broker.subscriptions, self.broker.published), ([], []))
         self.assertEqual(self.validator.checks, [])
+
+
+class WorkTests(AdminTestCase):
+    """All requests share a budget in each reactor iteration."""
+
+    operator = OperatorSettings(inspect=True)
+
+    def slow_page(self) -> Pieces[Answer]:
+        for _ in range(10):
+            self.clock.rightNow += 0.001
+            self.pieces += 1
+            yield
+        return Answer(200, "text/plain", b"done")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.pieces = 0
+        self.admin_tree._pages[b"/slow"] = _Page((b"GET", b"HEAD"), lambda _: self.slow_page())
+
+    def start(self, method: str = "GET", path: str = "/slow") -> Client:
+        client = Client(self, site=self.admin)
+        client.request(method, path)
+        return client
+
+    def run_iterations(self, count: int) -> list[int]:
+        """Return the pieces that each iteration has done."""
+        done = []
+        for _ in range(count):
+            before = self.pieces
+            for call in tuple(self.clock.getDelayedCalls()):
+                if call.getTime() <= self.clock.seconds():
+                    self.clock.calls.remove(call)
+                    call.called = True
+                    call.func(*call.args, **call.kw)
+            done.append(self.pieces - before)
+        return done
+
+    def test_long_work_is_spread_and_answered_in_the_end(self) -> None:
+        for method, expected in (("GET", b"done"), ("HEAD", b"")):
+            client = self.start(method)
+            self.assertEqual(client.status, 0)
+            self.assertLessEqual(max(self.run_iterations(10)), 4)
+            body = client.read_answer()
+            self.assertEqual((client.status, client.headers["content-length"]), (200, ["4"]))
+            self.assertEqual(body + bytes(client.transport.written), expected)
+
+    def test_pipelined_requests_share_the_budget(self) -> None:
+        client = Client(self, site=self.admin)
+        client.send_raw(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        self.assertLessEqual(self.pieces, 4)
+        self.assertLessEqual(max(self.run_iterations(100)), 4)
+        self.assertEqual((self.pieces, client.transport.written.count(b" 200 ")), (200, 20))
+
+    def test_a_request_that_finds_the_budget_spent_waits_for_the_next_iteration(self) -> None:
+        self.start()
+        client = self.start(path="/health/ready")
+        self.assertEqual(client.status, 0)
+        self.run_iterations(2)
+        client.read_answer()
+        self.assertEqual(client.status, 200)
+
+    def test_a_client_that_disconnects_stops_its_work(self) -> None:
+        client = self.start()
+        client.disconnect()
+        done = self.pieces
+        self.run_iterations(10)
+        self.assertEqual(self.pieces, done)
+        self.assertEqual(self.admin_tree._in_progress, 0)
+
+    def test_requests_in_progress_are_limited(self) -> None:
+        clients = [self.start() for _ in range(MAX_IN_PROGRESS)]
+        client, body = self.request("/health/live")
+        self.assertEqual((client.status, client.headers["retry-after"]), (503, ["1"]))
+        self.assertIn(f"{MAX_IN_PROGRESS} requests are in progress", json.loads(body)["error"])
+        self.run_iterations(200)
+        for each in clients:
+            each.read_answer()
+            self.assertEqual(each.status, 200)
+        self.assertEqual(self.request("/health/ready")[0].status, 200)
+
+    def test_an_internal_error_is_500_and_logged(self) -> None:
+        def fails(_: object) -> Pieces[Answer]:
+            yield
+            raise RuntimeError("injected by the test")
+
+        self.admin_tree._pages[b"/fails"] = _Page((b"GET",), fails)
+        client, body = self.request("/fails")
+        self.assertEqual(client.status, 500)
+        self.assertEqual(json.loads(body), {"error": "internal error: see the log"})
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)

@@ -13,6 +13,7 @@ from topicsvc.settings import (
     CheckSettings,
     Config,
     LocalSettings,
+    OperatorSettings,
     PersoniumSettings,
     SendSettings,
     SessionSettings,
@@ -42,6 +43,7 @@ class CompareTests(SynchronousTestCase):
             ("stop", StopSettings(1), "[stop]"),
             ("validator", LocalSettings(b"k"), "[validator]"),
             ("checks", CheckSettings(timeout=1), "[validator]"),
+            ("operator", OperatorSettings(True, "t"), "[admin]"),
             ("topics", (TopicPattern.parse("/*"),), "topics"),
         ):
             changes = self.compare(**{field: value})
@@ -52,7 +54,7 @@ class CompareTests(SynchronousTestCase):
     def test_settings_that_need_a_restart(self) -> None:
         for field, value, name in (
             ("listen", ("tcp:2",), "listen"),
-            ("admin", "tcp:3", "admin"),
+            ("admin", "tcp:3", "admin.listen"),
             ("broker", ActiveMQSettings("tcp:x:1"), "[broker]"),
             ("unit", Unit("https://unit2.example/"), "unit_url, hosts or validator.cell_urls"),
         ):

@@ -14,12 +14,15 @@ from topicsvc.topics import SubjectPattern, TopicPattern, Unit
 
 __all__ = [
     "DAY",
+    "JWT_ALGORITHMS",
     "MEBIBYTE",
     "ActiveMQSettings",
     "BrokerSettings",
     "CheckSettings",
     "Config",
     "IntrospectionSettings",
+    "IssuerSettings",
+    "JwtSettings",
     "KafkaSettings",
     "LimitSettings",
     "LocalSettings",
@@ -39,6 +42,12 @@ __all__ = [
 
 DAY = 86400
 MEBIBYTE = 1048576
+
+JWT_ALGORITHMS = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+    "Ed25519",
+)  # fmt: skip
+"""Signature algorithms of JWTs, all asymmetric (RFC 7518, RFC 8037, RFC 9864)."""
 
 Timestamps = Literal["seconds", "milliseconds"]
 Network = IPv4Network | IPv6Network
@@ -98,7 +107,58 @@ class IntrospectionSettings:
     audience: str | None = None
 
 
-ValidatorSettings = PersoniumSettings | IntrospectionSettings | LocalSettings
+@dataclass(frozen=True, slots=True)
+class IssuerSettings:
+    """One issuer of JWTs; docs/configuration.md explains each setting. Times in seconds.
+
+    Attributes:
+        issuer: the required ``iss``.
+        audience: allowed audiences, of which a token must name one.
+        jwks_url: where its keys are; None: discovery, or `jwks`.
+        jwks: its keys, as `topicsvc.validators.jwt.keys` reads them; None: they are fetched.
+        audience_claim: the claim that names the audience.
+        algorithms: allowed signature algorithms.
+        token_types: allowed ``typ``; an empty text allows a token without ``typ``.
+        leeway: by how much ``nbf`` may be in the future.
+        scope_claims: the claims with scopes.
+        subject_claim: the claim with the subject.
+        max_age: time between two fetches of the keys.
+        stale: how long the last keys are used while they cannot be fetched.
+        details_type: ``type`` of the ``authorization_details`` that are read; None: none.
+        authorities: trusted certificate authorities; None: the system's.
+    """
+
+    issuer: str
+    audience: tuple[str, ...]
+    jwks_url: str | None = None
+    jwks: bytes | None = None
+    audience_claim: str = "aud"
+    algorithms: tuple[str, ...] = JWT_ALGORITHMS
+    token_types: tuple[str, ...] = ("at+jwt",)
+    leeway: float = 10
+    scope_claims: tuple[str, ...] = ("scope", "scp")
+    subject_claim: str = "sub"
+    max_age: float = 3600
+    stale: float = DAY
+    details_type: str | None = None
+    authorities: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class JwtSettings:
+    """Tokens are JWTs, and are validated in this process with the public keys of their issuers.
+
+    Attributes:
+        issuers: the allowed issuers, at least one.
+        rules: which tokens have which rights.
+    """
+
+    kind: ClassVar = "jwt"
+    issuers: tuple[IssuerSettings, ...]
+    rules: tuple[Rule, ...]
+
+
+ValidatorSettings = PersoniumSettings | IntrospectionSettings | LocalSettings | JwtSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class TopicService(Service):
         self.broker = make_broker(settings.broker, reactor, now)
         self._check_stats = TokenCheckStats()
         self._validators = ValidatorStack(settings, reactor, now, self._check_stats)
+        self._had_keys = False
         validator = self._validators.validator
         self.limits = Limits(reactor, now, settings.limits, max_open_files())
         self._hub = Hub(self.broker, reactor, now, data_frame)
@@ -181,6 +182,7 @@ class TopicService(Service):
                 limits=self.limits,
                 refused_sends=self.refused_sends,
                 checks=self._check_stats,
+                keys_age=lambda: self._validators.keys_age,
                 lag=self._reactor_lag,
                 kinds=lambda: {
                     "validator": self._settings.validator.kind,
@@ -225,6 +227,7 @@ class TopicService(Service):
         self._reactor_lag.startService()
         self._memory_trimmer.startService()
         self.broker.startService()
+        self._validators.start()
         self.websocket_server.startService()
         for listener in [*self._listeners, *self._admin_listeners]:
             listener.start()
@@ -299,6 +302,7 @@ class TopicService(Service):
         self._settings = settings
         if validators is not None:
             old, self._validators = self._validators, validators
+            validators.start(old)
             # Checks in flight still finish with the old validator.
             old.stop().addErrback(
                 lambda failure: self._log.failure("stopping the old validator failed", failure)
@@ -399,8 +403,17 @@ class TopicService(Service):
         return self.broker.is_settled and self._hub.is_idle
 
     def _health_parts(self) -> dict[str, bool]:
-        """The parts that ``/health/ready`` reports, and whether each is ready."""
+        """The parts that ``/health/ready`` reports, and whether each is ready.
+
+        The part ``keys`` is there with JWTs only. It stays true: the service goes on while an
+        issuer is down, and clients must not be sent elsewhere.
+        """
+        parts = {}
+        if self._validators.key_sources:
+            self._had_keys = self._had_keys or self._validators.has_keys
+            parts["keys"] = self._had_keys
         return {
+            **parts,
             "listening": len(self.ports) == len(self._listeners) + len(self._admin_listeners),
             "accepting": self._stopping is None,
             "broker": self.broker.is_up,

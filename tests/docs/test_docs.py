@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -38,6 +39,7 @@ KINDS = [
     ("local", "memory"),
     ("personium", "memory"),
     ("introspection", "memory"),
+    ("jwt", "memory"),
     ("local", "activemq"),
     ("local", "kafka"),
 ]
@@ -67,12 +69,15 @@ def settings() -> dict[str, object]:
         names = {each._name.rpartition(".")[2] for each in table._tables}
         for key, default in table.keys.items():
             if key not in names:
-                found[table._full(key)] = default
+                found[table._full(key).replace("[0]", "[]")] = default
         for each in table._tables:
             collect(each)
 
     for validator, broker in KINDS:
-        table = Table({"listen": [], "validator": {"kind": validator}, "broker": {"kind": broker}})
+        members: dict[str, Any] = {"kind": validator}
+        if validator == "jwt":
+            members["issuers"] = [{}]
+        table = Table({"listen": [], "validator": members, "broker": {"kind": broker}})
         table.texts("listen")
         config._config(table, (), None)
         collect(table)
@@ -89,9 +94,8 @@ def kibibytes(value: int) -> str:
 
 class ConfigurationTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.rows = dict(
-            re.findall(r"^\| `([\w.]+)` \|([^|]*)\|", page("docs/configuration.md"), re.MULTILINE)
-        )
+        row = re.compile(r"^\| `([\w.]+(?:\[\][\w.]+)?)` \|([^|]*)\|", re.MULTILINE)
+        self.rows = dict(row.findall(page("docs/configuration.md")))
         for claim in ("exp", "nbf", "sub", "may"):
             del self.rows[claim]
 

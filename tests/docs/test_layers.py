@@ -57,6 +57,9 @@ PURE = {
     "topics",
     "validators.introspection_response",
     "validators.token_id",
+    "validators.jwt.claims",
+    "validators.jwt.token",
+    "validators.numeric_date",
     "validators.propfind",
     "validators.rules",
     "web.responses",
@@ -75,6 +78,7 @@ NO_SOCKETS = {
     "delivery.slow_consumers",
     "process.reactor_lag",
     "scheduling",
+    "validators.jwt.key_source",
     "websocket.revalidation",
     "websocket.session_log",
 }

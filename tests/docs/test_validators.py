@@ -9,9 +9,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc import explain, validators
+from topicsvc import config, explain, validators
 from topicsvc.settings import CheckSettings
 from topicsvc.validators import http_agent, http_client, propfind
+from topicsvc.validators.jwt import claims, key_source, keys, token
 from topicsvc.validators.wrappers import concurrency, outage_log
 
 PAGE = Path(__file__).parents[2] / "docs/validators.md"
@@ -76,5 +77,31 @@ class FigureTests(SynchronousTestCase):
             f"more than {propfind.MAX_DEPTH} levels",
             f"no result within {checks.timeout} s",
             f"not checked within {concurrency.QUEUE_TIMEOUT} s",
+            f"A key set may have {keys.MAX_JWKS >> 10} KiB and {keys.MAX_KEYS} keys",
+            f"has more than {keys.MAX_KEYS} keys",
+            f"at least {key_source.FETCH_INTERVAL:.0f} s apart",
+            f"At most {key_source.MAX_WAITING} tokens wait at once",
+            f"more than {key_source.MAX_WAITING} tokens with unknown keys wait",
+            f"at most every {key_source.LOG_INTERVAL:.0f} s for each reason",
+            f"at most {claims.MAX_DETAIL_TOPICS} topics or patterns",
+            f"at most {token.MAX_TOKEN >> 10} KiB |",
         ):
             self.assertIn(figure, text)
+
+
+class RecipeTests(SynchronousTestCase):
+    def test_the_settings_of_each_recipe_are_valid(self) -> None:
+        text = PAGE.read_text("utf-8")
+        section = text.split("\n## Recipes\n")[1].split("\n## ")[0]
+        recipes = re.findall(r"^### (.*?)\n.*?```toml\n(.*?)```", section, re.MULTILINE | re.DOTALL)
+        self.assertEqual(len(recipes), section.count("\n### "))
+        for name, settings in recipes:
+            with self.subTest(name):
+                top = 'listen = ["tcp:0"]\nunit_url = "https://push.example/"\n'
+                validator = config.load(top + settings).validator
+                self.assertEqual(validator.kind, "jwt")
+
+    def test_each_recipe_says_whether_it_was_run(self) -> None:
+        section = PAGE.read_text("utf-8").split("\n## Recipes\n")[1].split("\n## ")[0]
+        for recipe in section.split("\n### ")[1:]:
+            self.assertRegex(recipe.split("\n")[2], r"^(Run|Not run)\b")

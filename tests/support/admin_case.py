@@ -40,6 +40,7 @@ class AdminTestCase(ServiceTestCase):
                 limits=self.limits,
                 refused_sends=self.refused_sends,
                 checks=self.checks,
+                keys_age=lambda: 0,
                 lag=self.lag,
                 kinds=lambda: {"validator": "local", "broker": "memory"},
             )

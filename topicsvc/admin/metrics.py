@@ -47,6 +47,7 @@ class Sources:
         limits: refusals by limits.
         refused_sends: sends with a refused token.
         checks: token checks.
+        keys_age: returns the seconds since the keys of JWTs were fetched.
         lag: reactor lag.
         kinds: returns the kinds of validator and broker, by label.
     """
@@ -58,6 +59,7 @@ class Sources:
     limits: Limits
     refused_sends: RefusedSends
     checks: TokenCheckStats
+    keys_age: Callable[[], float]
     lag: ReactorLag
     kinds: Callable[[], Mapping[str, str]]
 
@@ -205,6 +207,18 @@ class _Service(Collector):
         )
         yield CounterMetricFamily(
             "topicsvc_token_cache_misses", "Tokens not found in the cache.", checks.cache_misses
+        )
+        yield _labelled(
+            CounterMetricFamily,
+            "topicsvc_key_fetches",
+            "Fetches of the keys of JWTs.",
+            "outcome",
+            checks.key_fetches,
+        )
+        yield GaugeMetricFamily(
+            "topicsvc_keys_age_seconds",
+            "Time since the keys of JWTs were fetched; 0 without such a validator.",
+            self._sources.keys_age(),
         )
 
     def _refused_tokens(self) -> Metric:

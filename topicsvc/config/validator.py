@@ -14,6 +14,7 @@ from topicsvc.settings import (
     DAY,
     CheckSettings,
     IntrospectionSettings,
+    JwtSettings,
     LocalSettings,
     PersoniumSettings,
     Rule,
@@ -130,10 +131,25 @@ def _local(table: Table, _: Table) -> LocalSettings:
     return LocalSettings(key=table.file("key_file", read_key, b""))
 
 
+def _jwt(table: Table, _: Table) -> JwtSettings:
+    try:
+        from topicsvc.config.issuers import read_issuers
+    except ImportError:
+        table.problem(
+            "kind",
+            "its libraries are not installed",
+            "\"jwt\" after pip install 'topicsvc[jwt]'",
+        )
+        table.ignore_unknown()
+        return JwtSettings((), ())
+    return JwtSettings(issuers=read_issuers(table), rules=_rules(table))
+
+
 _VALIDATORS: dict[str, Callable[[Table, Table], ValidatorSettings]] = {
     "personium": _personium,
     "introspection": _introspection,
     "local": _local,
+    "jwt": _jwt,
 }
 
 _CLAIM = 'the name of a claim, or a list of names: ["realm_access", "roles"]'

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredList
 
 from topicsvc.interfaces import Revocation, TokenValidator
-from topicsvc.settings import Config, IntrospectionSettings, PersoniumSettings
+from topicsvc.settings import Config, IntrospectionSettings, JwtSettings, PersoniumSettings
 from topicsvc.validators.http_agent import BoundedAgent
 from topicsvc.validators.http_client import HttpClient
 from topicsvc.validators.introspection import IntrospectionValidator
@@ -23,6 +23,10 @@ from topicsvc.validators.wrappers.single_flight import SingleFlight
 from topicsvc.validators.wrappers.timeout import TimeoutValidator
 from topicsvc.validators.wrappers.topic_filter import TopicFilter
 
+if TYPE_CHECKING:  # these need the extra "jwt"
+    from topicsvc.validators.jwt.discovery import Discovery
+    from topicsvc.validators.jwt.key_source import FixedKeys, KeySource
+
 __all__ = ["ValidatorStack"]
 
 
@@ -31,7 +35,7 @@ class ValidatorStack:
 
     From the outside in: topic filter, cache, single flight, statistics, outage log, limit of
     concurrent checks, timeout, validator. The outer two are optional. A local validator has
-    only them and the statistics.
+    only them and the statistics. A validator of JWTs has no cache but its own.
 
     Args:
         settings: all settings.
@@ -40,6 +44,9 @@ class ValidatorStack:
         stats: counts the checks; it outlives a reload, which makes a new stack.
 
     Attributes:
+        discoveries: fetch these keys.
+        key_places: where the keys of each issuer are fetched: a URL, or ``discovery``.
+        key_sources: the keys of the issuers of JWTs, by issuer; empty: no such validator.
         validator: for the tokens that clients present.
         revocation: for the tokens of sessions; None: they are not checked again.
         base_validator: the validator without its wrappers.
@@ -55,14 +62,17 @@ class ValidatorStack:
         self._settings = settings
         self._reactor = reactor
         self._now = now
-        self._agent: BoundedAgent | None = None
+        self._agents: list[BoundedAgent] = []
+        self.key_places: dict[str, str] = {}
+        self.discoveries: dict[str, Discovery] = {}
         self.http_client: HttpClient | None = None
+        self.key_sources: dict[str, KeySource | FixedKeys] = {}
         self.base_validator: TokenValidator
         self._stats = stats
         checks = settings.checks
         uncached = self._uncached()
         validator = uncached
-        if checks.cache:
+        if checks.cache and not isinstance(settings.validator, JwtSettings):
             cached = GrantCache(uncached, reactor, now, checks.cache, stats)
             validator, uncached = cached, cached.uncached
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
@@ -74,9 +84,38 @@ class ValidatorStack:
             at_once = max(1, checks.concurrency // self._RECHECK_SHARE)
             self.revocation = Revocation(uncached, checks.recheck, at_once)
 
+    def start(self, previous: ValidatorStack | None = None) -> None:
+        """Fetch the keys of JWTs, now and regularly.
+
+        Args:
+            previous: its keys are used, where the issuer is the same; None: there are none.
+        """
+        for issuer, source in self.key_sources.items():
+            source.start(None if previous is None else previous._source_like(self, issuer))
+
+    def _source_like(self, other: ValidatorStack, issuer: str) -> Any:
+        """Return the keys of `issuer`, if `other` fetches them from the same place."""
+        place = self.key_places.get(issuer)
+        if place is None or place != other.key_places.get(issuer):
+            return None
+        return self.key_sources[issuer]
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether the keys of each issuer of JWTs have been loaded once."""
+        return all(source.was_loaded for source in self.key_sources.values())
+
+    @property
+    def keys_age(self) -> float:
+        """Seconds since the keys of JWTs were fetched; of several issuers the longest time."""
+        return max((source.age for source in self.key_sources.values()), default=0)
+
     def stop(self) -> Deferred[None]:
-        """Close the connections to the validator's server."""
-        return succeed(None) if self._agent is None else self._agent.close()
+        """Fetch no more keys, and close the connections to the validator's servers."""
+        for source in self.key_sources.values():
+            source.stop()
+        closing = DeferredList([agent.close() for agent in self._agents])
+        return closing.addCallback(lambda _: None)
 
     def _uncached(self) -> TokenValidator:
         """Make the validator, with the wrappers that every check passes."""
@@ -101,6 +140,9 @@ class ValidatorStack:
                     settings.issuer,
                     settings.audience,
                 )
+            case JwtSettings():
+                self.base_validator = self._jwt(settings)
+                return MeasuredValidator(self.base_validator, clock, self._stats)
             case _:
                 self.base_validator = LocalValidator(settings.key, self._now)
                 return MeasuredValidator(self.base_validator, clock, self._stats)
@@ -111,6 +153,34 @@ class ValidatorStack:
 
     def _make_client(self, authorities: Any, requests_per_check: int) -> HttpClient:
         connections = requests_per_check * self._settings.checks.concurrency
-        self._agent = BoundedAgent(self._reactor, authorities, connections)
-        self.http_client = HttpClient(self._agent)
+        self.http_client = HttpClient(self._make_agent(authorities, connections))
         return self.http_client
+
+    def _make_agent(self, authorities: Any, connections: int) -> BoundedAgent:
+        agent = BoundedAgent(self._reactor, authorities, connections)
+        self._agents.append(agent)
+        return agent
+
+    def _jwt(self, settings: JwtSettings) -> TokenValidator:
+        from topicsvc.validators.jwt.discovery import Discovery
+        from topicsvc.validators.jwt.key_source import FixedKeys, KeySource
+        from topicsvc.validators.jwt.keys import read_keys
+        from topicsvc.validators.jwt.validator import JwtValidator
+
+        for issuer in settings.issuers:
+            if issuer.jwks is not None:
+                self.key_sources[issuer.issuer] = FixedKeys(read_keys(issuer.jwks))
+                continue
+            self.key_places[issuer.issuer] = issuer.jwks_url or "discovery"
+            client = HttpClient(self._make_agent(issuer.authorities, 1))
+            discovery = self.discoveries[issuer.issuer] = Discovery(client, issuer)
+            self.key_sources[issuer.issuer] = KeySource(
+                issuer.issuer,
+                discovery.fetch_keys,
+                self._reactor,
+                issuer.max_age,
+                issuer.stale,
+                self._settings.checks.timeout,
+                self._stats.key_fetches,
+            )
+        return JwtValidator(settings, self.key_sources, self._now)

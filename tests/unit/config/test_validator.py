@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import TestCase
 
 from tests.support.certificates import Authority
+from tests.support.jwt_issuer import jwk, jwks, private_key
 from topicsvc import config
 from topicsvc.errors import ConfigError
 from topicsvc.service import TopicService
@@ -15,6 +19,8 @@ from topicsvc.settings import (
     CheckSettings,
     Config,
     IntrospectionSettings,
+    IssuerSettings,
+    JwtSettings,
     PersoniumSettings,
     Rule,
 )
@@ -279,4 +285,155 @@ class WiringTests(SettingsTestCase):
         key_file = self.directory / "key"
         write_key(key_file, make_key())
         stack = self.build(self.load(f'kind = "local"\nkey_file = "{key_file}"'))
-        self.assertIsNone(stack._agent)
+        self.assertEqual(stack._agents, [])
+
+
+class JwtSettingsTests(SettingsTestCase):
+    def jwt(self, more: str = "", required: str = "", top: str = "") -> Config:
+        required = required or 'issuer = "https://as.example/a"\naudience = ["us"]'
+        return self.load(f'kind = "jwt"\n[[validator.issuers]]\n{required}\n{more}', top)
+
+    def test_the_required_settings_and_the_defaults(self) -> None:
+        validator = self.jwt().validator
+        assert isinstance(validator, JwtSettings)
+        self.assertEqual(
+            validator, JwtSettings((IssuerSettings("https://as.example/a", ("us",)),), ())
+        )
+        [issuer] = validator.issuers
+        self.assertEqual(
+            (issuer.audience_claim, issuer.token_types, issuer.leeway, issuer.scope_claims),
+            ("aud", ("at+jwt",), 10, ("scope", "scp")),
+        )
+        self.assertEqual(
+            (issuer.subject_claim, issuer.max_age, issuer.stale, issuer.details_type),
+            ("sub", 3600, 86400, None),
+        )
+        self.assertEqual(len(issuer.algorithms), 11)
+
+    def test_every_setting(self) -> None:
+        validator = self.jwt(
+            f"""
+            jwks_url = "https://keys.example/jwks"
+            audience_claim = "client_id"
+            algorithms = ["ES256", "EdDSA"]
+            token_types = ["JWT", ""]
+            leeway = 0
+            scope_claims = ["permissions"]
+            subject_claim = "oid"
+            max_age = 10
+            stale = 10
+            details_type = "https://push.example/topics"
+            ca_file = "{Authority(self.directory).ca_file}"
+            [[validator.rules]]
+            everybody = true
+            topics = ["/{{sub}}/*"]
+            may = ["send"]
+            """
+        ).validator
+        assert isinstance(validator, JwtSettings)
+        [issuer] = validator.issuers
+        self.assertIsNotNone(issuer.authorities)
+        self.assertEqual(
+            replace(issuer, authorities=None),
+            IssuerSettings(
+                "https://as.example/a",
+                ("us",),
+                jwks_url="https://keys.example/jwks",
+                audience_claim="client_id",
+                algorithms=("ES256", "EdDSA"),
+                token_types=("JWT", ""),
+                leeway=0,
+                scope_claims=("permissions",),
+                subject_claim="oid",
+                max_age=10,
+                stale=10,
+                details_type="https://push.example/topics",
+            ),
+        )
+        self.assertEqual(len(validator.rules), 1)
+
+    def test_keys_in_a_file(self) -> None:
+        file = self.directory / "jwks"
+        body = jwks(jwk(private_key("ES256")))
+        file.write_bytes(body)
+        # With a file, the issuer need not be a URL.
+        required = f'issuer = "us"\naudience = ["us"]\njwks_file = "{file}"'
+        validator = self.jwt(required=required).validator
+        assert isinstance(validator, JwtSettings)
+        self.assertEqual(validator.issuers[0].jwks, body)
+        for content, reason in (
+            (b"{}", 'without a list "keys"'),
+            (jwks(), "no key in it can be used"),
+            (jwks({"kty": "oct", "k": "canary"}), 'its type (kty) is "oct"'),
+            (b" " * 300000, "more than 262144 bytes"),
+        ):
+            file.write_bytes(content)
+            [problem] = self.assertRaises(ConfigError, self.jwt, "", required).problems
+            self.assertIn(f"validator.issuers[0].jwks_file: {file}: ", problem)
+            self.assertIn(reason, problem)
+            self.assertNotIn("canary", problem)
+
+    def test_wrong_settings(self) -> None:
+        for more, key, allowed in (
+            ('jwks_url = "http://as.example/jwks"', "jwks_url", "https URL"),
+            ('jwks_url = "https://a:canary@as.example/"', "jwks_url", "https URL"),
+            ('jwks_file = "nowhere"', "jwks_file", "can be read"),
+            ('algorithms = ["HS256"]', "algorithms", "RS256, RS384"),
+            ('algorithms = ["RS256", "none"]', "algorithms", "RS256, RS384"),
+            ('algorithms = ["rs256"]', "algorithms", "RS256, RS384"),
+            ("algorithms = []", "algorithms", "RS256"),
+            ("token_types = []", "token_types", '["at+jwt"]'),
+            ('token_types = "JWT"', "token_types", '["...", "..."]'),
+            ("leeway = -1", "leeway", "0 to 300"),
+            ("leeway = 301", "leeway", "0 to 300"),
+            ("max_age = 9", "max_age", "10 to 2592000"),
+            ("stale = 9", "stale", "10 to 2592000"),
+            ("scope_claims = [1]", "scope_claims", '["...", "..."]'),
+            ('subject_claim = ""', "subject_claim", "name of a claim"),
+            ("audience_claim = 1", "audience_claim", "name of a claim"),
+            ("details_type = 1", "details_type", "authorization_details"),
+            ("x = 1", "x", ""),
+        ):
+            with self.subTest(more):
+                problems = self.assertRaises(ConfigError, self.jwt, more).problems
+                self.assertEqual(len(problems), 1, problems)
+                self.assertTrue(problems[0].startswith(f"validator.issuers[0].{key}: "), problems)
+                self.assertIn(allowed, problems[0].partition("; allowed: ")[2])
+                self.assertNotIn("canary", problems[0])
+
+    def test_one_place_of_the_keys(self) -> None:
+        file = self.directory / "jwks"
+        file.write_bytes(jwks(jwk(private_key("ES256"))))
+        more = f'jwks_url = "https://as.example/jwks"\njwks_file = "{file}"'
+        self.assert_problem(
+            "validator.issuers[0].jwks_file: jwks_url is set too", "one of the two", self.jwt, more
+        )
+
+    def test_issuers_whose_keys_cannot_be_found(self) -> None:
+        for issuer in ("us", "http://as.example/", "https://as.example/?x", "https://as.example/#x",
+                       "https://a:b@as.example/", "ftp://as.example/"):  # fmt: skip
+            required = f'issuer = "{issuer}"\naudience = ["us"]'
+            self.assert_problem(
+                "validator.issuers[0].issuer: ", "jwks_url or jwks_file", self.jwt, "", required
+            )
+        for issuer in ("http://localhost:8080/a", "http://127.0.0.1/", "http://[::1]:8080/"):
+            self.jwt(required=f'issuer = "{issuer}"\naudience = ["us"]')
+
+    def test_missing_settings_are_named(self) -> None:
+        self.assert_problem(
+            "validator.issuers: missing", "[[validator.issuers]]", self.load, 'kind = "jwt"'
+        )
+        problems = self.assertRaises(ConfigError, self.jwt, "", "leeway = 1").problems
+        self.assertEqual(
+            [problem.partition(":")[0] for problem in problems],
+            ["validator.issuers[0].issuer", "validator.issuers[0].audience"],
+        )
+
+    def test_each_issuer_once(self) -> None:
+        twice = '[[validator.issuers]]\nissuer = "https://as.example/a"\naudience = ["x"]'
+        self.assert_problem("validator.issuers: 'https://as.example/a'", "once", self.jwt, twice)
+
+    def test_a_missing_library_is_named_with_the_command_that_installs_it(self) -> None:
+        with mock.patch.dict(sys.modules, {"topicsvc.config.issuers": None}):
+            [problem] = self.assertRaises(ConfigError, self.jwt).problems
+        self.assertIn("pip install 'topicsvc[jwt]'", problem)

@@ -21,6 +21,7 @@ from topicsvc.explain import NO_ADDRESS, explain
 from topicsvc.listening.endpoints import is_tls
 from topicsvc.settings import (
     IntrospectionSettings,
+    JwtSettings,
     LocalSettings,
     MemorySettings,
     PersoniumSettings,
@@ -61,6 +62,8 @@ class Checks(Reporter):
         if isinstance(self._settings.validator, LocalSettings):
             self.ok("validator", "tokens are validated locally, with the key in key_file")
             self.ok("clock", "only the clock of this host determines when tokens expire")
+        elif isinstance(self._settings.validator, JwtSettings):
+            await self._attempt("issuers", self._jwt(self._settings.validator, token, topic))
         else:
             stack = ValidatorStack(self._settings, self._reactor, self._now, TokenCheckStats())
             await self._attempt("validator", self._validator(stack, topic))
@@ -99,6 +102,18 @@ class Checks(Reporter):
         stopping = broker.stopService()
         if isinstance(stopping, Deferred):
             await stopping
+
+    async def _jwt(
+        self, settings: JwtSettings, token: str | None, topic: TopicAddress | None
+    ) -> None:
+        from topicsvc.cli.doctor.jwt_checks import JwtChecks
+
+        stack = ValidatorStack(self._settings, self._reactor, self._now, TokenCheckStats())
+        checks = JwtChecks(self._settings, self._reactor, self.report, self._now)
+        keys = await checks.issuers(stack, settings, self._compare_clocks)
+        await stack.stop()
+        if token is not None:
+            checks.token(token, settings, keys, topic)
 
     async def _validator(self, stack: ValidatorStack, topic: TopicAddress | None) -> None:
         cell = "topicsvc-doctor" if topic is None else topic.cell
@@ -146,8 +161,12 @@ class Checks(Reporter):
         except Exception as error:
             self.fail("clock", f"{url} gives no time: {explain(error)}")
             return
+        self._compare_clocks(url, response.header("date"))
+
+    def _compare_clocks(self, url: str, date: str) -> None:
+        """Compare the clocks of this host and of `url`, which has sent the header ``Date``."""
         try:
-            remote = parsedate_to_datetime(response.header("date")).timestamp()
+            remote = parsedate_to_datetime(date).timestamp()
         except ValueError:
             self.warn("clock", f"{url} gives no time: no Date header")
             return

@@ -31,9 +31,8 @@ def run(options: Namespace) -> None:
             topic = TopicAddress.from_path(options.topic)
         except PathRefused as error:
             raise CommandFailed(f"--topic {options.topic}: {error}") from error
+    if topic is not None or options.token or options.token_file:
         token = find_token(options)
-    elif options.token or options.token_file:
-        raise CommandFailed("--topic is missing: it names the topic on which the token is tested")
     failures = 0
 
     def report(result: CheckResult) -> None:
@@ -49,6 +48,8 @@ def run(options: Namespace) -> None:
         for problem in error.problems:
             report(CheckResult("FAIL", "settings", problem))
         raise CommandFailed("the other checks need valid settings") from error
+    if token is not None and topic is None and settings.validator.kind != "jwt":
+        raise CommandFailed("--topic is missing: it names the topic on which the token is tested")
     report(CheckResult("ok", "settings", str(options.config)))
     run_reactor(
         lambda reactor: Deferred.fromCoroutine(Checks(settings, reactor, report).all(token, topic))

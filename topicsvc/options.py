@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -12,6 +13,7 @@ from twisted.python import usage
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.factory import make_broker
 from topicsvc.errors import ConfigError
+from topicsvc.listening.endpoint_string import EndpointString
 from topicsvc.listening.listener import endpoint_problem
 from topicsvc.process.setup import fail_to_start
 from topicsvc.settings import Config
@@ -42,6 +44,8 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self["listen"] = []
+        # Settings are read again after twistd has changed its directory to --rundir.
+        self._directory = Path.cwd()
 
     def opt_listen(self, endpoint: str) -> None:
         """Serve clients on this endpoint, e.g. tcp:8080. May be repeated. Overrides the file."""
@@ -75,7 +79,6 @@ class Options(usage.Options):
                 "nothing to run: give --config FILE, or try --demo (docs/configuration.md)"
             )
         if self["config"]:
-            # A daemon reads it again after it has changed its directory.
             self["config"] = str(Path(self["config"]).absolute())
 
     def settings(self) -> Config:
@@ -85,8 +88,15 @@ class Options(usage.Options):
             ConfigError: a setting cannot be used.
         """
         if self["demo"]:
-            return demo.settings(self["listen"], self["admin"])
-        return config.read(Path(self["config"]), self["listen"], self["admin"], endpoint_problems)
+            settings = demo.settings(self["listen"], self["admin"])
+            return replace(settings, directory=self._directory)
+        return config.read(
+            Path(self["config"]),
+            self["listen"],
+            self["admin"],
+            endpoint_problems,
+            self._directory,
+        )
 
 
 def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
@@ -102,12 +112,19 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
     if settings.admin:
         texts.append(("admin", settings.admin))
     problems = []
+    earlier: list[tuple[str, EndpointString]] = []
     for setting, text in texts:
-        problem = endpoint_problem(text, reactor, is_start)
+        problem = endpoint_problem(text, reactor, is_start, settings.directory)
+        string = EndpointString.parse(text)
+        for other_setting, other in earlier:
+            if problem is None and string.conflicts_with(other):
+                problem = (
+                    f"{other_setting} {other.text!r} listens there already; "
+                    "give each endpoint an address of its own"
+                )
+        earlier.append((setting, string))
         if problem is not None:
-            problems.append(
-                f"{setting}: {text!r}: {problem}; allowed: a Twisted endpoint, tcp:8080"
-            )
+            problems.append(f"{setting}: {text!r}: {problem}")
     try:
         make_broker(settings.broker, reactor, time.time)
     except ConfigError as error:

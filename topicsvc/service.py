@@ -166,7 +166,8 @@ class TopicService(Service):
             self.websocket_server.context.slow_consumers,
         )
         self._listeners = [
-            Listener("listen", text, self._site, reactor) for text in settings.listen
+            Listener("listen", text, self._site, reactor, settings.directory)
+            for text in settings.listen
         ]
         self._admin_listeners: list[Listener] = []
         self._reactor_lag = ReactorLag(reactor)
@@ -201,7 +202,9 @@ class TopicService(Service):
                 settings.operator,
             )
             admin = AdminSite(self._admin_tree, reactor)
-            self._admin_listeners.append(Listener("admin", settings.admin, admin, reactor))
+            self._admin_listeners.append(
+                Listener("admin", settings.admin, admin, reactor, settings.directory)
+            )
 
     @property
     def ports(self) -> list[IListeningPort]:

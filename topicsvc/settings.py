@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from topicsvc.topics import SubjectPattern, TopicPattern, Unit
@@ -342,6 +343,7 @@ class Config:
         operator: the rest of ``[admin]``.
         unit: the unit's URL and the hosts that are served.
         topics: the topics that exist, for validators that cannot check this; empty: all.
+        directory: the directory that relative paths in endpoint strings start from.
     """
 
     listen: tuple[str, ...]
@@ -357,3 +359,4 @@ class Config:
     limits: LimitSettings = field(default_factory=LimitSettings)
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    directory: Path = Path()

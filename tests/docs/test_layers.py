@@ -24,7 +24,7 @@ LAYERS = [
     ["brokers", "validators", "delivery", "admission"],
     ["interfaces", "settings"],
     ["topics", "strict_json", "listening", "process"],
-    ["scheduling", "errors", "explain", "histogram", "logs"],
+    ["scheduling", "errors", "explain", "files", "histogram", "logs"],
     ["refusals", "printable"],
 ]
 """From the top down. Packages and modules of one layer do not import one another.
@@ -44,6 +44,7 @@ PURE = {
     "errors",
     "histogram",
     "interfaces",
+    "listening.endpoint_string",
     "listening.proxy_header",
     "printable",
     "refusals",

@@ -30,8 +30,8 @@ from twisted.trial import util
 from tests.support.certificates import Authority
 from tests.support.processes import until
 from topicsvc.delivery.slow_consumers import SlowConsumers
-from topicsvc.listening.listener import _free_when_lost
 from topicsvc.listening.proxy_protocol import ProxiedFactory
+from topicsvc.listening.tls import TlsTransport
 from topicsvc.settings import LimitSettings
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
@@ -238,7 +238,7 @@ class TlsCase(SendQueueCase):
         endpoint = SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
 
         def free_when_lost(port: Any) -> Any:
-            _free_when_lost(port)
+            port.factory.protocol = TlsTransport
             return port
 
         return endpoint.listen(factory).addCallback(free_when_lost)

@@ -73,9 +73,21 @@ class ClientQuota:
             quota._admit(host)
         else:
             quota._refuse("accepts_per_second")
-        if quota.exceeded_limit is not None and not limits.allow_polite_refusal():
-            quota.is_closed_unanswered = True
+        quota._limit_answers()
         return quota
+
+    def identify(self, host: str) -> None:
+        """Count the connection for the client at `host`, or refuse it as `admit` does.
+
+        For a connection that has sent no request yet. The caller then checks
+        `is_closed_unanswered`.
+        """
+        if not self._is_counted:
+            return
+        self.set_client_address(host)
+        if self.exceeded_limit is not None:
+            self._uncount()
+            self._limit_answers()
 
     def _admit(self, host: str | None) -> None:
         limits = self._limits
@@ -125,9 +137,7 @@ class ClientQuota:
         """The connection is closed: no longer count it."""
         self.on_token_deadline = None
         if self._is_counted:
-            self._set_authenticated()
-            self._is_counted = False
-            self._limits.connections.remove(self.address)
+            self._uncount()
         elif not self.is_closed_unanswered:
             self._limits.polite_refusals -= 1
 
@@ -210,6 +220,16 @@ class ClientQuota:
         if not is_allowed:
             self._limits.record_refusal("allowed_origins")
         return is_allowed
+
+    def _uncount(self) -> None:
+        self._set_authenticated()
+        self._is_counted = False
+        self._limits.connections.remove(self.address)
+
+    def _limit_answers(self) -> None:
+        """Let only some refused connections have an answer."""
+        if self.exceeded_limit is not None and not self._limits.allow_polite_refusal():
+            self.is_closed_unanswered = True
 
     def _check_address_limits(self, address: str | None) -> None:
         limits, settings = self._limits, self._limits.settings

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from topicsvc.config.admin import read_admin
 from topicsvc.config.broker import read_broker
-from topicsvc.config.files import read_secret
+from topicsvc.config.files import read_secret, read_settings_file
 from topicsvc.config.limits import read_limits
 from topicsvc.config.toml_table import Table
 from topicsvc.config.topics import read_topics
 from topicsvc.config.validator import CELL_URLS, kind_of, read_checks, read_validator
 from topicsvc.errors import ConfigError
+from topicsvc.files import explain_file_error
 from topicsvc.settings import (
     DAY,
     MEBIBYTE,
@@ -39,6 +40,7 @@ def read(
     listen: Iterable[str] = (),
     admin: str | None = None,
     extra_check: ExtraCheck | None = None,
+    directory: Path = Path(),
 ) -> Config:
     """Read a configuration file; see `load`.
 
@@ -46,12 +48,10 @@ def read(
         ConfigError: the file cannot be read, or a setting cannot be used.
     """
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: not UTF-8"]) from error
-    return load(text, listen, admin, extra_check)
+        text = read_settings_file(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError([explain_file_error(path, error)]) from error
+    return load(text, listen, admin, extra_check, directory)
 
 
 def load(
@@ -59,6 +59,7 @@ def load(
     listen: Iterable[str] = (),
     admin: str | None = None,
     extra_check: ExtraCheck | None = None,
+    directory: Path = Path(),
 ) -> Config:
     """Read settings in TOML; command-line options override them.
 
@@ -67,6 +68,7 @@ def load(
         listen: overrides the endpoints of the file, if not empty.
         admin: overrides the admin endpoint of the file.
         extra_check: finds problems that need more than the file, to report all at once.
+        directory: the directory that relative paths start from.
 
     Raises:
         ConfigError: with all problems.
@@ -75,7 +77,7 @@ def load(
         members = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([f"not TOML: {error}"]) from error
-    table = Table(members)
+    table = Table(members, directory=directory)
     from_file = table.texts("listen")
     endpoints = tuple(listen) or from_file
     if not endpoints:
@@ -120,6 +122,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
         broker=read_broker(table.table("broker")),
         limits=read_limits(table.table("limits")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
+        directory=table.directory,
         log=LogSettings(subjects=log.flag("subjects", True)),
     )
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from topicsvc.config.files import read_authorities, read_line
 from topicsvc.config.toml_table import Table
+from topicsvc.files import explain_file_error, read_file
+from topicsvc.listening.endpoint_string import EndpointString, with_absolute_paths
+from topicsvc.listening.pem import read_pem
 from topicsvc.settings import ActiveMQSettings, BrokerSettings, KafkaSettings, Login, MemorySettings
 
 __all__ = ["read_broker"]
@@ -32,11 +36,43 @@ def read_broker(table: Table) -> BrokerSettings:
 def _activemq(table: Table, closes_on_loss: bool) -> ActiveMQSettings:
     allowed = '"tcp:localhost:61613" or "tls:broker.example:61614"'
     endpoint = table.text("endpoint", None, allowed) or ""
+    endpoint = with_absolute_paths(endpoint, table.directory, is_client=True)
     if endpoint and not _BROKER_ENDPOINT.match(endpoint):
         table.problem("endpoint", f"{endpoint!r} is not a tcp: or tls: endpoint", allowed)
     elif any(not 0 < int(port) < 65536 for port in _BROKER_PORT.findall(endpoint)):
         table.problem("endpoint", f"{endpoint!r}: the port is not from 1 to 65535", allowed)
+    else:
+        try:
+            _check_files(EndpointString.parse(endpoint))
+        except ValueError as error:
+            table.problem("endpoint", f"{endpoint!r}: {error}", allowed)
     return ActiveMQSettings(endpoint, _login(table), closes_on_loss)
+
+
+def _check_files(endpoint: EndpointString) -> None:
+    """Check the files of a ``tls:`` endpoint, which Twisted reads.
+
+    Raises:
+        ValueError: a file cannot be used, would block Twisted, or needs a passphrase.
+    """
+    for name in ("certificate", "privateKey"):
+        if name in endpoint.named:
+            read_pem(Path(endpoint.named[name]))
+    if "trustRoots" in endpoint.named:
+        # Files that cannot be read are ignored, as Twisted does.
+        with suppress(OSError):
+            for path in Path(endpoint.named["trustRoots"]).iterdir():
+                if path.name.lower().endswith(".pem"):
+                    _check_authority(path)
+
+
+def _check_authority(path: Path) -> None:
+    try:
+        read_file(path)
+    except OSError:
+        pass
+    except ValueError as error:
+        raise ValueError(explain_file_error(path, error)) from error
 
 
 _BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
@@ -70,7 +106,7 @@ _BOOTSTRAP = re.compile(rf"{_SERVER}(?:,{_SERVER})*", re.ASCII)
 def _pem(path: Path) -> str:
     """Return the certificates of a file as PEM text; for the errors see `read_authorities`."""
     read_authorities(path)
-    return path.read_text("ascii", "replace")
+    return read_file(path).decode("ascii", "replace")
 
 
 def _login(table: Table) -> Login | None:

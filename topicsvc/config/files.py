@@ -1,15 +1,65 @@
-"""Reads the files that settings name: secrets and certificates of authorities."""
+"""Reads the settings' file, and the files that it names: secrets, certificates of authorities."""
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import stat
+import time
 from pathlib import Path
 from typing import Any
 
 from OpenSSL.crypto import Error as CryptoError
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 
-__all__ = ["read_authorities", "read_bearer_token", "read_line", "read_secret"]
+from topicsvc.files import MAX_SIZE, read_file
+
+__all__ = [
+    "PIPE_TIMEOUT",
+    "read_authorities",
+    "read_bearer_token",
+    "read_line",
+    "read_secret",
+    "read_settings_file",
+]
+
+PIPE_TIMEOUT = 2.0
+"""Seconds for a pipe to deliver the whole settings."""
+
+
+def read_settings_file(path: Path) -> str:
+    """Read the settings' file, in UTF-8. It may be a pipe, as in ``topicsvc check /dev/stdin``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8, is too big or incomplete, or is neither a file nor a pipe.
+    """
+    is_pipe = stat.S_ISFIFO(os.stat(path).st_mode)
+    try:
+        return (_read_pipe(path) if is_pipe else read_file(path)).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+
+
+def _read_pipe(path: Path) -> bytes:
+    deadline = time.monotonic() + PIPE_TIMEOUT
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        data = bytearray()
+        while len(data) <= MAX_SIZE:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise ValueError(f"the pipe did not deliver the settings within {PIPE_TIMEOUT:g} s")
+            piece = os.read(descriptor, MAX_SIZE)
+            if not piece:
+                return bytes(data)
+            data += piece
+        raise ValueError(f"it has more than {MAX_SIZE} bytes")
+    finally:
+        os.close(descriptor)
 
 
 def read_secret(path: Path) -> str:
@@ -20,7 +70,7 @@ def read_secret(path: Path) -> str:
         ValueError: the file is empty or not UTF-8.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_file(path).decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     secret = text.removesuffix("\n").removesuffix("\r")
@@ -68,7 +118,7 @@ def read_authorities(path: Path) -> Any:
         OSError: the file cannot be read.
         ValueError: the file has no certificate, or one that cannot be parsed.
     """
-    *blocks, _ = path.read_bytes().split(_PEM_END)
+    *blocks, _ = read_file(path).split(_PEM_END)
     try:
         certificates = [Certificate.loadPEM(block + _PEM_END + b"\n") for block in blocks]
     except (CryptoError, ValueError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from topicsvc.errors import ConfigError
+from topicsvc.files import explain_file_error
 
 __all__ = ["Table"]
 
@@ -25,14 +26,21 @@ class Table:
         members: the table as `tomllib` returned it.
         name: its name in the file, such as ``session``; empty for the whole file.
         problems: the list to which problems are added.
+        directory: the directory that relative paths start from.
 
     Attributes:
+        directory: the same.
         keys: the keys that were read, with their defaults.
     """
 
     def __init__(
-        self, members: dict[str, Any], name: str = "", problems: list[str] | None = None
+        self,
+        members: dict[str, Any],
+        name: str = "",
+        problems: list[str] | None = None,
+        directory: Path = Path(),
     ) -> None:
+        self.directory = directory
         self._members = members
         self._name = name
         self._problems: list[str] = [] if problems is None else problems
@@ -79,7 +87,7 @@ class Table:
         if not isinstance(members, dict):
             self.problem(key, "not a table", f"[{self._full(key)}]")
             members = {}
-        table = Table(members, self._full(key), self._problems)
+        table = Table(members, self._full(key), self._problems, self.directory)
         self._tables.append(table)
         return table
 
@@ -90,7 +98,7 @@ class Table:
             self.problem(key, "not a list of tables", f"[[{self._full(key)}]]")
             value = []
         tables = [
-            Table(members, f"{self._full(key)}[{place}]", self._problems)
+            Table(members, f"{self._full(key)}[{place}]", self._problems, self.directory)
             for place, members in enumerate(value)
         ]
         self._tables += tables
@@ -150,12 +158,13 @@ class Table:
         name = self.text(key, None if required else "", "the path of a file")
         if name is None:
             return default
+        path = self.directory / name
         try:
-            return reader(Path(name))
+            return reader(path)
         except OSError as error:
-            self.problem(key, f"{name}: {error.strerror}", "a file that can be read")
+            self.problem(key, explain_file_error(path, error), "a file that can be read")
         except ValueError as error:
-            self.problem(key, f"{name}: {error}", "see docs/configuration.md")
+            self.problem(key, explain_file_error(path, error), "see docs/configuration.md")
         return default
 
     def _bounded(

@@ -1,58 +1,115 @@
-"""Parses Twisted endpoint strings, with ``haproxy:`` for the PROXY protocol."""
+"""Makes endpoints from Twisted's endpoint strings, with TLS and the PROXY protocol."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    serverFromString,
+)
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from topicsvc.explain import explain_endpoint_error
-from topicsvc.listening.proxy_protocol import PREFIX, ProxiedEndpoint
+from topicsvc.listening.certificates import read_directory, read_pair
+from topicsvc.listening.endpoint_string import PREFIX, EndpointString
+from topicsvc.listening.proxy_protocol import ProxiedEndpoint
+from topicsvc.listening.systemd_sockets import SystemdEndpoint
+from topicsvc.listening.tls import TlsEndpoint
+from topicsvc.listening.tls_contexts import ContextSet
 
-__all__ = ["is_proxied", "is_systemd", "is_tls", "parse", "unproxied"]
+__all__ = ["parse", "read_contexts"]
 
-
-def unproxied(text: str) -> str:
-    """The endpoint string without its ``haproxy:`` prefixes."""
-    while is_proxied(text):
-        text = text.removeprefix(PREFIX)
-    return text
-
-
-def is_tls(text: str) -> bool:
-    """Whether an endpoint string describes a TLS endpoint."""
-    return unproxied(text).startswith(("ssl:", "tls:"))
-
-
-def is_proxied(text: str) -> bool:
-    """Whether an endpoint string requires the PROXY protocol."""
-    return text.startswith(PREFIX)
-
-
-def is_systemd(text: str) -> bool:
-    """Whether an endpoint string names a socket that systemd passes."""
-    return unproxied(text).startswith("systemd:")
+_UNUSABLE = {
+    "stdio": "it has no clients: serve on tcp:, ssl:, tls:, unix: or systemd:",
+    "autobahn": "topicsvc serves WebSocket itself: write only the endpoint in it",
+}
 
 
 def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
     """The endpoint that `text` describes.
 
     Raises:
-        ValueError: it describes no endpoint; the text says why.
+        ValueError: it describes no endpoint that can be used; the text says why.
     """
+    string = EndpointString.parse(text)
+    if string.kind in _UNUSABLE:
+        raise ValueError(_UNUSABLE[string.kind])
+    port = string.get("port")
+    if string.has_port and port.lstrip("-").isdecimal() and not 0 <= int(port) <= 65535:
+        raise ValueError(f"{port} is not a port from 0 to 65535")
+    if string.is_tls:
+        lower, contexts = _tls(string, reactor)
+        for _ in range(string.proxies):
+            lower = ProxiedEndpoint(lower)
+        return TlsEndpoint(lower, contexts, reactor)
     try:
-        return _endpoint(text, reactor)
+        endpoint: IStreamServerEndpoint = serverFromString(
+            reactor, text.removeprefix(PREFIX * string.proxies)
+        )
     except Exception as error:  # endpoint parsers raise exceptions of many types
-        if is_systemd(text) and isinstance(error, LookupError):
+        if string.kind == "systemd" and isinstance(error, LookupError):
             raise ValueError(
                 "systemd passed no such socket; start the .socket unit, not only the service"
             ) from error
-        raise ValueError(explain_endpoint_error(error)) from error
-
-
-def _endpoint(text: str, reactor: Any) -> IStreamServerEndpoint:
-    if is_proxied(text):
-        return ProxiedEndpoint(_endpoint(text.removeprefix(PREFIX), reactor))
-    endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+        raise _not_an_endpoint(error) from error
+    if isinstance(endpoint, AdoptedStreamServerEndpoint):
+        endpoint = SystemdEndpoint(endpoint, reactor)
+    for _ in range(string.proxies):
+        endpoint = ProxiedEndpoint(endpoint)
     return endpoint
+
+
+def read_contexts(text: str) -> ContextSet:
+    """Read the certificates of a TLS endpoint.
+
+    Raises:
+        ValueError: it cannot be used; the text says why.
+    """
+    return _tls(EndpointString.parse(text), None)[1]
+
+
+def _tls(string: EndpointString, reactor: Any) -> tuple[IStreamServerEndpoint, ContextSet]:
+    parser = _tls_with_one_certificate if string.kind == "ssl" else _tls_with_a_directory
+    try:
+        lower, *files = parser(reactor, *string.positional, **string.named)
+    except (TypeError, ValueError) as error:
+        raise _not_an_endpoint(error) from error
+    if string.kind == "tls":
+        return lower, ContextSet(read_directory(Path(files[0])))
+    key, certificate, chain, parameters = (None if each is None else Path(each) for each in files)
+    assert key is not None  # noqa: S101 - required by the parser
+    contexts = ContextSet(read_pair(key, certificate or key, chain), parameters)
+    return lower, contexts
+
+
+def _tls_with_one_certificate(
+    reactor: Any,
+    port: str,
+    privateKey: str,
+    certKey: str | None = None,
+    sslmethod: str | None = None,
+    interface: str = "",
+    backlog: str = "50",
+    extraCertChain: str | None = None,
+    dhParameters: str | None = None,
+) -> tuple[Any, ...]:
+    """The parameters of ``ssl:``, named as in Twisted's parser."""
+    if sslmethod is not None:
+        raise ValueError("leave out sslmethod=: TLS 1.2 and 1.3 are served")
+    endpoint = TCP4ServerEndpoint(reactor, int(port), int(backlog), interface)
+    return endpoint, privateKey, certKey, extraCertChain, dhParameters
+
+
+def _tls_with_a_directory(
+    reactor: Any, path: str, port: str = "443", backlog: str = "50", interface: str = "::"
+) -> tuple[Any, ...]:
+    """The parameters of ``tls:``, named as in Twisted's parser."""
+    return TCP6ServerEndpoint(reactor, int(port), int(backlog), interface), path
+
+
+def _not_an_endpoint(error: Exception) -> ValueError:
+    return ValueError(f"{explain_endpoint_error(error)}; allowed: a Twisted endpoint, tcp:8080")

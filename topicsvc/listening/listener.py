@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.application import strports
@@ -15,33 +15,37 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamServerEndpoint,
 )
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from topicsvc.listening.certificates import EndpointPreview
-from topicsvc.listening.endpoints import is_systemd, is_tls, parse, unproxied
+from topicsvc.listening.endpoint_string import EndpointString, with_absolute_paths
+from topicsvc.listening.endpoints import parse, read_contexts
+from topicsvc.listening.host_checks import host_problem
+from topicsvc.listening.tls import TlsEndpoint
 
 __all__ = ["Listener", "endpoint_problem"]
 
-_PORT = re.compile(r"(?:^(?:tcp6?|ssl):|:port=)(-?\d+)")
 
-
-def endpoint_problem(text: str, reactor: Any, is_start: bool) -> str | None:
+def endpoint_problem(
+    text: str, reactor: Any, is_start: bool, directory: Path = Path()
+) -> str | None:
     """Why an endpoint string cannot be listened on, as far as that is known in advance.
 
     Args:
         text: the endpoint string.
         reactor: the reactor that would listen.
-        is_start: whether the service starts now; otherwise a missing systemd socket is no problem.
+        is_start: whether the service starts now, or runs. Otherwise a missing systemd socket is no
+            problem, and the addresses and directories of this host are checked, as nothing listens.
+        directory: the directory that relative paths in `text` start from.
     """
-    if is_systemd(text) and not is_start:
+    text = with_absolute_paths(text, directory)
+    string = EndpointString.parse(text)
+    if string.kind == "systemd" and not is_start:
         return None
     try:
-        _checked_endpoint(text, reactor)
+        parse(text, reactor)
     except ValueError as error:
         return str(error)
-    return None
+    return None if is_start else host_problem(string)
 
 
 class Listener:
@@ -52,6 +56,7 @@ class Listener:
         text: the endpoint string.
         factory: makes a protocol for each connection.
         reactor: the reactor.
+        directory: the directory that relative paths in `text` start from.
 
     Attributes:
         port: the listening port; None: not yet listening, or no longer.
@@ -60,14 +65,23 @@ class Listener:
         ValueError: the endpoint cannot be used; the text says why.
     """
 
-    def __init__(self, setting: str, text: str, factory: IProtocolFactory, reactor: Any) -> None:
+    def __init__(
+        self,
+        setting: str,
+        text: str,
+        factory: IProtocolFactory,
+        reactor: Any,
+        directory: Path = Path(),
+    ) -> None:
         self.setting = setting
         self.text = text
         self.port: IListeningPort | None = None
-        self._factory = factory
         self._is_bound = False
-        endpoint = _checked_endpoint(text, reactor)
-        self._service: StreamServerEndpointService = strports.service(text, factory, reactor)
+        self._absolute_text = with_absolute_paths(text, directory)
+        endpoint = parse(self._absolute_text, reactor)
+        self._contexts = endpoint.contexts if isinstance(endpoint, TlsEndpoint) else None
+        # A service of strports raises if its endpoint cannot listen; others log that only.
+        self._service: StreamServerEndpointService = strports.service("tcp:0", factory, reactor)
         self._service.endpoint = _PortRecorder(endpoint, self)
 
     def bind(self) -> None:
@@ -102,20 +116,14 @@ class Listener:
         Raises:
             ValueError: the certificates cannot be used; the text says why.
         """
-        if not is_tls(self.text):
+        contexts = self._contexts
+        if contexts is None:
             return None
-        preview = EndpointPreview(self.text)
-        certificate = preview.certificate()
+        new = read_contexts(self._absolute_text)
+        certificate = new.default.certificate
 
         def replace() -> str:
-            port: Any = self.port
-            if port is not None:
-                factory = preview.factory(self._factory)
-                # The new factory starts first: a site with no port left would stop.
-                factory.doStart()
-                port.factory, previous = factory, port.factory
-                _free_when_lost(port)
-                previous.doStop()
+            contexts.replace(new)
             return (
                 f"the certificate of {self.text} (serial {certificate.serial_number:x}, "
                 f"until {certificate.not_valid_after_utc:%Y-%m-%d})"
@@ -135,32 +143,10 @@ class _PortRecorder:
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         def record(port: IListeningPort) -> IListeningPort:
             self._listener.port = port
-            _free_when_lost(port)
             _disable_nagle(port)
             return port
 
         return self._endpoint.listen(factory).addCallback(record)
-
-
-class _FreedTransport(BufferingTLSTransport):
-    """A TLS connection whose memory is freed as soon as the connection is lost.
-
-    If a connection ends with an error, as most do, Twisted keeps the failure in a local variable
-    of a frame in the failure's own traceback. This reference cycle holds the connection and a
-    buffer of 32 KiB. As full garbage collections are rare (see `topicsvc.process.setup.tune_gc`),
-    1,000 such connections held 25 MB.
-    """
-
-    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
-        if reason is not None:
-            reason.cleanFailure()
-        super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
-
-
-def _free_when_lost(port: Any) -> None:
-    """Let the connections of `port`, if it has TLS, be `_FreedTransport`."""
-    if isinstance(getattr(port, "factory", None), TLSMemoryBIOFactory):
-        port.factory.protocol = _FreedTransport
 
 
 def _disable_nagle(port: Any) -> None:
@@ -172,18 +158,3 @@ def _disable_nagle(port: Any) -> None:
     listening = getattr(port, "socket", None)
     if listening is not None and listening.family in (socket.AF_INET, socket.AF_INET6):
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _checked_endpoint(text: str, reactor: Any) -> IStreamServerEndpoint:
-    """Parse an endpoint string, and check what Twisted checks only when it listens.
-
-    Raises:
-        ValueError: the endpoint cannot be used; the text says why.
-    """
-    for found in _PORT.finditer(unproxied(text)):
-        if not 0 <= int(found[1]) <= 65535:
-            raise ValueError(f"{found[1]} is not a port from 0 to 65535")
-    endpoint = parse(text, reactor)
-    if is_tls(text):
-        EndpointPreview(text).certificate()
-    return endpoint

@@ -7,7 +7,7 @@ the log, and takes any text for an address.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
@@ -15,6 +15,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableProtocol,
     IListeningPort,
+    ILoggingContext,
     IProtocolFactory,
     IStreamServerEndpoint,
 )
@@ -24,10 +25,16 @@ from zope.interface import implementer
 
 from topicsvc.listening.proxy_header import InvalidProxyHeader, ProxyHeader, SocketAddress
 
-__all__ = ["PREFIX", "ProxiedEndpoint", "ProxiedFactory"]
+__all__ = ["LearnsPeer", "ProxiedEndpoint", "ProxiedFactory"]
 
-PREFIX = "haproxy:"
-"""Prefix of such an endpoint string, before the string of the endpoint that listens."""
+
+@runtime_checkable
+class LearnsPeer(Protocol):
+    """A protocol that is told when the PROXY header has named its client."""
+
+    def peer_known(self) -> None:
+        """The transport's `getPeer` now returns the address of the client."""
+        ...
 
 
 @implementer(IHalfCloseableProtocol)
@@ -61,7 +68,14 @@ class ProxiedProtocol(ProtocolWrapper):
             self.factory.refused(self.transport.getPeer(), error)
             self.transport.abortConnection()
             return
-        self._is_read = rest is not None
+        if rest is None:
+            return
+        self._is_read = True
+        protocol = self.wrappedProtocol
+        while isinstance(protocol, ProtocolWrapper):  # TLS
+            protocol = protocol.wrappedProtocol
+        if isinstance(protocol, LearnsPeer):
+            protocol.peer_known()
         if rest:
             self.wrappedProtocol.dataReceived(rest)
 
@@ -116,7 +130,9 @@ class ProxiedFactory(WrappingFactory[ProxiedProtocol]):
 
     def logPrefix(self) -> str:
         """The name of the factory in log lines."""
-        return f"{type(self.wrappedFactory).__name__} (PROXY)"
+        wrapped: Any = self.wrappedFactory
+        is_named = ILoggingContext.providedBy(wrapped)
+        return f"{wrapped.logPrefix() if is_named else type(wrapped).__name__} (PROXY)"
 
 
 @implementer(IStreamServerEndpoint)

@@ -25,6 +25,7 @@ from jwt.utils import force_bytes
 from twisted.internet.defer import Deferred, fail, succeed
 
 from topicsvc.errors import PathRefused, TokenInactive
+from topicsvc.files import read_file
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.refusals import Refusal, RefusalReason, quoted_list
 from topicsvc.topics import TopicAddress, TopicPattern
@@ -78,7 +79,7 @@ def read_key(path: Path) -> bytes:
         ValueError: the file has no key of at least 32 bytes.
     """
     try:
-        key = base64.b64decode(path.read_bytes().strip(), altchars=b"-_", validate=True)
+        key = base64.b64decode(read_file(path).strip(), altchars=b"-_", validate=True)
     except binascii.Error:
         raise ValueError("not a key in base64url") from None
     if len(key) < _KEY_BYTES:

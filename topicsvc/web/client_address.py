@@ -13,18 +13,24 @@ from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.settings import LimitSettings, Network
 from topicsvc.web.http_parser import RequestHead
 
-__all__ = ["initial_address", "set_client_address"]
+__all__ = ["address_of_peer", "initial_address", "set_client_address"]
 
 
 def initial_address(transport: Any, trusted: Sequence[Network]) -> str | None:
     """Return the address that a new connection is counted under.
 
     Returns:
-        None: the transport has no addresses, or the client's address is known only with its
-        first request, from the PROXY header before it or a trusted proxy's header in it.
+        None: the transport has no addresses, or the client's address is known only with the
+        PROXY header, or with its first request, in which a trusted proxy names it.
     """
-    if isinstance(transport, ProtocolWrapper) and not isinstance(transport, TLSMemoryBIOProtocol):
+    lower = transport.transport if isinstance(transport, TLSMemoryBIOProtocol) else transport
+    if isinstance(lower, ProtocolWrapper):
         return None  # the PROXY protocol
+    return address_of_peer(transport, trusted)
+
+
+def address_of_peer(transport: Any, trusted: Sequence[Network]) -> str | None:
+    """Return the address of the peer, in a PROXY header if there was one; None: as above."""
     host: str | None = getattr(transport.getPeer(), "host", None)
     return None if host is None or is_within(host, trusted) else host
 

@@ -184,6 +184,22 @@ class HttpConnection(TwistedProtocol):
         self.quota.on_token_deadline = self._token_deadline_passed
         self._set_deadline(site.head_deadlines)
 
+    def peer_known(self) -> None:
+        """Count the connection for the client that the PROXY header names.
+
+        Without that, one client could hold all places of those whose address is not known yet.
+        """
+        if self._is_closing:
+            return
+        host = client_address.address_of_peer(
+            self.transport, self.factory.limits.settings.trusted_proxies
+        )
+        if host is not None:
+            self.quota.identify(host)
+        if self.quota.is_closed_unanswered:
+            self._is_closing = True
+            self.transport.abortConnection()
+
     def dataReceived(self, data: bytes) -> None:
         if self._is_closing:
             return

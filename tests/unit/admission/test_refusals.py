@@ -720,6 +720,46 @@ class ProxyProtocolTests(RefusalTestCase):
         wrapper = client.transport.protocol
         self.assertEqual(wrapper.wrappedProtocol.peer, f"{ANN}:5000")
 
+    def test_a_connection_counts_for_its_client_as_soon_as_the_header_names_it(self) -> None:
+        """Without a request, one address holds no more places than its own."""
+        self.set_limits(unauthenticated=1000, unauthenticated_per_address=100)
+        clients = [
+            self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 {port} 443") for port in range(1, 1001)
+        ]
+        self.iterate()
+        self.assertEqual(self.limits.unauthenticated.total, 100)
+        self.assertEqual(self.limits.connections.total, 100)
+        self.assertEqual(self.limits.refusals["unauthenticated_per_address"], 900)
+        aborted = [each for each in clients if each.transport.lost is not None]
+        self.assertEqual(len(aborted), 900 - MAX_POLITE_REFUSALS)
+        self.assertEqual(self.proxied(f"PROXY TCP4 {BOB} 192.0.2.9 1 443").upgrade(), 101)
+        self.assert_refused(clients[100])
+        for each in clients:
+            each.disconnect()
+        self.assertEqual(self.limits.connections.total, 1)
+        self.assertEqual(self.limits.polite_refusals, 0)
+
+    def test_a_refused_connection_gives_its_place_to_another_client(self) -> None:
+        self.set_limits(connections=2, per_address=1)
+        self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 5000 443")
+        refused = self.proxied(f"PROXY TCP4 {ANN} 192.0.2.9 5001 443")
+        self.assertEqual(self.proxied(f"PROXY TCP4 {BOB} 192.0.2.9 1 443").upgrade(), 101)
+        self.assert_refused(refused)
+
+    def test_a_trusted_proxy_in_the_header_does_not_count(self) -> None:
+        """Its client is known only with the first request."""
+        self.set_limits(per_address=1, trusted_proxies=(parse_network(PROXY),))
+        clients = [self.proxied(f"PROXY TCP4 {PROXY} 192.0.2.9 {port} 443") for port in range(1, 9)]
+        self.assertEqual(self.limits.connections.total, 8)
+        self.assertEqual(self.upgrade(clients[0], X_Forwarded_For=ANN), 101)
+        self.assertEqual(self.upgrade(clients[1], X_Forwarded_For=ANN), 503)
+
+    def upgrade(self, client: Client, **headers: str) -> int:
+        """Send an opening handshake with further headers; return the status."""
+        more = {name.replace("_", "-"): value for name, value in headers.items()}
+        client.request("GET", WEBSOCKET_PATH, HANDSHAKE | more)
+        return client.status
+
     def test_ipv6(self) -> None:
         self.set_limits(per_address=1)
         for source, status in (("2001:db8::1", 101), ("2001:db8::2", 503)):

@@ -193,7 +193,7 @@ class CheckTests(CommandTestCase):
             "listen: 'tcp:99999': 99999 is not a port",
             "listen: 'nonsense:1': Unknown endpoint type",
             "nowhere/key.pem: No such file",
-            "listen: 'tls:nowhere:port=443': no .pem file in nowhere",
+            "listen: 'tls:nowhere:port=443': nowhere: No such file or directory",
             "admin: 'tcp:none': ",
             "unit_url or hosts: not an http",
             "session.ping_interval: 'often' is not",

@@ -24,7 +24,7 @@ from topicsvc.delivery.transports import (
     TransportSendQueue,
     make_send_queue,
 )
-from topicsvc.listening.listener import _FreedTransport
+from topicsvc.listening.tls import TlsTransport
 from topicsvc.settings import LimitSettings
 
 MISSING = object()
@@ -127,7 +127,7 @@ class TlsInternalsTests(InternalsCase, TlsCase, TestCase):
     def test_tls(self) -> Any:
         for name, values in TLS_ATTRIBUTES.items():
             for value in values:
-                self.port.factory.protocol = updated(_FreedTransport, name, value)
+                self.port.factory.protocol = updated(TlsTransport, name, value)
                 yield self.assert_fallback(f"{name}: {value}")
 
     @inlineCallbacks

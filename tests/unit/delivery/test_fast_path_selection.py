@@ -21,9 +21,12 @@ from twisted.internet.endpoints import (
     connectProtocol,
     wrapClientTLS,
 )
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.systemd import ListenFDs
 from twisted.trial import util
 from twisted.trial.unittest import TestCase
+from zope.interface import implementer
 
 from tests.support.certificates import Authority
 from tests.support.processes import until
@@ -32,7 +35,7 @@ from topicsvc import config
 from topicsvc.delivery.tls_records import DirectRecords
 from topicsvc.delivery.transports import SocketSendQueue, TlsSendQueue
 from topicsvc.interfaces import Message
-from topicsvc.listening.listener import _FreedTransport
+from topicsvc.listening.tls import TlsTransport
 from topicsvc.service import TopicService
 from topicsvc.settings import Config
 from topicsvc.topics import TopicAddress
@@ -44,12 +47,25 @@ PROXY_HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n"
 LOOPBACK = "interface=127.0.0.1"
 
 
-class ProxiedSubscriber(Subscriber):
-    """A subscriber that first sends a PROXY header."""
+class HeaderFirst(ProtocolWrapper):
+    """A connection that begins with a PROXY header, before TLS."""
 
-    def connectionMade(self) -> None:
-        self.transport.write(PROXY_HEADER)
-        super().connectionMade()
+    def makeConnection(self, transport: Any) -> None:
+        transport.write(PROXY_HEADER)
+        super().makeConnection(transport)
+
+
+@implementer(IStreamClientEndpoint)
+class ProxiedClient:
+    """A client endpoint whose connections are `HeaderFirst`."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self.endpoint = endpoint
+
+    def connect(self, factory: Any) -> Any:
+        wrapping: Any = WrappingFactory(factory)
+        wrapping.protocol = HeaderFirst
+        return self.endpoint.connect(wrapping).addCallback(lambda made: made.wrappedProtocol)
 
 
 class FastPathTests(TestCase):
@@ -99,9 +115,12 @@ class FastPathTests(TestCase):
 
     def client(self) -> Any:
         if "unix:" in self.endpoint:
-            return UNIXClientEndpoint(reactor, str(self.unix))
-        [port] = self.service.ports
-        client = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+            client: Any = UNIXClientEndpoint(reactor, str(self.unix))
+        else:
+            [port] = self.service.ports
+            client = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+        if self.endpoint.startswith("haproxy:"):
+            client = ProxiedClient(client)
         if "ssl:" in self.endpoint or "tls:" in self.endpoint:
             options = ssl.optionsForClientTLS("localhost", trustRoot=self.trusted)
             return wrapClientTLS(options, client)
@@ -110,8 +129,7 @@ class FastPathTests(TestCase):
     @inlineCallbacks
     def join(self) -> Any:
         """A session from the upgrade to Success; fires with its client and its protocol."""
-        kind = ProxiedSubscriber if self.endpoint.startswith("haproxy:") else Subscriber
-        subscriber = kind()
+        subscriber = Subscriber()
         subscriber.path = TOPIC.websocket_path
         life = int(reactor.seconds()) + 600
         subscriber.token = sign_token(self.key, "x", [TOPIC.path], RIGHTS, life)
@@ -146,15 +164,16 @@ class FastPathTests(TestCase):
     @inlineCallbacks
     def assert_fast_path_over_tls(self, endpoint: str) -> Any:
         first, before = yield self.assert_fast_path(endpoint, TlsSendQueue)
-        # After a reload, the port has another factory, which has to make such connections too.
+        # After a reload, the port has other TLS contexts.
         self.service.reload()
         subscriber, session = yield self.join()
         self.assertIs(type(session._send_queue), TlsSendQueue)
         yield self.assert_delivered_at_once(subscriber, session)
         for each in (before, session):
-            self.assertIs(type(each._send_queue._tls), _FreedTransport)
+            self.assertIs(type(each._send_queue._tls), TlsTransport)
             self.assertIs(type(each._send_queue._records), DirectRecords)
-        self.assertIsNot(before._send_queue._tls.factory, session._send_queue._tls.factory)
+        contexts = {each._send_queue._tls.getHandle().get_context() for each in (before, session)}
+        self.assertEqual(len(contexts), 2)
         # Clients that close TLS without a WebSocket close frame: no deadline is needed.
         first.leave()
         subscriber.leave()

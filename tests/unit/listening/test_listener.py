@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.trial.util import suppress
 
 from tests.support.certificates import Authority
-from topicsvc.listening.certificates import EndpointPreview
+from topicsvc.listening.endpoints import read_contexts
 from topicsvc.listening.listener import Listener, endpoint_problem
 
 
 class ListeningTestCase(SynchronousTestCase):
-    suppress: ClassVar = [
-        suppress(category=DeprecationWarning, message=".*(pyOpenSSL|X509).*"),  # Twisted's own
-    ]
-
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
@@ -76,15 +71,15 @@ class EndpointProblemTests(ListeningTestCase):
 
     def test_files_without_a_certificate(self) -> None:
         self.certificate.write_text("nonsense")
-        self.assertIn("no start line", self.problem(self.ssl))
+        self.assertIn("no line begins with -----BEGIN", self.problem(self.ssl))
         self.certificate.unlink()
         self.assertIn(f"{self.certificate}: No such file", self.problem(self.ssl))
         (self.pems / "a.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense")
-        self.assertIn("bad end line", self.problem(self.tls))
+        self.assertIn("the PEM block in line 1 has no end", self.problem(self.tls))
 
     def test_a_directory_without_a_certificate(self) -> None:
         (self.pems / "a.pem").write_bytes(self.key.read_bytes())
-        self.assertIn("check the certificate and its key", self.problem(self.tls))
+        self.assertIn("whose key is there too", self.problem(self.tls))
         (self.pems / "a.pem").unlink()
         self.assertIn("no .pem file", self.problem(self.tls))
 
@@ -102,6 +97,34 @@ class EndpointProblemTests(ListeningTestCase):
         self.assertIsNone(endpoint_problem(text, reactor, is_start=False))
         self.assertIn("start the .socket unit", self.problem(text))
 
+    def test_kinds_of_endpoints_that_have_no_clients(self) -> None:
+        for text, words in (
+            ("stdio:", "it has no clients: serve on tcp:"),
+            ("stdio", "it has no clients"),
+            ("haproxy:stdio:", "it has no clients"),
+            ("autobahn:tcp\\:8080", "write only the endpoint in it"),
+        ):
+            self.assertIn(words, self.problem(text))
+
+    def test_arguments_of_tls_endpoints(self) -> None:
+        for text, words in (
+            ("ssl:443", "privateKey= is missing"),
+            ("ssl", "port= is missing"),
+            ("tls", "path= is missing"),
+            (f"{self.ssl}:nonsense=1", "it does not take nonsense="),
+            (f"{self.ssl}:sslmethod=TLSv1_METHOD", "leave out sslmethod="),
+            (f"{self.ssl}:backlog=many", "'many' is not a number"),
+            (f"tls:{self.pems}:port=https", "'https' is not a number"),
+        ):
+            self.assertIn(words, self.problem(text))
+
+    def test_a_problem_is_one_line_at_the_check_and_at_the_start(self) -> None:
+        (self.pems / "b.pem").symlink_to("nowhere")
+        for is_start in (False, True):
+            problem = endpoint_problem(self.tls, reactor, is_start) or ""
+            self.assertIn(f"{self.pems}/b.pem: No such file", problem)
+            self.assertNotIn("\n", problem)
+
 
 class ProxiedTests(ListeningTestCase):
     """The ``haproxy:`` prefix before each kind of endpoint."""
@@ -115,27 +138,34 @@ class ProxiedTests(ListeningTestCase):
         return found
 
     def test_the_header_is_parsed_by_topicsvc_and_outside_tls(self) -> None:
+        """A proxy sends the header first, whether or not it encrypts what follows."""
         site = Factory.forProtocol(Protocol)
         for text, layers in (
             ("haproxy:tcp:8080", ["ProxiedFactory"]),
             ("haproxy:haproxy:tcp:8080", ["ProxiedFactory", "ProxiedFactory"]),
-            ("haproxy:" + self.ssl, ["TLSMemoryBIOFactory", "ProxiedFactory"]),
-            ("haproxy:" + self.tls, ["TLSMemoryBIOFactory", "ProxiedFactory"]),
+            ("haproxy:" + self.ssl, ["ProxiedFactory", "_TlsFactory"]),
+            ("haproxy:" + self.tls, ["ProxiedFactory", "_TlsFactory"]),
+            (self.tls, ["_TlsFactory"]),
         ):
-            self.assertEqual(self.layers(EndpointPreview(text).factory(site), site), layers)
+            memory = MemoryReactorClock()
+            Listener("listen", text, site, memory).bind()
+            self.assertEqual(self.layers(memory.tcpServers[0][1], site), layers)
 
-    def test_a_listener_uses_the_same_factories_as_the_preview(self) -> None:
-        site = Factory.forProtocol(Protocol)
-        memory = MemoryReactor()
-        Listener("listen", "haproxy:tcp:8080", site, memory).bind()
-        self.assertEqual(self.layers(memory.tcpServers[0][1], site), ["ProxiedFactory"])
+    def test_the_log_names_the_site_and_its_layers(self) -> None:
+        memory = MemoryReactorClock()
+        for text, name in (
+            ("haproxy:tcp:1", "Factory (PROXY)"),
+            ("haproxy:" + self.ssl, "Factory (TLS) (PROXY)"),
+        ):
+            Listener("listen", text, Factory.forProtocol(Protocol), memory).bind()
+            self.assertEqual(memory.tcpServers[-1][1].logPrefix(), name)
 
 
 class AcceptedConnectionTests(ListeningTestCase):
     def test_small_responses_do_not_wait_for_acknowledgements(self) -> None:
         listening = socket.socket()
         self.addCleanup(listening.close)
-        memory = MemoryReactor()
+        memory = MemoryReactorClock()
         listen = memory.listenTCP
 
         def listen_on_a_socket(*arguments: Any, **options: Any) -> Any:
@@ -152,59 +182,40 @@ class AcceptedConnectionTests(ListeningTestCase):
             self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
 
-class EndpointPreviewTests(ListeningTestCase):
-    def serial(self, text: str, host: str = "") -> int:
-        return EndpointPreview(text).certificate(host).serial_number
-
-    def test_it_returns_the_certificate_that_a_client_would_see(self) -> None:
-        before = self.serial(self.ssl)
-        self.assertEqual(self.serial(self.ssl), before)
-        self.assertEqual(self.serial("haproxy:" + self.ssl), before)
-        self.renew()
-        self.assertNotEqual(self.serial(self.ssl), before)
-
-    def test_it_selects_the_certificate_by_server_name(self) -> None:
-        self.put("b", "unit2.example")
-        preview = EndpointPreview(self.tls)
-        shown = {
-            preview.certificate(host).subject.rfc4514_string()
-            for host in ("unit1.example", "unit2.example")
-        }
-        self.assertEqual(shown, {"CN=unit1.example", "CN=unit2.example"})
-
-
 class ReadCertificatesTests(ListeningTestCase):
     def listener(self, text: str) -> Listener:
-        port = type("Port", (), {"stopListening": lambda _: None})()
         self.factory = Factory.forProtocol(Protocol)
         self.factory.noisy = False
-        listener = Listener("listen", text, self.factory, reactor)
-        listener.port = port
-        port.factory = EndpointPreview(text).factory(self.factory) if text.startswith("s") else None
-        if port.factory is not None:
-            port.factory.doStart()
-        self.port: Any = port
+        listener = Listener("listen", text, self.factory, MemoryReactorClock())
+        listener.bind()
         return listener
 
-    def test_the_port_gets_a_new_factory(self) -> None:
-        listener = self.listener(self.ssl)
-        before = self.port.factory
-        self.renew()
-        replace = listener.read_certificates()
-        self.assertIs(self.port.factory, before, "nothing is replaced yet")
-        description = replace()
-        self.assertIsNot(self.port.factory, before)
-        self.assertIs(self.port.factory.wrappedFactory, self.factory)
-        self.assertEqual(self.factory.numPorts, 1, "the site was not stopped")
-        self.assertIn(f"{EndpointPreview(self.ssl).certificate().serial_number:x}", description)
-        self.assertNotIn("BEGIN", description)
+    def serial(self, listener: Listener) -> int:
+        """The serial number of the certificate that new connections get."""
+        contexts: Any = listener._contexts
+        return int(contexts._current.default.certificate.serial_number)
+
+    def test_new_connections_get_the_new_certificate(self) -> None:
+        for text in (self.ssl, self.tls, "haproxy:" + self.ssl, "haproxy:" + self.tls):
+            listener = self.listener(text)
+            before = self.serial(listener)
+            self.renew()
+            self.put("a")
+            replace: Any = listener.read_certificates()
+            self.assertEqual(self.serial(listener), before, "nothing is replaced yet")
+            description = replace()
+            after = read_contexts(text).default.certificate.serial_number
+            self.assertNotEqual(after, before)
+            self.assertEqual(self.serial(listener), after)
+            self.assertIn(f"(serial {after:x}, until 20", description)
+            self.assertNotIn("BEGIN", description)
 
     def test_a_broken_file_replaces_nothing(self) -> None:
         listener = self.listener(self.ssl)
-        before = self.port.factory
+        before = self.serial(listener)
         self.certificate.write_text("nonsense")
         self.assertRaises(ValueError, listener.read_certificates)
-        self.assertIs(self.port.factory, before)
+        self.assertEqual(self.serial(listener), before)
 
     def test_an_endpoint_without_tls_has_no_certificates(self) -> None:
         self.assertIsNone(self.listener("tcp:0").read_certificates())

@@ -18,7 +18,7 @@ from topicsvc.cli.doctor.report import Reporter
 from topicsvc.cli.doctor.round_trip import TIMEOUT, RoundTrip
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.explain import NO_ADDRESS, explain
-from topicsvc.listening.endpoints import is_tls
+from topicsvc.listening.endpoint_string import EndpointString
 from topicsvc.settings import (
     IntrospectionSettings,
     JwtSettings,
@@ -54,7 +54,7 @@ class Checks(Reporter):
         endpoints = EndpointChecks(self._settings, self._reactor, self.report)
         for text in self._settings.listen:
             await self._attempt("listen", endpoints.endpoint("listen", text))
-            if is_tls(text):
+            if EndpointString.parse(text).is_tls:
                 endpoints.certificates(text)
         if self._settings.admin:
             await self._attempt("admin", endpoints.endpoint("admin", self._settings.admin))

@@ -16,8 +16,8 @@ from twisted.internet.threads import deferToThread
 from topicsvc.cli.doctor.probe import probe
 from topicsvc.cli.doctor.report import Reporter
 from topicsvc.explain import explain
-from topicsvc.listening.certificates import EndpointPreview
-from topicsvc.listening.endpoints import is_systemd
+from topicsvc.listening.endpoint_string import EndpointString
+from topicsvc.listening.endpoints import read_contexts
 from topicsvc.listening.listener import Listener
 
 __all__ = ["CERTIFICATE_WARNING_DAYS", "EndpointChecks"]
@@ -41,7 +41,7 @@ class EndpointChecks(Reporter):
     async def endpoint(self, setting: str, text: str) -> None:
         """Check that the endpoint is free, or that a service answers there already."""
         subject = f"{setting} {text}"
-        if is_systemd(text):
+        if EndpointString.parse(text).kind == "systemd":
             self.ok(subject, "systemd opens this socket; it cannot be tested from here")
             return
         factory = Factory.forProtocol(Protocol)
@@ -81,7 +81,7 @@ class EndpointChecks(Reporter):
         """Report an endpoint on which a service answers, with this certificate if it uses TLS."""
         if serial_number is None:
             self.ok(subject, "in use; a service answers there")
-        elif serial_number == EndpointPreview(text).certificate().serial_number:
+        elif serial_number == read_contexts(text).default.certificate.serial_number:
             self.ok(subject, "in use; a service answers there over TLS")
         else:
             self.warn(
@@ -92,14 +92,11 @@ class EndpointChecks(Reporter):
 
     def certificates(self, text: str) -> None:
         """Check for each host that the certificate is valid, and for how long."""
-        preview = EndpointPreview(text)
+        contexts = read_contexts(text)
         for host in sorted(self._settings.unit.hosts):
             subject = f"certificate for {host}"
-            try:
-                certificate = preview.certificate("" if _address(host) else host)
-            except ValueError as error:
-                self.fail(subject, str(error))
-                continue
+            name = None if _address(host) else host.encode("ascii")
+            certificate = contexts.select(name).certificate
             today = datetime.fromtimestamp(self._now(), UTC)
             left = (certificate.not_valid_after_utc - today).days
             names = set(_names(certificate))

@@ -10,7 +10,7 @@ import time
 from cryptography import x509
 from twisted.internet.error import CannotListenError
 
-from topicsvc.listening.endpoints import is_proxied, is_tls
+from topicsvc.listening.endpoint_string import EndpointString
 
 __all__ = ["probe"]
 
@@ -40,24 +40,24 @@ def probe(error: CannotListenError, text: str) -> int | None:
     Raises:
         OSError: nothing answers, or the response is not as expected.
     """
+    string = EndpointString.parse(text)
     with _connect(_target(error)) as raw:
-        if not is_tls(text):
-            _request(raw, text)
+        raw.sendall(_proxy_header(raw) * string.proxies)  # before TLS
+        if not string.is_tls:
+            _request(raw, string)
             return None
-        with _context().wrap_socket(raw) as stream:  # the PROXY header is inside TLS
+        with _context().wrap_socket(raw) as stream:
             serial_number = _serial_number(stream)
-            _request(stream, text)
+            _request(stream, string)
             return serial_number
 
 
-def _request(stream: socket.socket, text: str) -> None:
-    if is_proxied(text):
-        stream.sendall(_proxy_header(stream))
+def _request(stream: socket.socket, string: EndpointString) -> None:
     stream.sendall(_REQUEST)
     version, _, status = _first_line(stream).partition(b" ")
     if not version.startswith(b"HTTP/1."):
         raise OSError("it does not answer HTTP")
-    if is_proxied(text) and status.startswith(_BAD_REQUEST):
+    if string.proxies and status.startswith(_BAD_REQUEST):
         raise OSError("it does not accept the PROXY protocol")
 
 

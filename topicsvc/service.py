@@ -44,6 +44,7 @@ from topicsvc.settings import Config, LogSettings
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.handshake import UpgradeResource
+from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
@@ -153,10 +154,13 @@ class TopicService(Service):
             settings.send.max_batch,
             self.refused_sends,
         )
+        self._metadata = MetadataResource(settings.unit, settings.validator)
+        self._send_resource.metadata = self._metadata
         self._tree = TopicTree(
             settings.unit,
             UpgradeResource(settings.unit, self.websocket_server.new_connection),
             self._send_resource if settings.send.enabled else None,
+            self._metadata,
         )
         self._site = TopicSite(
             self._tree,
@@ -320,6 +324,7 @@ class TopicService(Service):
         self._send_resource.configure(
             self._validators.validator, settings.send.trust_via, settings.send.max_batch
         )
+        self._metadata.configure(settings.validator)
         self._tree.set_send(self._send_resource if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits

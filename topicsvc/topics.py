@@ -354,6 +354,15 @@ class Unit:
             raise PathRefused("not the URL of a topic")
         return TopicAddress.from_parts(cell, segments[0], segments[1:])
 
+    def origin(self, hosts: Sequence[bytes] | None) -> str:
+        """The URL of the unit or of a cell, as the Host headers name it, with a trailing slash.
+
+        Raises:
+            HostRefused: there is not exactly one Host header, or it is not this unit's.
+        """
+        cell = self._cell_of_host(_only(hosts))
+        return self.url if cell is None else f"{self._scheme}://{cell}.{self._netloc}/"
+
     def is_websocket_path(self, path: bytes) -> bool:
         """Whether `path` is a WebSocket URL's."""
         return _WEBSOCKET_SEGMENT in path and _WEBSOCKET_SEGMENT in path.split(b"/")[1:3]

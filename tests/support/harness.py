@@ -27,9 +27,10 @@ from tests.support.fakes import FakeBroker, FakeValidator, WallClock
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
 from topicsvc.interfaces import Message, Revocation
-from topicsvc.settings import LimitSettings, SessionSettings
+from topicsvc.settings import LimitSettings, LocalSettings, SessionSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web.handshake import UpgradeResource
+from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
@@ -345,8 +346,10 @@ class ServiceTestCase(SynchronousTestCase):
             self.refused_sends,
         )
         upgrade = UpgradeResource(self.unit, self.websocket_server.new_connection)
+        self.metadata = MetadataResource(self.unit, LocalSettings(b""))
+        self.send_resource.metadata = self.metadata
         self.site = TopicSite(
-            TopicTree(self.unit, upgrade, self.send_resource),
+            TopicTree(self.unit, upgrade, self.send_resource, self.metadata),
             self.clock,
             MAX_BODY,
             self.limits,

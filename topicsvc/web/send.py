@@ -26,6 +26,7 @@ from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web import batch, responses
 from topicsvc.web.http_connection import ALLOWED, SEND_METHODS, Exchange
 from topicsvc.web.http_parser import RequestHead
+from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.responses import (
     ANY_ORIGIN,
@@ -73,6 +74,7 @@ class SendResource:
 
     Attributes:
         senders: counts the messages of each sender; None: they are not counted.
+        metadata: the metadata that a 401 names; None: there are none.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class SendResource:
         self.now = now
         self.configure(validator, trust_via, max_batch)
         self.senders: Senders | None = None
+        self.metadata: MetadataResource | None = None
         self.is_cancelling = False
         self._in_flight: dict[_Send, None] = {}
         self._all_answered: Deferred[None] | None = None
@@ -144,20 +147,22 @@ class SendResource:
         if token is None:
             if is_options:
                 return Response(200, (*_PREFLIGHT, (b"Allow", _ALL_METHODS)))
-            return self.challenge(topic, responses.NO_TOKEN)
+            return self.challenge(topic, responses.NO_TOKEN, exchange)
         if not _TOKEN.fullmatch(token):
             self.refused.record(_MALFORMED, exchange.quota.peer, topic, token)
             if is_options:
                 return Response(200, (*_PREFLIGHT, (b"Allow", b"OPTIONS")))
-            return self.challenge(topic, responses.TOKEN_INACTIVE)
+            return self.challenge(topic, responses.TOKEN_INACTIVE, exchange)
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return _error(responses.TOO_MANY_REQUESTS, is_options=is_options)
         return _Send(self, topic, token, is_options)
 
-    def challenge(self, topic: TopicAddress, error: ApiError) -> Response:
-        """Return a 401 with the topic's cell as realm."""
+    def challenge(self, topic: TopicAddress, error: ApiError, exchange: Exchange) -> Response:
+        """Return a 401 with the topic's cell as realm, and the place of the metadata."""
         realm = self.unit.cell_url(topic.cell).encode("ascii")
-        return _error(error, headers=((b"WWW-Authenticate", b'Bearer realm="%s"' % realm),))
+        metadata = b"" if self.metadata is None else self.metadata.challenge(exchange.hosts)
+        value = b'Bearer realm="%s"%s' % (realm, metadata)
+        return _error(error, headers=((b"WWW-Authenticate", value),))
 
 
 class _Send:
@@ -208,7 +213,7 @@ class _Send:
         if grant.is_expired(resource.now()):
             refusal = Refusal(RefusalReason.EXPIRED, "while the body arrived")
             self._record(refusal, exchange, grant.subject)
-            return resource.challenge(self._topic, responses.TOKEN_INACTIVE)
+            return resource.challenge(self._topic, responses.TOKEN_INACTIVE, exchange)
         if resource.senders is not None:
             self._count(resource.senders, exchange, body, grant)
         if resource.is_full():
@@ -307,7 +312,7 @@ class _Send:
         if isinstance(error, TokenInactive):
             if is_options:
                 return Response(200, (*_PREFLIGHT, (b"Allow", b"OPTIONS")))
-            return self._resource.challenge(self._topic, responses.TOKEN_INACTIVE)
+            return self._resource.challenge(self._topic, responses.TOKEN_INACTIVE, exchange)
         if isinstance(error, Unavailable | CancelledError):
             return _error(responses.UNAVAILABLE, is_options=is_options)
         self._log.failure("internal error: a request for {url} failed", failure, url=exchange.url)

@@ -17,6 +17,7 @@ from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.topics import Unit
 from topicsvc.web import responses
 from topicsvc.web.http_connection import Exchange, HttpConnection, PendingSend
+from topicsvc.web.metadata import PATH, MetadataResource
 from topicsvc.web.responses import ANY_ORIGIN, Response, error_response
 
 __all__ = ["Resource", "TopicSite", "TopicTree"]
@@ -60,11 +61,19 @@ class TopicTree:
         unit: knows which paths are WebSocket URLs.
         upgrade: handles WebSocket URLs.
         send: handles other URLs; None: sending is disabled.
+        metadata: handles its own URL; None: there are no metadata.
     """
 
-    def __init__(self, unit: Unit, upgrade: Resource, send: Resource | None) -> None:
+    def __init__(
+        self,
+        unit: Unit,
+        upgrade: Resource,
+        send: Resource | None,
+        metadata: MetadataResource | None = None,
+    ) -> None:
         self._unit = unit
         self._upgrade = upgrade
+        self._metadata = metadata
         self._is_draining = False
         self.set_send(send)
 
@@ -85,6 +94,8 @@ class TopicTree:
             if head.method == b"OPTIONS":
                 return Response(200)
             return error_response(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", b"OPTIONS"),))
+        if head.path == PATH and self._metadata is not None and self._metadata.is_known:
+            return self._metadata.respond(exchange)
         if self._send is None or self._unit.is_websocket_path(head.path):
             return self._upgrade.respond(exchange)
         return self._send.respond(exchange)

@@ -13,7 +13,8 @@
     |-- Unavailable             no result now; the same request may succeed later
     |   |-- ValidatorUnavailable
     |   |-- BrokerUnavailable
-    |   `-- TooManyFailedTokens     an address has presented too many invalid tokens
+    |   |-- TooManyFailedTokens     an address has presented too many invalid tokens
+    |   `-- TooManySessions         a cell has too many sessions
     |-- StompError              bytes that are not STOMP 1.2
     `-- ConfigError             invalid settings, each with its key
 """
@@ -35,6 +36,7 @@ __all__ = [
     "StompError",
     "TokenInactive",
     "TooManyFailedTokens",
+    "TooManySessions",
     "TopicNotFound",
     "TopicsvcError",
     "Unavailable",
@@ -122,6 +124,15 @@ class TooManyFailedTokens(Unavailable):
     def __init__(self, seconds: float) -> None:
         super().__init__("too many tokens from this address were not valid")
         self.seconds = seconds
+
+
+class TooManySessions(Unavailable):
+    """A session cannot start, because its cell has as many as one cell may have."""
+
+    advice = "find out which clients of the cell connect, or raise limits.connections_per_cell"
+
+    def __init__(self) -> None:
+        super().__init__("the cell has as many sessions as limits.connections_per_cell allows")
 
 
 class StompError(TopicsvcError):

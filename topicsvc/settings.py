@@ -257,6 +257,9 @@ class LimitSettings:
         unauthenticated_per_address: the same, of one address.
         accepts_per_second: new connections a second.
         failed_tokens_per_minute: failed tokens of one address, on all topics.
+        connections_per_cell: sessions on topics of one cell.
+        sends_per_minute: messages that are sent with one token.
+        sends_per_minute_per_cell: messages that are sent to topics of one cell.
         messages_per_minute: messages of one session; pings have the same limit of their own.
         frames_per_message: frames of one message of a client.
         queued_bytes: bytes queued for all slow readers together.
@@ -271,6 +274,9 @@ class LimitSettings:
     unauthenticated_per_address: int = 100
     accepts_per_second: int = 0
     failed_tokens_per_minute: int = 30
+    connections_per_cell: int = 0
+    sends_per_minute: int = 0
+    sends_per_minute_per_cell: int = 0
     messages_per_minute: int = 60
     frames_per_message: int = 128
     queued_bytes: int = 268435456

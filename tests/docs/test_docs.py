@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
 from topicsvc import config, service
-from topicsvc.admission import limits, token_attempts
+from topicsvc.admission import limits, rates, token_attempts
 from topicsvc.cli.doctor import checks, endpoints
 from topicsvc.cli.main import main
 from topicsvc.config import changes
@@ -315,6 +315,8 @@ class SecurityTests(SynchronousTestCase):
             f"counts for another {token_attempts.ABANDONED_CHECK_TTL:.0f} s",
             f"at most {failures} are checked in {token_attempts.ABANDONED_CHECK_TTL:.0f} s",
             f"at most {token_attempts.MAX_ADDRESSES:,} addresses",
+            f"at most {limits.MAX_LOGGED_ADDRESSES} addresses are named in a minute",
+            f"at most {rates.MAX_KEYS:,} tokens and {rates.MAX_KEYS:,} cells",
             f"Up to {default.messages_per_minute} messages may arrive at once, then one a second",
             f"{default.frames_per_message} is enough for a message of 64 KiB in frames of 512",
             f"After {limits.TOKEN_DEADLINE:.0f} s without a valid token, a request in progress",

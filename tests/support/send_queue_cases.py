@@ -145,7 +145,7 @@ class SendQueueCase:
         self.drops: list[int] = []
         self.clock = Clock()
         self.slow_consumers = SlowConsumers(
-            lambda: LimitSettings().queued_bytes, lambda: None, self.clock
+            lambda: LimitSettings().queued_bytes, lambda _: None, self.clock
         )
         self.stalls = self.slow_consumers.stalls
         self.port = yield self.listen(Factory.forProtocol(lambda: Sender(self)))

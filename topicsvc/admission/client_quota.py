@@ -9,7 +9,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from topicsvc.admission.addresses import address_key
 from topicsvc.admission.limits import Limits
 from topicsvc.admission.origins import parse_origin
+from topicsvc.errors import TooManySessions
 from topicsvc.interfaces import Grant, TokenValidator
+from topicsvc.refusals import quoted_list
 from topicsvc.topics import TopicAddress
 
 __all__ = ["ClientQuota"]
@@ -30,6 +32,7 @@ class ClientQuota:
     """
 
     __slots__ = (
+        "_cell",
         "_control_frames_full_at",
         "_is_counted",
         "_is_unauthenticated",
@@ -53,6 +56,7 @@ class ClientQuota:
         self.on_token_deadline: Callable[[], None] | None = None
         self._limits = limits
         self.host: str | None = None
+        self._cell: str | None = None
         self._is_counted = False
         self._is_unauthenticated = False
         self._messages_full_at = 0.0
@@ -72,7 +76,7 @@ class ClientQuota:
         if limits.allow_accept():
             quota._admit(host)
         else:
-            quota._refuse("accepts_per_second")
+            quota._refuse("accepts_per_second", None if host is None else address_key(host))
         quota._limit_answers()
         return quota
 
@@ -92,12 +96,12 @@ class ClientQuota:
     def _admit(self, host: str | None) -> None:
         limits = self._limits
         max_connections = limits.max_connections
+        address = None if host is None else address_key(host)
         if max_connections and limits.connections.total >= max_connections:
-            self._refuse("connections")
+            self._refuse("connections", address)
         elif limits.is_unauthenticated_full:
-            self._refuse("unauthenticated")
+            self._refuse("unauthenticated", address)
         else:
-            address = None if host is None else address_key(host)
             self._check_address_limits(address)
             if self.exceeded_limit is None:
                 self.host, self.address = host, address
@@ -118,7 +122,7 @@ class ClientQuota:
             return
         limits = self._limits
         if not self._is_unauthenticated and limits.is_unauthenticated_full:
-            self._refuse("unauthenticated")
+            self._refuse("unauthenticated", self.address)
         else:
             self._check_address_limits(self.address)
         limits.connections.move(before, self.address)
@@ -136,6 +140,9 @@ class ClientQuota:
     def release(self) -> None:
         """The connection is closed: no longer count it."""
         self.on_token_deadline = None
+        if self._cell is not None:
+            self._limits.cells.remove(self._cell)
+            self._cell = None
         if self._is_counted:
             self._uncount()
         elif not self.is_closed_unanswered:
@@ -147,7 +154,7 @@ class ClientQuota:
             0.0 if self.address is None else self._limits.token_attempts.blocked_for(self.address)
         )
         if seconds:
-            self._limits.record_refusal("failed_tokens_per_minute")
+            self._limits.record_refusal("failed_tokens_per_minute", self.address)
         return seconds
 
     def validate(
@@ -183,25 +190,80 @@ class ClientQuota:
             self._set_authenticated()
         return grant
 
+    def enter_cell(self, cell: str) -> None:
+        """Count the connection as a session on a topic of `cell`, until it is closed.
+
+        Its token is known to be valid. Otherwise clients without a token could use up the
+        sessions of a cell.
+
+        Raises:
+            TooManySessions: the cell has as many sessions as it may have.
+        """
+        limits = self._limits
+        if limits.cells.is_full(cell, limits.settings.connections_per_cell):
+            limits.record_refusal("connections_per_cell", self.address, f"cell {cell}")
+            raise TooManySessions
+        self._cell = cell
+        limits.cells.add(cell)
+
+    def use_sends(self, token: str, cell: str, messages: int = 1) -> float:
+        """Count messages that are sent with a valid token.
+
+        Args:
+            token: the token.
+            cell: the cell of the topic to which they are sent.
+            messages: their number.
+
+        Returns:
+            0 if they may be sent now. Otherwise the seconds after which they may be; then they
+            are not counted.
+        """
+        limits = self._limits
+        by_token, by_cell = limits.sends_by_token, limits.sends_by_cell
+        if not by_token.is_limited and not by_cell.is_limited:
+            return 0.0
+        key = limits.token_key(token)
+        seconds = by_token.wait(key, messages)
+        if seconds:
+            limits.record_refusal("sends_per_minute", self.address)
+            return seconds
+        seconds = by_cell.wait(cell, messages)
+        if seconds:
+            limits.record_refusal("sends_per_minute_per_cell", self.address, f"cell {cell}")
+            return seconds
+        by_token.use(key, messages)
+        by_cell.use(cell, messages)
+        return 0.0
+
+    def max_sends(self, most: int) -> int:
+        """The most messages that one request may send, if another limit allows `most`."""
+        settings = self._limits.settings
+        limits = settings.sends_per_minute, settings.sends_per_minute_per_cell
+        return min([most, *(limit for limit in limits if limit)])
+
     def allow_message(self) -> bool:
         """Whether the client may send one more message now; if so, it is counted."""
         full_at = self._limits.consume_message(self._messages_full_at)
-        if full_at is not None:
-            self._messages_full_at = full_at
-        return full_at is not None
+        if full_at is None:
+            self._limits.record_refusal("messages_per_minute", self.address)
+            return False
+        self._messages_full_at = full_at
+        return True
 
     def allow_control_frame(self) -> bool:
         """Whether the client may send one more ping or unsolicited pong; if so, it is counted."""
         full_at = self._limits.consume_message(self._control_frames_full_at)
-        if full_at is not None:
-            self._control_frames_full_at = full_at
-        return full_at is not None
+        if full_at is None:
+            self._limits.record_refusal("messages_per_minute", self.address, "pings")
+            return False
+        self._control_frames_full_at = full_at
+        return True
 
     def allow_fragments(self, count: int) -> bool:
         """Whether a message may have `count` frames."""
         if count <= self._limits.settings.frames_per_message:
             return True
-        self._limits.record_refusal("frames_per_message")
+        self._limits.record_refusal("frames_per_message", self.address)
         return False
 
     def allow_origin(self, values: Sequence[bytes] | None) -> bool:
@@ -218,7 +280,8 @@ class ClientQuota:
         except ValueError:  # more than one header, or not an origin
             is_allowed = False
         if not is_allowed:
-            self._limits.record_refusal("allowed_origins")
+            origins = quoted_list(value.decode("latin-1") for value in values)
+            self._limits.record_refusal("allowed_origins", self.address, f"origin {origins}")
         return is_allowed
 
     def _uncount(self) -> None:
@@ -234,14 +297,14 @@ class ClientQuota:
     def _check_address_limits(self, address: str | None) -> None:
         limits, settings = self._limits, self._limits.settings
         if limits.connections.is_full(address, settings.per_address):
-            self._refuse("per_address")
+            self._refuse("per_address", address)
         elif limits.unauthenticated.is_full(address, settings.unauthenticated_per_address):
-            self._refuse("unauthenticated_per_address")
+            self._refuse("unauthenticated_per_address", address)
 
-    def _refuse(self, name: str) -> None:
-        """Refuse the connection because of the limit `name`."""
+    def _refuse(self, name: str, address: str | None) -> None:
+        """Refuse the connection, from a client at `address`, because of the limit `name`."""
         self.exceeded_limit = name
-        self._limits.record_refusal(name)
+        self._limits.record_refusal(name, address)
 
     def _granted(self, grant: Grant) -> Grant:
         if not self._limits.is_grant_expired(grant):

@@ -6,14 +6,17 @@ counted under the name of the setting that caused it.
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable
+from hashlib import blake2b
 from math import ceil
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from topicsvc.admission.rates import RateTable
 from topicsvc.admission.token_attempts import TokenAttempts
 from topicsvc.interfaces import Grant
 from topicsvc.scheduling.deadlines import Deadlines
@@ -21,7 +24,14 @@ from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.scheduling.rate_limit import consume
 from topicsvc.settings import LimitSettings
 
-__all__ = ["COUNTED_SETTINGS", "MAX_POLITE_REFUSALS", "RESERVED_FILES", "TOKEN_DEADLINE", "Limits"]
+__all__ = [
+    "COUNTED_SETTINGS",
+    "MAX_LOGGED_ADDRESSES",
+    "MAX_POLITE_REFUSALS",
+    "RESERVED_FILES",
+    "TOKEN_DEADLINE",
+    "Limits",
+]
 
 RESERVED_FILES = 256
 """File descriptors that clients do not get: those of the broker, of validators and of logs."""
@@ -35,6 +45,9 @@ MAX_POLITE_REFUSALS = 64
 TOKEN_DEADLINE = 60.0
 """Seconds for a client to present a valid token. HTTP then answers one more request at most."""
 
+MAX_LOGGED_ADDRESSES = 10
+"""Addresses that the log names in a minute for each limit."""
+
 _MINUTE = 60.0
 
 COUNTED_SETTINGS = (
@@ -44,6 +57,9 @@ COUNTED_SETTINGS = (
     "unauthenticated_per_address",
     "accepts_per_second",
     "failed_tokens_per_minute",
+    "connections_per_cell",
+    "sends_per_minute",
+    "sends_per_minute_per_cell",
     "messages_per_minute",
     "frames_per_message",
     "queued_bytes",
@@ -76,6 +92,9 @@ class Limits:
         unauthenticated: those of them whose client has not presented a valid token.
         token_deadlines: the deadlines by which these clients have to present one.
         token_attempts: runs the token checks of all clients with an address.
+        cells: sessions, by the cell of their topic.
+        sends_by_token: messages that were sent with each token, by a hash of it.
+        sends_by_cell: messages that were sent to topics of each cell.
         polite_refusals: refused connections that get an answer and are not yet closed.
     """
 
@@ -102,12 +121,18 @@ class Limits:
             clock,
             now,
             lambda: self.settings.failed_tokens_per_minute,
-            lambda: self.record_refusal("failed_tokens_per_minute"),
+            lambda address: self.record_refusal("failed_tokens_per_minute", address),
         )
+        self.cells = _Occupancy()
+        self.sends_by_token = RateTable[bytes](clock, lambda: self.settings.sends_per_minute)
+        self.sends_by_cell = RateTable[str](clock, lambda: self.settings.sends_per_minute_per_cell)
+        self._hash_key = secrets.token_bytes(32)
         self.polite_refusals = 0
         self._accepts_full_at = 0.0
         self._refusals_full_at = 0.0
-        self._throttle = LogThrottle(_MINUTE)
+        self._throttles = {
+            name: LogThrottle(_MINUTE, MAX_LOGGED_ADDRESSES) for name in COUNTED_SETTINGS
+        }
 
     def allow_accept(self) -> bool:
         """Whether one more connection may be accepted in this second; if so, it is counted."""
@@ -152,15 +177,30 @@ class Limits:
         """Whether no further connection may be unauthenticated."""
         return 0 < self.max_unauthenticated <= self.unauthenticated.total
 
-    def record_refusal(self, name: str) -> None:
-        """Count a refusal by the limit `name`, and log it, but at most once a minute."""
+    def record_refusal(self, name: str, address: str | None = None, detail: str = "") -> None:
+        """Count a refusal by the limit `name`, and log it, but once a minute for each address.
+
+        Args:
+            name: the setting.
+            address: the address of the client that is refused; None: it is not known.
+            detail: details for the log; empty: none.
+        """
         self.refusals[name] += 1
-        if self._throttle.allow(name, self._clock.seconds()):
-            self._log.warn(
-                "{setting} is reached: {count} refusals since the start (docs/security.md)",
-                setting=f"limits.{name}",
-                count=self.refusals[name],
-            )
+        if not self._throttles[name].allow(address or "", self._clock.seconds()):
+            return
+        shared = {"connections": self.connections, "unauthenticated": self.unauthenticated}
+        if name in shared:  # the client that is refused need not be the one with too many
+            detail = shared[name].describe_largest()
+        self._log.warn(
+            "{setting} is reached"
+            + (" by {address}" if address else "")
+            + (" ({detail})" if detail else "")
+            + "; refusals since the start: {count} (docs/security.md)",
+            setting=f"limits.{name}",
+            count=self.refusals[name],
+            address=address,
+            detail=detail,
+        )
 
     def consume_message(self, full_at: float) -> float | None:
         """Use one message of a session's allowance.
@@ -172,12 +212,11 @@ class Limits:
             The same after this message; None: the message is over the limit.
         """
         limit = self.settings.messages_per_minute
-        if not limit:
-            return 0.0
-        new_full_at = consume(full_at, self._clock.seconds(), limit, _MINUTE)
-        if new_full_at is None:
-            self.record_refusal("messages_per_minute")
-        return new_full_at
+        return consume(full_at, self._clock.seconds(), limit, _MINUTE) if limit else 0.0
+
+    def token_key(self, token: str) -> bytes:
+        """A hash of `token` that only this process can compute."""
+        return blake2b(token.encode("ascii"), digest_size=16, key=self._hash_key).digest()
 
     def is_grant_expired(self, grant: Grant) -> bool:
         """Whether `grant` has expired by now."""
@@ -185,7 +224,7 @@ class Limits:
 
 
 class _Occupancy:
-    """A number of connections, in total and for each address."""
+    """A number of connections, in total and for each address or cell."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -194,6 +233,13 @@ class _Occupancy:
     def is_full(self, address: str | None, limit: int) -> bool:
         """Whether `address` has `limit` connections or more; limit 0: any number is allowed."""
         return bool(limit) and address is not None and self._by_address.get(address, 0) >= limit
+
+    def describe_largest(self) -> str:
+        """Return which address has the most connections; empty: no address is known."""
+        if not self._by_address:
+            return ""
+        largest = max(self._by_address, key=self._by_address.__getitem__)
+        return f"{self._by_address[largest]} of {self.total} are from {largest}"
 
     def add(self, address: str | None) -> None:
         self.total += 1

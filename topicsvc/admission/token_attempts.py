@@ -57,7 +57,8 @@ class TokenAttempts:
         clock: the reactor, or a clock in its place.
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
         max_failures: returns the most tokens of an address that may fail in a minute; 0: no limit.
-        on_refused: called for each token that is refused because too many have failed.
+        on_refused: called with the address of each token that is refused because too many have
+            failed.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class TokenAttempts:
         clock: IReactorTime,
         now: Callable[[], float],
         max_failures: Callable[[], int],
-        on_refused: Callable[[], None],
+        on_refused: Callable[[str], None],
     ) -> None:
         self._clock = clock
         self._now = now
@@ -140,7 +141,7 @@ class TokenAttempts:
         """The error with which `attempt` ends without a check, if any."""
         seconds = self.blocked_for(attempt.address)
         if seconds:
-            self._on_refused()
+            self._on_refused(attempt.address)
             return TooManyFailedTokens(seconds)
         if self._clock.seconds() - attempt.since >= QUEUE_TIMEOUT:
             return ValidatorUnavailable(f"not checked within {QUEUE_TIMEOUT:.0f} s")

@@ -40,6 +40,7 @@ class SendQueue(ABC):
         is_blocked: whether something waits for `drained`.
         on_undelivered: called with the number of messages and bytes that are not delivered.
         on_empty: called when no bytes wait any more.
+        address: the client's address, for the log; None: not known.
         broker_lost: see `topicsvc.interfaces.Member`; set by the owner.
     """
 
@@ -51,6 +52,7 @@ class SendQueue(ABC):
         "_queued",
         "_replaceable",
         "_slow_consumers",
+        "address",
         "broker_lost",
         "deliver_until",
         "is_blocked",
@@ -65,6 +67,7 @@ class SendQueue(ABC):
     ) -> None:
         self.messages = 0
         self.size = 0
+        self.address: str | None = None
         self.on_undelivered: Callable[[int, int], None] = _ignore
         self.deliver_until = 0.0
         self.is_blocked = False

@@ -19,7 +19,13 @@ STALL_TIMEOUT = 10.0
 
 
 class Consumer(Protocol):
-    """One client, with the bytes that wait for it."""
+    """One client, with the bytes that wait for it.
+
+    Attributes:
+        address: the client's address, for the log; None: not known.
+    """
+
+    address: str | None
 
     def drop_slow_consumer(self) -> None:
         """Discard the waiting bytes, and close the connection."""
@@ -35,7 +41,7 @@ class SlowConsumers:
 
     Args:
         max_bytes: returns the most bytes that may wait for all clients together.
-        on_dropped: called for each client that is dropped because of `max_bytes`.
+        on_dropped: called with the address of each client that is dropped because of `max_bytes`.
         clock: the reactor, or a clock in its place.
         stall_timeout: seconds after which a client that reads nothing is dropped.
 
@@ -47,7 +53,7 @@ class SlowConsumers:
     def __init__(
         self,
         max_bytes: Callable[[], int],
-        on_dropped: Callable[[], None],
+        on_dropped: Callable[[str | None], None],
         clock: IReactorTime,
         stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
@@ -85,6 +91,6 @@ class SlowConsumers:
     def _drop_slowest(self) -> None:
         while self._waiting and self.total > self._max_bytes():
             slowest = max(self._waiting, key=self._waiting.__getitem__)
-            self._on_dropped()
+            self._on_dropped(slowest.address)
             self.forget(slowest)
             slowest.drop_slow_consumer()

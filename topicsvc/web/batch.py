@@ -41,7 +41,15 @@ class InvalidLine(InvalidBody):
 
 
 class TooManyLines(InvalidBody):
-    """The batch has too many lines."""
+    """The batch has too many lines.
+
+    Attributes:
+        allowed: the most lines.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__(f"more than {allowed} lines")
+        self.allowed = allowed
 
 
 def count_lines(body: bytes) -> int:
@@ -105,7 +113,7 @@ class Batch:
         """
         # Counted before they are split: a list of empty lines takes 40 times their bytes.
         if self._body.count(b"\n") >= self._max_lines:
-            self._done.errback(TooManyLines(f"more than {self._max_lines} lines"))
+            self._done.errback(TooManyLines(self._max_lines))
         else:
             self._lines = self._body.split(b"\n")
             self._body = b""

@@ -511,6 +511,7 @@ class HttpConnection(TwistedProtocol):
                     self._drop_slow_consumer,
                 )
                 queue.on_empty = self._on_empty
+                queue.address = self.quota.address
             queue.write(data)
             # While responses are queued for a client, nothing is read from it.
             self._is_congested = queue.waiting > 0

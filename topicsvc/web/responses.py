@@ -26,6 +26,7 @@ __all__ = [
     "TOO_MANY_FAILED_TOKENS",
     "TOO_MANY_LINES",
     "TOO_MANY_REQUESTS",
+    "TOO_MANY_SENDS",
     "UNAVAILABLE",
     "UPGRADE_REQUIRED",
     "ApiError",
@@ -33,6 +34,7 @@ __all__ = [
     "Response",
     "error_response",
     "too_many_failed_tokens",
+    "too_many_sends",
 ]
 
 RETRY_AFTER = b"1"
@@ -77,6 +79,7 @@ TOO_BIG = ApiError(413, "PR413-SV-0001", "The body is larger than {0} bytes.")
 TOO_MANY_LINES = ApiError(413, "PR413-SV-0002", "The body has more than {0} lines.")
 EXPECTATION_FAILED = ApiError(417, "PR417-SV-0001", "Only 100-continue can be expected.")
 UPGRADE_REQUIRED = ApiError(426, "PR426-WS-0001", "Connect with WebSocket version 13.")
+TOO_MANY_SENDS = ApiError(429, "PR429-SV-0001", "Too many messages in a minute.")
 INTERNAL_ERROR = ApiError(500, "PR500-SV-0001", "Internal error.")
 TOO_MANY_REQUESTS = ApiError(503, "PR503-SV-0001", "Too many concurrent requests.")
 UNAVAILABLE = ApiError(503, "PR503-SV-0002", "Server connection error.")
@@ -158,3 +161,9 @@ def too_many_failed_tokens(seconds: float, headers: tuple[Header, ...] = ()) -> 
     """Return the response that no token from the client's address is checked for `seconds`."""
     retry_after = (b"Retry-After", b"%d" % ceil(seconds))
     return error_response(TOO_MANY_FAILED_TOKENS, headers=(retry_after, *headers))
+
+
+def too_many_sends(seconds: float, headers: tuple[Header, ...] = ()) -> Response:
+    """Return the response that the same messages may be sent in `seconds`."""
+    retry_after = (b"Retry-After", b"%d" % ceil(seconds))
+    return error_response(TOO_MANY_SENDS, headers=(retry_after, *headers))

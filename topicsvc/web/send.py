@@ -35,6 +35,7 @@ from topicsvc.web.responses import (
     Response,
     error_response,
     too_many_failed_tokens,
+    too_many_sends,
 )
 from topicsvc.web.senders import Senders
 from topicsvc.websocket.messages import MAX_TOKEN
@@ -202,6 +203,9 @@ class _Send:
         if not grant.may_send:
             self._record(grant.refusal_to_send, exchange, grant.subject)
             return _error(responses.NO_PRIVILEGE)
+        seconds = exchange.quota.use_sends(self._token, self._topic.cell)
+        if seconds:
+            return too_many_sends(seconds, (ANY_ORIGIN,))
         self._grant = grant
         self.is_valid = True
         return None
@@ -238,10 +242,16 @@ class _Send:
         senders.count(grant.subject, quota.host or quota.peer, messages)
 
     def _send_batch(self, exchange: Exchange, sender: str, body: bytes) -> Response | None:
-        resource, topic = self._resource, self._topic
+        resource, topic, quota = self._resource, self._topic, exchange.quota
+        max_lines = quota.max_sends(resource.max_batch)
+        others = batch.count_lines(body) - 1
+        if 0 < others < max_lines:
+            seconds = quota.use_sends(self._token, topic.cell, others)
+            if seconds:
+                return too_many_sends(seconds, (ANY_ORIGIN,))
         sending = batch.Batch(
             body,
-            resource.max_batch,
+            max_lines,
             lambda line: Message(topic, sender, line),
             resource.broker,
             exchange.connection.budget,
@@ -302,7 +312,7 @@ class _Send:
         if isinstance(error, batch.InvalidLine):
             return _error(responses.BAD_LINE, str(error.number))
         if isinstance(error, batch.TooManyLines):
-            return _error(responses.TOO_MANY_LINES, str(self._resource.max_batch))
+            return _error(responses.TOO_MANY_LINES, str(error.allowed))
         if isinstance(error, TooManyFailedTokens):
             return too_many_failed_tokens(error.seconds, self._headers)
         if isinstance(error, TokenInactive):

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.transports import make_send_queue
-from topicsvc.errors import BrokerUnavailable, TokenInactive, Unavailable
+from topicsvc.errors import BrokerUnavailable, TokenInactive, TooManySessions, Unavailable
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.close_reasons import CONNECTION_LOST, ENDED_BY_OPERATOR, NO_CAUSE, Cause
@@ -255,6 +255,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self._context.slow_consumers,
             self.drop_slow_consumer,
         )
+        self._send_queue.address = self._quota.address
         self._send_queue.broker_lost = self.broker_lost
         self._send_queue.on_undelivered = self._context.session_log.count_undelivered
 
@@ -431,6 +432,11 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _join(self) -> None:
         hub = self._context.hub
+        try:
+            self._quota.enter_cell(self.topic.cell)
+        except TooManySessions:
+            self._failed(Failure())
+            return
         if hub.join_now(self.topic, self._send_queue):
             self._call(self._joined, None)
         else:

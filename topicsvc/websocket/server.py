@@ -84,7 +84,7 @@ class WebSocketServer(Service):
             session_log=SessionLog(clock, now),
             slow_consumers=SlowConsumers(
                 lambda: limits.settings.queued_bytes,
-                lambda: limits.record_refusal("queued_bytes"),
+                lambda address: limits.record_refusal("queued_bytes", address),
                 clock,
             ),
             token_deadlines=Deadlines(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import INJECTED, FakeValidator
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import (
     COUNTED_SETTINGS,
+    MAX_LOGGED_ADDRESSES,
     MAX_POLITE_REFUSALS,
     TOKEN_DEADLINE,
     Limits,
 )
-from topicsvc.errors import TokenInactive, TooManyFailedTokens, TopicNotFound
+from topicsvc.errors import TokenInactive, TooManyFailedTokens, TooManySessions, TopicNotFound
 from topicsvc.settings import LimitSettings
 from topicsvc.topics import TopicAddress
 
@@ -443,3 +446,155 @@ class OriginTests(LimitsTestCase):
 class RefusalCountTests(LimitsTestCase):
     def test_every_limit_has_a_count_from_the_start(self) -> None:
         self.assertEqual(dict(self.limits.refusals), dict.fromkeys(COUNTED_SETTINGS, 0))
+
+
+class RefusalLogTests(LimitsTestCase):
+    """The log names the addresses that limits refuse."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.events: list[dict[str, Any]] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    @property
+    def lines(self) -> list[str]:
+        """Take the lines."""
+        lines = [formatEvent(each) for each in self.events]
+        self.events.clear()
+        return lines
+
+    def test_each_limit_names_the_address(self) -> None:
+        cases: dict[str, tuple[dict[str, Any], Callable[[ClientQuota], object], str]] = {
+            "per_address": ({"per_address": 1}, lambda _: self.admit(), ""),
+            "unauthenticated_per_address": (
+                {"unauthenticated_per_address": 1}, lambda _: self.admit(), ""
+            ),
+            "accepts_per_second": ({"accepts_per_second": 1}, lambda _: self.admit(), ""),
+            "messages_per_minute": (
+                {"messages_per_minute": 1},
+                lambda quota: [quota.allow_message() for _ in range(2)],
+                "",
+            ),
+            "frames_per_message": ({}, lambda quota: quota.allow_fragments(129), ""),
+            "allowed_origins": (
+                {"allowed_origins": frozenset({"https://app.example"})},
+                lambda quota: quota.allow_origin([b"https://evil.example\n"]),
+                ' (origin "https://evil.example\\n")',
+            ),
+            "failed_tokens_per_minute": (
+                {"failed_tokens_per_minute": 1},
+                lambda quota: (self.validate(quota), quota.retry_after()),
+                "",
+            ),
+            "connections_per_cell": (
+                {"connections_per_cell": 1},
+                lambda quota: (
+                    quota.enter_cell("cell1"),
+                    self.assertRaises(TooManySessions, quota.enter_cell, "cell1"),
+                ),
+                " (cell cell1)",
+            ),
+            "sends_per_minute": (
+                {"sends_per_minute": 1},
+                lambda quota: [quota.use_sends("a-token", "cell1") for _ in range(2)],
+                "",
+            ),
+            "sends_per_minute_per_cell": (
+                {"sends_per_minute_per_cell": 1},
+                lambda quota: [quota.use_sends("a-token", "cell1") for _ in range(2)],
+                " (cell cell1)",
+            ),
+        }  # fmt: skip
+        shared = {"connections", "unauthenticated", "queued_bytes"}
+        self.assertEqual(set(cases) | shared, set(COUNTED_SETTINGS))
+        for name, (settings, act, detail) in cases.items():
+            self.set_limits(**settings)
+            act(self.enter())
+            with self.subTest(name=name):
+                self.assertEqual(
+                    self.lines,
+                    [
+                        f"limits.{name} is reached by {ANN}{detail}; "
+                        "refusals since the start: 1 (docs/security.md)"
+                    ],
+                )
+
+    def test_limits_of_all_clients_name_the_address_with_the_most_connections(self) -> None:
+        for name in ("connections", "unauthenticated"):
+            self.set_limits(**{name: 3})
+            for host in (ANN, ANN, None):
+                self.enter(host)
+            self.assert_refused(name, BOB)
+            self.assertEqual(
+                self.lines,
+                [
+                    f"limits.{name} is reached by {BOB} (2 of 3 are from {ANN}); "
+                    "refusals since the start: 1 (docs/security.md)"
+                ],
+            )
+
+    def test_a_client_without_a_known_address(self) -> None:
+        self.set_limits(connections=1)
+        self.enter(None)
+        self.assert_refused("connections", None)
+        self.assertEqual(
+            self.lines,
+            ["limits.connections is reached; refusals since the start: 1 (docs/security.md)"],
+        )
+
+    def test_each_address_has_at_most_one_line_a_minute(self) -> None:
+        self.set_limits(per_address=1)
+        self.enter(ANN)
+        self.enter(BOB)
+        for _ in range(59):
+            self.admit(ANN)
+            self.admit(BOB)
+            self.clock.advance(1)
+        lines = self.lines
+        self.assertEqual([line.split(";")[0].split()[-1] for line in lines], [ANN, BOB])
+        self.clock.advance(1)
+        self.admit(ANN)
+        [line] = self.lines
+        self.assertIn("refusals since the start: 119 ", line)
+
+    def test_a_flood_of_addresses_is_some_lines_a_minute_for_each_limit(self) -> None:
+        self.set_limits(unauthenticated_per_address=1, unauthenticated=0)
+        for number in range(1000):
+            self.enter(f"10.0.{number // 250}.{number % 250}")
+            self.admit(f"10.0.{number // 250}.{number % 250}")
+        self.assertEqual(len(self.lines), MAX_LOGGED_ADDRESSES)
+        self.set_limits(messages_per_minute=1)
+        quota = self.enter()
+        self.assertEqual([quota.allow_message() for _ in range(2)], [True, False])
+        self.assertEqual(len(self.lines), 1)
+
+
+class CellTests(LimitsTestCase):
+    """`limits.connections_per_cell`."""
+
+    def test_a_cell_has_at_most_so_many_sessions(self) -> None:
+        self.set_limits(connections_per_cell=2)
+        quotas = [self.enter(ANN), self.enter(BOB), self.enter(BOB)]
+        quotas[0].enter_cell("cell1")
+        quotas[1].enter_cell("cell1")
+        self.assertRaises(TooManySessions, quotas[2].enter_cell, "cell1")
+        quotas[2].enter_cell("cell2")
+        self.assertEqual(self.limits.refusals["connections_per_cell"], 1)
+        quotas[0].release()
+        self.enter().enter_cell("cell1")
+
+    def test_closed_connections_leave_no_trace(self) -> None:
+        quotas = [self.enter() for _ in range(3)]
+        for number, quota in enumerate(quotas):
+            quota.enter_cell(f"cell{number % 2}")
+        self.assertEqual(self.limits.cells.total, 3)
+        for quota in quotas:
+            quota.release()
+        self.assertEqual((self.limits.cells.total, self.limits.cells._by_address), (0, {}))
+        self.assert_nothing_kept()
+
+    def test_sessions_are_counted_before_a_limit_is_set(self) -> None:
+        self.enter().enter_cell("cell1")
+        self.limits.settings = LimitSettings(connections_per_cell=1)
+        self.assertRaises(TooManySessions, self.enter().enter_cell, "cell1")

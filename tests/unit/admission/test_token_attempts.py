@@ -41,7 +41,8 @@ class TokenAttemptsTestCase(SynchronousTestCase):
             self.clock, self.clock.seconds, lambda: self.max_failures, self.count_refusal
         )
 
-    def count_refusal(self) -> None:
+    def count_refusal(self, address: str) -> None:
+        self.assertIn(address, (ANN, BOB))
         self.refused += 1
 
     def check(self, token: str = "a-token", address: str = ANN) -> Deferred[Grant]:

@@ -70,7 +70,7 @@ class SendQueueTestCase(SynchronousTestCase):
         self.limits = Limits(self.clock, self.clock.seconds)
         self.slow_consumers = SlowConsumers(
             lambda: self.limits.settings.queued_bytes,
-            lambda: self.limits.record_refusal("queued_bytes"),
+            lambda _: self.limits.record_refusal("queued_bytes"),
             self.clock,
         )
         self.send_queue = FakeSendQueue(1000, self.slow_consumers, self.drop)

@@ -24,7 +24,7 @@ class SlowConsumersTests(SynchronousTestCase):
         )
         self.slow_consumers = SlowConsumers(
             lambda: self.limits.settings.queued_bytes,
-            lambda: self.limits.record_refusal("queued_bytes"),
+            lambda _: self.limits.record_refusal("queued_bytes"),
             self.clock,
         )
         self.dropped: list[int] = []
@@ -127,7 +127,7 @@ class SlowConsumersTests(SynchronousTestCase):
 class WriteReplaceableTests(SynchronousTestCase):
     def setUp(self) -> None:
         clock = Clock()
-        slow_consumers = SlowConsumers(lambda: LimitSettings().queued_bytes, lambda: None, clock)
+        slow_consumers = SlowConsumers(lambda: LimitSettings().queued_bytes, lambda _: None, clock)
         self.send_queue = FakeSendQueue(1000, slow_consumers, lambda _: None)
 
     def test_with_an_empty_queue_each_write_is_sent_at_once(self) -> None:

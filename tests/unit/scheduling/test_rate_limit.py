@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.scheduling.rate_limit import consume
+from topicsvc.scheduling.rate_limit import consume, seconds_until
 
 EPOCH = 1518612600.0
 
@@ -40,3 +42,25 @@ class ConsumeTests(SynchronousTestCase):
     def test_a_refused_use_costs_nothing(self) -> None:
         self.consumed(1000, EPOCH)
         self.assertTrue(self.consume(EPOCH + 1))
+
+    def test_several_units_at_once(self) -> None:
+        self.assertIsNotNone(consume(0.0, EPOCH, 60, 60, 60))
+        self.assertIsNone(consume(0.0, EPOCH, 60, 60, 61))
+        self.consumed(40, EPOCH)
+        self.assertIsNotNone(consume(self.full_at, EPOCH, 60, 60, 20))
+        self.assertIsNone(consume(self.full_at, EPOCH, 60, 60, 21))
+
+
+class SecondsUntilTests(SynchronousTestCase):
+    @given(st.floats(-100, 100), st.integers(1, 100), st.integers(1, 60), st.integers(1, 100))
+    def test_it_is_0_if_a_use_succeeds_and_otherwise_the_time_until_it_does(
+        self, offset: float, limit: int, seconds: int, units: int
+    ) -> None:
+        full_at = EPOCH + min(offset, seconds)
+        wait = seconds_until(full_at, EPOCH, limit, seconds, units)
+        is_allowed = consume(full_at, EPOCH, limit, seconds, units) is not None
+        self.assertEqual(wait == 0, is_allowed)
+        if wait and units <= limit:
+            later = EPOCH + wait + 0.001
+            self.assertIsNotNone(consume(full_at, later, limit, seconds, units))
+            self.assertIsNone(consume(full_at, EPOCH + wait - 0.01, limit, seconds, units))

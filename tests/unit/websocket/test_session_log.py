@@ -315,6 +315,41 @@ class TooManyFailedTokensTests(SessionLogTestCase):
         self.assertIn("docs/security.md", event["advice"])
 
 
+class TooManySessionsTests(SessionLogTestCase):
+    """`limits.connections_per_cell` through whole connections."""
+
+    limits_settings = LimitSettings(connections_per_cell=1)
+
+    def test_a_session_of_a_full_cell_is_unavailable_and_says_so_in_the_log(self) -> None:
+        first = self.subscribe()
+        second = self.connect()
+        second.present("a-token")
+        self.validator.last.grant(self.now + 60)
+        second.assert_refused("AccessToken", "Service unavailable", 1013)
+        event = self.ended[-1]
+        self.assertEqual(
+            event["detail"], "the cell has as many sessions as limits.connections_per_cell allows"
+        )
+        self.assertIn("limits.connections_per_cell", event["advice"])
+        first.disconnect()
+        second.disconnect()
+        self.subscribe()
+
+    def test_clients_without_a_valid_token_do_not_use_up_the_sessions_of_a_cell(self) -> None:
+        for _ in range(5):
+            client = self.connect()
+            client.present("a-token")
+            self.validator.last.refuse()
+        self.connect()
+        self.subscribe()
+
+    def test_a_renewed_token_is_no_further_session(self) -> None:
+        client = self.subscribe()
+        client.present("second-token")
+        self.validator.last.grant(self.now + 60)
+        client.assert_success(60)
+
+
 class AdviceTests(SessionLogTestCase):
     """The same advice is written at most once a minute."""
 

@@ -171,7 +171,7 @@ class CommandTests(SynchronousTestCase):
                 seen.add(words[0])
                 for option in (word for word in words if word.startswith("--")):
                     self.assertIn(option, self.help(words[0]), line)
-        self.assertEqual(seen, {"serve", "token", "subscribe", "send", "check", "doctor"})
+        self.assertEqual(seen, {"serve", "token", "subscribe", "send", "check", "doctor", "top"})
 
     def help(self, command: str) -> str:
         import contextlib

@@ -14,11 +14,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.docs.test_docs import page, settings
 from tests.support import promql
 from topicsvc import demo
+from topicsvc.admin import query, site
 from topicsvc.refusals import Refusal, RefusalReason
+from topicsvc.scheduling import heavy_hitters, minute_counts
 from topicsvc.service import TopicService
 from topicsvc.validators.introspection import _difference
 from topicsvc.validators.token_id import ID_LENGTH
-from topicsvc.websocket import close_reasons
+from topicsvc.web import senders
+from topicsvc.websocket import close_reasons, server, session_log
 from topicsvc.websocket.session_log import (
     ADVICE_INTERVAL,
     LOSSES_FOR_ADVICE,
@@ -131,6 +134,37 @@ class PageTests(SynchronousTestCase):
         for advice in advices:
             for name in re.findall(r"\b[a-z]+\.[a-z]+_[a-z_]+\b", advice):
                 self.assertIn(name, settings())
+
+    def test_each_figure_of_the_admin_endpoint_is_that_of_the_code(self) -> None:
+        text = " ".join(page(PAGE).split())
+        work = round(site.WORK_PER_ITERATION * 1000)
+        for figure in (
+            f"use at most {work} ms of each reactor iteration",
+            f"At most {site.MAX_IN_PROGRESS} requests may be in progress",
+            f"`limit` is {query.DEFAULT_LIMIT} by default and {query.MAX_LIMIT} at most",
+            f"at most {session_log.MAX_SUBJECT} characters; null",
+            f"the last {server.MAX_ENDED:,} connections that ended",
+            f"If more than {heavy_hitters.MAX_KEYS:,} senders send within "
+            f"{minute_counts.TICK:.0f} seconds",
+            f"a `reason` of at most {query.MAX_REASON} characters",
+            f"the body is longer than {site.MAX_BODY >> 10} KiB",
+        ):
+            self.assertIn(figure, text)
+        self.assertEqual(senders.MAX_SUBJECT, session_log.MAX_SUBJECT)
+
+    def test_the_samples_of_lists_have_the_members_of_the_code(self) -> None:
+        """tests.unit.admin.test_inspection has the same members."""
+        text = " ".join(page(PAGE).split())
+        for sample, members in (
+            ("topics", "topic sessions messages_per_minute bytes_per_minute queued_bytes"),
+            (
+                "sessions",
+                "id topic address subject token age expires_in messages queued_bytes",
+            ),
+            ("senders", "subject address sends_per_minute"),
+        ):
+            [found] = re.findall(rf'"{sample}": \[(\{{.*?\}})\]', text)
+            self.assertEqual(list(json.loads(found)), members.split())
 
     def test_the_page_lists_exactly_the_parts_of_readiness(self) -> None:
         service = TopicService(demo.settings([], None), reactor)

@@ -35,7 +35,7 @@ def bash(parser: Parser) -> str:
             words={_quoted(" ".join([*_options(command), *_choices(command)]))}
             files={_quoted(" ".join(_options(command, takes_file=True)))}
             values={_quoted(" ".join(_options(command, takes_text=True)))}
-            ;;"""
+{"".join(_bash_choices(command))}            ;;"""
         for name, command in parser.commands.items()
     )
     return f"""\
@@ -60,6 +60,19 @@ _{parser.prog}() {{
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}
 complete -F _{parser.prog} {parser.prog}
+"""
+
+
+def _bash_choices(command: Parser) -> Iterator[str]:
+    """Lines that complete the values of options with fixed values."""
+    for action in command.arguments:
+        if action.choices and action.option_strings:
+            names, values = "|".join(action.option_strings), _quoted(" ".join(action.choices))
+            yield f"""\
+            case $previous in {names})
+                COMPREPLY=($(compgen -W {values} -- "$current"))
+                return ;;
+            esac
 """
 
 
@@ -112,6 +125,8 @@ def _zsh_arguments(command: Parser) -> Iterator[str]:
             yield _quoted(f"{optional}{_name(action)}:{values}")
             continue
         values = "_files" if _takes_file(action) else " "
+        if action.choices:
+            values = f"({' '.join(action.choices)})"
         value = f":{_name(action)}:{values}" if _takes_value(action) else ""
         repeat = "*" if action.const is None and isinstance(action.default, list) else ""
         text = re.sub(r"([\[\]:\\])", r"\\\1", action.help or "")
@@ -148,6 +163,8 @@ def _fish_option(prog: str, condition: str, action: argparse.Action) -> str:
     value = ""
     if _takes_value(action):
         value = " -r -F" if _takes_file(action) else " -x"
+        if action.choices:
+            value += f" -a {_fish_quoted(' '.join(action.choices))}"
     begin = f"complete -c {prog} -n {_fish_quoted(condition)}"
     return f"{begin} {names}{value} -d {_fish_quoted(action.help or '')}"
 

@@ -59,6 +59,8 @@ def _run(options: Namespace) -> None:
             from topicsvc.cli.check import run
         case "doctor":
             from topicsvc.cli.doctor.command import run
+        case "top":
+            from topicsvc.cli.top import run
         case _:
             from topicsvc.cli.completion import run
     run(options)

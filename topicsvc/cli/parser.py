@@ -10,9 +10,15 @@ from typing import Any, NoReturn
 from topicsvc import __version__
 from topicsvc.cli.terminal import print_error, print_text
 
-__all__ = ["SHELLS", "Parser", "make_parser"]
+__all__ = ["SHELLS", "SORTS", "VIEWS", "Parser", "make_parser"]
 
 SHELLS = ("bash", "zsh", "fish")
+
+VIEWS = ("topics", "sessions", "ended", "senders")
+"""The lists of ``topicsvc top``."""
+
+SORTS = ("messages", "bytes", "sessions")
+"""The orders of topics in ``topicsvc top``."""
 
 _EPILOG = """\
 start a service:
@@ -112,6 +118,7 @@ def make_parser() -> Parser:
     _add_send(command("send", "send messages to a topic"))
     _add_check(command("check", "report the problems of a configuration"))
     _add_doctor(command("doctor", "test the endpoints, broker and validator of a configuration"))
+    _add_top(command("top", "show the topics, sessions and senders of a running service"))
     _add_completion(command("completion", "print a script that completes commands in a shell"))
     return parser
 
@@ -207,6 +214,51 @@ def _add_doctor(parser: Parser) -> None:
     )
 
 
+def _add_top(parser: Parser) -> None:
+    parser.add_argument(
+        "view",
+        nargs="?",
+        choices=VIEWS,
+        default=VIEWS[0],
+        metavar="VIEW",
+        help="topics (the default), sessions, ended (connections, with the reason) or senders",
+    )
+    parser.add_argument(
+        "--admin",
+        "-a",
+        metavar="URL",
+        default="http://127.0.0.1:9090",
+        help="the admin endpoint (default: http://127.0.0.1:9090)",
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="F",
+        help="a file with a token for a proxy in front of the endpoint",
+    )
+    parser.add_argument(
+        "--sort",
+        choices=SORTS,
+        help="the topics with the most messages (the default), bytes or sessions first",
+    )
+    parser.add_argument("--topic", metavar="PATH", help="only this topic")
+    parser.add_argument("--subject", metavar="S", help="only clients whose token has this subject")
+    parser.add_argument(
+        "--address", metavar="A", help="only clients with this address; for sessions or a network"
+    )
+    parser.add_argument(
+        "--limit", type=_limit, default=100, metavar="N", help="most lines (default: 100)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=_positive,
+        default=2,
+        metavar="SECONDS",
+        help="time between two requests, on a terminal (default: 2)",
+    )
+    parser.add_argument("--once", action="store_true", help="print once, on a terminal too")
+
+
 def _add_completion(parser: Parser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="the shell")
 
@@ -234,6 +286,12 @@ def _rights(text: str) -> tuple[str, ...]:
     if not set(rights) <= set(RIGHTS):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of receive; send; receive,send")
     return rights
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or not 0 < int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -96,6 +96,16 @@ class EndpointString:
         """The address that a TCP endpoint listens on; empty: each IPv4 address."""
         return self.get("interface") or _PORTS.get(self.kind, "")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs of this host reach the endpoint, as far as the text tells."""
+        if self.kind == "unix":
+            return True
+        try:
+            return self.has_port and ip_address(_address(self.interface)).is_loopback
+        except ValueError:
+            return self.interface == "localhost"
+
     def conflicts_with(self, other: EndpointString) -> bool:
         """Whether only one of the two can listen."""
         if self.has_port and other.has_port:

@@ -29,6 +29,8 @@ from topicsvc.cli.doctor import probe
 from topicsvc.cli.doctor.endpoints import EndpointChecks
 from topicsvc.cli.doctor.report import CheckResult
 from topicsvc.listening.listener import Listener
+from topicsvc.settings import Config, LocalSettings, OperatorSettings
+from topicsvc.topics import Unit
 from topicsvc.validators.local import make_key, write_key
 
 DAY = 86400
@@ -250,3 +252,49 @@ class CertificateTests(SynchronousTestCase):
             ("[2001:db8::1]", ("2001:db8::2",), "FAIL", "valid only for 2001:db8::2:"),
         ):
             self.assert_result(self.check(host, names), level, words)
+
+
+class OperatorTests(SynchronousTestCase):
+    """The pages for operators on the admin endpoint."""
+
+    LOCAL = "tcp:9090:interface=127.0.0.1"
+
+    def check(self, admin: str | None, operator: OperatorSettings) -> list[CheckResult]:
+        settings = Config(
+            ("tcp:0",), Unit("https://unit1.example/"), LocalSettings(b""), admin, operator
+        )
+        results: list[CheckResult] = []
+        EndpointChecks(settings, reactor, results.append).operator()
+        return results
+
+    def test_without_these_pages_there_is_no_line(self) -> None:
+        self.assertEqual(self.check("tcp:9090", OperatorSettings()), [])
+
+    def test_what_can_be_done_there(self) -> None:
+        for operator, text in (
+            (OperatorSettings(inspect=True), "are listed; sessions cannot be ended"),
+            (OperatorSettings(token="x" * 16), "are not listed; sessions can be ended"),
+            (OperatorSettings(True, "x" * 16), "are listed; sessions can be ended"),
+        ):
+            [result] = self.check(self.LOCAL, operator)
+            self.assertEqual((result.level, result.text), ("ok", f"topics and sessions {text}"))
+
+    def test_settings_without_an_endpoint(self) -> None:
+        [result] = self.check(None, OperatorSettings(inspect=True))
+        self.assertEqual(result.level, "warn")
+        self.assertIn("set admin.listen, or use --admin", result.text)
+
+    def test_lists_on_an_endpoint_that_others_reach(self) -> None:
+        for admin in ("tcp:9090", "tcp:9090:interface=0.0.0.0", "ssl:9090:privateKey=k"):
+            [result] = self.check(admin, OperatorSettings(inspect=True))
+            self.assertEqual(result.level, "warn", admin)
+            self.assertIn("add interface=127.0.0.1", result.text)
+        for admin in (self.LOCAL, r"tcp6:9090:interface=\:\:1", "unix:/run/x", "systemd:index=1"):
+            [result] = self.check(admin, OperatorSettings(inspect=True))
+            self.assertEqual(result.level, "ok", admin)
+
+    def test_a_short_token(self) -> None:
+        [result] = self.check(self.LOCAL, OperatorSettings(token="short-t"))
+        self.assertEqual(result.level, "warn")
+        self.assertIn("only 7 characters: write a random token of at least 16", result.text)
+        self.assertNotIn("short-t", result.text)

@@ -105,3 +105,29 @@ class PathTests(SynchronousTestCase):
     def test_a_directory_whose_name_needs_escapes(self) -> None:
         text = with_absolute_paths("tls:pems:port=443", Path("/a:b\\c"))
         self.assertEqual(EndpointString.parse(text).get("path"), "/a:b\\c/pems")
+
+
+class LocalTests(SynchronousTestCase):
+    def test_endpoints_that_only_programs_of_this_host_reach(self) -> None:
+        for text in (
+            "tcp:9090:interface=127.0.0.1",
+            "tcp:9090:127.0.0.2",
+            "haproxy:tcp:9090:interface=127.0.0.1",
+            r"tcp6:9090:interface=\:\:1",
+            r"tcp6:9090:interface=\:\:ffff\:127.0.0.1",
+            "tcp:9090:interface=localhost",
+            "unix:/run/x",
+        ):
+            self.assertTrue(EndpointString.parse(text).is_local, text)
+
+    def test_endpoints_that_others_reach(self) -> None:
+        for text in (
+            "tcp:9090",
+            "tcp:9090:interface=0.0.0.0",
+            "tcp:9090:interface=192.0.2.1",
+            "tcp:9090:interface=127.example",
+            "tcp6:9090",
+            r"tls:/x:port=9090:interface=\:\:",
+            "systemd:domain=INET:index=0",
+        ):
+            self.assertFalse(EndpointString.parse(text).is_local, text)

@@ -58,6 +58,7 @@ class Checks(Reporter):
                 endpoints.certificates(text)
         if self._settings.admin:
             await self._attempt("admin", endpoints.endpoint("admin", self._settings.admin))
+        endpoints.operator()
         await self._attempt("broker", self._broker())
         if isinstance(self._settings.validator, LocalSettings):
             self.ok("validator", "tokens are validated locally, with the key in key_file")

@@ -20,10 +20,13 @@ from topicsvc.listening.endpoint_string import EndpointString
 from topicsvc.listening.endpoints import read_contexts
 from topicsvc.listening.listener import Listener
 
-__all__ = ["CERTIFICATE_WARNING_DAYS", "EndpointChecks"]
+__all__ = ["CERTIFICATE_WARNING_DAYS", "MIN_ADMIN_TOKEN", "EndpointChecks"]
 
 CERTIFICATE_WARNING_DAYS = 21
 """Days of validity below which the check of a certificate warns."""
+
+MIN_ADMIN_TOKEN = 16
+"""Characters of ``admin.token_file`` below which the check warns."""
 
 _IN_USE = (os.strerror(errno.EADDRINUSE), "Cannot acquire lock")
 """Errors if another process listens there: on a port, and on a UNIX socket."""
@@ -90,6 +93,31 @@ class EndpointChecks(Reporter):
                 "if it is topicsvc, reload it (SIGHUP)",
             )
 
+    def operator(self) -> None:
+        """Check the pages for operators on the admin endpoint, if there are any."""
+        endpoint, operator = self._settings.admin, self._settings.operator
+        if not operator.inspect and operator.token is None:
+            return
+        subject = "admin pages"
+        if endpoint is None:
+            self.warn(subject, "there is no endpoint for them: set admin.listen, or use --admin")
+        elif operator.inspect and not _is_protected(EndpointString.parse(endpoint)):
+            self.warn(
+                subject,
+                f"anybody who reaches {endpoint} sees subjects and addresses; if clients can, "
+                "add interface=127.0.0.1",
+            )
+        elif operator.token is not None and len(operator.token) < MIN_ADMIN_TOKEN:
+            self.warn(
+                subject,
+                f"admin.token_file has only {len(operator.token)} characters: write a random token "
+                f"of at least {MIN_ADMIN_TOKEN}",
+            )
+        else:
+            can_end = "can" if operator.token is not None else "cannot"
+            lists = "are listed" if operator.inspect else "are not listed"
+            self.ok(subject, f"topics and sessions {lists}; sessions {can_end} be ended")
+
     def certificates(self, text: str) -> None:
         """Check for each host that the certificate is valid, and for how long."""
         contexts = read_contexts(text)
@@ -121,6 +149,11 @@ class EndpointChecks(Reporter):
                 )
             else:
                 self.ok(subject, f"{left} days left")
+
+
+def _is_protected(endpoint: EndpointString) -> bool:
+    """Whether only programs of this host reach an endpoint, or systemd alone knows."""
+    return endpoint.is_local or endpoint.kind == "systemd"
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str | _Address]:

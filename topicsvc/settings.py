@@ -21,6 +21,7 @@ __all__ = [
     "BrokerSettings",
     "CheckSettings",
     "Config",
+    "HistorySettings",
     "IntrospectionSettings",
     "IssuerSettings",
     "JwtSettings",
@@ -33,6 +34,7 @@ __all__ = [
     "Network",
     "OperatorSettings",
     "PersoniumSettings",
+    "RedisSettings",
     "Rule",
     "SendSettings",
     "SessionSettings",
@@ -221,7 +223,51 @@ class KafkaSettings:
     closes_on_loss: bool = False
 
 
-BrokerSettings = MemorySettings | ActiveMQSettings | KafkaSettings
+@dataclass(frozen=True, slots=True)
+class HistorySettings:
+    """The messages of a topic that are kept.
+
+    Attributes:
+        seconds: how long a message is kept.
+        messages: most messages of one topic.
+        bytes: most bytes of one topic; its newest message is kept, whatever its length.
+    """
+
+    seconds: int = 120
+    messages: int = 1000
+    bytes: int = 524288
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """Messages go through Redis or Valkey.
+
+    Attributes:
+        host: name or address of the server.
+        port: its port.
+        database: number of its database.
+        is_tls: whether the connection is encrypted.
+        prefix: begins the name of each key and channel.
+        login: user name and password; None: no login.
+        authorities: trusted certificate authorities; None: the system's.
+        closes_on_loss: whether sessions are closed when the broker connection is lost.
+        history: what a topic's stream keeps.
+    """
+
+    kind: ClassVar = "redis"
+
+    host: str
+    port: int = 6379
+    database: int = 0
+    is_tls: bool = False
+    prefix: str = "topicsvc:"
+    login: Login | None = None
+    authorities: Any = None
+    closes_on_loss: bool = False
+    history: HistorySettings = field(default_factory=HistorySettings)
+
+
+BrokerSettings = MemorySettings | ActiveMQSettings | KafkaSettings | RedisSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.docs.test_docs import page
-from topicsvc.brokers import in_flight, subscriptions
+from topicsvc.brokers import in_flight, reconnection, subscriptions
 from topicsvc.brokers.activemq import broker, stomp_client, stomp_frames
 from topicsvc.brokers.kafka import liveness, options, reader, record_queue
+from topicsvc.brokers.redis import client as redis
 from topicsvc.delivery import hub
 
 
@@ -35,8 +36,8 @@ class FigureTests(SynchronousTestCase):
             f"otherwise after {(silent + unanswered - 1) * interval:g} to "
             f"{(silent + unanswered) * interval:g} s",
             f"A heartbeat is due every {stomp_client._OFFERED_INTERVAL / 1000:g} s",
-            f"follows after {stomp_client.INITIAL_RETRY_DELAY:g} s",
-            f"doubles with each attempt up to {stomp_client.MAX_RETRY_DELAY:g} s",
+            f"follows after {reconnection.INITIAL_RETRY_DELAY:g} s",
+            f"doubles with each attempt up to {reconnection.MAX_RETRY_DELAY:g} s",
             f"Every {liveness.PROBE_INTERVAL:g} s topicsvc probes",
             {0.5: "probes twice a second"}[liveness.PROBE_RETRY_DELAY],
             f"about {record_queue.MAX_RECORDS:,} or {record_queue.MAX_BYTES >> 20} MiB",
@@ -44,6 +45,8 @@ class FigureTests(SynchronousTestCase):
             f'"Service unavailable" after {creation:.0f} to 10 s',
             f"a send gets 503 after {propagation:.0f} s",
             f"After {options.PRODUCER['message.timeout.ms'] / 1000:.0f} s the broker does not",
+            f"one reply or message of Redis | {redis.MAX_REPLY >> 20} MiB |",
+            f"does not respond within {redis.PROBE_INTERVAL * (redis.MAX_UNANSWERED + 1):g} s",
             {60: "reads the new ones within a minute"}[reader.PARTITION_CHECK_INTERVAL],
         ):
             self.assertTrue(figure in text, figure)

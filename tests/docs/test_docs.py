@@ -42,6 +42,7 @@ KINDS = [
     ("jwt", "memory"),
     ("local", "activemq"),
     ("local", "kafka"),
+    ("local", "redis"),
 ]
 
 

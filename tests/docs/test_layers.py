@@ -40,6 +40,7 @@ PURE = {
     "cli.silence",
     "brokers.activemq.stomp_frames",
     "brokers.kafka.options",
+    "brokers.redis.scripts",
     "brokers.message_text",
     "errors",
     "histogram",

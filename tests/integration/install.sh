@@ -18,6 +18,9 @@ command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends de
 command -v mvn >/dev/null || apt-get install -y -qq --no-install-recommends maven
 mvn -q -B -f kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$PWD/kafka/jars"
 
+# test_redis: Redis, and its command line client.
+apt-get install -y -qq --no-install-recommends redis-server
+
 # test_tls_scan: the TLS scanner testssl.sh and the programs that it calls.
 # test_key_update: openssl. test_examples: the browser chromium.
 apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium

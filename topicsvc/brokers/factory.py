@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.endpoints import clientFromString
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.ssl import optionsForClientTLS
 
 from topicsvc.brokers.memory import MemoryBroker
 from topicsvc.errors import ConfigError
@@ -16,6 +18,7 @@ from topicsvc.settings import (
     BrokerSettings,
     KafkaSettings,
     MemorySettings,
+    RedisSettings,
 )
 
 __all__ = ["BrokerService", "make_broker"]
@@ -61,3 +64,24 @@ def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]
 
             options = connection_options(settings.bootstrap, settings.login, settings.authorities)
             return KafkaBroker(options, reactor, settings.closes_on_loss)
+        case RedisSettings():
+            from topicsvc.brokers.redis.broker import RedisBroker
+            from topicsvc.brokers.redis.client import Session
+
+            return RedisBroker(
+                _redis_endpoint(settings, reactor),
+                reactor,
+                Session(settings.login, settings.database),
+                settings.prefix,
+                settings.history,
+                settings.closes_on_loss,
+            )
+
+
+def _redis_endpoint(settings: RedisSettings, reactor: Any) -> IStreamClientEndpoint:
+    endpoint = HostnameEndpoint(reactor, settings.host, settings.port)
+    if not settings.is_tls:
+        return endpoint
+    options = optionsForClientTLS(settings.host, trustRoot=settings.authorities)
+    tls: IStreamClientEndpoint = wrapClientTLS(options, endpoint)
+    return tls

@@ -1,7 +1,7 @@
 """A broker inside this process, for a single process.
 
 A message that is sent to one process does not reach the sessions of another. Several processes
-behind a load balancer would lose messages without an error; they need ActiveMQ or Kafka.
+behind a load balancer would lose messages without an error; they need another broker.
 """
 
 from __future__ import annotations

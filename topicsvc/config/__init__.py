@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from topicsvc.config.admin import read_admin
-from topicsvc.config.broker import read_broker
+from topicsvc.config.broker import read_broker, read_history
 from topicsvc.config.files import read_secret, read_settings_file
 from topicsvc.config.limits import read_limits
 from topicsvc.config.toml_table import Table
@@ -119,7 +119,7 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
         ),
         validator=read_validator(validator, table),
         checks=read_checks(validator),
-        broker=read_broker(table.table("broker")),
+        broker=read_broker(table.table("broker"), read_history(table.table("history"))),
         limits=read_limits(table.table("limits")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
         directory=table.directory,

@@ -13,6 +13,7 @@ from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.brokers.memory import MemoryBroker
+from topicsvc.brokers.redis.broker import RedisBroker
 from topicsvc.config import broker as broker_table
 from topicsvc.config import load
 from topicsvc.errors import ConfigError
@@ -21,9 +22,11 @@ from topicsvc.settings import (
     ActiveMQSettings,
     BrokerSettings,
     Config,
+    HistorySettings,
     KafkaSettings,
     Login,
     MemorySettings,
+    RedisSettings,
 )
 from topicsvc.validators.local import make_key, write_key
 
@@ -150,6 +153,76 @@ class BrokerSettingsTests(SynchronousTestCase):
             self.assertTrue(problems[0].startswith(expected), problems[0])
             self.assertNotIn("sesame", problems[0])
 
+    def test_redis(self) -> None:
+        cases = {
+            "redis://localhost": RedisSettings("localhost"),
+            "redis://localhost/": RedisSettings("localhost"),
+            "redis://10.0.0.1:7000/3": RedisSettings("10.0.0.1", 7000, 3),
+            "REDISS://[::1]:6379": RedisSettings("::1", is_tls=True),
+        }
+        for url, expected in cases.items():
+            self.assertEqual(self.broker(f'kind = "redis"\nurl = "{url}"'), expected)
+
+    def test_every_setting_of_redis(self) -> None:
+        authority = Authority(self.directory)
+        settings = self.broker(
+            'kind = "redis"\nurl = "rediss://redis.example/1"\nprefix = "app1:"\n'
+            f'on_loss = "close"\nca_file = "{authority.ca_file}"\n'
+            f'username = "topicsvc"\n{self.file("open:sesame ")}'
+            "[history]\nseconds = 10\nmessages = 5\nbytes = 2048"
+        )
+        assert isinstance(settings, RedisSettings)
+        self.assertIsNotNone(settings.authorities)
+        expected = RedisSettings(
+            "redis.example",
+            database=1,
+            is_tls=True,
+            prefix="app1:",
+            login=Login("topicsvc", "open:sesame "),
+            authorities=settings.authorities,
+            closes_on_loss=True,
+            history=HistorySettings(10, 5, 2048),
+        )
+        self.assertEqual(settings, expected)
+        self.assertNotIn("sesame", repr(settings))
+
+    def test_redis_needs_no_user_name(self) -> None:
+        settings = self.broker('kind = "redis"\nurl = "redis://localhost"\n' + self.file("sesame"))
+        assert isinstance(settings, RedisSettings)
+        self.assertEqual(settings.login, Login("default", "sesame"))
+
+    def test_redis_without_its_parser(self) -> None:
+        self.patch(broker_table, "find_spec", lambda _: None)
+        [problem] = self.problems('kind = "redis"\nurl = "redis://localhost"')
+        self.assertIn("pip install 'topicsvc[redis]'", problem)
+
+    def test_each_wrong_setting_of_redis_is_one_problem(self) -> None:
+        base = 'kind = "redis"\nurl = "redis://localhost"\n'
+        cases = {
+            'kind = "redis"': "broker.url: missing",
+            'kind = "redis"\nurl = "localhost:6379"': "broker.url",
+            'kind = "redis"\nurl = "redis://"': "broker.url",
+            'kind = "redis"\nurl = "redis://localhost:0"': "broker.url",
+            'kind = "redis"\nurl = "redis://localhost:65536"': "broker.url",
+            'kind = "redis"\nurl = "redis://localhost/x"': "broker.url",
+            'kind = "redis"\nurl = "redis://a:sesame@localhost"': "broker.url: it has a user name",
+            'kind = "redis"\nurl = "redis://:sesame@localhost:6379/0"': "broker.url",
+            base + 'prefix = "a b"': "broker.prefix",
+            base + 'prefix = "{x}"': "broker.prefix",
+            base + f'prefix = "{"x" * 65}"': "broker.prefix",
+            base + 'ca_file = "/no/such/file"': "broker.ca_file",
+            base + 'username = "topicsvc"': "broker.password_file: missing",
+            base + "[history]\nseconds = -1": "history.seconds",
+            base + "[history]\nmessages = 0": "history.messages",
+            base + "[history]\nbytes = 1023": "history.bytes",
+            base + "[history]\nkeep = 1": "history.keep: there is no such setting",
+        }
+        for text, expected in cases.items():
+            problems = self.problems(text)
+            self.assertEqual(len(problems), 1, text)
+            self.assertTrue(problems[0].startswith(expected), problems[0])
+            self.assertNotIn("sesame", problems[0])
+
     def test_each_wrong_setting_is_one_problem(self) -> None:
         base = 'kind = "activemq"\nendpoint = "tcp:localhost:61613"\n'
         cases = {
@@ -186,6 +259,9 @@ class BrokerSettingsTests(SynchronousTestCase):
         kafka = self.service('kind = "kafka"\nbootstrap = "localhost:9092"')
         self.assertIsInstance(kafka.broker, KafkaBroker)
         self.assertFalse(kafka._health_parts()["broker"])
+        for scheme in ("redis", "rediss"):
+            redis = self.service(f'kind = "redis"\nurl = "{scheme}://localhost"')
+            self.assertIsInstance(redis.broker, RedisBroker)
 
     def test_readiness_includes_the_broker(self) -> None:
         memory = self.service("")

@@ -6,7 +6,6 @@ the broker. A `StompConnection` is one of these connections: greeting, heartbeat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 from random import Random
 from typing import Any, ClassVar, Protocol
@@ -17,8 +16,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
-    IProtocol,
-    IProtocolFactory,
     IReactorTime,
     IStreamClientEndpoint,
     ITCPTransport,
@@ -28,7 +25,6 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from topicsvc.brokers.activemq.stomp_frames import (
     HEARTBEAT,
@@ -38,6 +34,7 @@ from topicsvc.brokers.activemq.stomp_frames import (
     parse_heartbeat,
 )
 from topicsvc.brokers.in_flight import OnResult
+from topicsvc.brokers.reconnection import RetryDelays, TimeoutEndpoint
 from topicsvc.errors import BrokerUnavailable, StompError
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.settings import Login
@@ -67,15 +64,8 @@ MAX_CHECKS_BEFORE_GREETING = 2
 RECEIPT_TIMEOUT = 25.0
 """Seconds to wait for a receipt; longer than a broker that owes one may be silent."""
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds that an attempt to connect may take."""
-
 STOP_TIMEOUT = 2.0
 """Seconds that closing the connection may take."""
-
-INITIAL_RETRY_DELAY = 0.1
-MAX_RETRY_DELAY = 3.0
-"""Seconds before a new attempt: doubled each time, then multiplied by 0.5 to 1.5."""
 
 _OFFERED_INTERVAL = 5000
 """Milliseconds between heartbeats that the CONNECT frame offers and requests."""
@@ -133,16 +123,15 @@ class StompClient(Service):
         self.clock = clock
         self.login = login
         self.handler = handler
-        self._random = random
-        self._attempts = 0
+        self._retry_delays = RetryDelays(random)
         self._connects = 0
         self._is_paused = False
         self.last_error = ""
         self._connection: StompConnection | None = None
         self._client = ClientService(
-            _TimeoutEndpoint(endpoint, clock, self._on_connect_failed),
+            TimeoutEndpoint(endpoint, clock, self._on_connect_failed),
             _ConnectionFactory(self),
-            retryPolicy=self._retry_delay,
+            retryPolicy=self._retry_delays,
             clock=clock,
         )
 
@@ -214,7 +203,7 @@ class StompClient(Service):
     def on_greeting(self) -> None:
         """The broker has accepted the connection."""
         self._connects += 1
-        self._attempts = 0
+        self._retry_delays.reset()
         self.last_error = ""
         self._log.info("the {name} is connected to the broker", name=self.name)
         self.handler.on_connected()
@@ -239,42 +228,6 @@ class StompClient(Service):
         if not failure.check(CancelledError):
             why = failure.getErrorMessage()
             self.log_error("the {name} cannot reach the broker: {why}", why)
-
-    def _retry_delay(self, _: int) -> float:
-        """Seconds before the next attempt.
-
-        The number that ClientService passes is not used: it starts anew with each TCP connection,
-        so a broker that refuses the login would be tried again at once.
-        """
-        delay = min(INITIAL_RETRY_DELAY * 2**self._attempts, MAX_RETRY_DELAY)
-        self._attempts = min(self._attempts + 1, 10)
-        return float(delay * self._random.uniform(0.5, 1.5))
-
-
-@implementer(IStreamClientEndpoint)
-class _TimeoutEndpoint:
-    """An endpoint with a timeout for each attempt, which reports why an attempt failed."""
-
-    def __init__(
-        self,
-        endpoint: IStreamClientEndpoint,
-        clock: IReactorTime,
-        on_failed: Callable[[Failure], None],
-    ) -> None:
-        self._endpoint = endpoint
-        self._clock = clock
-        self._on_failed = on_failed
-
-    def __repr__(self) -> str:
-        return "the broker"
-
-    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        def failed(failure: Failure) -> Failure:
-            self._on_failed(failure)
-            return failure
-
-        attempt: Deferred[IProtocol] = self._endpoint.connect(factory)
-        return attempt.addTimeout(CONNECT_TIMEOUT, self._clock).addErrback(failed)
 
 
 class _ConnectionFactory(Factory):

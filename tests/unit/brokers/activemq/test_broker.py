@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import WallClock
 from tests.support.stomp_server import ScriptedBroker, ScriptedPeer
-from topicsvc.brokers import in_flight, subscriptions
+from topicsvc.brokers import in_flight, reconnection, subscriptions
 from topicsvc.brokers.activemq import broker, stomp_client
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
 from topicsvc.brokers.activemq.stomp_frames import Frame
@@ -329,8 +329,8 @@ class ReconnectTests(ActiveMQTests):
         self.server.shut_down()
         self.clock.pump([0.05] * (120 * 20))
         attempts = self.server.attempts[2:]
-        self.assertLess(len(attempts), 2 * 120 / stomp_client.MAX_RETRY_DELAY * 1.6)
-        self.assertGreater(len(attempts), 2 * 120 / (stomp_client.MAX_RETRY_DELAY * 1.5))
+        self.assertLess(len(attempts), 2 * 120 / reconnection.MAX_RETRY_DELAY * 1.6)
+        self.assertGreater(len(attempts), 2 * 120 / (reconnection.MAX_RETRY_DELAY * 1.5))
         gaps = [after - before for before, after in pairwise(attempts[-20:])]
         self.assertGreater(len({round(gap, 3) for gap in gaps}), 10, "the delays have jitter")
 
@@ -340,7 +340,7 @@ class ReconnectTests(ActiveMQTests):
             self.pass_time(seconds)
             self.assertFalse(self.broker.is_up)
             self.server.is_listening = True
-            self.pass_time(stomp_client.MAX_RETRY_DELAY * 1.5 + 0.5)
+            self.pass_time(reconnection.MAX_RETRY_DELAY * 1.5 + 0.5)
             self.assertTrue(self.broker.is_up)
         self.assertEqual(self.broker.losses.reconnects, 2 * 3, "two connections, three times")
 

@@ -1,0 +1,362 @@
+"""The Redis broker with a real Redis and topicsvc processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import inlineCallbacks, succeed
+from twisted.internet.task import deferLater
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import TestCase
+
+from tests.integration.support.broker_cases import (
+    CELL,
+    CloseOnLossCases,
+    HostileNamesCases,
+    KeepOnLossCases,
+    PressureCases,
+    RightAfterSuccessCases,
+    directory,
+)
+from tests.integration.support.redis_server import Redis, need_redis
+from tests.support.broker_contract import BrokerContract, Inbox
+from tests.support.certificates import Authority
+from tests.support.processes import Shared, until
+from topicsvc.brokers.factory import make_broker
+from topicsvc.brokers.redis.broker import RedisBroker
+from topicsvc.config.files import read_authorities
+from topicsvc.errors import BrokerUnavailable
+from topicsvc.interfaces import Message
+from topicsvc.settings import HistorySettings, Login, RedisSettings
+from topicsvc.topics import TopicAddress
+
+shared = Shared(Redis)
+
+
+class RedisTestCase(TestCase):
+    """Fixture: a `RedisBroker` in this process, connected to a server that all tests share."""
+
+    timeout = 60
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        self.server: Redis = yield shared.get()
+        self.broker = yield self.connected(self.server)
+
+    def make(self, server: Redis, **settings: Any) -> RedisBroker:
+        host = "localhost" if server.is_tls else "127.0.0.1"
+        made = make_broker(
+            RedisSettings(host, server.port, is_tls=server.is_tls, **settings),
+            reactor,
+            reactor.seconds,
+        )
+        assert isinstance(made, RedisBroker)
+        made.startService()
+        self.addCleanup(made.stopService)
+        return made
+
+    @inlineCallbacks
+    def connected(self, server: Redis, **settings: Any) -> Any:
+        broker = self.make(server, **settings)
+        yield until(lambda: broker.is_up, "the broker is up", 15)
+        return broker
+
+
+class RedisContractTests(BrokerContract, RedisTestCase):
+    name = "contract"
+
+
+class PressureTests(PressureCases, RedisTestCase):
+    # Redis ends the connection of a subscriber that lets 32 MiB wait; the streams have the rest.
+    pass
+
+
+class RedisSpecificTests(RedisTestCase):
+    def topic(self, name: str) -> TopicAddress:
+        return TopicAddress("cell1", "box1", ("specific",), name)
+
+    def stream(self, name: str) -> str:
+        return f"topicsvc:stream:{{{self.topic(name).broker_name}}}"
+
+    def send(self, name: str, *bodies: bytes, broker: RedisBroker | None = None) -> Any:
+        return [
+            (broker or self.broker).publish(Message(self.topic(name), CELL, body))
+            for body in bodies
+        ]
+
+    @inlineCallbacks
+    def test_a_stream_keeps_the_newest_messages(self) -> Any:
+        history = HistorySettings(seconds=60, messages=3, bytes=1024)
+        broker = yield self.connected(self.server, history=history)
+        yield from self.send("count", *(b"%d" % each for each in range(10)), broker=broker)
+        self.assertEqual(self.server.command("XLEN", self.stream("count")), "3")
+        big = b'"%s"' % (b"x" * 500)
+        yield from self.send("bytes", big, big, big, broker=broker)
+        self.assertEqual(self.server.command("XLEN", self.stream("bytes")), "2")
+        huge = b'"%s"' % (b"x" * 2000)
+        yield from self.send("bytes", huge, broker=broker)
+        self.assertEqual(self.server.command("XLEN", self.stream("bytes")), "1")
+        lifetime = int(self.server.command("PTTL", self.stream("bytes")))
+        self.assertTrue(0 < lifetime <= 60000, lifetime)
+
+    @inlineCallbacks
+    def test_old_messages_leave_a_stream_in_use(self) -> Any:
+        broker = yield self.connected(self.server, history=HistorySettings(seconds=1))
+        yield from self.send("age", b"1", broker=broker)
+        yield deferLater(reactor, 0.7)
+        yield from self.send("age", b"2", broker=broker)
+        yield deferLater(reactor, 0.7)
+        yield from self.send("age", b"3", broker=broker)
+        self.assertEqual(self.server.command("XLEN", self.stream("age")), "2")
+        yield deferLater(reactor, 1.1)
+        self.assertEqual(self.server.command("EXISTS", self.stream("age")), "0")
+
+    def end_readers(self) -> None:
+        """End all reading connections at the server. A paused broker notices it later."""
+        self.server.command("CLIENT", "KILL", "TYPE", "pubsub")
+
+    @inlineCallbacks
+    def returns(self) -> Any:
+        """The paused broker reads again, and notices that it has lost its connection."""
+        reconnects = self.broker.losses.reconnects
+        self.broker.resume()
+        yield until(lambda: self.broker.losses.reconnects > reconnects, "it is connected again")
+        yield until(lambda: self.broker.is_up, "the broker is up again")
+
+    @inlineCallbacks
+    def test_messages_sent_while_the_reader_was_lost_are_delivered(self) -> Any:
+        inbox = Inbox()
+        yield self.broker.subscribe(self.topic("again"), inbox)
+        yield from self.send("again", b"1")
+        yield inbox.holds(1)
+        self.broker.pause()
+        self.end_readers()
+        yield from self.send("again", *(b"%d" % each for each in range(2, 100)))
+        yield self.returns()
+        yield from self.send("again", b"100")
+        yield inbox.holds(100)
+        self.assertEqual(inbox.bodies, [b"%d" % each for each in range(1, 101)])
+        self.assertEqual(self.broker.losses.gaps, 0)
+
+    @inlineCallbacks
+    def test_a_topic_without_messages_has_no_gap(self) -> Any:
+        inbox = Inbox()
+        yield self.broker.subscribe(self.topic("silent"), inbox)
+        self.broker.pause()
+        self.end_readers()
+        yield self.returns()
+        yield from self.send("silent", b"1")
+        yield inbox.holds(1)
+        self.assertEqual(self.broker.losses.gaps, 0)
+
+    @inlineCallbacks
+    def outage(self, name: str, change: Any) -> Any:
+        """Lose the reader while `change` happens to the stream of a topic.
+
+        Fires with whether only this topic has a gap, its messages, and the number of gaps.
+        """
+        gaps: list[str] = []
+
+        def observe(event: Any) -> None:
+            if "no longer has all messages" in str(event.get("log_format")):
+                gaps.append(event["topic"])
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        broker = self.broker
+        inboxes = {each: Inbox() for each in (name, "whole")}
+        for each, inbox in inboxes.items():
+            yield broker.subscribe(self.topic(each), inbox)
+            yield from self.send(each, b"1")
+            yield inbox.holds(1)
+        broker.pause()
+        self.end_readers()
+        yield from self.send("whole", b"2")
+        yield from self.send(name, b"2", b"3", b"4")
+        change(self.stream(name))
+        yield self.returns()
+        yield inboxes["whole"].holds(2)
+        paths = [self.topic(name).path]
+        return gaps == paths, inboxes[name].bodies, broker.losses.gaps
+
+    @inlineCallbacks
+    def test_a_stream_that_was_trimmed_is_a_gap(self) -> Any:
+        def trim(key: str) -> None:
+            self.server.command("XTRIM", key, "MAXLEN", "1")
+
+        self.assertEqual((yield self.outage("trimmed", trim)), (True, [b"1", b"4"], 1))
+
+    @inlineCallbacks
+    def test_a_stream_that_was_lost_is_a_gap(self) -> Any:
+        def delete(key: str) -> None:
+            self.server.command("DEL", key)
+
+        self.assertEqual((yield self.outage("deleted", delete)), (True, [b"1"], 1))
+
+    @inlineCallbacks
+    def test_a_stream_that_lost_its_newest_messages_is_a_gap(self) -> Any:
+        """As after a failover to a replica that lacks them."""
+
+        def cut(key: str) -> None:
+            for entry in self.server.command("XRANGE", key, "-", "+").splitlines():
+                if "-" in entry and entry.replace("-", "").isdigit():
+                    self.server.command("XDEL", key, entry)
+
+        self.assertEqual((yield self.outage("cut", cut)), (True, [b"1"], 1))
+
+    @inlineCallbacks
+    def test_memory_is_full(self) -> Any:
+        server = Redis("maxmemory 3mb\nmaxmemory-policy noeviction")
+        self.addCleanup(server.remove)
+        yield server.start()
+        broker = yield self.connected(server)
+        big = b'"%s"' % (b"x" * 400_000)
+        results = []
+        for number in range(12):
+            sent = broker.publish(Message(self.topic(f"full{number}"), CELL, big))
+            results.append((yield sent.addCallbacks(lambda _: "", lambda why: why.value)))
+        failed = [each for each in results if each]
+        self.assertTrue(failed)
+        for error in failed:
+            self.assertIsInstance(error, BrokerUnavailable)
+            self.assertIn("OOM", str(error))
+        self.assertIn("OOM", broker.last_error)
+        self.assertTrue(broker.is_up)
+
+    @inlineCallbacks
+    def test_the_script_cache_is_flushed(self) -> Any:
+        inbox = Inbox()
+        yield self.broker.subscribe(self.topic("flush"), inbox)
+        for number in range(50):
+            if number % 10 == 5:
+                self.server.command("SCRIPT", "FLUSH")
+            yield from self.send("flush", b"%d" % number)
+        yield inbox.holds(50)
+        self.assertEqual(inbox.bodies, [b"%d" % each for each in range(50)])
+
+    @inlineCallbacks
+    def test_a_foreign_message_is_dropped(self) -> Any:
+        inbox = Inbox()
+        yield self.broker.subscribe(self.topic("foreign"), inbox)
+        channel = self.stream("foreign").replace("stream", "channel", 1)
+        for payload in ("hello", "1-1\nx", "no-id\n\n1"):
+            self.server.command("PUBLISH", channel, payload)
+        yield from self.send("foreign", b"1")
+        yield inbox.holds(1)
+        self.assertEqual(inbox.bodies, [b"1"])
+        self.assertEqual(self.broker.losses.misrouted, 3)
+
+
+class LoginTests(RedisTestCase):
+    """Servers of their own: passwords and TLS."""
+
+    def setUp(self) -> None:
+        need_redis()
+
+    @inlineCallbacks
+    def works(self, broker: RedisBroker) -> Any:
+        inbox = Inbox()
+        topic = TopicAddress("cell1", "box1", ("login",), "name")
+        yield broker.subscribe(topic, inbox)
+        yield broker.publish(Message(topic, CELL, b"1"))
+        yield inbox.holds(1)
+
+    @inlineCallbacks
+    def test_a_password(self) -> Any:
+        server = Redis("requirepass secret-word\nuser app on >other-word ~* &* +@all")
+        self.addCleanup(server.remove)
+        yield server.start()
+        for login in (Login("default", "secret-word"), Login("app", "other-word")):
+            yield self.works((yield self.connected(server, login=login)))
+        for login, why in (
+            (None, "NOAUTH"),
+            (Login("default", "wrong-word"), "WRONGPASS"),
+            (Login("nobody", "secret-word"), "WRONGPASS"),
+        ):
+            broker = self.make(server, login=login)
+            yield until(lambda broker=broker: broker.last_error, "it is refused")
+            self.assertIn(why, broker.last_error)
+            self.assertIn("broker.password_file", broker.last_error)
+            self.assertNotIn("word", broker.last_error.replace("password", ""))
+            self.assertFalse(broker.is_up)
+
+    @inlineCallbacks
+    def test_a_password_that_changes_while_connected(self) -> Any:
+        server = Redis("requirepass one")
+        self.addCleanup(server.remove)
+        yield server.start()
+        broker = yield self.connected(server, login=Login("default", "one"))
+        server.command("-a", "one", "CONFIG", "SET", "requirepass", "two")
+        yield self.works(broker)
+
+    @inlineCallbacks
+    def test_tls_with_verified_names(self) -> Any:
+        where = directory(self)
+        authority = Authority(where)
+        key, cert = authority.issue("localhost", name="redis")
+        server = Redis(tls=(cert, key, authority.ca_file))
+        self.addCleanup(server.remove)
+        yield server.start()
+        trusted = read_authorities(authority.ca_file)
+        yield self.works((yield self.connected(server, authorities=trusted)))
+        broker = self.make(server)
+        yield until(lambda: broker.last_error, "an unknown authority is refused")
+        self.assertIn("certificate verify failed", broker.last_error)
+
+    @inlineCallbacks
+    def test_a_database_by_number(self) -> Any:
+        server = Redis()
+        self.addCleanup(server.remove)
+        yield server.start()
+        yield self.works((yield self.connected(server, database=3)))
+        self.assertIn("keys=1", server.command("INFO", "keyspace"))
+        self.assertIn("db3", server.command("INFO", "keyspace"))
+
+
+class RightAfterSuccessTests(RightAfterSuccessCases, RedisTestCase):
+    pass
+
+
+class KeepOnLossTests(KeepOnLossCases, TestCase):
+    """A server that keeps its data: sessions get what was sent during its outage."""
+
+    def make_server(self) -> Redis:
+        return Redis(keeps_data=True)
+
+    @inlineCallbacks
+    def send_many(self, count: int) -> Any:
+        broker = make_broker(RedisSettings("127.0.0.1", self.server.port), reactor, reactor.seconds)
+        broker.startService()
+        self.addCleanup(broker.stopService)
+        yield until(lambda: broker.is_up, "the other sender is up")
+        for number in range(0, count, 1000):
+            yield from [
+                broker.publish(Message(self.topic, CELL, b'{"number":%d}' % each))
+                for each in range(number, number + 1000)
+            ]
+
+    def check_numbers(self, numbers: list[int]) -> None:
+        self.assertEqual(numbers, [1, 4])
+
+    def check_log(self, log: str) -> None:
+        self.assertEqual(log.count("topics get nothing until Redis is back"), 1)
+        self.assertIn("0 of them may have missed messages", log)
+
+
+class CloseOnLossTests(CloseOnLossCases, TestCase):
+    """A server that loses its data."""
+
+    def make_server(self) -> Redis:
+        return Redis()
+
+
+class HostileNamesTests(HostileNamesCases, RedisTestCase):
+    def names_at_the_broker(self) -> Any:
+        keys = self.server.command("KEYS", "topicsvc:stream:*").splitlines()
+        names = {key.partition("{")[2].removesuffix("}") for key in keys}
+        # A topic that was only subscribed has a channel and no stream.
+        channels = self.server.command("PUBSUB", "CHANNELS", "topicsvc:*").splitlines()
+        return succeed(
+            sorted(names | {each.partition("{")[2].removesuffix("}") for each in channels})
+        )

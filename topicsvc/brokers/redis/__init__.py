@@ -1,0 +1,1 @@
+"""The Redis broker: streams keep messages, channels deliver them."""

@@ -1,0 +1,381 @@
+"""Keeps one connection to Redis, and reconnects when it is lost.
+
+A `RedisClient` connects, again and again with jittered back-off. A `RedisConnection` is one of
+these connections: greeting (RESP3), requests in their order, pushed messages, probes. hiredis, the
+parser of the Redis project, parses the replies.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar, Protocol
+
+import hiredis
+from twisted.application.internet import ClientService
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IAddress,
+    IReactorTime,
+    IStreamClientEndpoint,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from topicsvc.brokers.reconnection import RetryDelays, TimeoutEndpoint
+from topicsvc.errors import BrokerUnavailable
+from topicsvc.settings import Login
+
+__all__ = ["Command", "OnReply", "RedisClient", "RedisConnection", "RedisHandler"]
+
+PROBE_INTERVAL = 2.5
+"""Seconds between two probes: PING, if nothing has arrived since the last one."""
+
+MAX_UNANSWERED = 4
+"""Probes in a row without a byte from Redis after which the connection is aborted: 10 s."""
+
+STOP_TIMEOUT = 2.0
+"""Seconds that closing the connection may take."""
+
+MAX_REPLY = 128 * 1024 * 1024
+"""Bytes that may arrive for one reply or message; Redis allows values of 512 MiB."""
+
+_FATAL = ("READONLY", "NOAUTH", "LOADING", "MASTERDOWN", "UNBLOCKED")
+"""Errors of a connection that is of no use: another one may reach another server."""
+
+Command = tuple[bytes | str | int, ...]
+OnReply = Callable[[Any], None]
+"""Is called once with the reply of Redis, or with a `BrokerUnavailable`."""
+
+
+class RedisHandler(Protocol):
+    """Handles the events of a `RedisClient`."""
+
+    def on_connected(self) -> None:
+        """Redis has accepted the connection: requests can be made."""
+        ...
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """A subscribed channel has a message. Must not raise."""
+        ...
+
+    def on_lost(self, last_heard: float) -> None:
+        """The connection is lost. Redis was last heard at `last_heard`, by the clock.
+
+        Pending requests fail after this call.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What each new connection starts with.
+
+    Attributes:
+        login: user name and password; None: no login.
+        database: number of the database.
+    """
+
+    login: Login | None = None
+    database: int = 0
+
+    def commands(self, name: str) -> list[Command]:
+        """Return the commands that begin a connection."""
+        hello: Command = ("HELLO", 3)
+        if self.login is not None:
+            hello += ("AUTH", self.login.username, self.login.password)
+        commands: list[Command] = [(*hello, "SETNAME", f"topicsvc-{name}")]
+        if self.database:
+            commands.append(("SELECT", self.database))
+        return commands
+
+
+class RedisClient(Service):
+    """Keeps a connection for as long as the service runs.
+
+    Args:
+        name: the purpose of the connection, for the log.
+        endpoint: of Redis.
+        clock: the time and timers.
+        session: what each connection starts with.
+        handler: handles the events.
+        random: for the jitter of the retry delays.
+
+    Attributes:
+        last_error: the last known reason why there is no connection; empty if there is none.
+    """
+
+    _log: ClassVar[Logger] = Logger()
+
+    name: str
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: IStreamClientEndpoint,
+        clock: IReactorTime,
+        session: Session,
+        handler: RedisHandler,
+        random: Random,
+    ) -> None:
+        self.name = name
+        self.clock = clock
+        self.session = session
+        self.handler = handler
+        self._retry_delays = RetryDelays(random)
+        self._connects = 0
+        self._is_paused = False
+        self.last_error = ""
+        self._connection: RedisConnection | None = None
+        self._client = ClientService(
+            TimeoutEndpoint(endpoint, clock, self._on_connect_failed),
+            _ConnectionFactory(self),
+            retryPolicy=self._retry_delays,
+            clock=clock,
+        )
+
+    @property
+    def is_up(self) -> bool:
+        """Whether requests can be made."""
+        return self._connection is not None and self._connection.is_up
+
+    @property
+    def reconnects(self) -> int:
+        """How often Redis has accepted a connection after the first one."""
+        return max(0, self._connects - 1)
+
+    def request(self, command: Command, on_reply: OnReply) -> None:
+        """Send `command`; `on_reply` is called with the reply."""
+        if self._connection is None or not self._connection.is_up:
+            on_reply(BrokerUnavailable("not connected"))
+        else:
+            self._connection.request(command, on_reply)
+
+    def pause(self) -> None:
+        """Stop reading until `resume`, also from a new connection after a reconnect."""
+        self._is_paused = True
+        if self._connection is not None and self._connection.is_up:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Read again."""
+        self._is_paused = False
+        if self._connection is not None and self._connection.is_up:
+            self._connection.resume()
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        self._client.startService()
+
+    def stopService(self) -> Deferred[None]:
+        """Close, after `STOP_TIMEOUT` by force; fires when closed."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        stopping = self._client.stopService()
+        connection = self._connection
+        if connection is not None:
+            force = self.clock.callLater(STOP_TIMEOUT, connection.abort, "stopping")
+
+            def stopped(_: None) -> None:
+                if force.active():
+                    force.cancel()
+
+            stopping.addCallback(stopped)
+        return stopping
+
+    # Called by the connection.
+
+    def on_connection_made(self, connection: RedisConnection) -> None:
+        """A connection is made; Redis has not accepted it yet."""
+        self._connection = connection
+
+    def on_greeting(self) -> None:
+        """Redis has accepted the connection."""
+        self._connects += 1
+        self._retry_delays.reset()
+        self.last_error = ""
+        self._log.info("the {name} is connected to Redis", name=self.name)
+        self.handler.on_connected()
+        if self._is_paused:
+            self.pause()
+
+    def on_connection_lost(self, connection: RedisConnection, why: str) -> None:
+        """The connection is lost."""
+        self._connection = None
+        if self.running:
+            self.log_error("the {name} has lost Redis: {why}", why)
+        if connection.is_up:
+            self.handler.on_lost(connection.last_heard)
+
+    def log_error(self, format_: str, why: str) -> None:
+        """Log an error unless its reason is the same as that of the last one."""
+        if why != self.last_error:
+            self.last_error = why
+            self._log.warn(format_, name=self.name, why=why)
+
+    def _on_connect_failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self.log_error("the {name} cannot reach Redis: {why}", failure.getErrorMessage())
+
+
+class _ConnectionFactory(Factory):
+    noisy = False
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    def buildProtocol(self, addr: IAddress | None) -> RedisConnection:
+        return RedisConnection(self._client)
+
+
+class RedisConnection(TwistedProtocol):
+    """One connection to Redis.
+
+    Attributes:
+        last_heard: when the last bytes of Redis arrived, by the client's clock.
+    """
+
+    transport: Any
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self._reader = hiredis.Reader()
+        self._unparsed = 0
+        self._is_greeted = False
+        self._abort_reason = ""
+        self._unanswered = 0
+        self._is_paused = False
+        self.last_heard = client.clock.seconds()
+        self._pending: deque[OnReply] = deque()
+        self._probes = LoopingCall(self._on_probe_due)
+        self._probes.clock = client.clock
+
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis has accepted the connection. Stays true when it is lost."""
+        return self._is_greeted
+
+    def request(self, command: Command, on_reply: OnReply) -> None:
+        """Send `command`; `on_reply` is called with the reply.
+
+        Redis answers in the order of the requests. SUBSCRIBE and UNSUBSCRIBE of one channel are
+        answered by a push, in the same order.
+        """
+        self._pending.append(on_reply)
+        self.transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
+
+    def pause(self) -> None:
+        """Stop reading. No probe is sent meanwhile, because its reply could not be read."""
+        if not self._is_paused:
+            self._is_paused = True
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._is_paused:
+            self._is_paused = False
+            self._unanswered = 0
+            self.transport.resumeProducing()
+
+    def abort(self, why: str) -> None:
+        """Abort the connection."""
+        if not self._abort_reason:
+            self._abort_reason = why
+            self.transport.abortConnection()
+
+    # Called by Twisted.
+
+    def connectionMade(self) -> None:
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+        self._client.on_connection_made(self)
+        self._probes.start(PROBE_INTERVAL, now=False)
+        *first, last = self._client.session.commands(self._client.name)
+        for command in first:
+            self.request(command, self._on_login_reply)
+        self.request(last, self._on_greeting)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._unanswered = 0
+        self.last_heard = self._client.clock.seconds()
+        self._unparsed += len(data)
+        reader = self._reader
+        reader.feed(data)
+        try:
+            while not self._abort_reason and (reply := reader.gets()) is not False:
+                self._unparsed = 0
+                self._on_reply(reply)
+        except hiredis.ProtocolError:
+            self.abort("its reply is not RESP3")
+        if self._unparsed > MAX_REPLY:
+            self.abort(f"a reply of more than {MAX_REPLY} bytes")
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self._probes.stop()
+        closed = "it closed the connection"
+        why = closed if reason.check(ConnectionDone) else reason.getErrorMessage()
+        self._client.on_connection_lost(self, self._abort_reason or why)
+        pending, self._pending = self._pending, deque()
+        for on_reply in pending:
+            on_reply(BrokerUnavailable("the connection was lost"))
+
+    def _on_reply(self, reply: Any) -> None:
+        if isinstance(reply, hiredis.PushNotification):
+            if reply[0] == b"message" and len(reply) == 3:
+                self._client.handler.on_message(reply[1], reply[2])
+                return
+            if reply[0] not in (b"subscribe", b"unsubscribe"):
+                return  # not requested, and without effect
+        if not self._pending:
+            self.abort("it sent a reply without a request")
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            why = str(reply)
+            self._pending.popleft()(BrokerUnavailable(why))
+            if self._is_greeted and why.split(" ", 1)[0] in _FATAL:
+                self.abort(why)
+        else:
+            self._pending.popleft()(reply)
+
+    def _on_login_reply(self, reply: Any) -> None:
+        if isinstance(reply, BrokerUnavailable):
+            self.abort(_explain(str(reply)))
+
+    def _on_greeting(self, reply: Any) -> None:
+        self._on_login_reply(reply)
+        if not self._abort_reason:
+            self._is_greeted = True
+            self._client.on_greeting()
+
+    def _on_probe_due(self) -> None:
+        """Count, and do not time: if this process was stopped for a while, nothing is aborted."""
+        if self._is_paused:
+            return
+        self._unanswered += 1
+        if self._unanswered > MAX_UNANSWERED:
+            self.abort("it does not respond")
+        elif self._is_greeted:
+            self.request(("PING",), _ignore)
+
+
+def _ignore(_: Any) -> None:
+    """The reply to a probe: its bytes have been counted."""
+
+
+def _explain(error: str) -> str:
+    """Add to an error of the login which setting is meant."""
+    kind = error.split(" ", 1)[0]
+    if kind == "WRONGPASS":
+        return f"{error}; see broker.username and broker.password_file"
+    if kind in ("NOAUTH", "NOPERM") or "without any password configured" in error:
+        return f"{error}; see broker.password_file"
+    if "unknown command" in error or kind == "NOPROTO":
+        return f"{error}; Redis 7 or Valkey is needed"
+    return error

@@ -42,6 +42,7 @@ PURE = {
     "brokers.kafka.options",
     "brokers.redis.scripts",
     "brokers.message_text",
+    "delivery.frames",
     "errors",
     "histogram",
     "interfaces",

@@ -127,6 +127,7 @@ class MemoryTransport:
 
     def unregisterProducer(self) -> None:
         self.producer = None
+        self._is_paused = False
 
     def getPeer(self) -> IPv4Address:
         return self._peer

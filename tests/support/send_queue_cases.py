@@ -145,7 +145,7 @@ class SendQueueCase:
         self.drops: list[int] = []
         self.clock = Clock()
         self.slow_consumers = SlowConsumers(
-            lambda: LimitSettings().queued_bytes, lambda _: None, self.clock
+            lambda: LimitSettings().queued_bytes, lambda _: None, self.clock, self.clock.seconds
         )
         self.stalls = self.slow_consumers.stalls
         self.port = yield self.listen(Factory.forProtocol(lambda: Sender(self)))
@@ -181,7 +181,7 @@ class SendQueueCase:
     @property
     def is_free(self) -> bool:
         """Whether no bytes wait above the transport."""
-        return not self.send_queue._queued and not getattr(self.send_queue, "_rest", b"")
+        return not self.send_queue._queued and not getattr(self.send_queue, "_unwritten", b"")
 
     @inlineCallbacks
     def assert_received(self, data: bytes) -> Any:

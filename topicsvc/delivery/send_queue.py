@@ -22,11 +22,20 @@ def _ignore(messages: int, size: int) -> None:
     """Do nothing."""
 
 
+class _Kept(bytes):
+    """Bytes in the queue that are sent although data is dropped: replies, pings, close frames."""
+
+    __slots__ = ()
+
+
 class SendQueue(ABC):
     """Sends to one client, in order.
 
     Bytes that cannot be sent at once are held by the transport. While it holds any, later writes
     wait in this queue. `topicsvc.delivery.transports` has the subclasses.
+
+    Data that waits here is dropped when the grant has expired. What the transport has is sent: a
+    part of a message, or records that TLS has encrypted.
 
     Args:
         limit: the most bytes that may wait, here and in the transport.
@@ -34,10 +43,11 @@ class SendQueue(ABC):
         on_slow_consumer: called once if the client is too slow, with the bytes that wait.
 
     Attributes:
-        messages: data messages that were delivered, sent or waiting.
+        messages: data messages that were delivered: sent, waiting or dropped.
         size: their bytes.
         deliver_until: the time, in seconds since the epoch, from which on no data is delivered.
         is_blocked: whether something waits for `drained`.
+        send_until: the time from which on data that waits is dropped.
         on_undelivered: called with the number of messages and bytes that are not delivered.
         on_empty: called when no bytes wait any more.
         address: the client's address, for the log; None: not known.
@@ -51,6 +61,7 @@ class SendQueue(ABC):
         "_queue",
         "_queued",
         "_replaceable",
+        "_rest",
         "_slow_consumers",
         "address",
         "broker_lost",
@@ -59,6 +70,7 @@ class SendQueue(ABC):
         "messages",
         "on_empty",
         "on_undelivered",
+        "send_until",
         "size",
     )
 
@@ -69,7 +81,7 @@ class SendQueue(ABC):
         self.size = 0
         self.address: str | None = None
         self.on_undelivered: Callable[[int, int], None] = _ignore
-        self.deliver_until = 0.0
+        self.deliver_until = self.send_until = 0.0
         self.is_blocked = False
         self.broker_lost: Callable[[], None] = _nothing
         self.on_empty: Callable[[], None] = _nothing
@@ -77,6 +89,7 @@ class SendQueue(ABC):
         self._slow_consumers = slow_consumers
         self._on_slow_consumer: Callable[[int], None] | None = on_slow_consumer
         self._queue: deque[bytes] | None = None
+        self._rest = b""  # messages that are sent before those in the queue
         self._queued = 0
         self._buffered = 0
         self._replaceable: bytes | None = None
@@ -96,6 +109,10 @@ class SendQueue(ABC):
             False: the transport holds other bytes, and `data` was not taken.
         """
 
+    def send_data(self, data: bytes) -> bool:
+        """As `send`, for whole messages: those of which no byte was sent may go to `keep_rest`."""
+        return self.send(data)
+
     @abstractmethod
     def end(self, last: bytes) -> None:
         """Give `last` to the transport in any case. Nothing follows, so the transport may close."""
@@ -114,14 +131,15 @@ class SendQueue(ABC):
         if now < self.deliver_until:
             self.messages += count
             self.size += len(frames)
-            self.write(frames)
+            if self._queue or not self.send_data(frames):
+                self.enqueue(frames)
         else:
             self.on_undelivered(count, len(frames))
 
     def write(self, data: bytes) -> None:
         """Send `data` after all that was written before it."""
         if self._queue or not self.send(data):
-            self.enqueue(data)
+            self.enqueue(_Kept(data))
 
     def write_replaceable(self, data: bytes) -> None:
         """Send `data` after all other writes; while it waits, a later call replaces it."""
@@ -150,10 +168,34 @@ class SendQueue(ABC):
         elif self._on_slow_consumer is not None:
             self._slow_consumers.update(self, waiting)
 
+    def keep_rest(self, messages: bytes) -> None:
+        """Keep the last messages of a `send_data` until the transport holds nothing.
+
+        They do not count as the first write in the queue, which may have any length.
+        """
+        if self._on_slow_consumer is not None:  # else discarded meanwhile
+            self._rest = messages
+            self._queued += len(messages)
+
+    def stop_delivery(self) -> None:
+        """Deliver no more data, and answer no more pings: only a reply and a close frame follow."""
+        self.deliver_until = 0.0
+        self._replaceable = None
+
+    def drop_data(self) -> None:
+        """Drop the data that waits."""
+        if self._rest or self._queue:
+            self._rest = b""
+            self._queue = deque(each for each in self._queue or () if isinstance(each, _Kept))
+            self._queued = sum(map(len, self._queue))
+            if self._on_slow_consumer is not None:
+                self._slow_consumers.update(self, self.waiting)
+
     def discard(self) -> None:
         """Discard the queue. The transport still sends the bytes that it holds."""
         self.deliver_until = 0.0
         self._queue = None
+        self._rest = b""
         self._queued = 0
         self._replaceable = None
         self._on_slow_consumer = None
@@ -165,7 +207,8 @@ class SendQueue(ABC):
         self.broker_lost = self.on_empty = _nothing
 
     def finish(self) -> None:
-        """End the queue: the transport sends what waits, and may then close."""
+        """End the queue: the transport sends what waits except data, and may then close."""
+        self.drop_data()
         last = b"".join(self._queue or ())
         self.discard()
         self.end(last)
@@ -198,13 +241,9 @@ class SendQueue(ABC):
         """The transport holds nothing any more: send the queue."""
         self.is_blocked = False
         self._slow_consumers.stalls.cancel(self)
-        while self._queue:
-            chunk = self._next_chunk(self._queue)
-            if not self.send(chunk):
-                self._queue.appendleft(chunk)
-                self._queued += len(chunk)
-                self.blocked()
-                return
+        if (self._rest or self._queue) and not self._send_waiting():
+            self.blocked()
+            return
         if self._on_slow_consumer is not None:
             self._slow_consumers.update(self, self.waiting)
         if self._replaceable is not None:
@@ -212,11 +251,35 @@ class SendQueue(ABC):
             self.write_replaceable(data)
         self.on_empty()
 
-    def _next_chunk(self, queue: deque[bytes]) -> bytes:
-        taken = [queue.popleft()]
-        size = len(taken[0])
-        while queue and size + len(queue[0]) <= CHUNK:
-            taken.append(queue.popleft())
-            size += len(taken[-1])
-        self._queued -= size
-        return b"".join(taken)
+    def _send_waiting(self) -> bool:
+        """Send what waits; False: the transport holds bytes again."""
+        if self._slow_consumers.now() >= self.send_until:
+            self.drop_data()
+        while self._rest:
+            rest, self._rest = self._rest, b""
+            self._queued -= len(rest)
+            if not self.send_data(rest):
+                self.keep_rest(rest)
+                return False
+        while self._queue:  # another one, if a call discards the queue
+            queue = self._queue
+            taken = _next_chunk(queue)
+            chunk = b"".join(taken)
+            self._queued -= len(chunk)
+            send = self.send if isinstance(taken[0], _Kept) else self.send_data
+            if self._rest or not send(chunk):
+                queue.extendleft(reversed(taken))
+                self._queued += len(chunk)
+                return False
+        return True
+
+
+def _next_chunk(queue: deque[bytes]) -> list[bytes]:
+    """Take writes of one kind from `queue`, at most `CHUNK` bytes or one write."""
+    taken = [queue.popleft()]
+    kind = type(taken[0])
+    size = len(taken[0])
+    while queue and type(queue[0]) is kind and size + len(queue[0]) <= CHUNK:
+        taken.append(queue.popleft())
+        size += len(taken[-1])
+    return taken

@@ -43,10 +43,12 @@ class SlowConsumers:
         max_bytes: returns the most bytes that may wait for all clients together.
         on_dropped: called with the address of each client that is dropped because of `max_bytes`.
         clock: the reactor, or a clock in its place.
+        now: the time of day, in seconds since the epoch: data that waits is dropped at the expiry.
         stall_timeout: seconds after which a client that reads nothing is dropped.
 
     Attributes:
         total: bytes that wait for all clients together.
+        now: see above.
         stalls: clients whose transport holds bytes, each with the deadline of its next check.
     """
 
@@ -55,9 +57,11 @@ class SlowConsumers:
         max_bytes: Callable[[], int],
         on_dropped: Callable[[str | None], None],
         clock: IReactorTime,
+        now: Callable[[], float],
         stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
         self.total = 0
+        self.now = now
         self.stalls = Deadlines[Consumer](
             clock, stall_timeout, lambda consumer: consumer.check_stall()
         )

@@ -22,6 +22,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from topicsvc.delivery.frames import frame_end
 from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.slow_consumers import SlowConsumers
 from topicsvc.delivery.tls_records import make_records
@@ -104,34 +105,48 @@ class TransportSendQueue(SendQueue):
     noticed about every 80 KiB.
     """
 
-    __slots__ = ("_is_full", "_rest", "_transport", "_written")
+    __slots__ = ("_is_full", "_transport", "_unwritten", "_written")
 
     def __init__(self, transport: Any, *rest: Any) -> None:
         super().__init__(*rest)
         self._transport = transport
         self._is_full = False
         self._written = 0  # bytes since the transport was last known to be empty
-        self._rest = memoryview(b"")
+        self._unwritten = memoryview(b"")  # the rest of a long write
         self._transport.registerProducer(self, True)
 
     def buffered(self) -> int:
         """0 unless the transport is full; then an estimate that is rather too high than too low."""
         if not self._is_full:
             return 0
-        return min(self._written, _MAX_UNREPORTED) + len(self._rest)
+        return min(self._written, _MAX_UNREPORTED) + len(self._unwritten)
 
     def send(self, data: bytes) -> bool:
         if self._is_full:
             return False
         if len(data) > _PIECE:
-            self._rest = memoryview(data)
+            self._unwritten = memoryview(data)
             self._write_rest()
         else:
             self._write_piece(data)
         return True
 
+    def send_data(self, data: bytes) -> bool:
+        """Pass on whole messages until the transport is full."""
+        if self._is_full:
+            return False
+        done, size = 0, len(data)
+        while done < size and not self._is_full:
+            end = size if size - done <= _PIECE else frame_end(data, done + _PIECE - 1)
+            self.send(data[done:end])
+            done = end
+        if done < size:
+            self.keep_rest(data[done:])
+            self.blocked()
+        return True
+
     def end(self, last: bytes) -> None:
-        rest, self._rest = self._rest, memoryview(b"")
+        rest, self._unwritten = self._unwritten, memoryview(b"")
         self._transport.write(bytes(rest) + last)
         self._transport.unregisterProducer()
 
@@ -157,13 +172,14 @@ class TransportSendQueue(SendQueue):
 
     def stopProducing(self) -> None:
         """The connection is lost."""
-        self._rest = memoryview(b"")
+        self._unwritten = memoryview(b"")
         self.discard()
 
     def _write_rest(self) -> None:
         """Pass on the rest of a long write, until the transport is full."""
-        while self._rest and not self._is_full:
-            piece, self._rest = bytes(self._rest[:_PIECE]), self._rest[_PIECE:]
+        while self._unwritten and not self._is_full:
+            piece = bytes(self._unwritten[:_PIECE])
+            self._unwritten = self._unwritten[_PIECE:]
             self._write_piece(piece)
 
     def _write_piece(self, piece: bytes) -> None:
@@ -191,6 +207,22 @@ class SocketSendQueue(SendQueue):
         if lower._tempDataLen or len(lower.dataBuffer) != lower.offset:
             return False
         if not self._send_now(data):
+            self.blocked()
+        return True
+
+    def send_data(self, data: bytes) -> bool:
+        lower = self._lower
+        if lower._tempDataLen or len(lower.dataBuffer) != lower.offset:
+            return False
+        try:
+            sent = self._to_socket(data)
+        except OSError:  # full or broken: the transport notices and handles both
+            sent = 0
+        if sent != len(data):
+            end = frame_end(data, sent)
+            lower.write(data[sent:end])
+            if end < len(data):
+                self.keep_rest(data[end:])
             self.blocked()
         return True
 
@@ -261,6 +293,8 @@ class TlsSendQueue(SocketSendQueue):
         if is_held:  # last: it may close a slow client, and nothing follows a close frame
             self.blocked()
         return True
+
+    send_data = send  # records cannot be taken back
 
     def end(self, last: bytes) -> None:
         self._tls.write(last)

@@ -347,8 +347,12 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self.is_open = self.is_closed = None
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
-        """Queue every frame, Autobahn's own included, behind those written before."""
-        self._send_queue.write(data)
+        """Queue every frame, Autobahn's own included, behind those written before.
+
+        Nothing follows a close frame (RFC 6455, section 5.5.1).
+        """
+        if self.state in (self.STATE_CONNECTING, self.STATE_OPEN):
+            self._send_queue.write(data)
 
     def _fail_connection(self, code: int = POLICY_VIOLATION, reason: str = "") -> None:
         """Fail the connection: send a close frame and read no more (RFC 6455, section 7.1.7)."""
@@ -394,9 +398,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                     self._context.session_log.begin(self._record)
                 case Reply(frame):
                     self._send_queue.write(frame)
-                case Close(code, reason, cause):
-                    self._end_session(reason, cause)
-                    self._send_close(code, reason)
+                case Close():
+                    self._close(effect)
                 case Validate(token):
                     self._record.token = self._context.token_ids(token)
                     self._validate(token)
@@ -405,7 +408,10 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                     self._wait_for(check, self._validated)
                 case Join():
                     self._join()
-        self._send_queue.deliver_until = self._session.deliver_until
+        until = self._session.deliver_until
+        self._send_queue.deliver_until = until
+        if until:  # messages that wait when the session ends are sent until the expiry
+            self._send_queue.send_until = until
         self._set_read_paused(self._session.wants_read_pause)
 
     def _set_read_paused(self, is_paused: bool) -> None:
@@ -494,6 +500,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _end_session(self, reason: str, cause: Cause = NO_CAUSE) -> None:
         """End the session and release what it holds. The connection may stay open meanwhile."""
         self._session.lost()
+        self._send_queue.stop_delivery()
         # Without reading, neither a close frame nor the loss of the connection is noticed.
         self._set_read_paused(False)
         if not self._close_reason:
@@ -509,6 +516,12 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             self.is_member = False
             self._observer.left(self)
             self._context.hub.leave(self.topic, self._send_queue)
+
+    def _close(self, effect: Close) -> None:
+        if effect.drops_data:
+            self._send_queue.drop_data()
+        self._end_session(effect.reason, effect.cause)
+        self._send_close(effect.code, effect.reason)
 
     def _send_close(self, code: int, reason: str) -> None:
         reason_utf8 = reason.encode("utf-8")[:_MAX_CLOSE_REASON]

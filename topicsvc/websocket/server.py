@@ -86,6 +86,7 @@ class WebSocketServer(Service):
                 lambda: limits.settings.queued_bytes,
                 lambda address: limits.record_refusal("queued_bytes", address),
                 clock,
+                now,
             ),
             token_deadlines=Deadlines(
                 clock, settings.token_timeout, lambda connection: connection.token_timeout()

@@ -54,6 +54,9 @@ POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 
+_INVALID_TOKEN = (messages.TOKEN_INACTIVE, messages.SESSION_EXPIRED)
+"""Reasons after which no data that waits is sent."""
+
 MAX_WAITING_REQUESTS = 8
 """Most messages that wait while a token is checked."""
 
@@ -96,12 +99,14 @@ class Reply:
 class Close:
     """Leave the topic, cancel the check in progress, send a close frame.
 
-    The client gets `code` and `reason`. The log also gets `cause`.
+    The client gets `code` and `reason`. The log also gets `cause`. If the token is no longer valid,
+    `drops_data` is set: data that waits for the client is dropped.
     """
 
     code: int
     reason: str
     cause: Cause = NO_CAUSE
+    drops_data: bool = False
 
 
 Effect = Validate | Recheck | Join | Begin | Reply | Close
@@ -341,4 +346,4 @@ class Session:
 
     def _close(self, code: int, reason: str, cause: Cause = NO_CAUSE) -> list[Effect]:
         self.lost()
-        return [Close(code, reason, cause)]
+        return [Close(code, reason, cause, reason in _INVALID_TOKEN)]

@@ -76,7 +76,9 @@ class LookAlike(SimpleNamespace):
 class LookAlikeTests(SynchronousTestCase):
     def test_a_transport_of_another_kind_gets_the_fallback(self) -> None:
         clock = Clock()
-        slow_consumers = SlowConsumers(lambda: LimitSettings().queued_bytes, lambda _: None, clock)
+        slow_consumers = SlowConsumers(
+            lambda: LimitSettings().queued_bytes, lambda _: None, clock, clock.seconds
+        )
         with socket.socket() as handle:
             internals = {"dataBuffer": b"", "offset": 0, "_tempDataLen": 0, "disconnecting": False}
             transport = LookAlike(socket=handle, **internals)

@@ -72,6 +72,7 @@ class SendQueueTestCase(SynchronousTestCase):
             lambda: self.limits.settings.queued_bytes,
             lambda _: self.limits.record_refusal("queued_bytes"),
             self.clock,
+            self.clock.seconds,
         )
         self.send_queue = FakeSendQueue(1000, self.slow_consumers, self.drop)
 

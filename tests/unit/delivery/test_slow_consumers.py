@@ -26,6 +26,7 @@ class SlowConsumersTests(SynchronousTestCase):
             lambda: self.limits.settings.queued_bytes,
             lambda _: self.limits.record_refusal("queued_bytes"),
             self.clock,
+            self.clock.seconds,
         )
         self.dropped: list[int] = []
         self.queues = [self.make_queue(number) for number in range(clients)]
@@ -127,7 +128,9 @@ class SlowConsumersTests(SynchronousTestCase):
 class WriteReplaceableTests(SynchronousTestCase):
     def setUp(self) -> None:
         clock = Clock()
-        slow_consumers = SlowConsumers(lambda: LimitSettings().queued_bytes, lambda _: None, clock)
+        slow_consumers = SlowConsumers(
+            lambda: LimitSettings().queued_bytes, lambda _: None, clock, clock.seconds
+        )
         self.send_queue = FakeSendQueue(1000, slow_consumers, lambda _: None)
 
     def test_with_an_empty_queue_each_write_is_sent_at_once(self) -> None:

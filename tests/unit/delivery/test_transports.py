@@ -14,7 +14,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from tests.support.harness import ServiceTestCase
+from tests.support.harness import TOPIC, ServiceTestCase
 from tests.support.processes import until
 from tests.support.send_queue_cases import (
     HANDSHAKE_ANSWER,
@@ -33,8 +33,11 @@ from topicsvc.delivery.transports import (
     TransportSendQueue,
     make_send_queue,
 )
+from topicsvc.interfaces import Message
+from topicsvc.websocket.messages import data_frame
 
 SIZES = [1, 140, 9000, 70000]
+DIGITS = (b"1", b"2", b"3", b"4", b"5", b"6")
 
 
 def take_nothing(size: int) -> int:
@@ -61,7 +64,14 @@ class SendBuffer:
 
 
 class CommonCases(SendQueueCase):
-    """Tests of every send queue."""
+    """Tests of every send queue.
+
+    Attributes:
+        sent_after_expiry: of six messages, the last in the queue, how many may be sent after the
+            expiry: those of which the transport has a part.
+    """
+
+    sent_after_expiry: tuple[int, ...] = (1,)
 
     @inlineCallbacks
     def write_at_random(self, generator: random.Random, size: int) -> Any:
@@ -238,6 +248,26 @@ class CommonCases(SendQueueCase):
         self.assertTrue(self.receiver.reason.check(ConnectionDone), self.receiver.reason)
 
     @inlineCallbacks
+    def test_data_that_waits_is_dropped_when_the_grant_expires(self) -> Any:
+        """The transport sends what it has: a message of which a part is sent, or TLS records."""
+        yield self.assert_received(b"")
+        self.send_queue.deliver_until = self.send_queue.send_until = 5.0
+        self.socket.take = SendBuffer(25_000).take
+        frames = [data_frame(Message(TOPIC, None, digit * 30_000)) for digit in DIGITS]
+        self.send_queue.deliver(b"".join(frames[:5]), 5, 0.0)
+        self.send_queue.deliver(frames[5], 1, 0.0)
+        self.clock.advance(5)
+        self.socket.take = lambda size: size
+        self.send_queue.write(b"the close frame")
+        received = self.receiver.received
+        yield until(lambda: received.endswith(b"the close frame"), "the last bytes", TIMEOUT)
+        sent = (len(received) - len(HANDSHAKE_ANSWER) - 15) // len(frames[0])
+        expected = HANDSHAKE_ANSWER + b"".join(frames[:sent]) + b"the close frame"
+        self.assertTrue(received == expected, "the bytes differ")
+        self.assertIn(sent, self.sent_after_expiry)
+        self.assertEqual((self.send_queue.waiting, self.slow_consumers.total), (0, 0))
+
+    @inlineCallbacks
     def test_waiting_bytes_of_both_queues_are_counted(self) -> Any:
         yield self.assert_received(b"")
         self.socket.take = take_nothing
@@ -333,6 +363,8 @@ class TcpCases(CommonCases):
 class TlsCases(CommonCases, TlsCase):
     """Tests over TLS."""
 
+    sent_after_expiry = (5,)  # encrypted at once
+
     @inlineCallbacks
     def test_earlier_output_of_tls_is_sent_before_a_write(self) -> Any:
         yield self.assert_received(b"")
@@ -412,6 +444,7 @@ class ProxiedTests(TcpCases, ProxiedCase, TestCase):
 
 class TransportTests(TcpCases, TestCase):
     kind = TransportSendQueue
+    sent_after_expiry = (3,)  # 64 KiB
     open = staticmethod(TransportSendQueue)
 
 
@@ -450,6 +483,7 @@ class TlsByMethodsTests(TlsCases, TestCase):
 
 class TlsTransportTests(TlsCases, TestCase):
     kind = TransportSendQueue
+    sent_after_expiry = (3, 4, 5)  # 64 KiB in each of the two layers
     open = staticmethod(TransportSendQueue)
 
 

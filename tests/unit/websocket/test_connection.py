@@ -591,6 +591,69 @@ class SlowReaderTests(ServiceTestCase):
         self.assert_error_text(error, "Unknown", "Invalid message")
         self.assert_close(close, 1008, "Invalid message")
 
+    def congest(self, client: Client) -> int:
+        """Make the transport hold a message, and queue two behind it; return the first's size."""
+        client.transport.is_congested = True
+        self.deliver(b'"%s"' % (b"x" * 70000))
+        held = len(client.transport.buffered)
+        self.deliver(b"1")
+        self.deliver(b"2")
+        return held
+
+    def test_a_waiting_pong_does_not_follow_the_close_frame(self) -> None:
+        """A ping of a client that reads slowly, and then a stop of the service."""
+        client = self.subscribe()
+        self.congest(client)
+        client.send_frame(9, b"are you there")
+        self.websocket_server.stopService()
+        client.send_frame(9, b"and now")
+        client.transport.drain()
+        frames = client.frames()
+        self.assertEqual([opcode for opcode, _ in frames], [1, 1, 1, 8])
+        self.assert_close(frames[-1], 1001, "Going away")
+
+    def test_data_that_waits_is_dropped_at_the_expiry(self) -> None:
+        client = self.subscribe(lifetime=3)
+        self.congest(client)
+        self.advance(3)
+        client.transport.drain()
+        [(_, data)] = client.frames()
+        self.assertGreater(len(data), 70000)  # it had left the queue before the expiry
+        self.advance(60)
+        client.assert_closed(1008, "Session expired")
+
+    def test_data_that_waits_is_dropped_although_a_heartbeat_closes_the_session(self) -> None:
+        client = self.subscribe(lifetime=55)
+        self.advance(54)
+        client.frames()
+        self.congest(client)
+        self.advance(6)
+        client.transport.drain()
+        (_, data), close = client.frames()
+        self.assertGreater(len(data), 70000)
+        self.assert_close(close, 1008, "Session expired")
+
+    def test_data_that_waits_is_sent_after_a_stop_until_the_expiry(self) -> None:
+        for seconds, bodies in ((1, 3), (3, 1)):
+            with self.subTest(seconds=seconds):
+                client = self.subscribe(lifetime=3)
+                self.congest(client)
+                client.transport.protocol.going_away()
+                self.advance(seconds)
+                client.transport.drain()
+                *data, close = client.frames()
+                self.assertEqual(len(data), bodies)
+                self.assert_close(close, 1001, "Going away")
+                client.disconnect()
+
+    def test_data_that_waits_is_not_sent_to_a_client_that_closes(self) -> None:
+        client = self.subscribe()
+        self.congest(client)
+        client.transport.protocol.going_away()
+        client.send_frame(8, b"\x03\xe8")
+        client.transport.drain()
+        self.assertEqual([opcode for opcode, _ in client.frames()], [1, 8])
+
     def test_pings_of_a_client_that_never_reads_use_limited_memory(self) -> None:
         client = self.subscribe()
         client.transport.is_congested = True

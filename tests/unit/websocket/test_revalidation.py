@@ -46,6 +46,19 @@ class RevocationTests(ServiceTestCase):
         client.assert_refused("AccessToken", "Token inactive", 1008)
         self.assertEqual(self.broker.active, [])
 
+    def test_data_that_waits_is_dropped_at_the_revocation(self) -> None:
+        client = self.subscribe()
+        self.wait_for_recheck()
+        client.transport.is_congested = True
+        self.deliver(b'"%s"' % (b"x" * 70000))
+        self.deliver(b"2")
+        self.rechecker.last.refuse()
+        client.transport.drain()
+        (_, data), (_, error), close = client.frames()
+        self.assertGreater(len(data), 70000)  # it had left the queue before the revocation
+        self.assert_error_text(error, "AccessToken", "Token inactive")
+        self.assert_close(close, 1008, "Token inactive")
+
     def test_a_token_that_may_no_longer_receive_is_inactive(self) -> None:
         client = self.subscribe()
         self.wait_for_recheck()

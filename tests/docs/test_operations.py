@@ -23,9 +23,12 @@ from topicsvc.validators.token_id import ID_LENGTH
 from topicsvc.web import senders
 from topicsvc.websocket import close_reasons, server, session_log
 from topicsvc.websocket.session_log import (
+    _UNKNOWN,
     ADVICE_INTERVAL,
     LOSSES_FOR_ADVICE,
     MAX_SUBJECT,
+    UNKNOWN_INTERVAL,
+    UNKNOWN_PER_SECOND,
     SessionLog,
 )
 
@@ -125,6 +128,12 @@ class PageTests(SynchronousTestCase):
         self.assertIn(f"after {LOSSES_FOR_ADVICE} sessions were lost within a minute", text)
         self.assertIn("(token 3f9a1c02 of", text)
         self.assertEqual(len("3f9a1c02"), ID_LENGTH)
+        self.assertIn(f"{UNKNOWN_PER_SECOND} are logged in a second. ", text)
+        self.assertIn(f"{UNKNOWN_INTERVAL:.0f} s after the first one that is left out", text)
+        sample = _UNKNOWN.format(
+            count=22, seconds=60, reasons="Connection lost 17, Client closed 5"
+        )
+        self.assertIn(sample, text)
 
     def test_each_setting_in_an_advice_exists(self) -> None:
         advices = [

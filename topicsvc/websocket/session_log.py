@@ -16,17 +16,32 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 
 from topicsvc.refusals import RefusalReason
+from topicsvc.scheduling.line_budget import LineBudget
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.websocket import close_reasons
 from topicsvc.websocket.close_reasons import Cause
 
-__all__ = ["ADVICE_INTERVAL", "LOSSES_FOR_ADVICE", "MAX_SUBJECT", "SessionLog", "SessionRecord"]
+__all__ = [
+    "ADVICE_INTERVAL",
+    "LOSSES_FOR_ADVICE",
+    "MAX_SUBJECT",
+    "UNKNOWN_INTERVAL",
+    "UNKNOWN_PER_SECOND",
+    "SessionLog",
+    "SessionRecord",
+]
 
 ADVICE_INTERVAL = 60.0
 """Least seconds between two lines with the same advice."""
 
 LOSSES_FOR_ADVICE = 10
 """Sessions whose connections are lost in a minute before a line has advice about that."""
+
+UNKNOWN_PER_SECOND = 10
+"""Most lines in a second about clients that never presented a valid token."""
+
+UNKNOWN_INTERVAL = 60.0
+"""Seconds after which one line counts the others."""
 
 MAX_SUBJECT = 200
 """Most characters of a subject that are kept and logged."""
@@ -39,6 +54,10 @@ _ENDS = " ends after {seconds:.1f} s, {messages} messages, {size} bytes: {reason
 _DETAIL = " ({detail})"
 _ADVICE = "; {advice}"
 """Token, subject, detail and advice are left out if they are unknown or empty."""
+_UNKNOWN = (
+    "{count} more connections ended within {seconds:.0f} s without a valid token: {reasons} "
+    "(docs/security.md)"
+)
 
 
 class _State(IntEnum):
@@ -61,9 +80,19 @@ class SessionRecord:
             empty: it has presented none.
         subject: the subject of its last valid token, at most `MAX_SUBJECT` characters; None:
             not known.
+        had_valid_token: whether the client has presented a valid token.
     """
 
-    __slots__ = ("number", "opened_at", "peer", "state", "subject", "token", "topic")
+    __slots__ = (
+        "had_valid_token",
+        "number",
+        "opened_at",
+        "peer",
+        "state",
+        "subject",
+        "token",
+        "topic",
+    )
 
     def __init__(self, number: int, peer: str, topic: str, opened_at: float) -> None:
         self.number = number
@@ -73,6 +102,7 @@ class SessionRecord:
         self.state = _State.WAITING
         self.token = ""
         self.subject: str | None = None
+        self.had_valid_token = False
 
     @property
     def is_active(self) -> bool:
@@ -81,6 +111,7 @@ class SessionRecord:
 
     def set_subject(self, subject: str | None) -> None:
         """Keep the subject of a valid token; a long one is cut."""
+        self.had_valid_token = True
         self.subject = subject if subject is None else subject[:MAX_SUBJECT]
 
 
@@ -118,6 +149,9 @@ class SessionLog:
         }
         self._advised = LogThrottle(ADVICE_INTERVAL)
         self._losses: deque[float] = deque(maxlen=LOSSES_FOR_ADVICE)
+        self._unknown = LineBudget(
+            clock, UNKNOWN_PER_SECOND, UNKNOWN_INTERVAL, self._report_unknown
+        )
         self.has_subjects = True
         self.opened = 0
         self.began = 0
@@ -164,6 +198,9 @@ class SessionLog:
     ) -> None:
         """Record and log that its session has ended, or will not start.
 
+        Of clients that never presented a valid token, `UNKNOWN_PER_SECOND` are logged in a second.
+        One line counts the others.
+
         Args:
             record: the connection.
             reason: one of `close_reasons.CLOSE_REASONS`.
@@ -176,6 +213,8 @@ class SessionLog:
         self.ended[close_reasons.metric_label(reason)] += 1
         if cause.refusal is not None:
             self.refusals[cause.refusal] += 1
+        if not record.had_valid_token and not self._unknown.allow(reason):
+            return
         subject = record.subject if self.has_subjects else None
         advice = self._advice(reason, cause, has_begun)
         self._write(
@@ -206,6 +245,10 @@ class SessionLog:
         text = template.format_map(fields).replace("{", "{{").replace("}", "}}")
         self._observer({**self._event, "log_format": text, "log_time": self._now(), **fields})
 
+    def flush(self) -> None:
+        """Log now what is only counted, because the service stops."""
+        self._unknown.flush()
+
     def close(self, record: SessionRecord) -> None:
         """Record that its transport is closed."""
         self._move(record, _State.CLOSED)
@@ -228,6 +271,14 @@ class SessionLog:
         if has_begun:
             self._losses.append(now)
         return len(self._losses) == LOSSES_FOR_ADVICE and now - self._losses[0] < ADVICE_INTERVAL
+
+    def _report_unknown(self, reasons: Counter[str], seconds: float) -> None:
+        self._write(
+            _UNKNOWN,
+            count=reasons.total(),
+            seconds=round(seconds, 3),
+            reasons=", ".join(f"{reason} {number}" for reason, number in reasons.most_common()),
+        )
 
     def _move(self, record: SessionRecord, state: _State) -> None:
         self._counts[record.state] -= 1

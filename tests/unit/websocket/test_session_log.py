@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
@@ -10,11 +11,17 @@ from twisted.logger import eventAsText, globalLogPublisher
 from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.errors import BrokerUnavailable, TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant, Message
+from topicsvc.logs import as_json
 from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.settings import LimitSettings, SessionSettings
 from topicsvc.validators.token_id import TokenIds
 from topicsvc.websocket import close_reasons
-from topicsvc.websocket.session_log import LOSSES_FOR_ADVICE, MAX_SUBJECT
+from topicsvc.websocket.session_log import (
+    LOSSES_FOR_ADVICE,
+    MAX_SUBJECT,
+    UNKNOWN_INTERVAL,
+    UNKNOWN_PER_SECOND,
+)
 
 KEY = b"a key of the test"
 ID = TokenIds(KEY)("first-token")
@@ -112,6 +119,56 @@ class SessionLogTests(SessionLogTestCase):
             [line.split(f"of {SUBJECT!r}) ")[1].split()[0] for line in self.lines],
             ["begins", "ends"],
         )
+
+    def test_of_clients_without_a_valid_token_ten_a_second_are_logged_and_the_rest_counted(
+        self,
+    ) -> None:
+        """A client that only connects cannot fill a disk; sessions keep both lines."""
+        session = self.subscribe()
+        for _ in range(25):
+            self.connect().disconnect()
+        for _ in range(5):
+            self.connect().send_frame(8, b"\x03\xe8")
+        self.assertEqual(len(self.lines), 1 + UNKNOWN_PER_SECOND)
+        self.assertEqual(self.session_log.ended, {"connection_lost": 25, "client_closed": 5})
+        self.clock.advance(1)
+        for _ in range(12):
+            self.connect().disconnect()
+        self.assertEqual(len(self.lines), 1 + 2 * UNKNOWN_PER_SECOND)
+        session.disconnect()
+        self.assertIn("session 1 of", self.lines[-1])
+        self.assertEqual([event for event in self.events if "reasons" in event], [])
+        self.clock.advance(UNKNOWN_INTERVAL - 1)
+        [summary] = [event for event in self.events if "reasons" in event]
+        text = (
+            "22 more connections ended within 60 s without a valid token: Connection lost 17, "
+            "Client closed 5 (docs/security.md)"
+        )
+        self.assertIn(text, eventAsText(summary))
+        record = json.loads(as_json(summary))
+        self.assertEqual(
+            (record["message"], record["count"], record["seconds"], record["reasons"]),
+            (text, 22, 60.0, "Connection lost 17, Client closed 5"),
+        )
+        self.clock.advance(600)
+        self.assertEqual(len([event for event in self.events if "reasons" in event]), 1)
+        self.connect().disconnect()
+        self.assertIn("Connection lost", self.lines[-1])
+
+    def test_a_valid_token_that_does_not_start_a_session_is_always_logged(self) -> None:
+        for _ in range(3 * UNKNOWN_PER_SECOND):
+            client = self.connect()
+            client.present("a-token")
+            self.validator.last.grant(self.now + 60, may_receive=False)
+        self.assertEqual(len(self.lines), 3 * UNKNOWN_PER_SECOND)
+
+    def test_a_stop_logs_what_was_only_counted(self) -> None:
+        for _ in range(UNKNOWN_PER_SECOND + 3):
+            self.connect().disconnect()
+        self.websocket_server.stopService()
+        [summary] = [event for event in self.events if "reasons" in event]
+        self.assertEqual(summary["count"], 3)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_delivered_messages_of_closed_connections_stay_counted(self) -> None:
         clients = [self.subscribe() for _ in range(3)]

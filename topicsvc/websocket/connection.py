@@ -31,7 +31,12 @@ from topicsvc.topics import TopicAddress
 from topicsvc.websocket.close_reasons import CONNECTION_LOST, ENDED_BY_OPERATOR, NO_CAUSE, Cause
 from topicsvc.websocket.context import ConnectionContext
 from topicsvc.websocket.keepalive import PingTracker
-from topicsvc.websocket.messages import SERVICE_UNAVAILABLE, pong_frame, whole_text
+from topicsvc.websocket.messages import (
+    SERVICE_UNAVAILABLE,
+    ends_with_close,
+    pong_frame,
+    whole_text,
+)
 from topicsvc.websocket.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
@@ -230,6 +235,10 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         """Abort a close handshake that took too long."""
         self.transport.abortConnection()
 
+    def end_failed(self) -> None:
+        """End TLS behind the close frame that a failed connection has sent."""
+        self.transport.loseConnection()
+
     def accept(self, key: bytes) -> None:
         """Complete an opening handshake that the HTTP side has validated.
 
@@ -371,7 +380,9 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         # Closing while received bytes are unread would reset the connection, and the client
         # might lose the close frame. A half-close lets the client read it.
         if ISSLTransport.providedBy(self.transport):
-            self.transport.loseConnection()
+            # TLS has no half-close. If it ends before some clients have answered the close frame,
+            # they report 1006 (seen with aiohttp 3).
+            self._context.failure_deadlines.start(self)
         else:
             self.transport.loseWriteConnection()
 
@@ -386,6 +397,9 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _dataReceived(self, data: bytes) -> None:
         if not self.failedByMe:
             super()._dataReceived(data)
+        elif self in self._context.failure_deadlines and ends_with_close(data):
+            self._context.failure_deadlines.cancel(self)
+            self.end_failed()
 
     # Effects.
 

@@ -31,6 +31,10 @@ class TimedConnection(Protocol):
         """The close handshake took too long."""
         ...
 
+    def end_failed(self) -> None:
+        """The client broke a rule, and did not answer the close frame in time."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class ConnectionContext:
@@ -45,6 +49,7 @@ class ConnectionContext:
         slow_consumers: send queues that hold data.
         token_deadlines: connections whose client has not presented a valid token.
         close_deadlines: connections in a close handshake.
+        failure_deadlines: those over TLS whose client broke a rule.
         token_ids: identifies tokens in the log.
         revocation: how revoked tokens are noticed; None: not before they expire.
     """
@@ -57,6 +62,7 @@ class ConnectionContext:
     slow_consumers: SlowConsumers
     token_deadlines: Deadlines[TimedConnection]
     close_deadlines: Deadlines[TimedConnection]
+    failure_deadlines: Deadlines[TimedConnection]
     token_ids: TokenIds = field(default_factory=TokenIds)
     revocation: Revocation | None = None
 

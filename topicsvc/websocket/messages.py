@@ -23,6 +23,7 @@ __all__ = [
     "SESSION_EXPIRED",
     "TOKEN_INACTIVE",
     "data_frame",
+    "ends_with_close",
     "error_reply",
     "parse_token",
     "pong_frame",
@@ -31,6 +32,11 @@ __all__ = [
     "token_request",
     "whole_text",
 ]
+
+_MAX_CONTROL_PAYLOAD = 125
+_CONTROL_HEAD = 6  # with the mask
+_FINAL_CLOSE = 0x88
+_MASKED = 0x80
 
 
 TOKEN_INACTIVE = "Token inactive"
@@ -163,3 +169,18 @@ def whole_text(data: bytes, max_payload: int) -> bytes | None:
 def pong_frame(payload: bytes) -> bytes:
     """One unmasked pong with `payload`, at most 125 bytes."""
     return b"\x8a%c%s" % (len(payload), payload)
+
+
+def ends_with_close(data: bytes) -> bool:
+    """Whether the last bytes of `data` are a whole close frame of a client.
+
+    After an error the beginning of a frame is no longer known. The frame is found from its end:
+    its first two bytes, a mask of four bytes, and a payload of at most 125 bytes (RFC 6455,
+    section 5.5), which is empty or begins with a code. Data that only looks like it is rare.
+    """
+    size = len(data)
+    for length in range(min(_MAX_CONTROL_PAYLOAD, size - _CONTROL_HEAD) + 1):
+        start = size - _CONTROL_HEAD - length
+        if data[start] == _FINAL_CLOSE and data[start + 1] == _MASKED | length and length != 1:
+            return True
+    return False

@@ -30,10 +30,13 @@ from topicsvc.websocket.revalidation import Revalidation
 from topicsvc.websocket.session_info import EndedSession
 from topicsvc.websocket.session_log import SessionLog
 
-__all__ = ["CLOSE_TIMEOUT", "MAX_ENDED", "WebSocketServer"]
+__all__ = ["CLOSE_TIMEOUT", "FAILURE_TIMEOUT", "MAX_ENDED", "WebSocketServer"]
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a close handshake may take before the socket is aborted."""
+
+FAILURE_TIMEOUT = 1.0
+"""Seconds for the close frame of a client that broke a rule, before TLS ends."""
 
 MAX_ENDED = 1000
 """Ended connections that are kept for operators."""
@@ -52,6 +55,7 @@ class WebSocketServer(Service):
         random: spreads closes and revalidations.
         revocation: how revoked tokens are noticed; None: not before they expire.
         limits: the limits on clients; None: the defaults.
+        deadline_clock: measures deadlines of clients; None: `clock`.
 
     Attributes:
         context: the state that connections read.
@@ -73,8 +77,10 @@ class WebSocketServer(Service):
         random: Random | None = None,
         revocation: Revocation | None = None,
         limits: Limits | None = None,
+        deadline_clock: IReactorTime | None = None,
     ) -> None:
         self.clock = clock
+        deadline_clock = deadline_clock or clock
         limits = limits or Limits(clock, now)
         self.context = ConnectionContext(
             validator=validator,
@@ -85,13 +91,20 @@ class WebSocketServer(Service):
             slow_consumers=SlowConsumers(
                 lambda: limits.settings.queued_bytes,
                 lambda address: limits.record_refusal("queued_bytes", address),
-                clock,
+                deadline_clock,
                 now,
             ),
             token_deadlines=Deadlines(
-                clock, settings.token_timeout, lambda connection: connection.token_timeout()
+                deadline_clock,
+                settings.token_timeout,
+                lambda connection: connection.token_timeout(),
             ),
-            close_deadlines=Deadlines(clock, CLOSE_TIMEOUT, lambda connection: connection.abort()),
+            close_deadlines=Deadlines(
+                deadline_clock, CLOSE_TIMEOUT, lambda connection: connection.abort()
+            ),
+            failure_deadlines=Deadlines(
+                deadline_clock, FAILURE_TIMEOUT, lambda connection: connection.end_failed()
+            ),
         )
         self.ended_sessions: deque[EndedSession] | None = None
         self._random = random or Random()  # noqa: S311 - spreads load, no secret
@@ -208,10 +221,12 @@ class WebSocketServer(Service):
         """See `topicsvc.websocket.connection.ConnectionObserver`."""
         self._wheel.discard(connection)
         self.context.close_deadlines.cancel(connection)
+        self.context.failure_deadlines.cancel(connection)
         if self._all_closed is not None and not self._wheel:
             self._scheduled_closes.clear()
             if self._next_close is not None:
                 self._next_close.cancel()
+            self.context.session_log.flush()
             self._all_closed.callback(None)
             self._all_closed = None
 
@@ -249,6 +264,7 @@ class WebSocketServer(Service):
         if self._revalidation is not None:
             self._revalidation.stop()
         if not self._wheel:
+            self.context.session_log.flush()
             return None
         all_closed: Deferred[None] = Deferred()
         self._all_closed = all_closed

@@ -24,7 +24,7 @@ from topicsvc.admission.limits import MAX_POLITE_REFUSALS
 from topicsvc.settings import LimitSettings
 from topicsvc.web import site
 from topicsvc.websocket.messages import token_request
-from topicsvc.websocket.server import CLOSE_TIMEOUT
+from topicsvc.websocket.server import CLOSE_TIMEOUT, FAILURE_TIMEOUT
 
 
 class TlsClient:
@@ -187,10 +187,30 @@ class TlsTests(ServiceTestCase):
         client = TlsClient(self)
         client.handshake()
         client.write(UPGRADE + b"\x81\x01x")
+        self.iterate()
         client.take()
         self.assertIn(b"\x03\xea", client.read)
-        self.assert_closed_after(client, CLOSE_TIMEOUT)
+        self.advance(FAILURE_TIMEOUT)
+        client.take()
+        self.assertTrue(client.has_ended)
+        self.assert_closed_after(client, CLOSE_TIMEOUT - FAILURE_TIMEOUT)
         self.assert_nothing_left()
+
+    def test_tls_does_not_end_right_behind_a_close_frame(self) -> None:
+        """Aiohttp reports 1006 if a close alert comes with the close frame."""
+        client = TlsClient(self)
+        client.handshake()
+        client.write(UPGRADE + b"\x81\x01x")
+        self.iterate()
+        client.take()
+        self.assertIn(b"\x03\xea", client.read)
+        self.assertFalse(client.has_ended)
+        client.write(b"\x81\x85some other frame that was under way")
+        client.take()
+        self.assertFalse(client.has_ended)
+        client.write(b"more\x88\x82\1\2\3\4" + bytes([0x03 ^ 1, 0xEA ^ 2]))
+        client.take()
+        self.assertTrue(client.has_ended)
 
     def test_reading_pauses_while_too_many_bytes_of_messages_wait(self) -> None:
         client = TlsClient(self)

@@ -35,6 +35,7 @@ from topicsvc.errors import ConfigError
 from topicsvc.explain import explain_listen_error
 from topicsvc.listening.listener import Listener
 from topicsvc.options import Options, endpoint_problems
+from topicsvc.process.deadline_clock import DeadlineClock
 from topicsvc.process.memory import MemoryTrimmer, malloc_trim
 from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.process.setup import fail_to_start, max_open_files, tune_gc, use_monotonic_clock
@@ -121,6 +122,7 @@ class TopicService(Service):
         self._now = now
         self._stopping: Deferred[None] | None = None
         self._signals = Signals(reactor)
+        self._deadline_clock = DeadlineClock(reactor, time.process_time)
         self._notifier = SystemdNotifier(os.environ, reactor, time.monotonic)
         problems = endpoint_problems(settings)
         if problems:
@@ -130,7 +132,7 @@ class TopicService(Service):
         self._validators = ValidatorStack(settings, reactor, now, self._check_stats)
         self._had_keys = False
         validator = self._validators.validator
-        self.limits = Limits(reactor, now, settings.limits, max_open_files())
+        self.limits = Limits(reactor, now, settings.limits, max_open_files(), self._deadline_clock)
         self._hub = Hub(self.broker, reactor, now, data_frame)
         self.websocket_server = WebSocketServer(
             validator,
@@ -141,6 +143,7 @@ class TopicService(Service):
             settings.stop.drain,
             revocation=self._validators.revocation,
             limits=self.limits,
+            deadline_clock=self._deadline_clock,
         )
         self.refused_sends = RefusedSends(reactor, self.websocket_server.context.token_ids)
         self._set_log(settings.log)
@@ -168,6 +171,7 @@ class TopicService(Service):
             settings.send.max_body,
             self.limits,
             self.websocket_server.context.slow_consumers,
+            self._deadline_clock,
         )
         self._listeners = [
             Listener("listen", text, self._site, reactor, settings.directory)
@@ -238,6 +242,7 @@ class TopicService(Service):
         if self.read_settings is not None:
             # Without this handler SIGHUP kills the process, so it is installed first.
             self._signals.handle(signal.SIGHUP, self.reload)
+        self._deadline_clock.start()
         self._reactor_lag.startService()
         self._memory_trimmer.startService()
         self.broker.startService()
@@ -372,6 +377,7 @@ class TopicService(Service):
             self._log.error("stopping took longer than {seconds} s: aborted", seconds=seconds)
 
         def finish(result: Any) -> Any:
+            self._deadline_clock.stop()
             self._reactor_lag.stopService()
             self._memory_trimmer.stopService()
             self._signals.restore()

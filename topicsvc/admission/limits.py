@@ -84,6 +84,7 @@ class Limits:
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
         settings: the limits; None: the defaults.
         max_open_files: the number of files that the process may have open; None: any number.
+        deadline_clock: measures deadlines of clients; None: `clock`.
 
     Attributes:
         settings: the limits. They may be replaced at any time, and apply from then on.
@@ -106,6 +107,7 @@ class Limits:
         now: Callable[[], float],
         settings: LimitSettings | None = None,
         max_open_files: int | None = None,
+        deadline_clock: IReactorTime | None = None,
     ) -> None:
         self.settings = settings or LimitSettings()
         self.refusals: Counter[str] = Counter(dict.fromkeys(COUNTED_SETTINGS, 0))
@@ -115,7 +117,7 @@ class Limits:
         self.connections = _Occupancy()
         self.unauthenticated = _Occupancy()
         self.token_deadlines = Deadlines[UnauthenticatedClient](
-            clock, TOKEN_DEADLINE, lambda client: client.token_deadline_passed()
+            deadline_clock or clock, TOKEN_DEADLINE, lambda client: client.token_deadline_passed()
         )
         self.token_attempts = TokenAttempts(
             clock,

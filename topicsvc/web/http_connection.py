@@ -564,8 +564,12 @@ class HttpConnection(TwistedProtocol):
 
     def deadline_passed(self) -> None:
         """Close; abort if the client has not closed by `CLOSE_TIMEOUT`."""
-        if self._deadline is self.factory.close_deadlines:
+        deadline = self._deadline
+        if deadline is self.factory.close_deadlines:
             self.transport.abortConnection()
+        elif self._is_deferred and deadline is not None:
+            # The service is late: it has not handled what arrived in time.
+            deadline.start(self)
         else:
             self._close()
 

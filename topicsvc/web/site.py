@@ -111,6 +111,7 @@ class TopicSite(Factory):
         max_body: most bytes of a request's body.
         limits: the limits on clients.
         slow_consumers: send queues of clients that do not read.
+        deadline_clock: measures deadlines of clients; None: `clock`.
 
     Attributes:
         connections: open HTTP connections, without those that became a WebSocket.
@@ -128,6 +129,7 @@ class TopicSite(Factory):
         max_body: int,
         limits: Limits,
         slow_consumers: SlowConsumers,
+        deadline_clock: IReactorTime | None = None,
     ) -> None:
         self.resource = resource
         self.clock = clock
@@ -137,10 +139,11 @@ class TopicSite(Factory):
         self.connections = 0
         self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
         self.budget = WorkBudget(clock, WORK_PER_ITERATION)
-        self.head_deadlines = Deadlines(clock, HEAD_TIMEOUT, HttpConnection.deadline_passed)
-        self.body_deadlines = Deadlines(clock, BODY_TIMEOUT, HttpConnection.deadline_passed)
-        self.idle_deadlines = Deadlines(clock, IDLE_TIMEOUT, HttpConnection.deadline_passed)
-        self.close_deadlines = Deadlines(clock, CLOSE_TIMEOUT, HttpConnection.deadline_passed)
+        timer = deadline_clock or clock
+        self.head_deadlines = Deadlines(timer, HEAD_TIMEOUT, HttpConnection.deadline_passed)
+        self.body_deadlines = Deadlines(timer, BODY_TIMEOUT, HttpConnection.deadline_passed)
+        self.idle_deadlines = Deadlines(timer, IDLE_TIMEOUT, HttpConnection.deadline_passed)
+        self.close_deadlines = Deadlines(timer, CLOSE_TIMEOUT, HttpConnection.deadline_passed)
         self._date = (-1, b"")
 
     def date(self) -> bytes:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes, urlsplit
+from weakref import WeakMethod
 
 from topicsvc.errors import HostRefused, PathRefused
 
@@ -242,6 +243,24 @@ def _with_subject(text: str, subject: str) -> str:
     return "/".join(subject if part == SUBJECT else part for part in text.split("/"))
 
 
+_Lookup = Callable[[bytes, bytes], TopicAddress]
+
+
+def _weak(method: _Lookup) -> _Lookup:
+    """Return a function that calls a method and does not keep its object.
+
+    With the method itself in an attribute, each object would be a reference cycle.
+    """
+    reference = WeakMethod(method)
+
+    def call(host: bytes, path: bytes) -> TopicAddress:
+        found = reference()
+        assert found is not None  # noqa: S101 - only the object calls this
+        return found(host, path)
+
+    return call
+
+
 class Unit:
     """The public hosts and URLs of a Personium unit.
 
@@ -254,7 +273,7 @@ class Unit:
         ValueError: `url` or a host is not usable; the message explains why.
     """
 
-    __slots__ = ("_cell_urls", "_hosts", "_netloc", "_scheme", "_send", "_websocket")
+    __slots__ = ("__weakref__", "_cell_urls", "_hosts", "_netloc", "_scheme", "_send", "_websocket")
 
     def __init__(
         self, url: str, hosts: Iterable[str] = (), cell_urls: CellUrlStyle = "host"
@@ -278,8 +297,8 @@ class Unit:
         self._cell_urls = cell_urls
         # Requests repeat the same URLs. lru_cache does not keep exceptions, so refused URLs
         # take no memory.
-        self._websocket = lru_cache(MAX_CACHED)(self._websocket_topic)
-        self._send = lru_cache(MAX_CACHED)(self._send_topic)
+        self._websocket = lru_cache(MAX_CACHED)(_weak(self._websocket_topic))
+        self._send = lru_cache(MAX_CACHED)(_weak(self._send_topic))
         for name in (host, *self._hosts):
             if not _HOST.fullmatch(name):
                 raise ValueError(f"{name!r} is not a host name{_as_punycode(name)}")

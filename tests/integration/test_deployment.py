@@ -190,17 +190,32 @@ class DeploymentTests(SynchronousTestCase):
         file.write_text(text)
 
     def renew(self) -> None:
-        """The hook that certbot runs after a renewal installs the renewed certificate."""
+        """The hook of certbot installs the right certificate, completely or not at all."""
         installed = self.root / "etc/topicsvc/certificates/push.pem"
-        installed.unlink()
-        done = self.run_block(
-            "RENEWED_LINEAGE=/etc/topicsvc/tls /etc/letsencrypt/renewal-hooks/deploy/topicsvc"
-        )
-        self.assertEqual(done.returncode, 0, done.stderr)
-        tls = self.root / "etc/topicsvc/tls"
-        parts = [(tls / name).read_text() for name in ("privkey.pem", "fullchain.pem")]
-        self.assertEqual(installed.read_text(), "".join(parts))
-        self.assertTrue(self.log.read_text().endswith("systemctl reload topicsvc.service\n"))
+        before = installed.read_text()
+        reload = "systemctl reload topicsvc.service\n"
+        live = self.root / "etc/letsencrypt/live"
+        for name in ("push.example", "other.example"):
+            (live / name).mkdir(parents=True)
+            (live / name / "privkey.pem").write_text(f"the key of {name}\n")
+        for lineage, code in (("other.example", 0), ("push.example", 1)):
+            # The second one is not complete: the hook fails, and nothing is installed.
+            self.assertEqual(self.run_hook(lineage), code)
+            self.assertEqual(installed.read_text(), before)
+            self.assertFalse(self.log.read_text().endswith(reload))
+        (live / "push.example/fullchain.pem").write_text("the chain\n")
+        self.assertEqual(self.run_hook("push.example"), 0)
+        self.assertEqual(installed.read_text(), "the key of push.example\nthe chain\n")
+        self.assertEqual(installed.stat().st_mode & 0o777, 0o640)
+        self.assertEqual([each.name for each in installed.parent.iterdir()], ["push.pem"])
+        self.assertTrue(self.log.read_text().endswith(reload))
+
+    def run_hook(self, lineage: str) -> int:
+        """Run the hook as certbot does after a renewal; return its exit code."""
+        return self.run_block(
+            f"RENEWED_LINEAGE=/etc/letsencrypt/live/{lineage} "
+            "/etc/letsencrypt/renewal-hooks/deploy/topicsvc"
+        ).returncode
 
     @property
     def enabled(self) -> set[str]:

@@ -74,10 +74,11 @@ class ProxyTestCase(SynchronousTestCase):
         self.port = free_port()
 
     def start(self, number: int, endpoint: str, port: int, admin: int) -> TwistdProcess:
+        """Start a service on an endpoint, in which ``{port}`` stands for the port."""
         file = self.directory / f"topicsvc{number}.toml"
         file.write_text(
             f"""
-            listen = ["{endpoint}tcp:{port}:interface=127.0.0.1"]
+            listen = ["{endpoint.format(port=port)}:interface=127.0.0.1"]
             admin = "tcp:{admin}:interface=127.0.0.1"
             unit_url = "https://unit1.example/"
             [session]
@@ -162,7 +163,7 @@ class NginxTests(ProxyTestCase):
         need(shutil.which("nginx"), "nginx (tests/integration/install.sh)")
         super().setUp()
         service_port = free_port()
-        self.service = self.start(1, "", service_port, free_port())
+        self.service = self.start(1, "tcp:{port}", service_port, free_port())
         site = self.substituted(
             "nginx/topicsvc.conf",
             ("443 ssl", f"127.0.0.1:{self.port} ssl"),
@@ -210,13 +211,16 @@ class HAProxyTests(ProxyTestCase):
     def setUp(self) -> None:
         need(shutil.which("haproxy"), "haproxy (tests/integration/install.sh)")
         super().setUp()
+        (self.directory / "both.pem").write_bytes(
+            self.cert_pem.read_bytes() + self.key_pem.read_bytes()
+        )
         ports = [free_port() for _ in range(2)]
         admins = [free_port() for _ in range(2)]
         self.services = [
-            self.start(number, "haproxy:", ports[number], admins[number]) for number in range(2)
+            self.start(number, endpoint, ports[number], admins[number])
+            for number, endpoint in enumerate(self.endpoints())
         ]
         both = self.directory / "both.pem"
-        both.write_bytes(self.cert_pem.read_bytes() + self.key_pem.read_bytes())
         self.file = self.directory / "haproxy.cfg"
         rights = "    user haproxy\n    group haproxy\n"
         self.file.write_text(
@@ -233,8 +237,17 @@ class HAProxyTests(ProxyTestCase):
                 ("/etc/topicsvc/tls/both.pem", str(both)),
                 ("maxconn 40000", "maxconn 100"),
                 ("150s", "2500ms"),
+                ("send-proxy-v2 check", f"send-proxy-v2 {self.encryption()} check"),
             )
         )
+
+    def endpoints(self) -> tuple[str, str]:
+        """The endpoints of the two services."""
+        return "haproxy:tcp:{port}", "haproxy:tcp:{port}"
+
+    def encryption(self) -> str:
+        """The options of HAProxy's connections to the services."""
+        return ""
 
     def test_both_url_forms_and_the_unit(self) -> None:
         # Without a shared broker, two processes do not exchange messages.
@@ -254,3 +267,19 @@ class HAProxyTests(ProxyTestCase):
         self.services[0].stop()
         for _ in range(4):
             self.join(*URL_FORMS[1])
+
+
+class EncryptedHAProxyTests(HAProxyTests):
+    """HAProxy encrypts its connections again, and sends the PROXY header before TLS."""
+
+    def endpoints(self) -> tuple[str, str]:
+        pems = self.directory / "pems"
+        pems.mkdir()
+        both = pems / "both.pem"
+        both.write_bytes((self.directory / "both.pem").read_bytes())
+        return f"haproxy:ssl:{{port}}:privateKey={both}", f"haproxy:tls:{pems}:port={{port}}"
+
+    def encryption(self) -> str:
+        trusted = self.authority.ca_file
+        # The check is made on the admin port, which has no TLS.
+        return f"ssl verify required ca-file {trusted} sni str(unit1.example) no-check-ssl"

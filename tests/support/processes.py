@@ -69,7 +69,7 @@ TOPICSVC = [
     "import sys; from topicsvc.cli.main import main; sys.exit(main())",
 ]
 
-_PORT = re.compile(r"(?:TopicSite|AdminSite)(?: \((?:TLS|PROXY)\))? starting on (\d+)")
+_PORT = re.compile(r"(?:TopicSite|AdminSite)(?: \((?:TLS|PROXY)\))* starting on (\d+)")
 _used_ports: set[int] = set()
 
 T = TypeVar("T", bound="Server")

@@ -116,6 +116,7 @@ class WebSocketServer(Service):
         self._next_close: IDelayedCall | None = None
         self._all_closed: Deferred[None] | None = None
         self._revalidation: Revalidation[TopicConnection] | None = None
+        self._factory = _websocket_factory(settings.max_message)
         self.configure(validator, settings, drain, revocation)
 
     def configure(
@@ -130,10 +131,12 @@ class WebSocketServer(Service):
         If `revocation` was off when a session started, the session's token was not kept: it
         can be checked again only after the client has presented another one.
         """
+        if settings.max_message != self.context.settings.max_message:
+            # Each factory makes a class, which only the garbage collector frees.
+            self._factory = _websocket_factory(settings.max_message)
         self.context.validator = validator
         self.context.settings = settings
         self._drain = drain
-        self._factory = _websocket_factory(settings)
         self.context.token_deadlines.set_length(settings.token_timeout)
         if self._heartbeat.running:
             self._heartbeat.stop()
@@ -306,14 +309,14 @@ class WebSocketServer(Service):
                     self._log.failure("the heartbeat of {peer} failed", peer=connection.peer)
 
 
-def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
+def _websocket_factory(max_message: int) -> WebSocketServerFactory:
     factory = WebSocketServerFactory(server="")
     factory.setProtocolOptions(
         versions=[13],
         webStatus=False,
         utf8validateIncoming=True,
         requireMaskedClientFrames=True,
-        maxMessagePayloadSize=settings.max_message,
+        maxMessagePayloadSize=max_message,
         failByDrop=False,
         openHandshakeTimeout=0,  # see `topicsvc.web.site`
         closeHandshakeTimeout=0,  # see `ConnectionContext.close_deadlines`

@@ -50,14 +50,21 @@ def _read_pipe(path: Path) -> bytes:
         poll.register(descriptor, select.POLLIN)
         data = bytearray()
         while len(data) <= MAX_SIZE:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise ValueError(f"the pipe did not deliver the settings within {PIPE_TIMEOUT:g} s")
-            piece = os.read(descriptor, MAX_SIZE)
-            if not piece:
+            try:
+                piece = os.read(descriptor, MAX_SIZE)
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    break
+                continue
+            if not piece and data:
                 return bytes(data)
+            if not piece:
+                raise ValueError("the pipe delivered nothing")
             data += piece
-        raise ValueError(f"it has more than {MAX_SIZE} bytes")
+        else:
+            raise ValueError(f"it has more than {MAX_SIZE} bytes")
+        raise ValueError(f"the pipe did not deliver the settings within {PIPE_TIMEOUT:g} s")
     finally:
         os.close(descriptor)
 

@@ -24,6 +24,9 @@ MAX_CERTIFICATES = 1000
 _MAX_ENTRIES = 10_000
 """The most entries of a directory, subdirectories included."""
 
+_MAX_SIZE = 32 * 1024 * 1024
+"""The most bytes of the ``.pem`` files of a directory together."""
+
 _MAX_NAME = 253
 """The most characters of a host name."""
 
@@ -94,7 +97,7 @@ def read_directory(path: Path) -> list[ServerCertificate]:
     Raises:
         ValueError: a file cannot be used; the text names it and says what to do.
     """
-    files = [read_pem(each) for each in _pem_files(path)]
+    files = _read_files(path)
     if not files:
         raise ValueError(f"no .pem file in {shown(path)}: let the files' names end in .pem")
     keys = {_public_bytes(key.public_key()): key for file in files for key in file.keys}
@@ -210,6 +213,17 @@ def _public_key(certificate: x509.Certificate) -> bytes:
 def _public_bytes(key: Any) -> bytes:
     encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return encoded
+
+
+def _read_files(path: Path) -> list[PemFile]:
+    files: list[PemFile] = []
+    size = 0
+    for each in _pem_files(path):
+        files.append(read_pem(each))
+        size += files[-1].size
+        if size > _MAX_SIZE:
+            raise ValueError(f"{shown(path)}: the .pem files have more than {_MAX_SIZE} bytes")
+    return files
 
 
 def _pem_files(path: Path) -> list[Path]:

@@ -49,9 +49,10 @@ _ENCRYPTED = (
 
 @dataclass(frozen=True, slots=True)
 class PemFile:
-    """The keys and certificates of one file, in their order."""
+    """The keys and certificates of one file, in their order, and its size in bytes."""
 
     path: Path
+    size: int
     keys: tuple[Key, ...]
     certificates: tuple[x509.Certificate, ...]
 
@@ -96,7 +97,7 @@ def _parse(path: Path, content: bytes) -> PemFile:
             keys.append(_key(block, line))
         else:
             certificates.append(_certificate(block, line))
-    return PemFile(path, tuple(keys), tuple(certificates))
+    return PemFile(path, len(content), tuple(keys), tuple(certificates))
 
 
 def _check_encoding(content: bytes) -> None:

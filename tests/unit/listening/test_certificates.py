@@ -220,6 +220,8 @@ class DirectoryTests(CertificateTestCase):
         self.assertEqual(len(read_directory(self.directory)), 4)
         self.patch(certificates, "MAX_CERTIFICATES", 3)
         self.problem("holds more than 3 certificates")
+        self.patch(certificates, "_MAX_SIZE", 1000)
+        self.problem("the .pem files have more than 1000 bytes")
         self.patch(certificates, "_MAX_ENTRIES", 3)
         self.problem("more than 3 files are below it")
 

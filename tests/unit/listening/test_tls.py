@@ -11,12 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.tls_files import Party, certificate_pem, key_pem, self_signed
 from topicsvc.listening import tls_contexts
 from topicsvc.listening.certificates import read_directory
+from topicsvc.listening.proxy_protocol import ProxiedEndpoint
 from topicsvc.listening.tls import TlsEndpoint
 from topicsvc.listening.tls_contexts import ContextSet
 
@@ -255,6 +256,40 @@ class ContextTests(TlsTestCase):
 def count_contexts() -> int:
     """The number of TLS contexts in the process."""
     return sum(isinstance(each, SSL.Context) for each in gc.get_objects())
+
+
+class ProxiedTlsTests(TlsTestCase):
+    def test_the_header_names_the_client_before_the_handshake(self) -> None:
+        """A connection over a limit is closed before TLS, which is the expensive part."""
+        known: list[str] = []
+
+        class Learning(Protocol):
+            def peer_known(self) -> None:
+                transport: Any = self.transport
+                known.append(transport.getPeer().host)
+
+        memory: Any = MemoryEndpoint()
+        endpoint = TlsEndpoint(ProxiedEndpoint(memory), self.contexts(), Clock())
+        endpoint.listen(Factory.forProtocol(Learning))
+        self.factory = memory.factory
+        server = self.accept()
+        server.dataReceived(b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 ")
+        self.assertEqual(known, [])
+        server.dataReceived(b"443\r\n")
+        self.assertEqual((known, server.transport.written), (["192.0.2.7"], b""))
+        self.assertEqual(self.shown(b"unit2.example", server), "b")
+
+    def test_a_header_inside_tls_is_refused(self) -> None:
+        memory: Any = MemoryEndpoint()
+        TlsEndpoint(ProxiedEndpoint(memory), self.contexts(), Clock()).listen(
+            Factory.forProtocol(Protocol)
+        )
+        server = memory.factory.buildProtocol(None)
+        server.makeConnection(Transport())
+        server.dataReceived(b"\x16\x03\x01\x02\x00\x01")
+        self.assertTrue(server.transport.is_lost)
+        [event] = self.events
+        self.assertIn("no valid PROXY protocol header", formatEvent(event))
 
 
 class ReplaceTests(TlsTestCase):

@@ -10,10 +10,12 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
+from topicsvc.listening.proxy_protocol import ProxiedFactory
 from topicsvc.settings import LimitSettings
 from topicsvc.web.client_address import initial_address, set_client_address
 from topicsvc.web.http_parser import RequestHead
@@ -36,6 +38,16 @@ class InitialAddressTests(SynchronousTestCase):
 
     def test_behind_a_trusted_proxy_the_address_is_not_known_yet(self) -> None:
         self.assertIsNone(initial_address(transport(PROXY), TRUSTED))
+
+    def test_before_a_proxy_header_outside_tls_the_address_is_not_known_yet(self) -> None:
+        """Behind ``haproxy:ssl:``, TLS is inside the wrapper of the PROXY protocol."""
+        wrapper: Any = ProxiedFactory(Factory.forProtocol(Protocol)).buildProtocol(None)
+        wrapper.makeConnection(transport(PROXY))
+        tls: Any = TLSMemoryBIOProtocol(None, None, False)
+        tls.transport = wrapper
+        self.assertIsNone(initial_address(tls, ()))
+        tls.transport = transport(CLIENT)
+        self.assertEqual(initial_address(tls, ()), CLIENT)
 
     def test_before_a_proxy_header_the_address_is_not_known_yet(self) -> None:
         wrapper = ProtocolWrapper(WrappingFactory(Factory()), Protocol())

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from topicsvc.config.files import read_authorities
 from topicsvc.config.toml_table import Table
+from topicsvc.files import read_file
 from topicsvc.settings import DAY, JWT_ALGORITHMS, IssuerSettings
 from topicsvc.validators.jwt.discovery import is_secure_url
-from topicsvc.validators.jwt.keys import MAX_JWKS, read_keys
+from topicsvc.validators.jwt.keys import read_keys
 
 __all__ = ["read_issuers"]
 
@@ -99,8 +100,7 @@ def _read_jwks(path: Path) -> bytes:
         OSError: the file cannot be read.
         ValueError: it is no key set, or no key in it can be used.
     """
-    with path.open("rb") as file:
-        body = file.read(MAX_JWKS + 1)
+    body = read_file(path)
     keys = read_keys(body)
     if not keys.keys:
         raise ValueError("; ".join(("no key in it can be used", *keys.skipped[:3])))

@@ -80,7 +80,13 @@ class NamedFileTests(SynchronousTestCase):
             f'client_secret_file = "{self.directory}/key"\n'
         )
         activemq = 'kind = "activemq"\nendpoint = "tcp:localhost:61613"\nusername = "u"\n'
+        jwt = (
+            'kind = "jwt"\n[[validator.issuers]]\nissuer = "us"\naudience = ["us"]\n'
+            f'jwks_file = "{self.fifo}"\n[[validator.rules]]\neverybody = true\n'
+            'topics = ["/c/*"]\nmay = ["send"]'
+        )
         for problem in (
+            self.problems(jwt),
             self.problems(f'kind = "local"\nkey_file = "{self.fifo}"'),
             self.problems(f'{personium}ca_file = "{self.fifo}"'),
             self.problems(personium.replace(f"{self.directory}/key", str(self.fifo))),

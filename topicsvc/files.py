@@ -52,10 +52,17 @@ def read_file(path: Path) -> bytes:
     return bytes(data)
 
 
-def explain_file_error(path: Path, error: OSError | ValueError) -> str:
-    """Explain on one line why `path` cannot be used, and what to do."""
+def explain_file_error(path: Path, error: OSError | ValueError, name: str = "") -> str:
+    """Explain on one line why a file cannot be used, and what to do.
+
+    Args:
+        path: the file.
+        error: the error of `read_file`.
+        name: the name that is shown; empty: the path.
+    """
+    name = shown(name or path)
     if not isinstance(error, OSError):
-        return f"{shown(path)}: {error}"
+        return f"{name}: {error}"
     reason = error.strerror or str(error)
     if error.errno == errno.EACCES:
         reason += ": let the user of the service read it"
@@ -63,7 +70,7 @@ def explain_file_error(path: Path, error: OSError | ValueError) -> str:
         reason += f": it is a link to {shown(os.readlink(path))}, which does not exist"
     elif error.errno == errno.ELOOP:
         reason += ": it is a link to itself"
-    return f"{shown(path)}: {reason}"
+    return f"{name}: {reason}"
 
 
 def shown(path: Path | str) -> str:

@@ -13,12 +13,13 @@ from twisted.python import usage
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.factory import make_broker
 from topicsvc.errors import ConfigError
-from topicsvc.listening.endpoint_string import EndpointString
+from topicsvc.listening.endpoint_string import EndpointString, with_absolute_paths
+from topicsvc.listening.host_checks import host_problem
 from topicsvc.listening.listener import endpoint_problem
 from topicsvc.process.setup import fail_to_start
 from topicsvc.settings import Config
 
-__all__ = ["Options", "endpoint_problems"]
+__all__ = ["Options", "check_problems", "endpoint_conflicts", "endpoint_problems"]
 
 
 class Options(usage.Options):
@@ -104,25 +105,15 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
 
     Args:
         settings: the settings.
-        is_start: see `endpoint_problem`.
+        is_start: see `endpoint_problem`. At a start, two endpoints must not have one address.
     """
     from twisted.internet import reactor
 
-    texts = [("listen", text) for text in settings.listen]
-    if settings.admin:
-        texts.append(("admin", settings.admin))
+    conflicts = endpoint_conflicts(settings) if is_start else {}
     problems = []
-    earlier: list[tuple[str, EndpointString]] = []
-    for setting, text in texts:
+    for place, (setting, text) in enumerate(_endpoints(settings)):
         problem = endpoint_problem(text, reactor, is_start, settings.directory)
-        string = EndpointString.parse(text)
-        for other_setting, other in earlier:
-            if problem is None and string.conflicts_with(other):
-                problem = (
-                    f"{other_setting} {other.text!r} listens there already; "
-                    "give each endpoint an address of its own"
-                )
-        earlier.append((setting, string))
+        problem = problem or conflicts.get(place)
         if problem is not None:
             problems.append(f"{setting}: {text!r}: {problem}")
     try:
@@ -130,3 +121,41 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
     except ConfigError as error:
         problems += error.problems
     return problems
+
+
+def check_problems(settings: Config) -> list[str]:
+    """Return the same problems, and those that a start on this host would find. Nothing listens."""
+    problems = endpoint_problems(settings, is_start=False)
+    conflicts = endpoint_conflicts(settings)
+    for place, (setting, text) in enumerate(_endpoints(settings)):
+        problem = conflicts.get(place) or host_problem(EndpointString.parse(text))
+        begin = f"{setting}: {text!r}: "
+        if problem is not None and not any(line.startswith(begin) for line in problems):
+            problems.append(begin + problem)
+    return problems
+
+
+def endpoint_conflicts(settings: Config) -> dict[int, str]:
+    """Return which endpoints have the address of an earlier one, and why they cannot listen.
+
+    Returns:
+        The place in the list of all endpoints, that of ``admin`` last, and the problem.
+    """
+    found: dict[int, str] = {}
+    earlier: list[tuple[str, EndpointString]] = []
+    for place, (setting, text) in enumerate(_endpoints(settings)):
+        string = EndpointString.parse(with_absolute_paths(text, settings.directory))
+        for other_setting, other in earlier:
+            if place not in found and string.conflicts_with(other):
+                found[place] = (
+                    f"{other_setting} {other.text!r} listens there already; "
+                    "give each endpoint an address of its own"
+                )
+        earlier.append((setting, string))
+    return found
+
+
+def _endpoints(settings: Config) -> list[tuple[str, str]]:
+    """The endpoint strings, each with the key of its setting."""
+    endpoints = [("listen", text) for text in settings.listen]
+    return endpoints + ([("admin", settings.admin)] if settings.admin else [])

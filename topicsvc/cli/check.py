@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from functools import partial
 
 from topicsvc import config
 from topicsvc.cli.terminal import CommandFailed, print_line
 from topicsvc.errors import ConfigError
-from topicsvc.options import endpoint_problems
+from topicsvc.options import check_problems
 
 __all__ = ["run"]
 
@@ -20,7 +19,7 @@ def run(options: Namespace) -> None:
         CommandFailed: a setting cannot be used; one line for each.
     """
     try:
-        config.read(options.config, extra_check=partial(endpoint_problems, is_start=False))
+        config.read(options.config, extra_check=check_problems)
     except ConfigError as error:
         raise CommandFailed(*error.problems) from error
     print_line(f"{options.config}: good")

@@ -162,9 +162,9 @@ class Table:
         try:
             return reader(path)
         except OSError as error:
-            self.problem(key, explain_file_error(path, error), "a file that can be read")
+            self.problem(key, explain_file_error(path, error, name), "a file that can be read")
         except ValueError as error:
-            self.problem(key, explain_file_error(path, error), "see docs/configuration.md")
+            self.problem(key, explain_file_error(path, error, name), "see docs/configuration.md")
         return default
 
     def _bounded(

@@ -19,7 +19,6 @@ from zope.interface import implementer
 
 from topicsvc.listening.endpoint_string import EndpointString, with_absolute_paths
 from topicsvc.listening.endpoints import parse, read_contexts
-from topicsvc.listening.host_checks import host_problem
 from topicsvc.listening.tls import TlsEndpoint
 
 __all__ = ["Listener", "endpoint_problem"]
@@ -33,19 +32,17 @@ def endpoint_problem(
     Args:
         text: the endpoint string.
         reactor: the reactor that would listen.
-        is_start: whether the service starts now, or runs. Otherwise a missing systemd socket is no
-            problem, and the addresses and directories of this host are checked, as nothing listens.
+        is_start: whether the service starts now; otherwise a missing systemd socket is no problem.
         directory: the directory that relative paths in `text` start from.
     """
     text = with_absolute_paths(text, directory)
-    string = EndpointString.parse(text)
-    if string.kind == "systemd" and not is_start:
+    if EndpointString.parse(text).kind == "systemd" and not is_start:
         return None
     try:
         parse(text, reactor)
     except ValueError as error:
         return str(error)
-    return None if is_start else host_problem(string)
+    return None
 
 
 class Listener:

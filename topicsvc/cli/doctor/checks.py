@@ -19,6 +19,7 @@ from topicsvc.cli.doctor.round_trip import TIMEOUT, RoundTrip
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.explain import NO_ADDRESS, explain
 from topicsvc.listening.endpoint_string import EndpointString
+from topicsvc.options import endpoint_conflicts
 from topicsvc.settings import (
     IntrospectionSettings,
     JwtSettings,
@@ -52,6 +53,11 @@ class Checks(Reporter):
     async def all(self, token: str | None, topic: TopicAddress | None) -> None:
         """Run all checks; with a token and a topic, a round trip too."""
         endpoints = EndpointChecks(self._settings, self._reactor, self.report)
+        conflicts = endpoint_conflicts(self._settings)
+        for place, text in enumerate([*self._settings.listen, self._settings.admin]):
+            if place in conflicts:
+                setting = "listen" if place < len(self._settings.listen) else "admin"
+                self.fail(f"{setting} {text}", conflicts[place])
         for text in self._settings.listen:
             await self._attempt("listen", endpoints.endpoint("listen", text))
             if EndpointString.parse(text).is_tls:

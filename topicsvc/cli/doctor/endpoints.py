@@ -18,6 +18,7 @@ from topicsvc.cli.doctor.report import Reporter
 from topicsvc.explain import explain
 from topicsvc.listening.endpoint_string import EndpointString
 from topicsvc.listening.endpoints import read_contexts
+from topicsvc.listening.host_checks import host_problem
 from topicsvc.listening.listener import Listener
 
 __all__ = ["CERTIFICATE_WARNING_DAYS", "MIN_ADMIN_TOKEN", "EndpointChecks"]
@@ -55,7 +56,7 @@ class EndpointChecks(Reporter):
         except CannotListenError as error:
             await self._in_use(subject, text, error)
         except Exception as error:
-            self.fail(subject, explain(error))
+            self.fail(subject, _with_remedy(explain(error), text))
         else:
             await listener.stop()
             self.ok(subject, "free")
@@ -78,7 +79,7 @@ class EndpointChecks(Reporter):
                     "; for a port below 1024 start as root with twistd's --uid, "
                     "let systemd open it, or grant CAP_NET_BIND_SERVICE"
                 )
-        self.fail(subject, reason)
+        self.fail(subject, _with_remedy(reason, text))
 
     def _answered(self, subject: str, text: str, serial_number: int | None) -> None:
         """Report an endpoint on which a service answers, with this certificate if it uses TLS."""
@@ -154,6 +155,12 @@ class EndpointChecks(Reporter):
 def _is_protected(endpoint: EndpointString) -> bool:
     """Whether only programs of this host reach an endpoint, or systemd alone knows."""
     return endpoint.is_local or endpoint.kind == "systemd"
+
+
+def _with_remedy(reason: str, text: str) -> str:
+    """Add what this host lacks for an endpoint, if that is known."""
+    problem = host_problem(EndpointString.parse(text))
+    return reason if problem is None else f"{reason}; {problem}"
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str | _Address]:

@@ -318,6 +318,7 @@ class TopicService(Service):
         return replacements
 
     def _apply(self, settings: Config, validators: ValidatorStack | None) -> None:
+        keeps_protocol = settings.session == self._settings.session
         self._settings = settings
         if validators is not None:
             old, self._validators = self._validators, validators
@@ -331,6 +332,7 @@ class TopicService(Service):
             settings.session,
             settings.stop.drain,
             self._validators.revocation,
+            keeps_protocol,
         )
         self._set_log(settings.log)
         self._send_resource.configure(

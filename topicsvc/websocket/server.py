@@ -116,7 +116,6 @@ class WebSocketServer(Service):
         self._next_close: IDelayedCall | None = None
         self._all_closed: Deferred[None] | None = None
         self._revalidation: Revalidation[TopicConnection] | None = None
-        self._factory = _websocket_factory(settings.max_message)
         self.configure(validator, settings, drain, revocation)
 
     def configure(
@@ -125,15 +124,18 @@ class WebSocketServer(Service):
         settings: SessionSettings,
         drain: float,
         revocation: Revocation | None,
+        keeps_protocol: bool = False,
     ) -> None:
         """Apply new settings. Open connections stay open.
+
+        With `keeps_protocol`, no class is made for new connections, because `settings` are the old
+        ones: only the garbage collector frees a class.
 
         If `revocation` was off when a session started, the session's token was not kept: it
         can be checked again only after the client has presented another one.
         """
-        if settings.max_message != self.context.settings.max_message:
-            # Each factory makes a class, which only the garbage collector frees.
-            self._factory = _websocket_factory(settings.max_message)
+        if not keeps_protocol:
+            self._factory = _websocket_factory(settings)
         self.context.validator = validator
         self.context.settings = settings
         self._drain = drain
@@ -309,14 +311,14 @@ class WebSocketServer(Service):
                     self._log.failure("the heartbeat of {peer} failed", peer=connection.peer)
 
 
-def _websocket_factory(max_message: int) -> WebSocketServerFactory:
+def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:
     factory = WebSocketServerFactory(server="")
     factory.setProtocolOptions(
         versions=[13],
         webStatus=False,
         utf8validateIncoming=True,
         requireMaskedClientFrames=True,
-        maxMessagePayloadSize=max_message,
+        maxMessagePayloadSize=settings.max_message,
         failByDrop=False,
         openHandshakeTimeout=0,  # see `topicsvc.web.site`
         closeHandshakeTimeout=0,  # see `ConnectionContext.close_deadlines`

@@ -130,7 +130,7 @@ class InitialStateTests(ServiceTestCase):
     """The attributes that Autobahn sets on each connection are those of the class."""
 
     def connection_class(self) -> type[TopicConnection]:
-        kind: type[TopicConnection] = _websocket_factory(SessionSettings().max_message).protocol
+        kind: type[TopicConnection] = _websocket_factory(SessionSettings()).protocol
         return kind
 
     def test_the_fast_way_is_in_use(self) -> None:

@@ -247,7 +247,10 @@ def _pem_files(path: Path) -> list[Path]:
                 for entry in entries:
                     count += 1
                     if count > _MAX_ENTRIES:
-                        raise ValueError(f"more than {_MAX_ENTRIES} files are below it")
+                        raise ValueError(
+                            f"more than {_MAX_ENTRIES} files are below it: "
+                            "name a directory of certificates only"
+                        )
                     if entry.name.startswith("."):
                         continue
                     if entry.name.endswith(".pem"):

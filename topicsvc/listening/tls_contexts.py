@@ -148,7 +148,10 @@ def _make_context(certificate: ServerCertificate, parameters: Path | None) -> SS
         if parameters is not None:
             context.load_tmp_dh(os.fsencode(parameters))
     except (SSL.Error, ValueError) as error:
-        raise ValueError(f"{shown(certificate.path)}: {explain(error)}") from error
+        raise ValueError(
+            f"{shown(certificate.path)}: OpenSSL refuses it ({explain(error)}): "
+            "issue another certificate"
+        ) from error
     _restrict_protocols(context)
     context.set_cipher_list(defaults.ciphers)
     return context

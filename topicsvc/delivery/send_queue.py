@@ -47,7 +47,7 @@ class SendQueue(ABC):
         size: their bytes.
         deliver_until: the time, in seconds since the epoch, from which on no data is delivered.
         is_blocked: whether something waits for `drained`.
-        send_until: the time from which on data that waits is dropped.
+        send_until: the time from which on data that waits is dropped; 0: no data was delivered.
         on_undelivered: called with the number of messages and bytes that are not delivered.
         on_empty: called when no bytes wait any more.
         address: the client's address, for the log; None: not known.
@@ -253,7 +253,7 @@ class SendQueue(ABC):
 
     def _send_waiting(self) -> bool:
         """Send what waits; False: the transport holds bytes again."""
-        if self._slow_consumers.now() >= self.send_until:
+        if 0.0 < self.send_until <= self._slow_consumers.now():
             self.drop_data()
         while self._rest:
             rest, self._rest = self._rest, b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -22,6 +23,7 @@ from tests.support.harness import (
 )
 from topicsvc.errors import BrokerUnavailable, TokenInactive, TopicNotFound, ValidatorUnavailable
 from topicsvc.interfaces import Grant, Message
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import LimitSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.web import http_connection, site
@@ -484,3 +486,23 @@ class FastPathTests(ConnectionTestCase):
         answer = client.request("POST", "/nowhere", {"Authorization": "Bearer t"}, b"1")
         text = f"Resource not found. [http://{HOST}/nowhere]."
         self.assertEqual(json.loads(answer)["message"]["value"], text)
+
+
+class LateServiceTests(ServiceTestCase):
+    """The work of earlier iterations delays this connection; that is not the client's fault."""
+
+    def test_a_complete_head_that_is_not_read_yet_is_answered_after_its_deadline(self) -> None:
+        client = self.client()
+        deferred: list[Callable[[], None]] = []
+        self.patch(self.site, "budget", WorkBudget(self.clock, 0.0))
+        self.patch(WorkBudget, "defer", lambda _, work: deferred.append(work))
+        self.site.budget.is_spent = True
+        client.send_raw(head(f"OPTIONS {SEND_PATH} HTTP/1.1"))
+        self.advance(site.HEAD_TIMEOUT + 1)
+        self.assertIsNone(client.transport.lost)
+        self.assertFalse(client.transport.disconnecting)
+        self.patch(self.site, "budget", WorkBudget(self.clock, 1.0))
+        for work in deferred:
+            work()
+        client.read_answer()
+        self.assertEqual(client.status, 200)

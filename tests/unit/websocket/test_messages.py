@@ -193,3 +193,33 @@ class WholeTextTests(SynchronousTestCase):
         if payload is not None:
             mask = data[2:6] if len(payload) < 126 else data[4:8]
             self.assertEqual(self.frame(payload, mask=mask), data)
+
+
+class EndsWithCloseTests(SynchronousTestCase):
+    """The close frame of a client is found although the frames before it cannot be parsed."""
+
+    def close(self, payload: bytes, mask: bytes = b"\x0f\xf0\x55\xaa") -> bytes:
+        masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+        return bytes([0x88, 0x80 | len(payload)]) + mask + masked
+
+    @given(
+        st.binary(max_size=300),
+        st.just(b"") | st.binary(min_size=2, max_size=125),
+        st.binary(min_size=4, max_size=4),
+    )
+    def test_a_close_frame_at_the_end(self, before: bytes, payload: bytes, mask: bytes) -> None:
+        self.assertTrue(messages.ends_with_close(before + self.close(payload, mask)))
+
+    def test_other_bytes(self) -> None:
+        close = self.close(b"\x03\xe8")
+        for name, data in {
+            "nothing": b"",
+            "incomplete": close[:-1],
+            "more behind it": close + b"x",
+            "a payload of one byte": self.close(b"x"),
+            "not masked": b"\x88\x02\x03\xe8",
+            "another frame": b"\x89" + close[1:],
+            "a rest of a long message": b"x" * 70_000,
+        }.items():
+            with self.subTest(name=name):
+                self.assertFalse(messages.ends_with_close(data))

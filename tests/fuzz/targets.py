@@ -25,6 +25,10 @@ from tests.support.harness import (
     Client,
     ServiceTestCase,
 )
+from tests.support.jwt_issuer import AUDIENCE, ISSUER, private_key
+from tests.support.jwt_issuer import encode as encode_token
+from tests.support.jwt_issuer import jwk as public
+from tests.support.jwt_issuer import jwks as published
 from tests.support.request_corpus import ROWS, Ending
 from tests.support.stomp_server import ScriptedBroker
 from topicsvc.brokers.activemq.broker import ActiveMQBroker
@@ -38,12 +42,17 @@ from topicsvc.errors import (
     TokenInactive,
     ValidatorUnavailable,
 )
-from topicsvc.interfaces import Message
+from topicsvc.interfaces import Grant, Message
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE, InvalidProxyHeader, ProxyHeader
 from topicsvc.listening.proxy_protocol import ProxiedFactory
+from topicsvc.settings import IssuerSettings, JwtSettings, Rule
 from topicsvc.strict_json import json_text
-from topicsvc.topics import MAX_NAME, TopicAddress, TopicPattern, Unit
+from topicsvc.topics import MAX_NAME, SubjectPattern, TopicAddress, TopicPattern, Unit
 from topicsvc.validators.introspection_response import read_claims
+from topicsvc.validators.jwt.key_source import FixedKeys
+from topicsvc.validators.jwt.keys import read_keys, verify
+from topicsvc.validators.jwt.validator import JwtValidator
+from topicsvc.validators.jwt.walk import walk
 from topicsvc.validators.personium import methods
 from topicsvc.validators.propfind import has_topic
 from topicsvc.websocket.messages import parse_token
@@ -80,6 +89,14 @@ def nothing_logged() -> Iterator[None]:
 
 
 # Pure functions.
+
+
+JWT_ISSUER = IssuerSettings(ISSUER, (AUDIENCE, "x"), details_type="t")
+JWT_KEYS = read_keys(published(public(private_key("Ed25519"))))
+JWT_RULES = (
+    Rule("news", (TopicPattern.parse("/cell1/*"),), frozenset({"receive"})),
+    Rule(None, (SubjectPattern.parse("/cell1/box1/{sub}/*"),), frozenset({"send"}), ("a", "b"), ""),
+)
 
 
 def address(data: bytes) -> None:
@@ -147,6 +164,39 @@ def introspection(data: bytes) -> None:
     with contextlib.suppress(TokenInactive, ValidatorUnavailable):
         claims = read_claims(data, EPOCH)
         assert claims.expires_at > EPOCH
+
+
+def jwt(data: bytes) -> None:
+    """A token; and a header, a line end and claims, which are then signed."""
+    header, _, claims = data.partition(b"\n")
+    signed = encode_token(header, claims, private_key("Ed25519"), "EdDSA")
+    settings = JwtSettings((JWT_ISSUER,), JWT_RULES)
+    validator = JwtValidator(settings, {ISSUER: FixedKeys(JWT_KEYS)}, lambda: EPOCH)
+    topic = TopicAddress("cell1", "box1", ("col",), "name")
+    for token in (data.decode("latin-1"), signed):
+        outcome: list[Grant | Failure] = []
+        validator.validate(token, topic).addBoth(outcome.append)
+        [result] = outcome
+        if isinstance(result, Failure):
+            result.trap(TokenInactive)
+            assert len(token) < 100 or token not in str(result.value)
+        else:
+            assert token is signed, "a token without a valid signature"
+            assert result.expires_at > EPOCH
+        steps = list(walk(token, settings, {ISSUER: JWT_KEYS}, EPOCH, topic))
+        is_refused = isinstance(result, Failure) or not (result.may_receive or result.may_send)
+        assert is_refused != all(step.is_met for step in steps), steps
+
+
+def jwks(data: bytes) -> None:
+    """A key set. Each key that is read can be used, and accepts no arbitrary signature."""
+    with contextlib.suppress(ValueError):
+        keys = read_keys(data)
+        for key in keys.keys:
+            assert key.algorithms
+            for algorithm in key.algorithms:
+                assert not verify(key, algorithm, b"signed", data[:64])
+        assert keys.replaced_by(read_keys(data)).keys == keys.keys
 
 
 def stomp(data: bytes) -> None:
@@ -290,8 +340,8 @@ def _converse(choice: bytes, data: bytes, is_proxied: bool = False) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
-        address, framing, host, message, propfind, introspection, stomp, broker, request, frames,
-        proxy,
+        address, framing, host, message, propfind, introspection, jwt, jwks, stomp, broker,
+        request, frames, proxy,
     )
 }  # fmt: skip
 """All targets, by name."""
@@ -345,6 +395,27 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"active":true,"exp":2518612600,"sub":"https://cell1.unit1.example/#me"}',
         b'{"active":false}',
         b'{"active":true,"exp":1e999}',
+        b"",
+    ],
+    "jwt": [
+        b'{"alg":"EdDSA","typ":"at+jwt","kid":"a"}\n{"iss":"'
+        + ISSUER.encode()
+        + b'","aud":["https://push.example/"],"exp":1e10,"sub":"alice","scope":"news"}',
+        b'{"alg":"EdDSA","typ":"at+jwt"}\n{"iss":"'
+        + ISSUER.encode()
+        + b'","aud":"x","exp":1.5,"nbf":-1,"scp":["a"],"authorization_details":[{"type":"t",'
+        b'"actions":["receive","send"],"topics":["/cell1/*"]}]}',
+        b"eyJhbGciOiJub25lIn0.e30.",
+        b"a.b.c.d.e",
+        b'{"alg":"HS256","crit":["b64"],"jku":"x"}\n{"exp":NaN,"exp":[[[[]]]]}',
+        b"",
+    ],
+    "jwks": [
+        published(public(private_key("RSA2048")), public(private_key("ES256"), "b")),
+        published(public(private_key("Ed25519"), alg="Ed25519"), {"kty": "AKP", "pub": "AA"}),
+        published({"kty": "RSA", "n": "AQ", "e": "AQAB", "d": "AQ"}, {"kty": "oct", "k": "AA"}),
+        published({"kty": "EC", "crv": "P-521", "x": "AA", "y": "AA", "key_ops": ["verify"]}),
+        b'{"keys":[1,[],null,{}]}',
         b"",
     ],
     "stomp": [

@@ -21,6 +21,7 @@ from tests.fuzz.mutation import Mutator
 from tests.fuzz.targets import CUT, SEEDS, TARGETS
 from tests.support.fakes import FakeCheck
 from tests.support.harness import HANDSHAKE, SEND_PATH, WEBSOCKET_PATH
+from tests.support.jwt_issuer import AUDIENCE, ISSUER
 from tests.support.strategies import topics
 from topicsvc.listening.proxy_header import InvalidProxyHeader, ProxyHeader
 from topicsvc.topics import TopicAddress
@@ -221,6 +222,49 @@ def proxied(draw: st.DrawFn) -> bytes:
     return header[:at] + between + header[at:] + draw(one_of(request, b"") | anything)
 
 
+json_parts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["a", "news", "alice", "at+jwt", "EdDSA", ISSUER, AUDIENCE, "t", "/*"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["type", "actions", "topics", "a", "b", "roles"]), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@st.composite
+def jwts(draw: st.DrawFn) -> bytes:
+    """A header and claims, most of them nearly valid; `tests.fuzz.targets.jwt` signs them."""
+    header: dict[str, object] = {"alg": "EdDSA", "typ": "at+jwt", "kid": "a"}
+    claims: dict[str, object] = {
+        "iss": ISSUER, "aud": AUDIENCE, "exp": 10**10, "sub": "alice", "scope": "news",
+        "authorization_details": [{"type": "t", "actions": ["send"], "topics": ["/*"]}],
+    }  # fmt: skip
+    for members, names in (
+        (header, [*header, "crit", "jku", "x5u", "jwk", "b64"]),
+        (claims, [*claims, "nbf", "iat", "scp", "a"]),
+    ):
+        for name in draw(st.lists(st.sampled_from(names), max_size=2)):
+            members[name] = draw(json_parts)
+    text = "\n".join(json.dumps(members) for members in (header, claims))
+    return draw(st.sampled_from([b"", b" ", b"\n", b"."])) + text.encode()
+
+
+@st.composite
+def key_sets(draw: st.DrawFn) -> bytes:
+    """A key set, most of whose keys are nearly valid."""
+    keys = [json.loads(seed) for seed in SEEDS["jwks"][:4]]
+    entries = [dict(draw(st.sampled_from(each["keys"]))) for each in keys]
+    for entry in entries:
+        for name in draw(st.lists(st.sampled_from(
+            ["kty", "n", "e", "x", "y", "crv", "kid", "alg", "use", "key_ops", "d", "k"]
+        ), max_size=2)):  # fmt: skip
+            entry[name] = draw(
+                json_parts | st.text("AQ_-=", max_size=90)
+                | st.sampled_from(["RSA", "EC", "OKP", "P-256", "Ed25519", "RS256", "sig", "AQAB"])
+            )  # fmt: skip
+    return json.dumps({"keys": entries}).encode()
+
+
 class HostileInputTests(SynchronousTestCase):
     @MANY
     @given(st.lists(hosts, max_size=2), paths)
@@ -262,6 +306,16 @@ class HostileInputTests(SynchronousTestCase):
     @given(xml)
     def test_propfind(self, answer: bytes) -> None:
         TARGETS["propfind"](answer)
+
+    @MANY
+    @given(jwts())
+    def test_jwts(self, token: bytes) -> None:
+        TARGETS["jwt"](token)
+
+    @MANY
+    @given(key_sets())
+    def test_key_sets(self, body: bytes) -> None:
+        TARGETS["jwks"](body)
 
     @MANY
     @given(answers)

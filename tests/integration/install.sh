@@ -21,6 +21,10 @@ mvn -q -B -f kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$PWD/
 # test_redis: Redis, and its command line client.
 apt-get install -y -qq --no-install-recommends redis-server
 
+# test_keycloak: Keycloak's distribution, from Maven's repository.
+[ -d keycloak/dist ] || mvn -q -B -f keycloak/pom.xml dependency:unpack-dependencies \
+    -DoutputDirectory="$PWD/keycloak/dist"
+
 # test_tls_scan: the TLS scanner testssl.sh and the programs that it calls.
 # test_key_update: openssl. test_examples: the browser chromium.
 apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium

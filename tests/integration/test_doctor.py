@@ -30,6 +30,7 @@ from tests.support.fake_unit import (
     answers,
     never_answers,
 )
+from tests.support.jwt_issuer import AUDIENCE, FakeIssuer
 from tests.support.processes import TOPICSVC, TwistdProcess, environment, free_port
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, sign_token, write_key
@@ -80,17 +81,20 @@ class DoctorTestCase(TestCase):
     def token(self, *may: str, expires_at: int = FAR) -> str:
         return sign_token(self.key, None, [TOPIC.path], may or ("receive", "send"), expires_at)
 
-    def doctor(self, token: str | None = None, by: str = "file") -> Deferred[list[str]]:
+    def doctor(
+        self, token: str | None = None, by: str = "file", has_topic: bool = True
+    ) -> Deferred[list[str]]:
         """Run the command and check its exit code; fires with its output lines.
 
         Args:
             token: the token; None: without a topic.
             by: how the command gets the token: "file" or "environment".
+            has_topic: whether a topic is given with the token.
         """
         command = [*TOPICSVC, "doctor", "--config", str(self.configuration())]
         variables = environment()
         if token is not None:
-            command += ["--topic", TOPIC.path]
+            command += ["--topic", TOPIC.path] * has_topic
             if by == "file":
                 command += ["--token-file", str(self.file("token", token))]
             else:
@@ -295,6 +299,77 @@ class UnitTests(DoctorTestCase):
             self.unit.inject(adds_header("date", date), "GET")
             lines = yield self.doctor()
             self.assert_found(lines, level, "clock", words)
+
+
+class JwtTests(DoctorTestCase):
+    """Issuers of JWTs, and each rule for a token by name."""
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        yield super().setUp()
+        self.issuer = FakeIssuer(reactor.seconds())
+        site = self.issuer.site()
+        port = yield serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
+        self.addCleanup(port.stopListening)
+        self.issuer.issuer = f"http://127.0.0.1:{port.getHost().port}"
+        self.validator = f"""kind = "jwt"
+            [[validator.issuers]]
+            issuer = "{self.issuer.issuer}"
+            audience = ["{AUDIENCE}"]
+            [[validator.rules]]
+            scope = "news"
+            topics = ["/cell1/*"]
+            may = ["receive"]
+        """
+
+    @inlineCallbacks
+    def test_a_good_token_meets_every_rule(self) -> Any:
+        lines = yield self.doctor(self.issuer.token(sub="canary"))
+        self.assertEqual({line[:4] for line in lines}, {"ok  "}, lines)
+        algorithms = "RS256, RS384, RS512, PS256, PS384, PS512"
+        for what, words in (
+            (f"issuer {self.issuer.issuer}", f"1 keys at {self.issuer.issuer}/jwks"),
+            (f"issuer {self.issuer.issuer}", f"for {algorithms}"),
+            ("clock", "at most 5 s"),
+            ("token, iss", self.issuer.issuer),
+            ("token, signature", 'the key "a", RS256'),
+            ("token, aud", f'allowed: "{AUDIENCE}"'),
+            ('token, rule scope "news"', "met; may receive: /cell1/*"),
+            ("token, rights", f"on {TOPIC.path} it may receive"),
+            ("token", "it may receive, for"),
+            ("subscribe", TOPIC.path),
+        ):
+            self.assert_found(lines, "ok", what, words)
+        self.assertNotIn("canary", "".join(lines))
+
+    @inlineCallbacks
+    def test_each_rule_that_a_token_fails_is_named(self) -> Any:
+        token = self.issuer.token(header={"typ": "JWT"}, aud=["account"], exp=1)
+        lines = yield self.doctor(token, has_topic=False)
+        for what, words in (
+            ("token, typ", 'typ is "JWT"; allowed (token_types): "at+jwt"'),
+            ("token, aud", f'aud is ["account"]; allowed: "{AUDIENCE}"'),
+            ("token, exp", "in the past"),
+        ):
+            self.assert_found(lines, "FAIL", what, words)
+        self.assert_found(lines, "ok", "token, signature", "")
+
+    @inlineCallbacks
+    def test_an_issuer_that_cannot_be_used(self) -> Any:
+        self.issuer.members["issuer"] = "https://other.example"
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "issuer", 'its issuer is "https://other.example"')
+        self.issuer.members.clear()
+        self.issuer.published = [{"kty": "oct", "kid": "x"}]
+        lines = yield self.doctor()
+        self.assert_found(lines, "warn", "issuer", 'not used: key "x"')
+        self.assert_found(lines, "FAIL", "issuer", "no token can be validated")
+
+    @inlineCallbacks
+    def test_a_clock_that_differs(self) -> Any:
+        self.issuer.inject(adds_header("Date", formatdate(1).encode()), "/jwks")
+        lines = yield self.doctor()
+        self.assert_found(lines, "FAIL", "clock", "run NTP")
 
 
 class BrokerTests(DoctorTestCase):

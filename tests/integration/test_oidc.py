@@ -1,11 +1,11 @@
-"""Token introspection by a certified OAuth 2.0 server: ``oidc-provider`` from npm."""
+"""Introspection and JWTs of a certified OAuth 2.0 server: ``oidc-provider`` from npm."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ RESOURCE_SERVER = ("topic:svc", "another secret: 100%+")
 Test = Generator[Deferred[Any], Any, None]
 
 
-class OidcTests(ValidatedServiceTestCase):
+class OidcTestCase(ValidatedServiceTestCase):
+    """A server, and a service that accepts its tokens."""
+
     check_timeout = 10
 
     @inlineCallbacks
@@ -50,6 +52,64 @@ class OidcTests(ValidatedServiceTestCase):
         self.url = f"http://127.0.0.1:{server.wait_for('(?m)^([0-9]+)$')[1]}"
         self.client = HTTPClient(Agent(reactor))
         self.start(self.settings("recheck = 1"))
+
+    def settings(self, more: str = "") -> Config:
+        """The settings of the service; overridden."""
+        raise NotImplementedError
+
+    @inlineCallbacks
+    def post(self, path: str, **form: str) -> Generator[Deferred[Any], Any, Any]:
+        """Send a form to the server with the credentials of the client; fires with the response."""
+        credentials = b64encode(":".join(map(quote_plus, CLIENT)).encode())
+        response = yield self.client.post(
+            self.url + path, data=form, headers={"Authorization": b"Basic " + credentials}
+        )
+        body = yield response.text()
+        self.assertEqual(response.code, 200, body)
+        return json.loads(body) if body else None
+
+    @inlineCallbacks
+    def token(self, scope: str, **form: str) -> Generator[Deferred[Any], Any, str]:
+        response = yield self.post("/token", grant_type="client_credentials", scope=scope, **form)
+        return str(response["access_token"])
+
+    @inlineCallbacks
+    def send(self, token: str, path: str = "/box1/col/topic/name") -> Any:
+        client = self.connect_http()
+        client.request("POST", path, {"Authorization": f"Bearer {token}"}, b"1")
+        while not client.status:
+            yield sleep(0.01)
+            client.read_answer()
+        client.disconnect()
+        return client.status
+
+
+class RightsCases:
+    """What holds for every kind of token; mixed into test cases."""
+
+    @inlineCallbacks
+    def test_a_token_is_accepted(self) -> Test:
+        token = yield self.token("news")
+        outcome = yield self.present(token)
+        self.assertIn('"Result":"Success"', outcome.text)
+        self.assertIn(json.loads(outcome.text)["ExpiresIn"], range(590, 601))
+
+    @inlineCallbacks
+    def test_the_scopes_of_a_token_give_its_rights(self) -> Test:
+        reader, writer = (yield self.token("news")), (yield self.token("editor"))
+        outcome = yield self.present(writer)
+        self.assertIn("Token inactive", outcome.text)
+        self.assertEqual((yield self.send(writer)), 200)
+        self.assertEqual((yield self.send(reader)), 403)
+        self.assertEqual((yield self.send(writer, "/box2/col/topic/name")), 404)
+        both = yield self.token("news editor")
+        outcome = yield self.present(both)
+        self.assertIn('"Result":"Success"', outcome.text)
+        self.assertEqual((yield self.send(both)), 200)
+
+
+class OidcTests(RightsCases, OidcTestCase):
+    """Introspection of opaque tokens."""
 
     def settings(self, more: str = "", secret: str = RESOURCE_SERVER[1]) -> Config:
         return config.load(f"""
@@ -72,52 +132,6 @@ class OidcTests(ValidatedServiceTestCase):
             topics = ["/cell1/box1/*"]
             may = ["send"]
         """)
-
-    @inlineCallbacks
-    def post(self, path: str, **form: str) -> Generator[Deferred[Any], Any, Any]:
-        """Send a form to the server with the credentials of the client; fires with the response."""
-        credentials = b64encode(":".join(map(quote_plus, CLIENT)).encode())
-        response = yield self.client.post(
-            self.url + path, data=form, headers={"Authorization": b"Basic " + credentials}
-        )
-        body = yield response.text()
-        self.assertEqual(response.code, 200, body)
-        return json.loads(body) if body else None
-
-    @inlineCallbacks
-    def token(self, scope: str) -> Generator[Deferred[Any], Any, str]:
-        response = yield self.post("/token", grant_type="client_credentials", scope=scope)
-        return str(response["access_token"])
-
-    @inlineCallbacks
-    def send(self, token: str, path: str = "/box1/col/topic/name") -> Any:
-        client = self.connect_http()
-        client.request("POST", path, {"Authorization": f"Bearer {token}"}, b"1")
-        while not client.status:
-            yield sleep(0.01)
-            client.read_answer()
-        client.disconnect()
-        return client.status
-
-    @inlineCallbacks
-    def test_a_token_is_accepted(self) -> Test:
-        token = yield self.token("news")
-        outcome = yield self.present(token)
-        self.assertIn('"Result":"Success"', outcome.text)
-        self.assertIn(json.loads(outcome.text)["ExpiresIn"], range(590, 601))
-
-    @inlineCallbacks
-    def test_the_scopes_of_a_token_give_its_rights(self) -> Test:
-        reader, writer = (yield self.token("news")), (yield self.token("editor"))
-        outcome = yield self.present(writer)
-        self.assertIn("Token inactive", outcome.text)
-        self.assertEqual((yield self.send(writer)), 200)
-        self.assertEqual((yield self.send(reader)), 403)
-        self.assertEqual((yield self.send(writer, "/box2/col/topic/name")), 404)
-        both = yield self.token("news editor")
-        outcome = yield self.present(both)
-        self.assertIn('"Result":"Success"', outcome.text)
-        self.assertEqual((yield self.send(both)), 200)
 
     @inlineCallbacks
     def test_a_revoked_token_is_rejected(self) -> Test:
@@ -156,3 +170,68 @@ class OidcTests(ValidatedServiceTestCase):
         outcome = yield self.present(token)
         self.assertIn('"Reason":"Service unavailable"', outcome.text)
         self.assertEqual(outcome.code, 1013)
+
+
+class OidcJwtTests(RightsCases, OidcTestCase):
+    """The same rights by JWTs of RFC 9068, which the server issues for a resource (RFC 8707)."""
+
+    resource = "https://push.example/"
+    algorithm = "PS256"
+
+    def settings(self, more: str = "") -> Config:
+        return config.load(f"""
+            listen = ["tcp:0"]
+            unit_url = "https://unit1.example/"
+            topics = ["/cell1/box1/*"]
+            [validator]
+            kind = "jwt"
+            {more}
+            [[validator.issuers]]
+            issuer = "{self.url}"
+            audience = ["{self.resource}"]
+            algorithms = ["{self.algorithm}"]
+            [[validator.rules]]
+            scope = "news"
+            topics = ["/cell1/*"]
+            may = ["receive"]
+            [[validator.rules]]
+            scope = "editor"
+            topics = ["/cell1/box1/*"]
+            may = ["send"]
+        """)
+
+    def token(self, scope: str, **form: str) -> Deferred[str]:
+        result: Deferred[str] = super().token(scope, **{"resource": self.resource, **form})
+        return result
+
+    @inlineCallbacks
+    def test_the_token_is_a_jwt_of_rfc_9068(self) -> Test:
+        token = yield self.token("news")
+        header = json.loads(urlsafe_b64decode(token.partition(".")[0] + "=="))
+        self.assertEqual((header["typ"], header["alg"]), ("at+jwt", self.algorithm))
+
+    @inlineCallbacks
+    def test_a_token_for_another_resource_is_rejected(self) -> Test:
+        other = {"https://push.example/", "https://push.example/ed25519"} - {self.resource}
+        token = yield self.token("news", resource=other.pop())
+        outcome = yield self.present(token)
+        self.assertIn('"Reason":"Token inactive"', outcome.text)
+
+    @inlineCallbacks
+    def test_an_unknown_token_is_rejected(self) -> Test:
+        for token in ("made-up", (yield self.opaque_token())):
+            outcome = yield self.present(token)
+            self.assertIn('"Reason":"Token inactive"', outcome.text)
+            self.assertEqual(outcome.code, 1008)
+
+    @inlineCallbacks
+    def opaque_token(self) -> Generator[Deferred[Any], Any, str]:
+        response = yield self.post("/token", grant_type="client_credentials", scope="news")
+        return str(response["access_token"])
+
+
+class OidcEdDsaTests(OidcJwtTests):
+    """The same with EdDSA."""
+
+    resource = "https://push.example/ed25519"
+    algorithm = "EdDSA"

@@ -2,6 +2,9 @@
 //
 // It prints its port as the first line of output. OIDC_CLIENTS holds the credentials of its two
 // clients as JSON: one gets tokens, the other one, a resource server, introspects them.
+//
+// Tokens for a resource of RESOURCES (RFC 8707) are JWTs (RFC 9068), other tokens are opaque.
+import { generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
 import Provider from 'oidc-provider';
 
@@ -13,6 +16,16 @@ const machine = {
   response_types: [],
   token_endpoint_auth_method: 'client_secret_basic',
 };
+
+const RESOURCES = {
+  'https://push.example/': 'PS256',
+  'https://push.example/ed25519': 'EdDSA',
+};
+
+function signingKey(kid, type, options) {
+  const { privateKey } = generateKeyPairSync(type, options);
+  return { ...privateKey.export({ format: 'jwk' }), kid, use: 'sig' };
+}
 
 const server = createServer();
 server.listen(0, '127.0.0.1', () => {
@@ -28,6 +41,18 @@ server.listen(0, '127.0.0.1', () => {
       devInteractions: { enabled: false },
       introspection: { enabled: true },
       revocation: { enabled: true },
+      resourceIndicators: {
+        enabled: true,
+        getResourceServerInfo: (ctx, resource) => ({
+          scope: 'news editor',
+          audience: resource,
+          accessTokenFormat: 'jwt',
+          jwt: { sign: { alg: RESOURCES[resource] } },
+        }),
+      },
+    },
+    jwks: {
+      keys: [signingKey('rsa', 'rsa', { modulusLength: 2048 }), signingKey('ed', 'ed25519')],
     },
     ttl: { ClientCredentials: () => 600 },
   });

@@ -140,6 +140,7 @@ class ValidatedServiceTestCase(TestCase):
             unauthenticated_per_address=0, failed_tokens_per_minute=0
         )
         self.service.broker.startService()
+        self.service._validators.start()
         self.websocket_server.startService()
         unit = settings.unit
         validator = self.service._validators.validator

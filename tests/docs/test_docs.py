@@ -22,6 +22,8 @@ from topicsvc.errors import ConfigError
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.process import memory
 from topicsvc.settings import LimitSettings
+from topicsvc.validators.jwt import claims, key_source, keys
+from topicsvc.validators.jwt import validator as jwt_validator
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.validators.wrappers import concurrency
 from topicsvc.web import http_connection, http_parser, responses, send, site
@@ -287,6 +289,14 @@ class SecurityTests(SynchronousTestCase):
                 "time that a token waits for others from its address": seconds(
                     token_attempts.QUEUE_TIMEOUT
                 ),
+                "fetches of the keys of an issuer": f"one in {key_source.FETCH_INTERVAL:.0f} s",
+                "tokens that wait for the next keys": str(key_source.MAX_WAITING),
+                "waiting tokens that are ended in one reactor iteration": str(
+                    key_source.ENDED_PER_ITERATION
+                ),
+                "keys of an issuer": f"{keys.MAX_KEYS}, in {kibibytes(keys.MAX_JWKS)}",
+                "verified tokens that are remembered": str(jwt_validator.MAX_TOKENS),
+                "topics in one entry of `authorization_details`": str(claims.MAX_DETAIL_TOPICS),
                 "messages that wait while a token is checked": str(MAX_WAITING_REQUESTS),
                 "bytes of these messages": kibibytes(MAX_WAITING_BYTES),
                 "bytes that wait for a session": "`session.send_queue`",

@@ -21,6 +21,7 @@ from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.validators.jwt.keys import KeySet, algorithms_of
 
 __all__ = [
+    "ENDED_PER_ITERATION",
     "FETCH_INTERVAL",
     "LOG_INTERVAL",
     "MAX_WAITING",
@@ -41,7 +42,7 @@ MAX_WAITING = 4096
 LOG_INTERVAL = 600.0
 """Seconds between two log lines about the same failure of fetches."""
 
-_ENDED_PER_ITERATION = 20
+ENDED_PER_ITERATION = 20
 """Waiting tokens whose checks go on in one reactor iteration; each takes some 0.2 ms."""
 
 
@@ -101,7 +102,7 @@ class KeySource:
         self._fetches: Counter[str] = Counter() if fetches is None else fetches
         self._throttle = LogThrottle(LOG_INTERVAL)
         self._waiting: dict[_Waiter, None] = {}
-        self._ended = CallQueue(clock, _ENDED_PER_ITERATION)
+        self._ended = CallQueue(clock, ENDED_PER_ITERATION)
         self._fetch: Deferred[Any] | None = None
         self._next: IDelayedCall | None = None
         self._end_of_use: IDelayedCall | None = None

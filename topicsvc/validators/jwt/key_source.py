@@ -34,7 +34,7 @@ FETCH_INTERVAL = 10.0
 """Least seconds between the starts of two fetches, whatever tokens ask for and whatever fails."""
 
 RETRY_INTERVAL = 60.0
-"""Seconds until a failed fetch is repeated, while older keys are in use."""
+"""Seconds until a fetch is repeated that has failed while older keys are in use, or found none."""
 
 MAX_WAITING = 4096
 """Tokens that may wait for a fetch."""
@@ -319,7 +319,9 @@ class KeySource:
         if len(self._waiting) > self._ending:
             self._schedule(self._clock.seconds())
         elif not self._is_stopped:
-            self._schedule(self.fetch_times.fetched_at + self._max_age)
+            # Without a key no token is valid, and the issuer may be about to publish one.
+            wait = self._max_age if self.keys.keys else min(RETRY_INTERVAL, self._max_age)
+            self._schedule(self.fetch_times.fetched_at + wait)
 
     @property
     def _ending(self) -> int:

@@ -251,7 +251,8 @@ class OutageTests(KeySourceTestCase):
     def test_an_empty_key_set_withdraws_all_keys_and_is_not_loaded(self) -> None:
         self.load()
         self.assertFalse(self.source.was_loaded)
-        self.advance(MAX_AGE)
+        self.advance(RETRY_INTERVAL)
+        self.assertEqual(self.starts, [0, RETRY_INTERVAL])
         self.succeed("a")
         self.assertTrue(self.source.was_loaded)
         self.advance(MAX_AGE)

@@ -117,6 +117,17 @@ class ReadinessTests(WiringTestCase):
     def test_keys_of_a_file_are_loaded(self) -> None:
         self.assertIs(self.start(self.from_file())._health_parts()["keys"], True)
 
+    def test_a_reload_replaces_the_validator_and_the_metadata(self) -> None:
+        service = self.start(self.from_file())
+        self.assertTrue(service._metadata.is_known)
+        old = service._validators
+        service.read_settings = lambda: self.from_file("recheck = 60")
+        service.reload()
+        self.addCleanup(service._validators.stop)
+        self.assertIsNot(service._validators, old)
+        self.assertIs(service._health_parts()["keys"], True)
+        self.assertTrue(service._metadata.is_known)
+
     def test_a_reload_with_another_issuer_keeps_it_true(self) -> None:
         service = self.start(self.from_file())
         self.assertIs(service._health_parts()["keys"], True)

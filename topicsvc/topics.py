@@ -67,6 +67,7 @@ _WEBSOCKET_MARK = "__topic"
 _WEBSOCKET_SEGMENT = _WEBSOCKET_MARK.encode()
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?|\[[0-9a-f:.]+\]")
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:]*)(:(?P<port>[0-9]{1,5}))?")
+_WITH_KEY = re.compile(r"(?P<name>[^()]+)\(.+\)", re.DOTALL)
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _NOT_VISIBLE_ASCII = re.compile(rb"[^!-~]")
 
@@ -319,6 +320,11 @@ class Unit:
         return self._hosts
 
     @property
+    def scheme(self) -> str:
+        """The scheme of the unit's URL: ``https`` or ``http``."""
+        return self._scheme
+
+    @property
     def url(self) -> str:
         """The unit's URL, with a trailing slash."""
         return f"{self._scheme}://{self._netloc}/"
@@ -386,10 +392,27 @@ class Unit:
         """Whether `path` is a WebSocket URL's."""
         return _WEBSOCKET_SEGMENT in path and _WEBSOCKET_SEGMENT in path.split(b"/")[1:3]
 
+    def send_topic_with_key(self, hosts: Sequence[bytes] | None, path: bytes) -> TopicAddress:
+        """Parse a send URL that ends with a key: ``.../topic/name('key')``.
+
+        The rules of a unit send so when they relay changes of data. The key has no meaning.
+        The result is not cached, because there are many keys.
+
+        Raises:
+            HostRefused, PathRefused: see `send_topic`.
+        """
+        cell, segments = self._resolve(_only(hosts), path)
+        match = _WITH_KEY.fullmatch(segments[-1]) if segments else None
+        if match is None:
+            raise PathRefused("not the URL of a topic")
+        return TopicAddress.from_parts(cell, segments[0], [*segments[1:-1], match["name"]])
+
     def _resolve(self, host: bytes, path: bytes) -> tuple[str, list[str]]:
         """Return the cell that host and path name, and the path's segments below it."""
         cell = self._cell_of_host(host)
         segments = _segments(path)
+        if len(segments) > 1 and not segments[-1]:
+            segments.pop()  # one slash at the end
         if cell is None:
             return segments[0], segments[1:]
         return cell, segments

@@ -378,7 +378,7 @@ TARGETS = [
     *each("in asterisk form", (b"GET", b"POST", b"HEAD", b"PUT", b"DELETE"),
           b"@ * HTTP/1.1\r\n" + HOST_LINE + b"\r\n", [405], OPEN),
     *each("a target without a topic",
-          (b"/", b"//", b"/.", b"/../", b"/$T", b"$T/", b"$T/..", b"/%",
+          (b"/", b"//", b"/.", b"/../", b"/$T", b"$T//", b"$T/..", b"/%",
            b"/%0", b"/%zz", b"/%00", b"/%0d%0a", b"/%0D%0AHost:%20x", b"/%20HTTP/1.1", b"/%2f",
            b"/%u0041", b"/%c0%af", b"$T%", b"$T%00", b"$T%0d%0aX:1",
            b"$T#", b"$T#x", b"/#", b"$T%23", b"$T%3fx", b"$T;x",
@@ -391,7 +391,7 @@ TARGETS = [
           SEND.replace(b"$T", b"$T@") + ONE, [404], CLOSES),
     *each("another spelling of the target", (b"$T?", b"$T?x", b"$T?a=b&c=%zz",
                                              b"$T?/../", b"$T?x?y", b"$T?#",
-                                             b"/box1/col/topic/%6eame",
+                                             b"/box1/col/topic/%6eame", b"$T/", b"$T/?x",
                                              b"$T?access_token=smuggled"),
           SEND.replace(b"$T", b"@") + ONE, [200], OPEN),
 ]  # fmt: skip

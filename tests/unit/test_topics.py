@@ -272,7 +272,12 @@ class PathTests(SynchronousTestCase):
             b"/__topic/box1/%ff.topic.name",
             b"/__topic/box1/%ed%a0%80.topic.name",
             "/__topic/box1/é.topic.name".encode(),
-            b"/__topic/box1/col.topic.name/",
+            b"/__topic/box1/col.topic.name//",
+            b"/__topic/box1/col.topic.name%2F",
+            b"/__topic/box1//col.topic.name",
+            b"/__topic/box1/",
+            b"/__topic/",
+            b"//",
             b"/__topic/box1/col.topic.name;x",
             b"/__topic//box1/col.topic.name",
             b"//__topic/box1/col.topic.name",
@@ -291,6 +296,37 @@ class PathTests(SynchronousTestCase):
         ):
             with self.subTest(path=path), self.assertRaises(PathRefused):
                 UNIT.websocket_topic(host, path)
+
+    def test_one_slash_at_the_end_is_ignored(self) -> None:
+        for host, prefix in ((b"cell1.unit1.example", b""), (b"unit1.example", b"/cell1")):
+            path = prefix + b"/__topic/box1/col.topic.name/"
+            self.assertEqual(UNIT.websocket_topic([host], path).topic, "name")
+            path = prefix + b"/box1/col/topic/name/"
+            self.assertEqual(UNIT.send_topic([host], path).topic, "name")
+            for more in (b"/", b"%2F", b".", b"%20", b"/."):
+                with self.subTest(more=more), self.assertRaises(PathRefused):
+                    UNIT.send_topic([host], path + more)
+
+    def test_a_key_behind_the_name(self) -> None:
+        for host, prefix in ((b"cell1.unit1.example", b""), (b"unit1.example", b"/cell1")):
+            for key in (b"('key')", b"('k(e)y')", b"(1)", b"(a='b',c='d')", b"%28%27key%27%29",
+                        b"('%2F')", b"('')", b"('key')/", b"('%0A')"):  # fmt: skip
+                path = prefix + b"/box1/dir/col/topic/name" + key
+                with self.subTest(path=path):
+                    self.assertEqual(
+                        UNIT.send_topic_with_key([host], path),
+                        TopicAddress("cell1", "box1", ("dir", "col"), "name"),
+                    )
+                with self.subTest(path=path), self.assertRaises(PathRefused):
+                    UNIT.send_topic([host], path)
+            for end in (b"", b"()", b"('key'", b"'key')", b"('key')x", b"('key')//", b"('a/b')x",
+                        b"(x)(", b"/('key')", b",(x)"):  # fmt: skip
+                path = prefix + b"/box1/dir/col/topic/name" + end
+                with self.subTest(path=path), self.assertRaises(PathRefused):
+                    UNIT.send_topic_with_key([host], path)
+        for path in (b"/", b"//", b"", b"/box1", b"/box1/col('key')/topic/name", b"('key')"):
+            with self.subTest(path=path), self.assertRaises(PathRefused):
+                UNIT.send_topic_with_key([b"cell1.unit1.example"], path)
 
     def test_a_dot_in_a_send_path_is_refused(self) -> None:
         for path in (b"/box1/a.b/topic/name", b"/box1/a%2Eb/topic/name", b"/box1/a/topic.name"):

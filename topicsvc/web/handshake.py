@@ -45,7 +45,7 @@ class UpgradeResource:
         except HostRefused as error:
             return error_response(responses.BAD_HOST, str(error))
         except PathRefused:
-            return error_response(responses.NOT_FOUND, exchange.url)
+            return error_response(responses.NOT_FOUND, exchange.url(self._unit.scheme))
         if head.method != b"GET":
             return error_response(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", b"GET"),))
         if not _is_upgrade_to_version_13(head):

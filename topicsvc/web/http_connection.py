@@ -105,13 +105,17 @@ class Exchange:
         head = self.head
         return head.get_all(b"host") if head.authority is None else [head.authority]
 
-    @property
-    def url(self) -> str:
-        """The URL without its query, which may contain a token."""
+    def url(self, scheme: str) -> str:
+        """The URL as the client sees it, without its query, which may contain a token.
+
+        Args:
+            scheme: of the public URLs. Behind a proxy that ends TLS, the connection has none.
+        """
         path = self.head.path.decode("latin-1")
         if not path.startswith("/"):
             return path
-        scheme = "https" if ISSLTransport.providedBy(self.connection.transport) else "http"
+        if ISSLTransport.providedBy(self.connection.transport):
+            scheme = "https"
         return f"{scheme}://{(self.hosts or [b''])[0].decode('latin-1')}{path}"
 
     def decided(self) -> None:

@@ -38,7 +38,7 @@ from topicsvc.web.responses import (
     too_many_sends,
 )
 from topicsvc.web.senders import Senders
-from topicsvc.websocket.messages import MAX_TOKEN
+from topicsvc.websocket.messages import MAX_TOKEN, TOKEN_BLANKS
 
 __all__ = ["MAX_IN_FLIGHT", "SendResource"]
 
@@ -65,13 +65,14 @@ class SendResource:
 
     Args:
         unit: parses hosts and paths.
-        validator: validates tokens.
+        validator: validates tokens for sending.
         broker: accepts the messages.
         is_full: whether the hub's queues are full; then sends are refused.
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
         trust_via: whether ``X-Personium-Via`` determines the sender.
         max_batch: most messages of one request.
         refused: counts and logs refused tokens.
+        rights_validator: finds out which methods a token allows; None: `validator` does.
 
     Attributes:
         senders: counts the messages of each sender; None: they are not counted.
@@ -88,22 +89,30 @@ class SendResource:
         trust_via: bool,
         max_batch: int,
         refused: RefusedSends,
+        rights_validator: TokenValidator | None = None,
     ) -> None:
         self.unit = unit
         self.refused = refused
         self.broker = broker
         self.is_full = is_full
         self.now = now
-        self.configure(validator, trust_via, max_batch)
+        self.configure(validator, trust_via, max_batch, rights_validator)
         self.senders: Senders | None = None
         self.metadata: MetadataResource | None = None
         self.is_cancelling = False
         self._in_flight: dict[_Send, None] = {}
         self._all_answered: Deferred[None] | None = None
 
-    def configure(self, validator: TokenValidator, trust_via: bool, max_batch: int) -> None:
+    def configure(
+        self,
+        validator: TokenValidator,
+        trust_via: bool,
+        max_batch: int,
+        rights_validator: TokenValidator | None = None,
+    ) -> None:
         """Apply new settings to requests that arrive from now on."""
         self.validator = validator
+        self.rights_validator = rights_validator or validator
         self.trust_via = trust_via
         self.max_batch = max_batch
 
@@ -136,11 +145,11 @@ class SendResource:
         """See `topicsvc.web.site.Resource`."""
         head = exchange.head
         try:
-            topic = self.unit.send_topic(exchange.hosts, head.path)
+            topic = self._topic(exchange)
         except HostRefused as error:
             return _error(responses.BAD_HOST, str(error))
         except PathRefused:
-            return _error(responses.NOT_FOUND, exchange.url)
+            return _error(responses.NOT_FOUND, exchange.url(self.unit.scheme))
         is_options = head.method == b"OPTIONS"
         if not is_options and head.method not in SEND_METHODS:
             return _error(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", ALLOWED),))
@@ -157,6 +166,20 @@ class SendResource:
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return _error(responses.TOO_MANY_REQUESTS, is_options=is_options)
         return _Send(self, topic, token, is_options)
+
+    def _topic(self, exchange: Exchange) -> TopicAddress:
+        """Return the topic of a request.
+
+        Raises:
+            HostRefused, PathRefused: see `Unit.send_topic`.
+        """
+        hosts, head = exchange.hosts, exchange.head
+        try:
+            return self.unit.send_topic(hosts, head.path)
+        except PathRefused:
+            if head.method != b"PUT":
+                raise
+            return self.unit.send_topic_with_key(hosts, head.path)
 
     def challenge(self, topic: TopicAddress, error: ApiError, exchange: Exchange) -> Response:
         """Return a 401 with the topic's cell as realm, and the place of the metadata."""
@@ -188,7 +211,8 @@ class _Send:
 
     def start(self, exchange: Exchange) -> Response | None:
         """See `topicsvc.web.http_connection.PendingSend`."""
-        validator = self._resource.validator
+        resource = self._resource
+        validator = resource.rights_validator if self._is_options else resource.validator
         grant = exchange.quota.remembered(validator, self._token, self._topic)
         if grant is not None:
             return self._granted(grant, exchange)
@@ -309,6 +333,7 @@ class _Send:
         """Return the response to a request that is refused or cannot be served now."""
         error = failure.value
         is_options = self._is_options
+        url = exchange.url(self._resource.unit.scheme)
         if isinstance(error, batch.InvalidLine):
             return _error(responses.BAD_LINE, str(error.number))
         if isinstance(error, batch.TooManyLines):
@@ -318,14 +343,14 @@ class _Send:
         if isinstance(error, TokenInactive):
             self._record(error.refusal, exchange)
         if isinstance(error, TopicNotFound):
-            return _error(responses.NOT_FOUND, exchange.url, is_options=is_options)
+            return _error(responses.NOT_FOUND, url, is_options=is_options)
         if isinstance(error, TokenInactive):
             if is_options:
                 return Response(200, (*_PREFLIGHT, (b"Allow", b"OPTIONS")))
             return self._resource.challenge(self._topic, responses.TOKEN_INACTIVE, exchange)
         if isinstance(error, Unavailable | CancelledError):
             return _error(responses.UNAVAILABLE, is_options=is_options)
-        self._log.failure("internal error: a request for {url} failed", failure, url=exchange.url)
+        self._log.failure("internal error: a request for {url} failed", failure, url=url)
         return _error(responses.INTERNAL_ERROR, is_options=is_options)
 
     def _record(self, refusal: Refusal, exchange: Exchange, subject: str | None = None) -> None:
@@ -350,7 +375,7 @@ def _bearer(head: RequestHead) -> str | None:
     if values is None or len(values) != 1:
         return None
     match = _BEARER.fullmatch(values[0].decode("latin-1"))
-    return None if match is None else match[1].strip()
+    return None if match is None else match[1].strip(TOKEN_BLANKS)
 
 
 def _media_type(head: RequestHead) -> bytes:

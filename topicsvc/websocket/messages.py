@@ -21,6 +21,7 @@ __all__ = [
     "MAX_TOKEN",
     "SERVICE_UNAVAILABLE",
     "SESSION_EXPIRED",
+    "TOKEN_BLANKS",
     "TOKEN_INACTIVE",
     "data_frame",
     "ends_with_close",
@@ -47,6 +48,9 @@ SERVICE_UNAVAILABLE = "Service unavailable"
 MAX_TOKEN = 32768
 """Most characters of a token."""
 
+TOKEN_BLANKS = " \t\n\v\f\r"
+"""Characters around a token that are ignored, as units ignore them: blanks and line ends."""
+
 MAX_SENDERS = 1024
 """Most cell URLs whose JSON form is cached."""
 
@@ -62,7 +66,7 @@ _request_decoder = json.JSONDecoder(
 
 
 def parse_token(payload: bytes) -> str:
-    """Return the token of a token message.
+    """Return the token of a token message, without blanks and line ends around it.
 
     Args:
         payload: the payload of a text message.
@@ -75,7 +79,10 @@ def parse_token(payload: bytes) -> str:
     except (ValueError, RecursionError) as error:
         raise InvalidMessage("not one JSON value") from error
     token = members.get(_TOKEN_KEY) if isinstance(members, dict) else None
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+    if not isinstance(token, str):
+        raise InvalidMessage("no token in it")
+    token = token.strip(TOKEN_BLANKS)
+    if not _TOKEN.fullmatch(token):
         raise InvalidMessage("no token in it")
     return token
 

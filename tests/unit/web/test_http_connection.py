@@ -484,7 +484,7 @@ class FastPathTests(ConnectionTestCase):
     def test_error_texts(self) -> None:
         client = self.client()
         answer = client.request("POST", "/nowhere", {"Authorization": "Bearer t"}, b"1")
-        text = f"Resource not found. [http://{HOST}/nowhere]."
+        text = f"Resource not found. [https://{HOST}/nowhere]."
         self.assertEqual(json.loads(answer)["message"]["value"], text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 
-from tests.support.fakes import INJECTED
+from tests.support.fakes import INJECTED, FakeValidator
 from tests.support.harness import BEARER, HOST, SEND_PATH, TOPIC, HttpTestCase
 from topicsvc.delivery import hub
 from topicsvc.errors import TopicNotFound
@@ -165,16 +165,55 @@ class SendErrorTests(HttpTestCase):
         client = self.start_request()
         self.validator.last.result.errback(TopicNotFound(INJECTED))
         answer = client.read_answer()
-        text = "Resource not found. [http://cell1.unit1.example/box1/col/topic/name]."
+        text = "Resource not found. [https://cell1.unit1.example/box1/col/topic/name]."
         self.assert_error_response(client, answer, 404, "PR404-DV-0001", text)
 
     def test_a_url_without_a_topic_and_the_response_omits_the_query(self) -> None:
         for path in ("/", "/box1", "/box1/col", "/box1/col/topics/name", "/box1/a,b/topic/name",
-                     "/box1/col/topic/name/", "/__topic/box1/col/topic/name"):  # fmt: skip
+                     "/box1/col/topic/name//", "/__topic/box1/col/topic/name"):  # fmt: skip
             client = self.client()
             answer = client.request("POST", path + "?access_token=secret", BEARER, b"1")
             self.assertEqual(client.status, 404, path)
             self.assertNotIn(b"secret", answer)
+
+    def test_one_slash_at_the_end_is_ignored(self) -> None:
+        client = self.client()
+        client.request("POST", SEND_PATH + "/", BEARER, b"1")
+        self.assertEqual(self.validator.last.topic, TOPIC)
+
+    def test_put_with_a_key_is_a_send_to_the_name(self) -> None:
+        for end in ("('key')", "('key')/", "(1)?x", "%28'key'%29"):
+            client = self.client()
+            client.request("PUT", SEND_PATH + end, BEARER, b'{"relayed":true}')
+            self.validator.last.grant(self.now + 60)
+            client.read_answer()
+            self.assertEqual(client.status, 200, end)
+            self.assertEqual(self.broker.published[-1].topic, TOPIC)
+        for method in ("POST", "OPTIONS", "GET", "DELETE"):
+            client = self.client()
+            client.request(method, SEND_PATH + "('key')", BEARER, b"")
+            self.assertEqual(client.status, 404, method)
+
+    def test_blanks_around_a_token_are_ignored(self) -> None:
+        for value in ("Bearer  a-token", "Bearer a-token \t", "bearer   \ta-token"):
+            client = self.client()
+            client.request("POST", SEND_PATH, {"Authorization": value}, b"1")
+            self.assertEqual(self.validator.last.token, "a-token")
+        checks = len(self.validator.checks)
+        for value in ("Bearer ", "Bearer \xa0a-token", "Bearer a-token\xa0", "Bearer \x85"):
+            client = self.client()
+            client.request("POST", SEND_PATH, {"Authorization": value}, b"1")
+            self.assertEqual((client.status, len(self.validator.checks)), (401, checks), value)
+
+    def test_a_404_names_the_url_with_the_public_scheme(self) -> None:
+        for scheme in ("https", "http"):
+            self.patch(self.unit, "_scheme", scheme)
+            client = self.client()
+            answer = client.request("POST", "/nowhere?x", BEARER, b"1")
+            self.assertIn(b"[%s://cell1.unit1.example/nowhere]" % scheme.encode(), answer)
+            client = self.client()
+            answer = client.request("GET", "/__topic/nowhere?x")
+            self.assertIn(b"[%s://cell1.unit1.example/__topic/nowhere]" % scheme.encode(), answer)
 
     def test_another_method(self) -> None:
         for method in ("GET", "DELETE", "PATCH", "NONSENSE"):
@@ -258,6 +297,16 @@ class OptionsTests(HttpTestCase):
             self.validator.last.grant(self.now + 60, may_receive=receive, may_send=may_send)
             self.assertEqual(client.read_answer(), b"")
             self.assertEqual((client.status, client.headers["allow"]), (200, [allow]))
+
+    def test_options_finds_out_both_rights(self) -> None:
+        rights = FakeValidator()
+        self.send_resource.configure(self.validator, self.trust_via, 1, rights)
+        client = self.start_request("OPTIONS", b"")
+        rights.last.grant(self.now + 60, may_receive=False)
+        client.read_answer()
+        self.assertEqual(client.headers["allow"], ["OPTIONS, POST, PUT"])
+        self.start_request()
+        self.assertEqual((len(self.validator.checks), len(rights.checks)), (1, 1))
 
     def test_an_inactive_token_allows_only_options(self) -> None:
         client = self.start_request("OPTIONS", b"")

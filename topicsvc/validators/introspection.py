@@ -17,7 +17,7 @@ from topicsvc.refusals import Refusal, RefusalReason, quoted, quoted_list
 from topicsvc.settings import Rule
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.http_client import HttpClient, Response, basic, bearer
-from topicsvc.validators.introspection_response import Claims, read_claims
+from topicsvc.validators.introspection_response import Claims, is_client_refused, read_claims
 from topicsvc.validators.rules import Facts, no_right, rights_of, rights_on
 
 __all__ = ["IntrospectionValidator"]
@@ -73,9 +73,9 @@ class IntrospectionValidator(TokenValidator):
             self._headers,
             {"token": token, "token_type_hint": "access_token"},
         )
-        if response.status in (401, 403):
+        if is_client_refused(response.status, response.body):
             raise ValidatorUnavailable(
-                f"introspection: status {response.status}; "
+                f"introspection: status {response.status}: wrong credentials; "
                 "are client_id and client_secret_file right?"
             )
         if response.status != 200:

@@ -10,11 +10,18 @@ from typing import Any
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.strict_json import reject_constant, reject_duplicates
+from topicsvc.validators.numeric_date import read_time
 
-__all__ = ["MAX_TIME", "Claims", "read_claims"]
+__all__ = ["NOT_BEFORE_LEEWAY", "Claims", "is_client_refused", "read_claims"]
 
-MAX_TIME = 253402300799
-"""The last second of the year 9999. A later ``exp`` is invalid; mostly it is in milliseconds."""
+NOT_BEFORE_LEEWAY = 60
+"""Seconds by which ``nbf`` may be in the future.
+
+The server has compared it with its own clock before it called the token active, so a small
+difference only shows that the clocks differ. `topicsvc doctor` accepts as much.
+"""
+
+_CLIENT_ERRORS = ("invalid_client", "unauthorized_client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ class Claims:
     """
 
     subject: str | None
-    expires_at: int
+    expires_at: float
     scopes: frozenset[str] = frozenset()
     issuer: str | None = None
     audience: frozenset[str] = frozenset()
@@ -71,7 +78,7 @@ def read_claims(body: bytes, now: float) -> Claims:
     if expires_at <= now:
         raise TokenInactive(Refusal(RefusalReason.EXPIRED))
     not_before = _time(members, "nbf")
-    if not_before is not None and not_before > now:
+    if not_before is not None and not_before > now + NOT_BEFORE_LEEWAY:
         raise TokenInactive(Refusal(RefusalReason.NOT_YET_VALID))
     scope = members.get("scope", "")
     if not isinstance(scope, str):
@@ -86,14 +93,30 @@ def read_claims(body: bytes, now: float) -> Claims:
     )
 
 
-def _time(members: dict[str, Any], name: str) -> int | None:
-    """Return a NumericDate in whole seconds; None: not given."""
+def is_client_refused(status: int, body: bytes) -> bool:
+    """Whether a response refuses the credentials of the client that introspects.
+
+    RFC 7662 requires 401. Other servers, and units, answer 400 with the error of RFC 6749,
+    section 5.2.
+    """
+    if status != 400:
+        return status in (401, 403)
+    try:
+        members = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(members, dict) and members.get("error") in _CLIENT_ERRORS
+
+
+def _time(members: dict[str, Any], name: str) -> float | None:
+    """Return a NumericDate; None: not given."""
     value = members.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TIME:
+    time = read_time(value)
+    if time is None:
         raise ValidatorUnavailable(f'introspection: "{name}" is not a time in seconds')
-    return value
+    return time
 
 
 def _text(value: Any) -> str | None:

@@ -92,7 +92,7 @@ class IntrospectionTests(HttpValidatorTestCase):
         self.assert_refused()
         self.respond(exp=int(NOW))
         self.assert_refused()
-        self.respond(nbf=int(NOW) + 1)
+        self.respond(nbf=int(NOW) + 61)
         self.assert_refused()
 
     def test_any_status_but_200_is_no_result(self) -> None:

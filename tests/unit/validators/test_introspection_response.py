@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
-from topicsvc.validators.introspection_response import MAX_TIME, Claims, read_claims
+from topicsvc.validators.introspection_response import Claims, is_client_refused, read_claims
+from topicsvc.validators.numeric_date import MAX_TIME
 
 NOW = 1544056220.5
 
@@ -29,7 +30,7 @@ class ClaimsTests(SynchronousTestCase):
 
     def test_the_response_of_a_unit(self) -> None:
         body = (
-            b'{"active":true,"exp":1544059820,"iat":1544056220,"client_id":null,"p_roles":[],'
+            b'{"active":true,"exp":1544059820,"iat":1544056220,"client_id":"","aud":null,"p_roles":[],'
             b'"sub":"https://cell1.unit1.example/#account","iss":"https://cell1.unit1.example/"}'
         )
         self.assertEqual(
@@ -62,19 +63,38 @@ class ClaimsTests(SynchronousTestCase):
             self.assert_inactive(response(exp=expiry))
         read_claims(response(exp=1544056221), NOW)
 
-    def test_a_token_that_is_not_valid_yet(self) -> None:
-        self.assert_inactive(response(nbf=1544056221))
-        read_claims(response(nbf=1544056220), NOW)
-        self.assert_invalid(response(nbf="soon"))
+    def test_nbf_may_be_a_minute_ahead_because_clocks_differ(self) -> None:
+        for not_before in (1544056220, 1544056250, 1544056280, 1544056280.5, 0):
+            read_claims(response(nbf=not_before), NOW)
+        self.assert_inactive(response(nbf=1544056281))
+        self.assert_inactive(response(nbf=1544056280.6))
+        self.assert_inactive(response(nbf=MAX_TIME))
+        for not_before in ("soon", True, -1, MAX_TIME + 1):
+            self.assert_invalid(response(nbf=not_before))
 
     def test_active_must_be_true_or_false(self) -> None:
         for active in ("true", "false", 1, 0, None, [], {}, [True]):
             self.assert_invalid(response(active=active))
         self.assert_invalid(b'{"exp":1544059820}')
 
-    def test_exp_must_be_a_whole_number_of_seconds(self) -> None:
-        for expiry in ("1544059820", 1544059820.5, True, None, -1, [], MAX_TIME + 1, 10**30,
-                       1544059820000):  # fmt: skip
+    def test_times_may_have_a_fraction_or_an_exponent(self) -> None:
+        for text, expiry in (
+            (b"1544059820.0", 1544059820),
+            (b"1544059820.25", 1544059820.25),
+            (b"1.54405982e9", 1544059820),
+            (b"1.54405982E+9", 1544059820),
+            (b"15440598200e-1", 1544059820),
+            (b"1544056220.51", 1544056220.51),
+            (b"253402300799.0", MAX_TIME),
+        ):
+            body = b'{"active":true,"exp":%s,"nbf":1.544e9}' % text
+            self.assertEqual(read_claims(body, NOW).expires_at, expiry)
+        self.assert_inactive(b'{"active":true,"exp":1544056220.5}')
+        self.assert_inactive(b'{"active":true,"exp":1.5e-9}')
+
+    def test_exp_must_be_a_number_of_seconds(self) -> None:
+        for expiry in ("1544059820", "1544059820.5", True, MAX_TIME + 1.5, 1e300, -0.5,
+                       None, -1, [], MAX_TIME + 1, 10**30, 1544059820000):  # fmt: skip
             self.assert_invalid(response(exp=expiry))
         self.assert_invalid(b'{"active":true}')
         self.assertEqual(read_claims(response(exp=MAX_TIME), NOW).expires_at, MAX_TIME)
@@ -96,6 +116,25 @@ class ClaimsTests(SynchronousTestCase):
         ):  # fmt: skip
             self.assert_invalid(body)
 
+    def test_credentials_of_the_service_that_are_refused(self) -> None:
+        wrong = b'{"error":"invalid_client","error_description":"[PR400-AN-0016] - text"}'
+        for status, body, is_refused in (
+            (400, wrong, True),
+            (400, b'{"error":"unauthorized_client"}', True),
+            (401, b"", True),
+            (403, b"", True),
+            (400, b'{"error":"invalid_request"}', False),
+            (400, b'{"code":"PR400-CM-0005"}', False),
+            (400, b'["invalid_client"]', False),
+            (400, b"invalid_client", False),
+            (400, b"\xff", False),
+            (400, b"[" * 100000, False),
+            (200, wrong, False),
+            (404, wrong, False),
+            (500, wrong, False),
+        ):
+            self.assertEqual(is_client_refused(status, body), is_refused, (status, body[:100]))
+
     @given(st.binary(max_size=100))
     def test_any_bytes_raise_one_of_the_two_errors(self, body: bytes) -> None:
         self.assertRaises((TokenInactive, ValidatorUnavailable), read_claims, body, NOW)
@@ -116,4 +155,4 @@ class ClaimsTests(SynchronousTestCase):
         except (TokenInactive, ValidatorUnavailable):
             return
         self.assertIs(members["active"], True)
-        self.assertTrue(NOW < claims.expires_at <= MAX_TIME)
+        self.assertTrue(NOW < claims.expires_at < MAX_TIME + 1)

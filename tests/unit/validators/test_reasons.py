@@ -127,7 +127,7 @@ class IntrospectionReasonTests(HttpValidatorTestCase):
         for members, expected in (
             ({"active": False}, Refusal(RefusalReason.NOT_ACTIVE)),
             ({"exp": int(NOW)}, Refusal(RefusalReason.EXPIRED)),
-            ({"nbf": int(NOW) + 1}, Refusal(RefusalReason.NOT_YET_VALID)),
+            ({"nbf": int(NOW) + 61}, Refusal(RefusalReason.NOT_YET_VALID)),
             (
                 {"aud": ["https://b.example/", "https://a.example/\n"]},
                 Refusal(

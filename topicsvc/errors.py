@@ -12,6 +12,7 @@
     |   `-- TopicNotFound       the token is valid, the topic does not exist
     |-- Unavailable             no result now; the same request may succeed later
     |   |-- ValidatorUnavailable
+    |   |   `-- CollectionUnreadable    what the unit says about one collection is not usable
     |   |-- BrokerUnavailable
     |   |-- TooManyFailedTokens     an address has presented too many invalid tokens
     |   `-- TooManySessions         a cell has too many sessions
@@ -28,6 +29,7 @@ from topicsvc.refusals import Refusal
 __all__ = [
     "AddressError",
     "BrokerUnavailable",
+    "CollectionUnreadable",
     "ConfigError",
     "HostRefused",
     "InvalidBody",
@@ -101,6 +103,10 @@ class ValidatorUnavailable(Unavailable):
     """The validator cannot be reached, is too slow, or its response cannot be parsed."""
 
     advice = "check the validator; see docs/validators.md"
+
+
+class CollectionUnreadable(ValidatorUnavailable):
+    """What the unit says about one collection cannot be parsed. Its owner may have caused it."""
 
 
 class BrokerUnavailable(Unavailable):

@@ -33,6 +33,7 @@ from topicsvc.config.changes import Changes, compare
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import ConfigError
 from topicsvc.explain import explain_listen_error
+from topicsvc.interfaces import TokenValidator
 from topicsvc.listening.listener import Listener
 from topicsvc.options import Options, endpoint_problems
 from topicsvc.process.deadline_clock import DeadlineClock
@@ -149,13 +150,14 @@ class TopicService(Service):
         self._set_log(settings.log)
         self._send_resource = SendResource(
             settings.unit,
-            validator,
+            self._validators.send_validator,
             self.broker,
             lambda: self._hub.is_full,
             now,
             settings.send.trust_via,
             settings.send.max_batch,
             self.refused_sends,
+            self._validators.rights_validator,
         )
         self._metadata = MetadataResource(settings.unit, settings.validator)
         self._send_resource.metadata = self._metadata
@@ -310,6 +312,11 @@ class TopicService(Service):
             raise ConfigError(problems)
         return replacements
 
+    @property
+    def rights_validator(self) -> TokenValidator:
+        """Finds out which rights a token has."""
+        return self._validators.rights_validator
+
     def _apply(self, settings: Config, validators: ValidatorStack | None) -> None:
         keeps_protocol = settings.session == self._settings.session
         self._settings = settings
@@ -329,7 +336,10 @@ class TopicService(Service):
         )
         self._set_log(settings.log)
         self._send_resource.configure(
-            self._validators.validator, settings.send.trust_via, settings.send.max_batch
+            self._validators.send_validator,
+            settings.send.trust_via,
+            settings.send.max_batch,
+            self._validators.rights_validator,
         )
         self._metadata.configure(settings.validator)
         self._tree.set_send(self._send_resource if settings.send.enabled else None)

@@ -11,11 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc import config, explain, validators
 from topicsvc.settings import CheckSettings
-from topicsvc.validators import http_agent, http_client, propfind
+from topicsvc.validators import http_agent, http_client, introspection_response, propfind
 from topicsvc.validators.jwt import claims, key_source, keys, token
 from topicsvc.validators.wrappers import concurrency, outage_log
 
 PAGE = Path(__file__).parents[2] / "docs/validators.md"
+ERRORS = ("ValidatorUnavailable", "CollectionUnreadable", "_Unacceptable")
 PREFIX = re.compile(r"(?:PROPFIND|OPTIONS|introspection): ")
 
 
@@ -23,7 +24,7 @@ def templates(path: Path) -> Iterator[str]:
     """The texts of errors about an unavailable validator, with ``*`` for a value."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
-        if isinstance(node, ast.Call) and name in ("ValidatorUnavailable", "_Unacceptable"):
+        if isinstance(node, ast.Call) and name in ERRORS:
             [text] = node.args
             yield template(text)
 
@@ -72,9 +73,12 @@ class FigureTests(SynchronousTestCase):
             f"exceeded {http_agent.MAX_RESPONSE >> 10} KiB",
             f"a body of more than {http_client.MAX_BODY} bytes",
             f"a body of more than {http_client.MAX_BODY >> 10} KiB",
-            f"more than {propfind.MAX_ATTRIBUTES} at one element",
-            f"of more than {propfind.MAX_ATTRIBUTE_LENGTH} characters",
-            f"more than {propfind.MAX_DEPTH} levels",
+            f"a body of more than {propfind.MAX_PROPERTIES} bytes",
+            f"PROPFIND: more than {propfind.MAX_PROPERTIES >> 20} MiB",
+            f"more than {propfind.MAX_PARTS} elements and attributes",
+            f"more than {propfind.MAX_DEPTH} levels of elements",
+            f"a tag of more than {propfind.MAX_TAG} bytes",
+            f"up to {introspection_response.NOT_BEFORE_LEEWAY} s in the future",
             f"no result within {checks.timeout} s",
             f"not checked within {concurrency.QUEUE_TIMEOUT} s",
             f"A key set may have {keys.MAX_JWKS >> 10} KiB and {keys.MAX_KEYS} keys",

@@ -54,7 +54,7 @@ from topicsvc.validators.jwt.keys import read_keys, verify
 from topicsvc.validators.jwt.validator import JwtValidator
 from topicsvc.validators.jwt.walk import walk
 from topicsvc.validators.personium import methods
-from topicsvc.validators.propfind import has_topic
+from topicsvc.validators.propfind import TopicReader
 from topicsvc.websocket.messages import parse_token
 
 __all__ = ["CUT", "SEEDS", "TARGETS"]
@@ -155,7 +155,9 @@ def propfind(data: bytes) -> None:
     """A response of a unit: a content type, a line end, and XML; also an Allow header."""
     content_type, _, body = data.partition(b"\n")
     with contextlib.suppress(ValidatorUnavailable):
-        has_topic(body, content_type.decode("latin-1"), "name")
+        reader = TopicReader("name", content_type.decode("latin-1"))
+        reader.feed(body)
+        reader.close()
     methods(content_type.decode("latin-1"))
 
 

@@ -259,12 +259,30 @@ class UnitTests(DoctorTestCase):
     @inlineCallbacks
     def test_a_wrong_password(self) -> Any:
         self.password.write_text("another")
-        lines = yield self.doctor()
-        self.assert_found(lines, "FAIL", "validator", "are username and password the unit's?")
+        lines = yield self.doctor("valid-token")
+        words = "status 400: wrong credentials; are username and password the unit's?"
+        self.assert_found(lines, "FAIL", "validator", words)
+        self.assert_found(lines, "FAIL", "token", words)
+
+    @inlineCallbacks
+    def test_the_wrong_style_of_cell_urls(self) -> Any:
+        self.unit.inject(answers(400, b'{"code":"PR400-CM-0005"}'))
+        lines = yield self.doctor("valid-token")
+        self.assert_found(lines, "FAIL", "validator", "is cell_urls the unit's style?")
+
+    @inlineCallbacks
+    def test_a_token_that_may_send_and_not_read_the_collection(self) -> Any:
+        token = self.unit.tokens["valid-token"]
+        token.reads_properties, token.may = False, "OPTIONS, POST, PUT"
+        lines = yield self.doctor("valid-token")
+        self.assert_found(lines, "ok", "token", "it may send, for")
+        self.assert_found(lines, "ok", "send", TOPIC.path)
+        token.may = "OPTIONS, GET"
+        lines = yield self.doctor("valid-token")
+        self.assert_found(lines, "FAIL", "token", "valid, but it may neither receive")
 
     @inlineCallbacks
     def test_an_unknown_cell(self) -> Any:
-        self.unit.inject(answers(404), "POST")
         lines = yield self.doctor()
         self.assert_found(lines, "warn", "validator", "has no cell topicsvc-doctor")
 

@@ -26,30 +26,86 @@ PASSWORD = "pass word+%"
 
 GIBIBYTE = 1073741824
 
-_MULTISTATUS = """<?xml version="1.0" encoding="UTF-8"?>
-<multistatus xmlns="DAV:"><response><href>{href}</href><propstat><prop>
-<creationdate>2019-01-01T00:00:00+0000</creationdate>
-<resourcetype><collection/>{stream}</resourcetype>
-<p:topics xmlns:p="urn:x-personium:xmlns" xmlns:D="DAV:">{topics}</p:topics>
-</prop><status>HTTP/1.1 200 OK</status></propstat></response></multistatus>"""
+_MULTISTATUS = """\
+<multistatus xmlns="DAV:">
+    <response>
+        <href>{href}</href>
+        <propstat>
+            <prop>
+                <creationdate>2019-01-01T00:00:00+0000</creationdate>
+                <getlastmodified>Tue, 01 Jan 2019 00:00:00 GMT</getlastmodified>
+                <resourcetype>
+                    <collection/>{stream}
+                </resourcetype>{acl}
+                <p:topics xmlns:p="urn:x-personium:xmlns" xmlns:D="DAV:">{topics}
+                </p:topics>{more}
+            </prop>
+            <status>HTTP/1.1 200 OK</status>
+        </propstat>
+    </response>
+</multistatus>
+"""
 
 STREAM = '<p:stream xmlns:p="urn:x-personium:xmlns"/>'
 
+_ACL = """
+                <acl xml:base="https://unit1.example/cell1/__role/__/">
+                    <ace>
+                        <principal>
+                            <href>owner</href>
+                        </principal>
+                        <grant>
+                            <privilege>
+                                <all/>
+                            </privilege>
+                        </grant>
+                    </ace>
+                </acl>"""
 
-def multistatus(topics: list[str], href: str = "x", stream: str = STREAM) -> bytes:
-    """The body of a unit's PROPFIND response about a stream collection."""
-    listed = "".join(f"<p:topic>{topic}</p:topic>" for topic in topics)
-    return _MULTISTATUS.format(href=href, stream=stream, topics=listed).encode()
+
+def multistatus(
+    topics: list[str],
+    href: str = "x",
+    stream: str = STREAM,
+    reads_acl: bool = False,
+    more: str = "",
+) -> bytes:
+    """The body of a unit's PROPFIND response about a stream collection.
+
+    It has no XML declaration, and is indented.
+
+    Args:
+        topics: the registered topics.
+        href: the URL of the collection.
+        stream: its type.
+        reads_acl: whether the token may read the privileges, as a token with `all` may.
+        more: further properties.
+    """
+    listed = "".join(f"\n{' ' * 20}<p:topic>{topic}</p:topic>" for topic in topics)
+    acl = _ACL if reads_acl else ""
+    return _MULTISTATUS.format(href=href, stream=stream, acl=acl, topics=listed, more=more).encode()
 
 
 @dataclass
 class Token:
-    """What the unit knows about a token."""
+    """What the unit knows about a token.
+
+    Attributes:
+        expires_at: `exp`.
+        subject: `sub`.
+        may: the methods that OPTIONS lists.
+        reads_properties: it has `read-properties`.
+        has_all: it has `all`, and so reads the privileges too.
+        reads_box: it has `read` on the whole box.
+        scope: its scopes; a unit has none, an OAuth 2.0 server has.
+    """
 
     expires_at: Any
     subject: str = "https://cell2.unit1.example/#me"
     may: str = "OPTIONS, POST, PUT, GET"
     reads_properties: bool = True
+    has_all: bool = False
+    reads_box: bool = False
     scope: str = ""
 
 
@@ -59,14 +115,14 @@ class Reply:
 
     status: int
     body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str | list[str]] = field(default_factory=dict)
 
 
 Fault = Callable[[Any, Reply], Any]
 
 
 class FakeUnit(Resource):
-    """A unit.
+    """A unit, which answers as personium-core 1.8.4 does.
 
     Args:
         clock: delays responses.
@@ -75,6 +131,9 @@ class FakeUnit(Resource):
 
     Attributes:
         tokens: the valid tokens.
+        cells: the cells that exist.
+        accounts: the names of accounts, in every cell.
+        plain: paths of WebDAV files and collections, which are no stream collections.
         requests: method, path and headers of each request.
         max_requests: the most requests that were in progress at once.
         max_tokens: the most tokens that were checked at once.
@@ -92,6 +151,9 @@ class FakeUnit(Resource):
         self._faults: dict[str, Fault] = {}
         self._in_flight: Counter[str] = Counter()
         self.tokens: dict[str, Token] = {}
+        self.cells = {topic.cell for topic in topics}
+        self.accounts = {"me"}
+        self.plain: set[str] = set()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.max_requests = 0
         self.max_tokens = 0
@@ -148,53 +210,95 @@ class FakeUnit(Resource):
         return f"/{cell}{path}" if unit == self._host else "/?"
 
     def _answer(self, method: str, path: str, headers: dict[str, str], token: str) -> Reply:
+        cell, _, below = path[1:].partition("/")
+        if cell not in self.cells | {topic.cell for topic in self._topics}:
+            return _error(404, "PR404-OD-0000")
+        if method == "POST" and below == "__introspect":
+            return self._introspect(cell, headers, self.tokens.get(token))
+        if method not in ("PROPFIND", "OPTIONS"):
+            return _error(405, "PR405-MC-0001")
+        if "authorization" not in headers:
+            if method == "OPTIONS":
+                return Reply(200, headers={"Allow": "OPTIONS, GET, POST, PUT, DELETE, PROPFIND"})
+            return _unauthorized(cell, "PR401-AU-0001")
+        if f"{cell}/{below.partition('/')[0]}" not in {
+            f"{topic.cell}/{topic.box}" for topic in self._topics
+        }:
+            return _error(404, "PR404-DV-0003")
         facts = self.tokens.get(token)
-        if method == "PROPFIND":
-            return self._propfind(path, headers, facts)
-        if method == "OPTIONS":
-            if path not in [topic.path for topic in self._topics]:
-                return Reply(404)
-            return Reply(200, headers={"Allow": facts.may if facts else "OPTIONS"})
-        if method == "POST" and path.endswith("/__introspect"):
-            return self._introspect(path, headers, facts)
-        return Reply(405)
-
-    def _propfind(self, path: str, headers: dict[str, str], facts: Token | None) -> Reply:
-        if facts is None:
-            return Reply(401)
-        if not facts.reads_properties:
-            return Reply(403)
-        if headers.get("depth") != "0":
-            return Reply(400)
-        names = [
-            topic.topic
-            for topic in self._topics
-            if path == f"/{topic.cell}/{topic.box}/{'/'.join(topic.collection)}"
-        ]
+        collection = path.rpartition("/topic/")[0] if method == "OPTIONS" else path
+        names = [topic.topic for topic in self._topics if _collection(topic) == collection]
         if not names:
-            return Reply(404)
-        body = multistatus(names, path)
-        return Reply(207, body, {"Content-Type": 'application/xml; charset="utf-8"'})
+            return self._no_stream_collection(method, cell, path, facts)
+        if method == "OPTIONS":
+            if path.rpartition("/")[2] not in names:
+                return _error(404, "PR404-DV-0001")
+            return Reply(200, headers={"Allow": facts.may if facts else "OPTIONS"})
+        if facts is None:
+            return _unauthorized(cell, "PR401-AU-0006")
+        if not facts.reads_properties:
+            return _error(403, "PR403-AU-0002")
+        if headers.get("depth") != "0":
+            return _error(400, "PR400-DV-0003")
+        body = multistatus(names, path, reads_acl=facts.has_all)
+        return Reply(207, body, {"Content-Type": "application/xml"})
 
-    def _introspect(self, path: str, headers: dict[str, str], facts: Token | None) -> Reply:
-        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    def _no_stream_collection(
+        self, method: str, cell: str, path: str, facts: Token | None
+    ) -> Reply:
+        """The answer about a path that is missing, or of another kind."""
+        if facts is None:
+            return _unauthorized(cell, "PR401-AU-0006")
+        if not facts.reads_box:
+            return _error(403, "PR403-AU-0002")
+        if method == "OPTIONS" and path in self.plain:
+            return Reply(
+                200, headers={"Allow": "OPTIONS, GET, PUT, DELETE, MKCOL, PROPFIND, PROPPATCH, ACL"}
+            )
+        return _error(404, "PR404-DV-0001")
+
+    def _introspect(self, cell: str, headers: dict[str, str], facts: Token | None) -> Reply:
+        if "authorization" not in headers:
+            return _unauthorized(cell, "PR401-AU-0001")
+        scheme, _, credentials = headers["authorization"].partition(" ")
         name, _, password = b64decode(credentials).decode().partition(":")
         if (scheme, unquote_plus(name), unquote_plus(password)) != ("Basic", USERNAME, PASSWORD):
-            return Reply(403)
+            if unquote_plus(name) in self.accounts:
+                return _error(403, "PR403-AU-0002")
+            error = {
+                "error": "invalid_client",
+                "error_description": "[PR400-AN-0016] - Failed to parse client secret.",
+            }
+            return Reply(400, json.dumps(error).encode(), {"Content-Type": "application/json"})
         claims: dict[str, Any] = {"active": False}
         if facts is not None:
             claims = {
                 "active": True,
-                "client_id": None,
+                "client_id": "",
                 "exp": facts.expires_at,
                 "iat": 1544056220,
                 "sub": facts.subject,
+                "aud": None,
                 "iss": "https://cell1.unit1.example/",
                 "p_roles": [],
             }
-            if facts.scope:  # a unit has no scopes, an OAuth 2.0 server has
+            if facts.scope:
                 claims["scope"] = facts.scope
         return Reply(200, json.dumps(claims).encode(), {"Content-Type": "application/json"})
+
+
+def _collection(topic: TopicAddress) -> str:
+    return f"/{topic.cell}/{topic.box}/{'/'.join(topic.collection)}"
+
+
+def _error(status: int, code: str, headers: dict[str, str | list[str]] | None = None) -> Reply:
+    body = json.dumps({"code": code, "message": {"lang": "en", "value": "text"}}).encode()
+    return Reply(status, body, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _unauthorized(cell: str, code: str) -> Reply:
+    realm = f'realm="https://{cell}.unit1.example/"'
+    return _error(401, code, {"WWW-Authenticate": [f"Bearer {realm}", f"Basic {realm}"]})
 
 
 class Trap(Resource):
@@ -217,7 +321,8 @@ class Trap(Resource):
 def answers_at_once(request: Any, reply: Reply) -> Any:
     request.setResponseCode(reply.status)
     for name, value in reply.headers.items():
-        request.setHeader(name.encode(), value.encode())
+        values = [value] if isinstance(value, str) else value
+        request.responseHeaders.setRawHeaders(name, values)
     return reply.body
 
 

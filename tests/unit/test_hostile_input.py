@@ -407,7 +407,7 @@ class TargetTests(SynchronousTestCase):
         def fails(*_: object) -> None:
             raise ZeroDivisionError("injected by the test")
 
-        for name, function in (("introspection", "read_claims"), ("propfind", "has_topic"),
+        for name, function in (("introspection", "read_claims"), ("propfind", "TopicReader"),
                                ("message", "parse_token"), ("stomp", "json_body")):  # fmt: skip
             self.patch(targets, function, fails)
             self.assertRaises(ZeroDivisionError, TARGETS[name], SEEDS[name][0])

@@ -149,6 +149,37 @@ class TopicServiceTests(TestCase):
         _, text = service.metrics.page("")
         self.assertIn(b'topicsvc_token_checks_total{outcome="refused"} 2.0\n', text)
 
+    def test_sends_have_a_validator_of_their_own_before_and_after_a_reload(self) -> None:
+        password = self.mktemp()
+        Path(password).write_text("secret")
+
+        def settings(more: str = "") -> Config:
+            return config.load(
+                f"""
+                unit_url = "https://unit1.example/"
+                [validator]
+                kind = "personium"
+                username = "topicsvc"
+                password_file = "{password}"
+                {more}
+                """,
+                [LOOPBACK],
+            )
+
+        service = TopicService(settings(), reactor)
+        service.read_settings = lambda: settings("cache = 5")
+        before = service._validators
+        for _ in range(2):
+            stack, send = service._validators, service._send_resource
+            self.assertIs(service.websocket_server.context.validator, stack.validator)
+            self.assertIs(send.validator, stack.send_validator)
+            self.assertIs(send.rights_validator, stack.rights_validator)
+            self.assertEqual(
+                len({id(stack.validator), id(stack.send_validator), id(stack.rights_validator)}), 3
+            )
+            service.reload()
+            self.assertIsNot(service._validators, before)
+
     def test_log_subjects_applies_at_the_start_and_at_a_reload(self) -> None:
         service = TopicService(self.settings("[log]\nsubjects = false"), reactor)
         logs = (service.websocket_server.context.session_log, service.refused_sends)

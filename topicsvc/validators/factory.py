@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, DeferredList
 
 from topicsvc.interfaces import Revocation, TokenValidator
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import Config, IntrospectionSettings, JwtSettings, PersoniumSettings
 from topicsvc.validators.http_agent import BoundedAgent
 from topicsvc.validators.http_client import HttpClient
@@ -19,6 +20,7 @@ from topicsvc.validators.wrappers.cache import GrantCache
 from topicsvc.validators.wrappers.concurrency import ConcurrencyLimit
 from topicsvc.validators.wrappers.measured import MeasuredValidator
 from topicsvc.validators.wrappers.outage_log import OutageLog
+from topicsvc.validators.wrappers.rights import RightsValidator
 from topicsvc.validators.wrappers.single_flight import SingleFlight
 from topicsvc.validators.wrappers.timeout import TimeoutValidator
 from topicsvc.validators.wrappers.topic_filter import TopicFilter
@@ -37,6 +39,9 @@ class ValidatorStack:
     concurrent checks, timeout, validator. The outer two are optional. A local validator has
     only them and the statistics. A validator of JWTs has no cache but its own.
 
+    A unit has different rules for receiving and for sending, so there are two of these stacks,
+    with one limit of concurrent checks. For the others, one validator serves both.
+
     Args:
         settings: all settings.
         reactor: makes connections and measures time.
@@ -47,7 +52,9 @@ class ValidatorStack:
         discoveries: fetch these keys.
         key_places: where the keys of each issuer are fetched: a URL, or ``discovery``.
         key_sources: the keys of the issuers of JWTs, by issuer; empty: no such validator.
-        validator: for the tokens that clients present.
+        validator: for the tokens that clients present to receive.
+        send_validator: for the tokens that clients send with.
+        rights_validator: finds out both rights.
         revocation: for the tokens of sessions; None: they are not checked again.
         base_validator: the validator without its wrappers.
         http_client: sends its requests; None: it sends none.
@@ -55,6 +62,7 @@ class ValidatorStack:
 
     _PERSONIUM_REQUESTS = 3
     _RECHECK_SHARE = 4
+    _READ_PER_ITERATION = 0.004
 
     def __init__(
         self, settings: Config, reactor: Any, now: Callable[[], float], stats: TokenCheckStats
@@ -70,14 +78,19 @@ class ValidatorStack:
         self.base_validator: TokenValidator
         self._stats = stats
         checks = settings.checks
-        uncached = self._uncached()
+        uncached, sending = self._uncached()
         validator = uncached
         if checks.cache and not isinstance(settings.validator, JwtSettings):
             cached = GrantCache(uncached, reactor, now, checks.cache, stats)
             validator, uncached = cached, cached.uncached
+            if sending is not None:
+                sending = GrantCache(sending, reactor, now, checks.cache, stats)
         if settings.topics and not isinstance(settings.validator, PersoniumSettings):
             validator = TopicFilter(validator, settings.topics)
-        self.validator = validator
+        self.validator = self.send_validator = self.rights_validator = validator
+        if sending is not None:
+            self.send_validator = sending
+            self.rights_validator = RightsValidator(sending, validator)
         self.revocation: Revocation | None = None
         if checks.recheck:
             # Clients that wait for the result of a check come first.
@@ -117,18 +130,24 @@ class ValidatorStack:
         closing = DeferredList([agent.close() for agent in self._agents])
         return closing.addCallback(lambda _: None)
 
-    def _uncached(self) -> TokenValidator:
-        """Make the validator, with the wrappers that every check passes."""
+    def _uncached(self) -> tuple[TokenValidator, TokenValidator | None]:
+        """Make the validator, with the wrappers that every check passes.
+
+        Returns:
+            The validator, and the one for sending; None: the first serves both.
+        """
         settings, checks, clock = self._settings.validator, self._settings.checks, self._reactor
+        for_sending: TokenValidator | None = None
         match settings:
             case PersoniumSettings():
-                self.base_validator = PersoniumValidator(
+                personium = PersoniumValidator(
                     self._make_client(settings.authorities, self._PERSONIUM_REQUESTS),
                     settings.unit,
                     settings.username,
                     settings.password,
                     self._now,
                 )
+                self.base_validator, for_sending = personium, personium.for_sending
             case IntrospectionSettings():
                 self.base_validator = IntrospectionValidator(
                     self._make_client(settings.authorities, 1),
@@ -142,18 +161,26 @@ class ValidatorStack:
                 )
             case JwtSettings():
                 self.base_validator = self._jwt(settings)
-                return MeasuredValidator(self.base_validator, clock, self._stats)
+                return MeasuredValidator(self.base_validator, clock, self._stats), None
             case _:
                 self.base_validator = LocalValidator(settings.key, self._now)
-                return MeasuredValidator(self.base_validator, clock, self._stats)
-        limited = ConcurrencyLimit(
+                return MeasuredValidator(self.base_validator, clock, self._stats), None
+        limit = ConcurrencyLimit(
             TimeoutValidator(self.base_validator, clock, checks.timeout), clock, checks.concurrency
         )
-        return SingleFlight(MeasuredValidator(OutageLog(limited, clock), clock, self._stats))
+        log = OutageLog(limit, clock)
+        if for_sending is None:
+            return self._shared(log), None
+        limited = limit.beside(TimeoutValidator(for_sending, clock, checks.timeout))
+        return self._shared(log), self._shared(OutageLog(limited, clock, log))
+
+    def _shared(self, validator: TokenValidator) -> TokenValidator:
+        return SingleFlight(MeasuredValidator(validator, self._reactor, self._stats))
 
     def _make_client(self, authorities: Any, requests_per_check: int) -> HttpClient:
         connections = requests_per_check * self._settings.checks.concurrency
-        self.http_client = HttpClient(self._make_agent(authorities, connections))
+        budget = WorkBudget(self._reactor, self._READ_PER_ITERATION)
+        self.http_client = HttpClient(self._make_agent(authorities, connections), budget)
         return self.http_client
 
     def _make_agent(self, authorities: Any, connections: int) -> BoundedAgent:

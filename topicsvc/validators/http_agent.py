@@ -31,12 +31,16 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from topicsvc.validators.http_client import MAX_BODY
+from topicsvc.validators.propfind import MAX_PROPERTIES
 from topicsvc.validators.resolver import CoalescingResolver, ReactorWithResolver
 
 __all__ = ["MAX_RESPONSE", "BoundedAgent"]
 
 MAX_RESPONSE = 2 * MAX_BODY
 """Most bytes of one response on the wire, with its headers and the framing of its chunks."""
+
+_MAX_PROPFIND = MAX_PROPERTIES + MAX_RESPONSE
+"""The same for PROPFIND, once its headers are complete."""
 
 IDLE_TIMEOUT = 15
 """Seconds for which an idle connection is kept for the next request.
@@ -179,12 +183,10 @@ class _LimitingFactory(ClientFactory):
 
     def buildProtocol(self, addr: Any) -> Any:
         protocol: Any = self._factory.buildProtocol(addr)
-        inner_make_connection, inner_data_received, inner_connection_lost = (
+        inner_make_connection, inner_connection_lost = (
             protocol.makeConnection,
-            protocol.dataReceived,
             protocol.connectionLost,
         )
-        received = 0
         is_lost = False
 
         def make_connection(transport: Any) -> None:
@@ -196,16 +198,6 @@ class _LimitingFactory(ClientFactory):
             transport.loseConnection = close
             inner_make_connection(transport)
 
-        def data_received(data: bytes) -> None:
-            nonlocal received
-            received += len(data)
-            if received > MAX_RESPONSE:
-                protocol.transport.abortConnection()
-                return
-            inner_data_received(data)
-            if protocol.state == "QUIESCENT":
-                received = 0
-
         def connection_lost(reason: Failure) -> None:
             nonlocal is_lost
             is_lost = True
@@ -213,6 +205,43 @@ class _LimitingFactory(ClientFactory):
             inner_connection_lost(reason)
 
         protocol.makeConnection = make_connection
-        protocol.dataReceived = data_received
         protocol.connectionLost = connection_lost
+        _limit_responses(protocol)
         return protocol
+
+
+def _limit_responses(protocol: Any) -> None:
+    """Abort the connection of `protocol` if a response is too long.
+
+    Only a PROPFIND may be answered at length, because its body is read while it arrives. Headers
+    are kept.
+    """
+    inner_request, inner_data_received = protocol.request, protocol.dataReceived
+    received = 0
+    limit = MAX_RESPONSE
+
+    def request(sent: Any) -> Deferred[Any]:
+        nonlocal limit
+        limit = MAX_RESPONSE
+
+        def on_headers(response: IResponse) -> IResponse:
+            nonlocal limit
+            if sent.method == b"PROPFIND":
+                limit = _MAX_PROPFIND
+            return response
+
+        responding: Deferred[Any] = inner_request(sent)
+        return responding.addCallback(on_headers)
+
+    def data_received(data: bytes) -> None:
+        nonlocal received
+        received += len(data)
+        if received > limit:
+            protocol.transport.abortConnection()
+            return
+        inner_data_received(data)
+        if protocol.state == "QUIESCENT":
+            received = 0
+
+    protocol.request = request
+    protocol.dataReceived = data_received

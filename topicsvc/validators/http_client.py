@@ -1,16 +1,18 @@
 """Sends one HTTP request and reads its response.
 
 No redirect is followed, no cookie is kept, no content encoding is accepted, and at most
-`MAX_BODY` bytes are read. There is no timeout here: the caller cancels the Deferred.
+`MAX_BODY` bytes are kept. There is no timeout here: the caller cancels the Deferred.
 """
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Generator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from typing import Protocol as TypingProtocol
 from urllib.parse import quote_plus
 
 import idna
@@ -30,10 +32,12 @@ from zope.interface import implementer
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.explain import explain_http_error
 from topicsvc.refusals import Refusal, RefusalReason
+from topicsvc.scheduling.work_budget import WorkBudget
 
 __all__ = [
     "MAX_BODY",
     "AsciiUrl",
+    "BodyReader",
     "HttpClient",
     "Response",
     "basic",
@@ -43,6 +47,9 @@ __all__ = [
 
 MAX_BODY = 262144
 """Most bytes of a response body; the longest valid one is a few KiB."""
+
+_PIECE = 16384
+"""Bytes that a `BodyReader` gets at once."""
 
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 
@@ -103,15 +110,29 @@ def basic(username: str, password: str) -> str:
     return f"Basic {b64encode(pair).decode('ascii')}"
 
 
+class BodyReader(TypingProtocol):
+    """Reads a long body while it arrives, so that it is not kept as a whole."""
+
+    def feed(self, data: bytes) -> None:
+        """Read the next bytes.
+
+        Raises:
+            ValidatorUnavailable: the body is not accepted, or too long.
+        """
+        ...
+
+
 class HttpClient:
-    """An HTTP client for small responses.
+    """An HTTP client for small responses, and for long ones that are read while they arrive.
 
     Args:
         agent: sends the requests.
+        budget: the time for reading long bodies in one reactor iteration; None: no limit.
     """
 
-    def __init__(self, agent: IAgent) -> None:
+    def __init__(self, agent: IAgent, budget: WorkBudget | None = None) -> None:
         self._client = HTTPClient(_IdentityAgent(agent), _NoCookies(), _BodyProducer)
+        self._budget = budget
 
     @inlineCallbacks
     def request(
@@ -121,6 +142,7 @@ class HttpClient:
         headers: Mapping[str, str],
         form: Mapping[str, str] | None = None,
         body: bytes | None = None,
+        read_body: Callable[[Response], BodyReader | None] | None = None,
     ) -> Generator[Deferred[Any], Any, Response]:
         """Send one request and read the whole response, with any status.
 
@@ -130,6 +152,8 @@ class HttpClient:
             headers: of the request.
             form: is sent as the body; None: no form.
             body: is sent as it is, if there is no form; None: no body.
+            read_body: is called with the response before its body arrives. It returns what reads
+                the body, which is then missing in the response; None: the response has it.
 
         Fails with:
             ValidatorUnavailable: there was no response, or one that is not accepted. The text
@@ -144,7 +168,10 @@ class HttpClient:
                 allow_redirects=False,
                 unbuffered=True,
             )
-            body = yield _read(response)
+            reader = None
+            if read_body is not None:
+                reader = read_body(Response(response.code, response.headers, b""))
+            body = yield _read(response, reader, self._budget)
         except (CancelledError, ValidatorUnavailable):
             raise
         except Exception as error:
@@ -162,30 +189,33 @@ class AsciiUrl(URL):
         return self
 
 
-def _read(response: IResponse) -> Deferred[bytes]:
-    """Read a body of at most `MAX_BODY` bytes; cancelling closes the connection."""
-    collector = _Collector()
+def _read(
+    response: IResponse, reader: BodyReader | None = None, budget: WorkBudget | None = None
+) -> Deferred[bytes]:
+    """Read a body; cancelling closes the connection. Fires with the bytes that are kept."""
     if response.length == 0:
         return succeed(b"")
+    collector = _Collector() if reader is None else _Feeder(reader, budget)
     response.deliverBody(collector)
     return collector.body
 
 
 class _Collector(Protocol):
-    """Collects a body."""
+    """Keeps a body of at most `MAX_BODY` bytes."""
+
+    transport: Any
 
     def __init__(self) -> None:
         self.body: Deferred[bytes] = Deferred(lambda _: self._abort())
-        self._parts: list[bytes] = []
+        self._parts: deque[bytes] = deque()
         self._remaining = MAX_BODY
 
     def dataReceived(self, data: bytes) -> None:
         self._remaining -= len(data)
         if self._remaining >= 0:
             self._parts.append(data)
-        elif not self.body.called:
-            self._abort()
-            self.body.errback(ValidatorUnavailable(f"a body of more than {MAX_BODY} bytes"))
+        else:
+            self._fail(ValidatorUnavailable(f"a body of more than {MAX_BODY} bytes"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.body.called:
@@ -196,10 +226,59 @@ class _Collector(Protocol):
         else:
             self.body.errback(reason)
 
+    def _fail(self, error: ValidatorUnavailable) -> None:
+        if not self.body.called:
+            self._abort()
+            self.body.errback(error)
+
     def _abort(self) -> None:
         self._parts.clear()
         if self.transport is not None:
             self.transport.loseConnection()
+
+
+class _Feeder(_Collector):
+    """Passes a body to a `BodyReader`, in pieces, as far as the budget of an iteration allows."""
+
+    def __init__(self, reader: BodyReader, budget: WorkBudget | None) -> None:
+        super().__init__()
+        self._reader = reader
+        self._budget = budget
+        self._is_deferred = False
+        self._end: Failure | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.extend(data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+        if not self._is_deferred:
+            self._feed()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._end = reason
+        if not self._is_deferred:
+            super().connectionLost(reason)
+
+    def _feed(self) -> None:
+        """Read what has arrived; if the budget is spent, read no more from the connection."""
+        budget = self._budget
+        while self._parts and not self.body.called:
+            if budget is not None and budget.is_spent:
+                if not self._is_deferred and self.transport is not None:
+                    self.transport.pauseProducing()
+                self._is_deferred = True
+                budget.defer(self._feed)
+                return
+            since = 0.0 if budget is None else budget.now()
+            try:
+                self._reader.feed(self._parts.popleft())
+            except ValidatorUnavailable as error:
+                self._fail(error)
+            if budget is not None:
+                budget.spend(since)
+        was_deferred, self._is_deferred = self._is_deferred, False
+        if self._end is not None:
+            super().connectionLost(self._end)
+        elif was_deferred and self.transport is not None and not self.body.called:
+            self.transport.resumeProducing()
 
 
 @implementer(IAgent)

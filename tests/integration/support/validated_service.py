@@ -143,17 +143,18 @@ class ValidatedServiceTestCase(TestCase):
         self.service._validators.start()
         self.websocket_server.startService()
         unit = settings.unit
-        validator = self.service._validators.validator
+        validators = self.service._validators
         broker, hub = self.service.broker, self.service._hub
         send = SendResource(
             unit,
-            validator,
+            validators.send_validator,
             broker,
             lambda: hub.is_full,
             reactor.seconds,
             False,
             100,
             self.service.refused_sends,
+            validators.rights_validator,
         )
         upgrade = UpgradeResource(unit, self.websocket_server.new_connection)
         self.site = TopicSite(

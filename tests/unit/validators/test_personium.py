@@ -30,10 +30,16 @@ from tests.support.fake_unit import (
     sends_gzip_bomb,
 )
 from tests.support.validator_cases import EXPIRY, NOW, UNIT_TOPIC, HttpValidatorTestCase
-from topicsvc.errors import TokenInactive, ValidatorUnavailable
+from topicsvc.errors import (
+    CollectionUnreadable,
+    TokenInactive,
+    TopicNotFound,
+    ValidatorUnavailable,
+)
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.http_client import MAX_BODY, HttpClient, basic
 from topicsvc.validators.personium import PersoniumValidator, methods
+from topicsvc.validators.propfind import MAX_PROPERTIES
 
 
 class PersoniumTestCase(HttpValidatorTestCase):
@@ -120,6 +126,7 @@ class CellByHostTests(PersoniumTestCase):
         for cell in ("a" * 63, "a--b", "1", "xn--bcher-kva"):
             self.assert_not_found(TopicAddress(cell, "box1", ("col",), "name"))
             self.assertTrue(self.unit.requests)
+            self.unit.requests.clear()
 
 
 class ResultTests(PersoniumTestCase):
@@ -153,8 +160,20 @@ class ResultTests(PersoniumTestCase):
 
     def test_a_topic_that_does_not_exist(self) -> None:
         self.assert_not_found(TopicAddress("cell1", "box1", ("dir", "col"), "other"))
-        self.assert_not_found(TopicAddress("cell1", "box1", ("col",), "name"))
+        self.assert_not_found(TopicAddress("cell1", "box9", ("dir", "col"), "name"))
         self.assert_not_found(TopicAddress("cell9", "box1", ("dir", "col"), "name"))
+
+    def test_a_missing_or_plain_collection(self) -> None:
+        """A unit answers 403 to both requests, or 404 if the token has rights on the box."""
+        topic = TopicAddress("cell1", "box1", ("plain",), "name")
+        self.unit.plain.add(topic.path)
+        for reads_box in (False, True):
+            self.unit.tokens["valid-token"].reads_box = reads_box
+            self.failureResultOf(self.validate(topic=topic), TokenInactive)
+
+    def test_a_token_with_all_rights_gets_the_privileges_too(self) -> None:
+        self.unit.tokens["valid-token"].has_all = True
+        self.assert_granted(may_receive=True, may_send=True)
 
     def test_an_invalid_token_does_not_reveal_which_topics_exist(self) -> None:
         other = TopicAddress("cell1", "box1", ("dir", "col"), "other")
@@ -231,6 +250,27 @@ class FaultTests(PersoniumTestCase):
         body = multistatus(["name"]).replace(b"p:", b"zz:").replace(b":p=", b":zz=")
         self.unit.inject(describes_collection(body, "text/xml; charset=UTF-8"), "PROPFIND")
         self.assert_granted()
+
+    def test_a_collection_with_twenty_thousand_topics(self) -> None:
+        for length in (7, 128):
+            names = [f"{number:0{length}}" for number in range(19999)]
+            body = multistatus([*names, "name"])
+            self.unit.inject(describes_collection(body), "PROPFIND")
+            self.assert_granted()
+
+    def test_properties_that_the_owner_of_a_collection_adds(self) -> None:
+        for more in (f"<x a='{'y' * 300}'/>", "<x>" * 40 + "</x>" * 40):
+            body = multistatus(["name"], more=more)
+            self.unit.inject(describes_collection(body), "PROPFIND")
+            self.assert_granted()
+
+    def test_a_malformed_answer_concerns_one_collection(self) -> None:
+        good = multistatus(["name"])
+        for body in (b"", b"<html>", good[:-5], ENTITY_BOMB):
+            self.unit.inject(describes_collection(body), "PROPFIND")
+            self.failureResultOf(self.validate(), CollectionUnreadable)
+        self.unit.inject(describes_collection(good + b" " * MAX_PROPERTIES), "PROPFIND")
+        self.assertIn(str(MAX_PROPERTIES), str(self.failureResultOf(self.validate()).value))
 
     def test_invalid_xml(self) -> None:
         for body in (b"", b"<html>", b"{}", ENTITY_BOMB, EXTERNAL_ENTITY,
@@ -311,10 +351,93 @@ class FaultTests(PersoniumTestCase):
         self.assert_refused()
 
     def test_credentials_that_the_unit_refuses(self) -> None:
+        """A unit answers 400 ``invalid_client``, or 403 if the name is that of an account."""
         unit = Unit("http://unit1.example/", cell_urls="path")
         http, now = HttpClient(self.agent), self.clock.seconds
-        self.validator = PersoniumValidator(http, unit, USERNAME, "wrong", now)
-        self.assertIn("username and password", self.assert_unavailable())
+        for username, password, status in (
+            (USERNAME, "wrong", 400),
+            (USERNAME, "", 400),
+            ("wrong", PASSWORD, 400),
+            ("", "", 400),
+            ("me", PASSWORD, 403),
+        ):
+            self.validator = PersoniumValidator(http, unit, username, password, now)
+            self.assertEqual(
+                self.assert_unavailable(),
+                f"introspection: status {status}: wrong credentials; are username and password "
+                "the unit's? (username, password_file)",
+            )
+            sending = self.validator.for_sending.validate("valid-token", UNIT_TOPIC)
+            self.agent.flush()
+            self.failureResultOf(sending, ValidatorUnavailable)
+
+    def test_a_400_names_the_style_of_cell_urls(self) -> None:
+        for method in ("PROPFIND", "OPTIONS", "POST", "*"):
+            self.unit.recover()
+            self.unit.inject(answers(400, b'{"code":"PR400-CM-0005"}'), method)
+            self.assertIn("status 400; is cell_urls the unit's style?", self.assert_unavailable())
+
+
+class SendingTests(PersoniumTestCase):
+    """For sending, OPTIONS and introspection decide."""
+
+    def build(self, http_client: HttpClient) -> Any:
+        return super().build(http_client).for_sending
+
+    def test_two_requests(self) -> None:
+        self.assert_granted(may_send=True, subject="https://cell2.unit1.example/#me")
+        self.assertEqual(sorted(method for method, _, _ in self.unit.requests), ["OPTIONS", "POST"])
+
+    def test_a_token_that_may_not_read_the_collection_may_send(self) -> None:
+        token = self.unit.tokens["valid-token"]
+        token.reads_properties, token.may = False, "OPTIONS, POST, PUT"
+        self.assert_granted(may_send=True, may_receive=False)
+
+    def test_a_faulty_answer_to_propfind_does_not_matter(self) -> None:
+        for fault in (fake_unit.never_answers, answers(503), describes_collection(b"{}")):
+            self.unit.inject(fault, "PROPFIND")
+            self.assert_granted(may_send=True)
+
+    def test_a_live_token_without_any_right_is_not_refused(self) -> None:
+        self.unit.tokens["valid-token"].may = "OPTIONS"
+        self.assert_granted(may_send=False)
+        self.assertIsNotNone(self.assert_granted().refusal)
+
+    def test_a_missing_or_plain_collection(self) -> None:
+        topic = TopicAddress("cell1", "box1", ("plain",), "name")
+        grant = self.successResultOf(self.validate(topic=topic))
+        self.assertEqual((grant.may_send, grant.expires_at), (False, EXPIRY))
+        self.unit.tokens["valid-token"].reads_box = True
+        self.assert_not_found(topic)
+        self.unit.plain.add(topic.path)
+        self.assertFalse(self.successResultOf(self.validate(topic=topic)).may_send)
+
+    def test_a_topic_that_does_not_exist(self) -> None:
+        self.assert_not_found(TopicAddress("cell1", "box1", ("dir", "col"), "other"))
+
+    def test_an_invalid_token_does_not_reveal_which_topics_exist(self) -> None:
+        for path in (UNIT_TOPIC, TopicAddress("cell1", "box1", ("dir", "col"), "other"),
+                     TopicAddress("cell1", "box1", ("plain",), "name")):  # fmt: skip
+            self.assert_refused("unknown", path)
+        self.unit.inject(answers(403), "OPTIONS")
+        self.assert_refused("unknown")
+        self.assert_refused("a b")
+
+    def test_statuses(self) -> None:
+        for method, status, expected in (
+            ("OPTIONS", 401, TokenInactive),
+            ("OPTIONS", 404, TopicNotFound),
+            ("POST", 404, TokenInactive),
+            *(
+                (method, status, ValidatorUnavailable)
+                for method in ("OPTIONS", "POST")
+                for status in (204, 302, 400, 429, 500, 503)
+            ),
+        ):
+            with self.subTest(method=method, status=status):
+                self.unit.recover()
+                self.unit.inject(answers(status), method)
+                self.failureResultOf(self.validate(), expected)
 
 
 class AllowTests(SynchronousTestCase):

@@ -60,7 +60,7 @@ class RoundTrip(Reporter):
         self, service: TopicService, token: str, topic: TopicAddress
     ) -> Grant | None:
         try:
-            grant = await service.websocket_server.context.validator.validate(token, topic)
+            grant = await service.rights_validator.validate(token, topic)
         except TopicNotFound:
             self.fail("token", f"valid, but the topic {topic.path} does not exist")
             return None

@@ -46,7 +46,15 @@ class ConcurrencyLimit(TokenValidator):
 
     def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
         """See `topicsvc.interfaces.TokenValidator`."""
-        check = _Check(token, topic, self)
+        return self.run(self._validator, token, topic)
+
+    def beside(self, validator: TokenValidator) -> TokenValidator:
+        """Limit another validator too; the checks of both together count."""
+        return _Beside(self, validator)
+
+    def run(self, validator: TokenValidator, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """Check with `validator`, now or later."""
+        check = _Check(validator, token, topic, self)
         if self._queue.add(check):
             self._queue.fill()
             if check in self._queue.waiting:
@@ -65,7 +73,7 @@ class ConcurrencyLimit(TokenValidator):
 
     def _start(self, check: _Check) -> bool:
         self._queue_timeout.cancel(check)
-        check.pending = maybeDeferred(self._validator.validate, check.token, check.topic)
+        check.pending = maybeDeferred(check.validator.validate, check.token, check.topic)
         check.pending.addBoth(self._done, check)
         return True
 
@@ -87,10 +95,25 @@ class ConcurrencyLimit(TokenValidator):
 class _Check:
     """One check: its arguments, and its result for the caller."""
 
-    __slots__ = ("pending", "result", "token", "topic")
+    __slots__ = ("pending", "result", "token", "topic", "validator")
 
-    def __init__(self, token: str, topic: TopicAddress, limit: ConcurrencyLimit) -> None:
+    def __init__(
+        self, validator: TokenValidator, token: str, topic: TopicAddress, limit: ConcurrencyLimit
+    ) -> None:
+        self.validator = validator
         self.token = token
         self.topic = topic
         self.result: Deferred[Grant] = Deferred(lambda _: limit.cancel(self))
         self.pending: Deferred[Grant] | None = None
+
+
+class _Beside(TokenValidator):
+    """Another validator under the same limit."""
+
+    def __init__(self, limit: ConcurrencyLimit, validator: TokenValidator) -> None:
+        self._limit = limit
+        self._validator = validator
+
+    def validate(self, token: str, topic: TopicAddress) -> Deferred[Grant]:
+        """See `topicsvc.interfaces.TokenValidator`."""
+        return self._limit.run(self._validator, token, topic)

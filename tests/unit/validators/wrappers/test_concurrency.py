@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from tests.support.fakes import FakeValidator
 from tests.support.validator_cases import TOPIC, WrapperTestCase
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.interfaces import Grant
@@ -37,6 +38,24 @@ class ConcurrencyLimitTests(WrapperTestCase):
         for check in checks[2:]:
             self.failureResultOf(check, ValidatorUnavailable)
         self.assert_no_timers()
+
+    def test_another_validator_under_the_same_limit(self) -> None:
+        other = FakeValidator()
+        beside = self.validator.beside(other)
+        checks = [*self.validate("a"), beside.validate("b", TOPIC), beside.validate("c", TOPIC),
+                  *self.validate("d")]  # fmt: skip
+        self.assertEqual((self.started, [check.token for check in other.checks]), (["a"], ["b"]))
+        self.inner.checks[0].grant(2000)
+        self.assertEqual([check.token for check in other.checks], ["b", "c"])
+        checks[2].addErrback(lambda _: None)
+        checks[2].cancel()
+        self.assertTrue(other.checks[1].was_cancelled)
+        self.assertEqual(self.started, ["a", "d"])
+        waiting = [*self.validate("e", "f"), beside.validate("g", TOPIC)]
+        self.failureResultOf(beside.validate("h", TOPIC), ValidatorUnavailable)
+        self.advance(QUEUE_TIMEOUT)
+        for each in waiting:
+            self.failureResultOf(each, ValidatorUnavailable)
 
     def test_a_check_fails_if_too_many_wait(self) -> None:
         checks = self.validate(*"abcdef")

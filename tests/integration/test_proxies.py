@@ -22,6 +22,7 @@ from tests.support.websocket_client import WebSocketClient
 from topicsvc.validators.local import make_key, sign_token, write_key
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+DOCS = EXAMPLES.parent / "docs"
 PING_INTERVAL = 1.0
 WEBSOCKET_PATH = "/__topic/box1/col.topic.name"
 SEND_PATH = "/box1/col/topic/name"
@@ -162,19 +163,9 @@ class NginxTests(ProxyTestCase):
     def setUp(self) -> None:
         need(shutil.which("nginx"), "nginx (tests/integration/install.sh)")
         super().setUp()
-        service_port = free_port()
-        self.service = self.start(1, "tcp:{port}", service_port, free_port())
-        site = self.substituted(
-            "nginx/topicsvc.conf",
-            ("443 ssl", f"127.0.0.1:{self.port} ssl"),
-            ("127.0.0.1:8081", f"127.0.0.1:{service_port}"),
-            ("127.0.0.1:8080", f"127.0.0.1:{self.unit.server_port}"),
-            ("/etc/topicsvc/tls/fullchain.pem", str(self.cert_pem)),
-            ("/etc/topicsvc/tls/privkey.pem", str(self.key_pem)),
-            # Longer than the ping interval of this test, as in the example.
-            ("150s", "2500ms"),
-        )
-        (self.directory / "site.conf").write_text(site)
+        self.service_port = free_port()
+        self.service = self.start(1, "tcp:{port}", self.service_port, free_port())
+        (self.directory / "site.conf").write_text(self.site)
         (self.directory / "nginx.conf").write_text(
             f"""
             daemon off; worker_processes 1; pid {self.directory}/nginx.pid;
@@ -193,6 +184,20 @@ class NginxTests(ProxyTestCase):
         )
         self.run_proxy("nginx", "-c", f"{self.directory}/nginx.conf", "-p", str(self.directory))
 
+    @property
+    def site(self) -> str:
+        """The configuration of the servers."""
+        return self.substituted(
+            "nginx/topicsvc.conf",
+            ("443 ssl", f"127.0.0.1:{self.port} ssl"),
+            ("127.0.0.1:8081", f"127.0.0.1:{self.service_port}"),
+            ("127.0.0.1:8080", f"127.0.0.1:{self.unit.server_port}"),
+            ("/etc/topicsvc/tls/fullchain.pem", str(self.cert_pem)),
+            ("/etc/topicsvc/tls/privkey.pem", str(self.key_pem)),
+            # Longer than the ping interval of this test, as in the example.
+            ("150s", "2500ms"),
+        )
+
     def test_both_url_forms_and_the_unit(self) -> None:
         self.assert_both_url_forms()
         self.assert_other_requests_reach_the_unit()
@@ -205,6 +210,53 @@ class NginxTests(ProxyTestCase):
         text = (EXAMPLES / "nginx/topicsvc.conf").read_text()
         for seconds in re.findall(r"proxy_(?:read|send)_timeout (\d+)s;", text):
             self.assertGreater(int(seconds), 120)
+
+
+class NginxBesideUnitTests(NginxTests):
+    """The configuration of docs/validators.md, in the server of a unit that rewrites URLs."""
+
+    @property
+    def site(self) -> str:
+        page = (DOCS / "validators.md").read_text("utf-8")
+        step4, step5 = re.findall(r"```nginx\n(.*?)```", page, re.DOTALL)
+        unit = f"""
+            listen 127.0.0.1:{self.port} ssl;
+            server_name unit1.example *.unit1.example;
+            ssl_certificate {self.cert_pem};
+            ssl_certificate_key {self.key_pem};
+            error_page 404 /not-found;
+            location / {{
+                error_page 403 /forbidden;
+                rewrite ^(.*)$ /personium-core$1 break;
+                proxy_pass http://127.0.0.1:{self.unit.server_port};
+                proxy_set_header Host $http_host;
+            }}
+            """
+        # Both blocks belong to one server.
+        top4, _, server4 = step4.partition("server {\n")
+        top5, _, server5 = step5.partition("server {\n")
+        locations = server4[server4.index("    # /__topic/") :].rstrip().removesuffix("}")
+        text = f"{top4}{top5}server {{ {unit} {locations} {server5}"
+        self.assertEqual(text.count("127.0.0.1:8081"), 2)
+        text = text.replace("127.0.0.1:8081", f"127.0.0.1:{self.service_port}")
+        return text.replace("150s", "2500ms")
+
+    def assert_other_requests_reach_the_unit(self) -> None:
+        for method, path in (("GET", "/cell1/"), ("GET", SEND_PATH), ("OPTIONS", SEND_PATH)):
+            status, body = self.request(method, "unit1.example", path)
+            expected = f"the unit: unit1.example/personium-core{path}"
+            self.assertEqual((status, body), (200, expected))
+
+    def test_both_url_forms_and_the_unit(self) -> None:
+        self.assert_both_url_forms()
+        self.assert_other_requests_reach_the_unit()
+        client = self.join(*URL_FORMS[0])
+        for path in (f"{SEND_PATH}('key')", f"{SEND_PATH}/", f"{SEND_PATH}?x=y"):
+            status, _ = self.request("PUT", "cell1.unit1.example", path, b'{"by":"PUT"}')
+            self.assertEqual(status, 200, path)
+            self.assertEqual(json.loads(client.recv())["Body"], {"by": "PUT"})
+        status, body = self.request("POST", "cell1.unit1.example", SEND_PATH, b"not JSON")
+        self.assertEqual((status, json.loads(body)["code"]), (400, "PR400-OD-0001"))
 
 
 class HAProxyTests(ProxyTestCase):

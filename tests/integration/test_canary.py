@@ -170,8 +170,10 @@ class ProcessTests(CanaryTestCase):
     def assert_log(self, text: str) -> None:
         """The log has lines about outages, sessions and invalid tokens."""
         self.assertIn("tokens cannot be validated", text)
-        self.assertRegex(text, r"session \d+ of \S+ on /cell1/box1/col/topic/name begins")
-        self.assertIn("Token inactive; ", text)
+        self.assertRegex(
+            text, r"session \d+ of \S+ on /cell1/box1/col/topic/name \(token .+\) begins"
+        )
+        self.assertRegex(text, r"Token inactive \(.+\); ")
 
     @inlineCallbacks
     def test_no_output_holds_a_secret(self) -> Test:

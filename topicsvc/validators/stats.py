@@ -12,8 +12,11 @@ __all__ = ["KEY_FETCH_OUTCOMES", "OUTCOMES", "TokenCheckStats"]
 CHECK_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds. A local check takes less than the first; the default timeout is the last but one."""
 
-OUTCOMES = ("granted", "refused", "unavailable", "cancelled", "failed")
-"""The outcomes of a check. "failed" is an internal error. Each is counted from 0."""
+OUTCOMES = ("granted", "refused", "unreadable", "unavailable", "cancelled", "failed")
+"""The outcomes of a check. Each is counted from 0.
+
+"unreadable" is about one collection, whose owner may have caused it; "failed" is an internal error.
+"""
 
 KEY_FETCH_OUTCOMES = ("fetched", "failed")
 """The outcomes of a fetch of keys. Each is counted from 0."""

@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from topicsvc.errors import TokenInactive, Unavailable
+from topicsvc.errors import CollectionUnreadable, TokenInactive, Unavailable
 from topicsvc.interfaces import Grant, TokenValidator
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.stats import TokenCheckStats
@@ -62,6 +62,7 @@ def _outcome(result: Grant | Failure) -> str:
         return "granted"
     for kind, outcome in (
         (TokenInactive, "refused"),
+        (CollectionUnreadable, "unreadable"),
         (Unavailable, "unavailable"),
         (CancelledError, "cancelled"),
     ):

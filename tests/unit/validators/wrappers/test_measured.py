@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 
 from tests.support.fakes import INJECTED, FakeCheck
 from tests.support.validator_cases import TOPIC, WrapperTestCase
-from topicsvc.errors import TopicNotFound
+from topicsvc.errors import CollectionUnreadable, TopicNotFound
 from topicsvc.interfaces import Grant
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.stats import TokenCheckStats
@@ -32,6 +32,10 @@ class MeasuredValidatorTests(WrapperTestCase):
                 ("granted", lambda check: check.grant(2000)),
                 ("refused", FakeCheck.refuse),
                 ("unavailable", FakeCheck.be_unavailable),
+                (
+                    "unreadable",
+                    lambda check: check.result.errback(CollectionUnreadable("PROPFIND: not XML")),
+                ),
                 ("failed", lambda check: check.result.errback(ZeroDivisionError())),
             ),
             1,

@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from twisted.copyright import version as twisted_version
@@ -25,6 +24,7 @@ from topicsvc.delivery.hub import Hub
 from topicsvc.histogram import Histogram
 from topicsvc.interfaces import Broker
 from topicsvc.process.reactor_lag import ReactorLag
+from topicsvc.process.usage import read_usage
 from topicsvc.refusals import RefusalReason
 from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.refused_sends import RefusedSends
@@ -73,16 +73,51 @@ class Metrics:
 
     def __init__(self, sources: Sources) -> None:
         self.registry = CollectorRegistry()
+        self._process = _Process()
         self.registry.register(_Service(sources))
-        ProcessCollector(registry=self.registry)
+        self.registry.register(self._process)
 
-    def page(self, accept: str) -> tuple[str, bytes]:
-        """Return the content type and the text, in the format that `accept` asks for."""
+    def page(self, accept: str, open_files: int = 0) -> tuple[str, bytes]:
+        """Return the content type and the text, in the format that `accept` asks for.
+
+        Args:
+            accept: the value of the header ``Accept``.
+            open_files: the number of open files, which is slow to count.
+        """
+        self._process.open_files = open_files
         try:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # an invalid version in `accept`
             encode, content_type = choose_encoder("")
         return content_type, encode(self.registry)
+
+
+class _Process(Collector):
+    """Collects the metrics of the process, with the names of prometheus_client's collector."""
+
+    open_files = 0
+
+    def collect(self) -> Iterator[Metric]:
+        usage = read_usage()
+        if usage is None:
+            return
+        yield CounterMetricFamily(
+            "process_cpu_seconds",
+            "Total user and system CPU time spent in seconds.",
+            usage.cpu_time,
+        )
+        for name, documentation, value in (
+            ("virtual_memory_bytes", "Virtual memory size in bytes.", usage.virtual_memory),
+            ("resident_memory_bytes", "Resident memory size in bytes.", usage.resident_memory),
+            (
+                "start_time_seconds",
+                "Start time of the process since unix epoch in seconds.",
+                usage.started_at,
+            ),
+            ("max_fds", "Maximum number of open file descriptors.", usage.max_open_files),
+            ("open_fds", "Number of open file descriptors.", self.open_files),
+        ):
+            yield GaugeMetricFamily(f"process_{name}", documentation, value)
 
 
 class _Service(Collector):

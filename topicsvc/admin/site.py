@@ -25,6 +25,7 @@ from topicsvc.admin.ending import Ending
 from topicsvc.admin.inspection import TOPICS, Inspection
 from topicsvc.admin.metrics import Metrics
 from topicsvc.admin.query import InvalidRequest
+from topicsvc.process.usage import count_open_files
 from topicsvc.scheduling.pieces import Pieces, run_in_pieces
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import OperatorSettings
@@ -188,9 +189,10 @@ class AdminTree(Resource):
         body = json.dumps({"ready": is_ready, "parts": parts}).encode("ascii") + b"\n"
         return Answer(200 if is_ready else 503, "application/json", body)
 
-    def _metrics_page(self, request: Request) -> Answer:
+    def _metrics_page(self, request: Request) -> Pieces[Answer]:
         accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", []))
-        return Answer(200, *self._metrics.page(accept.decode("latin-1")))
+        open_files = yield from count_open_files()
+        return Answer(200, *self._metrics.page(accept.decode("latin-1"), open_files))
 
     def _end(self, request: _AdminRequest) -> Answer | Pieces[Answer]:
         peer: Any = request.getClientAddress()

@@ -35,10 +35,13 @@ class Control(LineOnlyReceiver):
     """The control port: one command on each line.
 
     ``burst N`` publishes one message to each of the first N topics, without HTTP, to measure
-    the fan-out alone. ``memory`` returns the resident memory in bytes.
+    the fan-out alone. ``memory`` returns the resident memory in bytes. ``lag`` returns the
+    longest delay of a timer since the last ``lag``, in microseconds; the first one starts it.
     """
 
     delimiter = b"\n"
+    max_lag = 0.0
+    is_measuring = False
 
     def lineReceived(self, line: bytes) -> None:
         if line == b"memory":
@@ -46,8 +49,21 @@ class Control(LineOnlyReceiver):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.sendLine(b"%d" % (pages * os.sysconf("SC_PAGE_SIZE")))
             return
+        if line == b"lag":
+            self.sendLine(b"%d" % (self.max_lag * 1e6))
+            self.max_lag = 0.0
+            if not self.is_measuring:
+                self.is_measuring = True
+                self.measure(reactor.seconds())
+            return
         for number in range(int(line.split()[1])):
             self.factory.broker.publish(Message(topic(number), SENDER, body()))
+
+    def measure(self, due: float) -> None:
+        """Record how late this call is, and schedule the next one in 1 ms."""
+        now = reactor.seconds()
+        self.max_lag = max(self.max_lag, now - due)
+        reactor.callLater(0.001, self.measure, now + 0.001)
 
 
 def main() -> None:

@@ -24,6 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = "unit1.example"
 TOPIC = "/cell1/box1/col/topic/t%d"
 TOKENS = 5000
+ADMIN = "tcp:0:interface=127.0.0.1"
+
+_INSPECT = f"""
+            [admin]
+            listen = "{ADMIN}"
+            inspect = true"""
 
 NCHAN_MODULE = "/usr/lib/nginx/modules/ngx_nchan_module.so"
 
@@ -33,9 +39,12 @@ class Topicsvc:
 
     Args:
         root: the checkout of topicsvc to run.
+        inspect: whether the admin endpoint lists topics and sessions.
     """
 
-    def __init__(self, directory: Path, authority: Authority, root: Path = ROOT) -> None:
+    def __init__(
+        self, directory: Path, authority: Authority, root: Path = ROOT, inspect: bool = False
+    ) -> None:
         key = make_key()
         (directory / "token.key").unlink(missing_ok=True)
         write_key(directory / "token.key", key)
@@ -46,7 +55,7 @@ class Topicsvc:
                 "tcp:0:interface=127.0.0.1:backlog=1024",
                 "ssl:0:privateKey={tls_key}:certKey={cert}:interface=127.0.0.1:backlog=1024",
             ]
-            admin = "tcp:0:interface=127.0.0.1"
+            {"" if inspect else f'admin = "{ADMIN}"'}
             unit_url = "https://{HOST}/"
             [validator]
             kind = "local"
@@ -54,6 +63,7 @@ class Topicsvc:
             [limits]
             unauthenticated_per_address = 0
             messages_per_minute = 0
+            {_INSPECT if inspect else ""}
             """
         )
         self.process = _start("bench.server", str(directory / "topicsvc.toml"), root=root)
@@ -97,6 +107,11 @@ class Topicsvc:
         """Return the resident memory in bytes."""
         self._control.sendall(b"memory\n")
         return int(self._control.makefile("rb").readline())
+
+    def lag(self) -> float:
+        """Return the longest delay of a timer since the last call, in seconds."""
+        self._control.sendall(b"lag\n")
+        return int(self._control.makefile("rb").readline()) / 1e6
 
     def _request(self, topic: int, body: int) -> bytes:
         head = (

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from topicsvc.admin.answers import Answer, error_answer, json_answer
 from topicsvc.admin.inspection import selector
 from topicsvc.admin.query import read_end
+from topicsvc.printable import printable
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.scheduling.pieces import Pieces
 from topicsvc.websocket.server import WebSocketServer
@@ -82,7 +83,7 @@ class Ending:
             InvalidRequest: `body` cannot be used.
         """
         key, value, reason = read_end(body)
-        return self._end(key, value, _printable(reason), caller)
+        return self._end(key, value, printable(reason), caller)
 
     def _end(self, key: str, value: object, reason: str, caller: str) -> Pieces[Answer]:
         matches = selector(key, value)
@@ -102,15 +103,8 @@ class Ending:
             ended=ended,
             sessions="session" if ended == 1 else "sessions",
             key=key,
-            value=_printable(str(getattr(value, "path", value))[:200]),
+            value=printable(str(getattr(value, "path", value)))[:200],
             caller=caller,
             reason=reason,
         )
         return json_answer({"ended": ended})
-
-
-def _printable(text: str) -> str:
-    """Escape what could end a line of the log or control a terminal."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )

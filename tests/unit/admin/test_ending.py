@@ -178,7 +178,7 @@ class EndTests(EndingTestCase):
         for line in self.lines("operator"):
             self.assertTrue(line.isprintable(), line)
             self.assertLess(len(line), 500)
-        self.assertEqual(len(self.lines(r"a\n\x1b[31m\u202eb ä")), 2)
+        self.assertEqual(len(self.lines(r"a\u000a\u001b[31m\u202eb ä")), 2)
 
     def test_a_wrong_body_ends_nothing_and_says_what_is_allowed(self) -> None:
         for body in (

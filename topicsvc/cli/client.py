@@ -10,6 +10,7 @@ import signal
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from threading import Thread
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "reason_in",
     "run_reactor",
     "shown",
+    "status_text",
 ]
 
 TIMEOUT = 10.0
@@ -46,6 +48,9 @@ TIMEOUT = 10.0
 _NO_AUTHORITY = "certificate verify failed"
 _NO_TLS = ("wrong version number", "record layer failure", "packet length too long")
 """OpenSSL's reasons if the server answers without TLS."""
+
+_NO_ANSWER = ("the connection was lost", "no response within")
+_NO_HTTP = ("the answer is not HTTP",)
 
 
 def find_token(options: Namespace) -> str:
@@ -132,12 +137,22 @@ def connection_error(url: URL, reason: str) -> CommandFailed:
         url: the URL.
         reason: as `explain_http_error` returns it.
     """
+    plain, secure = ("ws", "wss") if url.scheme.startswith("ws") else ("http", "https")
     if _NO_AUTHORITY in reason:
         reason += "; $SSL_CERT_FILE names the authorities to trust"
-    elif any(each in reason for each in _NO_TLS):
-        plain = "ws" if url.scheme.startswith("ws") else "http"
+    elif url.scheme == secure and any(each in reason for each in (*_NO_TLS, *_NO_ANSWER)):
         reason += f"; if the server has no TLS at this port, write {plain}://"
+    elif url.scheme == plain and any(each in reason for each in (*_NO_HTTP, *_NO_ANSWER)):
+        reason += f"; if the server has TLS at this port, write {secure}://"
     return CommandFailed(f"{shown(url)}: {reason}")
+
+
+def status_text(status: int, body: bytes) -> str:
+    """The status of an HTTP error response with its reason, on one line."""
+    reason = reason_in(body.decode("utf-8", "replace"))
+    if not reason and status in iter(HTTPStatus):
+        reason = HTTPStatus(status).phrase
+    return f"{status} {reason}".rstrip()
 
 
 def reason_in(body: str) -> str:

@@ -6,11 +6,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Generator, Sequence
 from io import BufferedReader, FileIO
-from typing import Any
+from typing import Any, NoReturn
 
 from hyperlink import URL
 from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from topicsvc.cli.client import (
@@ -18,9 +17,8 @@ from topicsvc.cli.client import (
     connection_error,
     find_token,
     parse_url,
-    reason_in,
     run_reactor,
-    shown,
+    status_text,
 )
 from topicsvc.cli.line_reader import LineReader
 from topicsvc.cli.terminal import CommandFailed, print_error
@@ -37,8 +35,6 @@ for longer, so a message is not sent on a connection that is being closed."""
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-
-_CUT_OFF = "no response within {:.0f} s; it is not known whether the service took the message"
 
 
 def run(options: Namespace) -> None:
@@ -154,14 +150,19 @@ class Sender:
         """
         headers = {**self._headers, "content-type": media_type}
         sending = self._client.request("POST", self._url.to_text(), headers, body=body)
+        sending.addTimeout(TIMEOUT, self._reactor, self._raise_timeout)
         try:
-            response = yield sending.addTimeout(TIMEOUT, self._reactor)
-        except TimedOut as error:
-            raise CommandFailed(f"{shown(self._url)}: {_CUT_OFF.format(TIMEOUT)}") from error
+            response = yield sending
         except ValidatorUnavailable as error:
             raise connection_error(self._url, str(error).removeprefix("POST: ")) from error
         if response.status == 200:
             return ""
         if 300 <= response.status < 400:
-            return f"{response.status}: the URL of the topic is {response.header('location')}"
-        return f"{response.status} {reason_in(response.body.decode('utf-8', 'replace'))}".rstrip()
+            return f"{response.status}: it redirects to {response.header('location')}"
+        return status_text(response.status, response.body)
+
+    def _raise_timeout(self, _: object, seconds: float) -> NoReturn:
+        raise connection_error(
+            self._url,
+            f"no response within {seconds:.0f} s; it is not known whether the message was sent",
+        )

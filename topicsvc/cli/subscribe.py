@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,8 @@ from topicsvc.cli.client import (
     connection_error,
     find_token,
     parse_url,
-    reason_in,
     run_reactor,
+    status_text,
 )
 from topicsvc.cli.silence import OWN_PING_INTERVAL, Silence
 from topicsvc.cli.terminal import CommandFailed, print_error, print_line
@@ -181,7 +182,7 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
     def dataReceived(self, data: bytes) -> None:
         self._silence.heard(self._clock.seconds())
         if not self._is_open and not self._begins_as_http(self.data + data):
-            self._refuse("the server there does not answer HTTP")
+            self._refuse("the answer is not HTTP")
             self.transport.abortConnection()
             return
         super().dataReceived(data)
@@ -216,12 +217,11 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
     def failHandshake(self, reason: str) -> None:
         # If the response has a body, it has been received already.
         head, _, body = self.data.partition(b"\r\n\r\n")
-        detail = reason_in(body.decode("utf-8", "replace"))
-        status = head.split(b" ", 2)[1:2]
-        if status and status[0] != b"101":
-            self._refuse(f"{status[0].decode('latin-1')} {detail or 'no reason'}")
+        status = re.match(rb"HTTP/[\d.]+ (\d{3})\b", head)
+        if status is not None and status[1] != b"101":
+            self._refuse(status_text(int(status[1]), body))
         else:
-            self._refuse("the answer there is not that of a WebSocket server")
+            self._refuse("the answer is not that of a WebSocket server")
         super().failHandshake(reason)
 
     def onOpenHandshakeTimeout(self) -> None:

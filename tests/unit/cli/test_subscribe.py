@@ -135,13 +135,13 @@ class RequestTests(SubscriberTestCase):
 class OpeningTests(SubscriberTestCase):
     def test_a_server_that_is_no_http_server_is_left_at_once(self) -> None:
         self.receive(b"SSH-2.0-OpenSSH_9.2\r\n")
-        self.assert_failed("the server there does not answer HTTP")
+        self.assert_failed("the answer is not HTTP")
 
     def test_an_answer_in_pieces_is_http(self) -> None:
         for piece in (b"H", b"TT", b"P/1.1 404 Not Found\r\n\r\n"):
             self.assertNoResult(self.done)
             self.receive(piece)
-        self.assert_failed("404 no reason")
+        self.assert_failed("404 Not Found")
 
     def test_an_error_page_that_is_not_utf_8_is_one_line(self) -> None:
         self.receive(b"HTTP/1.1 502 Bad\r\nContent-Length: 9\r\n\r\n<p>\xff\r\nx\xe4")
@@ -149,7 +149,7 @@ class OpeningTests(SubscriberTestCase):
 
     def test_an_answer_without_websocket_is_named(self) -> None:
         self.receive(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n")
-        self.assert_failed("the answer there is not that of a WebSocket server")
+        self.assert_failed("the answer is not that of a WebSocket server")
 
     def test_a_silent_server_is_left_after_10_seconds(self) -> None:
         self.clock.pump([0.5] * 19)

@@ -76,8 +76,11 @@ class OptionTests(SynchronousTestCase):
         options.parseOptions(["--config", str(file)])
         lines = self.assertRaises(SystemExit, makeService, options).code.splitlines()
         self.assertEqual(
-            [line.split(":")[1].strip() for line in lines],
-            ["listen", "unit_url", "validator.kind", "nonsense"],
+            [line.split(": ")[:3] for line in lines],
+            [
+                ["topicsvc", str(file.absolute()), key]
+                for key in ("listen", "unit_url", "validator.kind", "nonsense")
+            ],
         )
 
     def test_endpoints_that_cannot_be_used(self) -> None:

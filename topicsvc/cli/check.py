@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pwd
 from argparse import Namespace
+from pathlib import Path
 
 from topicsvc import config
-from topicsvc.cli.terminal import CommandFailed, print_line
+from topicsvc.cli.terminal import CommandFailed, print_error, print_line
 from topicsvc.errors import ConfigError
 from topicsvc.options import check_problems
 
@@ -16,10 +20,62 @@ def run(options: Namespace) -> None:
     """Read a configuration, and the endpoints, certificates, keys and passwords that it names.
 
     Raises:
-        CommandFailed: a setting cannot be used; one line for each.
+        CommandFailed: a setting cannot be used; one line for each. Or this user cannot check for
+            another user.
     """
-    try:
-        config.read(options.config, extra_check=check_problems)
-    except ConfigError as error:
-        raise CommandFailed(*error.problems) from error
+    user = None if options.user is None else _find_user(options.user)
+    problems = _problems(options.config)
+    if problems:
+        raise CommandFailed(*problems)
+    if user is not None:
+        for problem in _problems_of(user, options.config):
+            print_error(f"topicsvc check: warning: as user {user.pw_name}: {problem}")
     print_line(f"{options.config}: good")
+
+
+def _problems(path: Path) -> tuple[str, ...]:
+    try:
+        config.read(path, extra_check=check_problems)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _find_user(name: str) -> pwd.struct_passwd:
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise CommandFailed(f"--user {name}: there is no such user") from None
+    if os.geteuid() not in (0, user.pw_uid):
+        raise CommandFailed(f"--user {name}: only root can check for another user: sudo topicsvc")
+    return user
+
+
+def _problems_of(user: pwd.struct_passwd, path: Path) -> list[str]:
+    """Check in a child process that has the rights of `user`."""
+    if user.pw_uid == os.geteuid():
+        return []
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _run_child(user, path, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        return ["the check failed"]
+    problems: list[str] = json.loads(answer)
+    return problems
+
+
+def _run_child(user: pwd.struct_passwd, path: Path, writer: int) -> None:
+    """Write the problems into the pipe as JSON, and end this process without any cleanup."""
+    try:
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(json.dumps(_problems(path)).encode("ascii"))
+    finally:
+        os._exit(0)

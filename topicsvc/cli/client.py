@@ -150,7 +150,7 @@ def connection_error(url: URL, reason: str) -> CommandFailed:
 def status_text(status: int, body: bytes) -> str:
     """The status of an HTTP error response with its reason, on one line."""
     reason = reason_in(body.decode("utf-8", "replace"))
-    if not reason and status in iter(HTTPStatus):
+    if not reason and status in list(map(int, HTTPStatus)):
         reason = HTTPStatus(status).phrase
     return f"{status} {reason}".rstrip()
 

@@ -202,6 +202,11 @@ def _add_send(parser: Parser) -> None:
 
 def _add_check(parser: Parser) -> None:
     _add_config(parser)
+    parser.add_argument(
+        "--user",
+        metavar="NAME",
+        help="warn about files that this user, as which the service runs, cannot read; needs root",
+    )
 
 
 def _add_doctor(parser: Parser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from codecs import BOM_UTF8
 from collections.abc import Generator, Sequence
 from io import BufferedReader, FileIO
 from typing import Any, NoReturn
@@ -84,6 +85,8 @@ def _send_lines(sender: Sender, reader: LineReader) -> Generator[Deferred[Any], 
             raise CommandFailed(f"standard input: {explain(error)}") from error
         if not lines:
             return
+        if number == 1:
+            lines[0] = lines[0].removeprefix(BOM_UTF8)
         yield _send_batch(sender, lines, number)
         number += len(lines)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import Namespace
 from pathlib import Path
 
-from topicsvc.cli.terminal import CommandFailed, print_line
+from topicsvc.cli.terminal import CommandFailed, print_error, print_line
 from topicsvc.errors import PathRefused
 from topicsvc.topics import TopicPattern
 from topicsvc.validators.local import RIGHTS, make_key, read_key, sign_token, write_key
@@ -42,18 +43,35 @@ def _new_key(path: Path) -> bytes:
     try:
         write_key(path, key)
     except FileExistsError as error:
+        if path.is_file() and path.stat().st_size == 0:
+            raise CommandFailed(f"{path} exists and is empty: remove it first") from error
         raise CommandFailed(
             f"{path} exists; a new key would invalidate all tokens of the old one"
         ) from error
     except OSError as error:
         raise CommandFailed(f"{path}: {error.strerror}") from error
+    owner = _owner(path)
+    print_error(
+        f"{path}: created with mode 0600 and owner {owner}; "
+        f"if the service runs as another user: chown USER {path}"
+    )
     return key
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except (KeyError, OSError):  # a user without a name
+        return str(os.geteuid())
 
 
 def _read_key(path: Path) -> bytes:
     try:
         return read_key(path)
     except OSError as error:
-        raise CommandFailed(f"{path}: {error.strerror}; --new-key creates one") from error
+        advice = "; --new-key creates one" if isinstance(error, FileNotFoundError) else ""
+        raise CommandFailed(f"{path}: {error.strerror}{advice}") from error
     except ValueError as error:
-        raise CommandFailed(f"{path}: {error}; --new-key creates one") from error
+        raise CommandFailed(
+            f"{path}: {error}; to create another key, remove the file and give --new-key"
+        ) from error

@@ -51,7 +51,17 @@ def read(
         text = read_settings_file(path)
     except (OSError, ValueError) as error:
         raise ConfigError([explain_file_error(path, error)]) from error
-    return load(text, listen, admin, extra_check, directory)
+    options = {"listen": bool(listen), "admin": bool(admin)}
+    try:
+        return load(text, listen, admin, extra_check, directory)
+    except ConfigError as error:
+        raise ConfigError([_with_source(line, path, options) for line in error.problems]) from error
+
+
+def _with_source(problem: str, path: Path, options: dict[str, bool]) -> str:
+    """Name the file of a problem, or the option that overrides the file."""
+    is_option = options.get(problem.partition(":")[0], False)
+    return f"--{problem}" if is_option else f"{path}: {problem}"
 
 
 def load(
@@ -80,7 +90,7 @@ def load(
     table = Table(members, directory=directory)
     from_file = table.texts("listen")
     endpoints = tuple(listen) or from_file
-    if not endpoints:
+    if not endpoints and not table.has_problem("listen"):
         table.problem("listen", "nothing to listen on", 'an endpoint, ["tcp:8080"]')
     config = _config(table, endpoints, admin)
     table.raise_problems(() if extra_check is None else extra_check(config))
@@ -133,8 +143,14 @@ def _unit(table: Table, validator: Table) -> Unit:
     cell_urls: CellUrlStyle = "host"
     if kind_of(validator) == "personium":
         cell_urls = validator.choice("cell_urls", CELL_URLS)
+    url = url or "https://invalid/"
     try:
-        return Unit(url or "https://invalid/", hosts, cell_urls)
+        Unit(url, cell_urls=cell_urls)
     except ValueError as error:
-        table.problem("unit_url or hosts", str(error), 'a URL, "https://unit1.example/", and names')
-        return Unit("https://invalid/")
+        table.problem("unit_url", str(error), 'a URL, "https://unit1.example/"')
+        url = "https://invalid/"
+    try:
+        return Unit(url, hosts, cell_urls)
+    except ValueError as error:
+        table.problem("hosts", str(error), 'names, ["unit1.example", "unit1.internal"]')
+        return Unit(url, cell_urls=cell_urls)

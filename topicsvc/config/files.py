@@ -37,7 +37,7 @@ def read_settings_file(path: Path) -> str:
     """
     is_pipe = stat.S_ISFIFO(os.stat(path).st_mode)
     try:
-        return (_read_pipe(path) if is_pipe else read_file(path)).decode("utf-8")
+        return (_read_pipe(path) if is_pipe else read_file(path)).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
 
@@ -77,7 +77,7 @@ def read_secret(path: Path) -> str:
         ValueError: the file is empty or not UTF-8.
     """
     try:
-        text = read_file(path).decode("utf-8")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     secret = text.removesuffix("\n").removesuffix("\r")

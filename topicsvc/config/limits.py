@@ -49,7 +49,8 @@ def _parse_each(table: Table, key: str, parse: Callable[[str], T], allowed: str)
         try:
             parsed.append(parse(text))
         except ValueError as error:
-            table.problem(key, f"{text!r}: {error}", allowed)
+            reason = str(error)
+            table.problem(key, reason if text in reason else f"{text!r}: {reason}", allowed)
     return tuple(parsed)
 
 

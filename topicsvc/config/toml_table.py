@@ -7,6 +7,7 @@ allowed.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +15,53 @@ from typing import Any, TypeVar
 from topicsvc.errors import ConfigError
 from topicsvc.files import explain_file_error
 
-__all__ = ["Table"]
+__all__ = ["Table", "as_toml"]
 
 T = TypeVar("T")
+
+MAX_SHOWN = 80
+"""Characters of a value that a problem shows at most."""
+
+
+def as_toml(value: Any) -> str:
+    """Spell a value as a TOML file has it; a long one is cut."""
+    text = _as_toml(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _as_toml(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case "":
+            return "empty"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case float():
+            return repr(value).replace("e+", "e")
+        case list():
+            return f"[{', '.join(map(_as_toml, value))}]"
+        case dict():
+            members = (f"{key} = {_as_toml(each)}" for key, each in value.items())
+            return f"{{{', '.join(members)}}}"
+    return str(value)  # a whole number, a date or a time
+
+
+def _kind(value: Any) -> str:
+    """The kind of a value, in words."""
+    for kinds, words in _KINDS:
+        if isinstance(value, kinds):
+            return words
+    return "a date or time"
+
+
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (str, "text"),
+    (bool, "a boolean"),
+    ((int, float), "a number"),
+    (list, "a list"),
+    (dict, "a table"),
+)
 
 
 class Table:
@@ -62,9 +107,7 @@ class Table:
 
     def problem(self, key: str, wrong: str, allowed: str) -> None:
         """Add a problem: the value of `key` cannot be used."""
-        line = f"{self._full(key)}: {wrong}; allowed: {allowed}"
-        if line not in self._problems:
-            self._problems.append(line)
+        self._add(f"{self._full(key)}: {wrong}; allowed: {allowed}")
 
     def raise_problems(self, more: Iterable[str] = ()) -> None:
         """Look for unknown keys, and raise if there is any problem.
@@ -85,8 +128,9 @@ class Table:
         """A table in this one; empty if it is not given."""
         members = self._read(key, {})
         if not isinstance(members, dict):
-            self.problem(key, "not a table", f"[{self._full(key)}]")
-            members = {}
+            self._must(key, f"a table, [{self._full(key)}]", members)
+            # Nothing is known about its keys: what it lacks is no further problem.
+            return Table({}, self._full(key), directory=self.directory)
         table = Table(members, self._full(key), self._problems, self.directory)
         self._tables.append(table)
         return table
@@ -95,7 +139,7 @@ class Table:
         """A list of tables in this one; empty if it is not given."""
         value = self._read(key, [])
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            self.problem(key, "not a list of tables", f"[[{self._full(key)}]]")
+            self._must(key, f"a list of tables, [[{self._full(key)}]]", value)
             value = []
         tables = [
             Table(members, f"{self._full(key)}[{place}]", self._problems, self.directory)
@@ -115,16 +159,19 @@ class Table:
         value = self._read(key, default)
         if value == "" and key not in self._members:
             return None
-        if not isinstance(value, str) or not value:
-            self.problem(key, "missing" if value is None else f"{value!r} is not a string", allowed)
-            return None
-        return value
+        if value is None:
+            self.problem(key, "missing", allowed)
+        elif not isinstance(value, str) or not value:
+            self._must(key, allowed, value)
+        else:
+            return value
+        return None
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings; empty if it is not given."""
         value = self._read(key, [])
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            self.problem(key, f"{value!r} is not a list of strings", '["...", "..."]')
+            self._not_texts(key, value)
             return ()
         return tuple(value)
 
@@ -132,7 +179,7 @@ class Table:
         """True or false."""
         value = self._read(key, default)
         if not isinstance(value, bool):
-            self.problem(key, f"{value!r} is not a boolean", "true or false")
+            self._must(key, "true or false", value)
             return default
         return value
 
@@ -148,23 +195,45 @@ class Table:
         """One of `allowed`; the first is the default, unless the key is required."""
         value = self._read(key, None if required else allowed[0])
         if value not in allowed:
-            wrong = "missing" if value is None else f"{value!r} is not one of these"
-            self.problem(key, wrong, ", ".join(f'"{choice}"' for choice in allowed))
+            choices = " or ".join(f'"{choice}"' for choice in allowed)
+            if value is None:
+                self.problem(key, "missing", choices)
+            else:
+                self._must(key, choices, value)
             return allowed[0]
         return value  # type: ignore[no-any-return]
 
-    def file(self, key: str, reader: Callable[[Path], T], default: T, required: bool = True) -> T:
-        """The content of the file that `key` names, as `reader` returns it."""
+    def file(
+        self,
+        key: str,
+        reader: Callable[[Path], T],
+        default: T,
+        required: bool = True,
+        advice: str = "",
+    ) -> T:
+        """The content of the file that `key` names, as `reader` returns it.
+
+        Args:
+            key: the key.
+            reader: reads the file; raises OSError or ValueError.
+            default: is returned if the file cannot be used.
+            required: whether the key must be given.
+            advice: how to make such a file, with ``{}`` for its name.
+        """
         name = self.text(key, None if required else "", "the path of a file")
         if name is None:
             return default
         path = self.directory / name
         try:
             return reader(path)
+        except FileNotFoundError as error:
+            allowed = advice.format(name) or "a file that can be read"
+            self.problem(key, explain_file_error(path, error, name), allowed)
         except OSError as error:
             self.problem(key, explain_file_error(path, error, name), "a file that can be read")
         except ValueError as error:
-            self.problem(key, explain_file_error(path, error, name), "see docs/configuration.md")
+            allowed = advice.format(name) or "see docs/configuration.md"
+            self.problem(key, explain_file_error(path, error, name), allowed)
         return default
 
     def _bounded(
@@ -173,9 +242,30 @@ class Table:
         value: Any = self._read(key, default)
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
         if not is_number or not least <= value <= most:
-            self.problem(key, f"{value!r} is not valid", f"{what} from {least} to {most}")
+            self._must(key, f"{what} from {least} to {most}", value, is_number)
             return default
         return value  # type: ignore[no-any-return]
+
+    def has_problem(self, key: str) -> bool:
+        """Whether a problem of `key` has been reported."""
+        return any(line.startswith(f"{self._full(key)}:") for line in self._problems)
+
+    def _not_texts(self, key: str, value: Any) -> None:
+        be = 'a list of texts, ["...", "..."]'
+        if not isinstance(value, list):
+            self._must(key, f"a list, [{as_toml(value)}]" if isinstance(value, str) else be, value)
+            return
+        [*_, wrong] = (each for each in value if not isinstance(each, str))
+        self._add(f"{self._full(key)}: must be {be}, has {_kind(wrong)}: {as_toml(wrong)}")
+
+    def _must(self, key: str, be: str, value: Any, is_right_kind: bool = False) -> None:
+        """Add the problem of a value of a wrong kind, or out of its range."""
+        kind = "" if is_right_kind or value in ("", [], {}) else f"{_kind(value)}: "
+        self._add(f"{self._full(key)}: must be {be}, is {kind}{as_toml(value)}")
+
+    def _add(self, line: str) -> None:
+        if line not in self._problems:
+            self._problems.append(line)
 
     def _read(self, key: str, default: Any) -> Any:
         self.keys[key] = default

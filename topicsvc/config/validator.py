@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from topicsvc.config.files import read_authorities, read_secret
-from topicsvc.config.toml_table import Table
+from topicsvc.config.toml_table import Table, as_toml
 from topicsvc.config.topics import read_rule_topics
 from topicsvc.settings import (
     DAY,
@@ -93,7 +93,7 @@ def _rules(table: Table) -> tuple[Rule, ...]:
 def _rule(table: Table) -> Rule:
     may = table.texts("may")
     if not may or not set(may) <= set(RIGHTS):
-        table.problem("may", f"{list(may)!r} is not valid", '["receive"], ["send"] or both')
+        table.problem("may", f"{as_toml(list(may))} is not valid", '["receive"], ["send"] or both')
     topics = tuple(read_rule_topics(table))
     if not table.texts("topics"):
         table.problem("topics", "empty", 'a list, ["/cell1/box1/*"]')
@@ -128,7 +128,7 @@ def _claim(table: Table) -> tuple[str, ...]:
 
 
 def _local(table: Table, _: Table) -> LocalSettings:
-    return LocalSettings(key=table.file("key_file", read_key, b""))
+    return LocalSettings(key=table.file("key_file", read_key, b"", advice=NEW_KEY))
 
 
 def _jwt(table: Table, _: Table) -> JwtSettings:
@@ -143,6 +143,9 @@ def _jwt(table: Table, _: Table) -> JwtSettings:
         table.ignore_unknown()
         return JwtSettings((), ())
     return JwtSettings(issuers=read_issuers(table), rules=_rules(table))
+
+
+NEW_KEY = "a key file, as topicsvc token --key-file {} --new-key creates it"
 
 
 _VALIDATORS: dict[str, Callable[[Table, Table], ValidatorSettings]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import hmac
 import json
 import os
@@ -64,11 +65,17 @@ def write_key(path: Path, key: bytes) -> None:
     """Write `key` to a new file that only its owner may read.
 
     Raises:
-        OSError: the file exists or cannot be written.
+        OSError: the file exists or cannot be written. An incomplete file is removed.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(base64.urlsafe_b64encode(key) + b"\n")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(base64.urlsafe_b64encode(key) + b"\n")
+            file.flush()
+            os.fsync(descriptor)  # some file systems report a full disk only now
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read_key(path: Path) -> bytes:
@@ -79,7 +86,10 @@ def read_key(path: Path) -> bytes:
         ValueError: the file has no key of at least 32 bytes.
     """
     try:
-        key = base64.b64decode(read_file(path).strip(), altchars=b"-_", validate=True)
+        text = read_file(path).removeprefix(codecs.BOM_UTF8).strip()
+        if not text:
+            raise ValueError("the file is empty")
+        key = base64.b64decode(text, altchars=b"-_", validate=True)
     except binascii.Error:
         raise ValueError("not a key in base64url") from None
     if len(key) < _KEY_BYTES:

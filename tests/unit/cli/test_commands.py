@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 import topicsvc
-from topicsvc.cli import client, token
+from topicsvc.cli import check, client, token
 from topicsvc.cli.main import main
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import LocalValidator, read_key
@@ -72,7 +75,13 @@ class TokenTests(CommandTestCase):
         return self.run_command("token", "--key-file", self.key_file, *more)
 
     def test_it_prints_only_the_token(self) -> None:
-        self.assertEqual(self.make("--new-key"), (0, "", ""))
+        code, out, err = self.make("--new-key")
+        self.assertEqual((code, out), (0, ""))
+        self.assertRegex(
+            err,
+            rf"\A{self.key_file}: created with mode 0600 and owner \w+; "
+            rf"if the service runs as another user: chown USER {self.key_file}\n\Z",
+        )
         clock = Clock()
         self.patch(token.time, "time", lambda: 1000.5)
         code, out, err = self.make(
@@ -109,6 +118,30 @@ class TokenTests(CommandTestCase):
         Path(self.key_file).write_text("short")
         self.assert_refused("not a key", *begin, "--topic", TOPIC.path)
         self.assert_refused("nowhere", "token", "--key-file", "nowhere/key", "--new-key")
+        Path(self.key_file).write_text("")
+        self.assert_refused("the file is empty", *begin, "--topic", TOPIC.path)
+        self.assert_refused("exists and is empty: remove it first", *begin, "--new-key")
+
+    def test_rights_that_are_given_twice_add_up(self) -> None:
+        self.make("--new-key")
+        _, out, _ = self.make("--topic", TOPIC.path, "--may", "receive", "--may", "send")
+        validator = LocalValidator(read_key(Path(self.key_file)), Clock().seconds)
+        grant = self.successResultOf(validator.validate(out.strip(), TOPIC))
+        self.assertEqual((grant.may_receive, grant.may_send), (True, True))
+
+    def test_nothing_is_left_of_a_new_key_if_the_disk_is_full(self) -> None:
+        for function in ("fdopen", "fsync"):
+            with self.subTest(function=function):
+
+                def fail(*_: object) -> None:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+                self.patch(os, function, fail)
+                self.assert_refused(
+                    f"{self.key_file}: No space left on device",
+                    "token", "--key-file", self.key_file, "--new-key",
+                )  # fmt: skip
+                self.assertFalse(Path(self.key_file).exists())
 
 
 class ClientTests(CommandTestCase):
@@ -145,6 +178,53 @@ class ClientTests(CommandTestCase):
         self.assertEqual(client.find_token(options), "a-token")
 
 
+class UserTests(CommandTestCase):
+    """``check --user NAME`` warns about files that the user of the service cannot read."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.file = self.directory / "topicsvc.toml"
+        key_file = self.directory / "key"
+        self.run_command("token", "--key-file", str(key_file), "--new-key")
+        self.file.write_text(
+            'listen = ["tcp:8080"]\nunit_url = "https://unit1.example/"\n'
+            f'[validator]\nkind = "local"\nkey_file = "{key_file}"\n'
+        )
+
+    def check(self, *more: str) -> tuple[int, str, str]:
+        return self.run_command("check", "--config", str(self.file), *more)
+
+    def test_an_unknown_user(self) -> None:
+        self.assert_refused(
+            "--user no-such-user: there is no such user",
+            "check", "--config", str(self.file), "--user", "no-such-user",
+        )  # fmt: skip
+
+    def test_the_own_user_can_read_what_was_read(self) -> None:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        self.assertEqual(self.check("--user", name), (0, f"{self.file}: good\n", ""))
+
+    def test_only_root_can_check_for_another_user(self) -> None:
+        self.patch(os, "geteuid", lambda: 12345)
+        self.assert_refused(
+            "--user nobody: only root can check for another user",
+            "check", "--config", str(self.file), "--user", "nobody",
+        )  # fmt: skip
+
+    def test_problems_of_the_user_are_warnings(self) -> None:
+        problem = f"{self.file}: validator.key_file: key: Permission denied"
+        self.patch(check, "_problems_of", lambda *_: [problem])
+        self.assertEqual(
+            self.check("--user", "nobody"),
+            (
+                0,
+                f"{self.file}: good\n",
+                f"topicsvc check: warning: as user nobody: {problem}\n",
+            ),
+        )
+
+
 class CheckTests(CommandTestCase):
     def test_a_valid_file(self) -> None:
         key_file, file = self.mktemp(), Path(self.mktemp())
@@ -170,7 +250,7 @@ class CheckTests(CommandTestCase):
         code, out, err = self.run_command("check", "--config", str(file))
         self.assertEqual((code, out, err.count("\n")), (1, "", 4))
         for line in err.splitlines():
-            self.assertTrue(line.startswith("topicsvc check: "), line)
+            self.assertTrue(line.startswith(f"topicsvc check: {file}: "), line)
         file.write_text(
             """
             listen = ["tcp:99999", "nonsense:1", "ssl:443:privateKey=nowhere/key.pem",
@@ -195,8 +275,8 @@ class CheckTests(CommandTestCase):
             "nowhere/key.pem: No such file",
             "listen: 'tls:nowhere:port=443': nowhere: No such file or directory",
             "admin: 'tcp:none': ",
-            "unit_url or hosts: not an http",
-            "session.ping_interval: 'often' is not",
+            "unit_url: not an http",
+            "session.ping_interval: must be a number from 1 to 86400, is text: ",
             "validator.password_file: nowhere/password: No such file",
             "broker.endpoint: 'udp:x' is not a tcp: or tls: endpoint",
         ):

@@ -149,35 +149,61 @@ class InvalidConfigTests(ConfigTestCase):
             "", "listen: nothing to listen on", "unit_url: missing", "validator.kind: missing"
         )  # fmt: skip
 
-    def test_each_problem_names_the_setting_and_what_is_allowed(self) -> None:
+    def test_each_problem_names_the_setting_what_is_allowed_and_what_it_is(self) -> None:
+        numbers, networks = "must be a whole number", '"192.0.2.1", "10.0.0.0/8" or "2001:db8::/32"'
+        for table, line in (
+            ("session", "token_timeout = 0 -> must be a number from 1 to 86400, is 0"),
+            ("session", 'ping_interval = "30" -> must be a number from 1 to 86400, is text: "30"'),
+            ("session", "ping_interval = 1e99 -> must be a number from 1 to 86400, is 1e99"),
+            ("session", "ping_interval = nan -> must be a number from 1 to 86400, is nan"),
+            ("session", f"ping_limit = 1.5 -> {numbers} from 1 to 1000, is a number: 1.5"),
+            ("session", f"ping_limit = true -> {numbers} from 1 to 1000, is a boolean: true"),
+            ("session", f"max_message = nan -> {numbers} from 1024 to 1048576, is a number: nan"),
+            ("session", f"ping_limit = [true] -> {numbers} from 1 to 1000, is a list: [true]"),
+            ("session", f"ping_limit = {{a = 1}} -> {numbers} from 1 to 1000, "
+                        "is a table: {a = 1}"),
+            ("session", f"ping_limit = 1979-05-27 -> {numbers} from 1 to 1000, "
+                        "is a date or time: 1979-05-27"),
+            ("session", f'ping_limit = "" -> {numbers} from 1 to 1000, is empty'),
+            ("session", 'timestamps = "s" -> must be "seconds" or "milliseconds", is text: "s"'),
+            ("send", "enabled = 1 -> must be true or false, is a number: 1"),
+            ("send", 'enabled = "true" -> must be true or false, is text: "true"'),
+            ("broker", 'on_loss = "x" -> must be "keep" or "close", is text: "x"'),
+            ("stop", "drain = -1 -> must be a number from 0 to 3600, is -1"),
+            ("limits", f"unauthenticated = -1 -> {numbers} from 0 to 1000000, is -1"),
+            ("limits", f"frames_per_message = 0 -> {numbers} from 1 to 1048576, is 0"),
+            ("limits", f"queued_bytes = 0 -> {numbers} from 1048576 to 1099511627776, is 0"),
+            ("limits", 'trusted_proxies = "::1" -> must be a list, ["::1"], is text: "::1"'),
+            ("limits", 'trusted_proxies = [1] -> must be a list of texts, ["...", "..."], '
+                       "has a number: 1"),
+            ("limits", 'trusted_proxies = ["10.0.0.1/8"] -> 10.0.0.1/8 has host bits set; '
+                       f"allowed: {networks}"),
+            ("limits", "trusted_proxies = [\"proxy\"] -> 'proxy' does not appear to be an IPv4 or "
+                       f"IPv6 network; allowed: {networks}"),
+            ("session", "ping_intervall = 1 -> there is no such setting; allowed: ping_interval"),
+        ):  # fmt: skip
+            setting, _, words = line.partition(" -> ")
+            key = setting.partition(" =")[0]
+            with self.subTest(line):
+                problems = self.assertRaises(
+                    ConfigError, self.load, f"[{table}]\n{setting}"
+                ).problems
+                self.assertEqual(problems, (f"{table}.{key}: {words}",))
+
+    def test_a_long_value_is_cut(self) -> None:
+        [problem] = self.assertRaises(
+            ConfigError, self.load, f'[session]\nping_limit = "{"x" * 5000}"'
+        ).problems
+        self.assertLess(len(problem), 200)
+
+    def test_other_problems_name_the_setting_and_what_is_allowed(self) -> None:
         for changes, beginning, allowed in (
-            ("[session]\ntoken_timeout = 0", "session.token_timeout: 0", "from 1 to 86400"),
-            ('[session]\nping_interval = "1"', "session.ping_interval: '1'", "a number"),
-            ("[session]\nping_limit = 1.5", "session.ping_limit: 1.5", "a whole number"),
-            ("[session]\nping_limit = true", "session.ping_limit: True", "a whole number"),
-            ("[session]\nmax_message = nan", "session.max_message: nan", "a whole number"),
-            ("[session]\nping_interval = nan", "session.ping_interval: nan", "from 1 to"),
-            ('[session]\ntimestamps = "s"', "session.timestamps: 's'", '"milliseconds"'),
-            ("[send]\nenabled = 1", "send.enabled: 1", "true or false"),
-            ('[broker]\nkind = "rabbit"', "broker.kind: 'rabbit'", '"memory"'),
-            ("[stop]\ndrain = -1", "stop.drain: -1", "from 0 to 3600"),
             ("[limits]\nwaiting = 5", "limits.waiting:", "now called limits.unauthenticated;"),
             (
                 "[limits]\nwaiting_per_address = 5",
                 "limits.waiting_per_address:",
                 "now called limits.unauthenticated_per_address;",
             ),
-            ("[limits]\nunauthenticated = -1", "limits.unauthenticated: -1", "from 0 to 1000000"),
-            ("[limits]\nper_address = 1.5", "limits.per_address: 1.5", "a whole number"),
-            ("[limits]\nframes_per_message = 0", "limits.frames_per_message: 0", "from 1 to"),
-            ("[limits]\nqueued_bytes = 0", "limits.queued_bytes: 0", "from 1048576 to"),
-            ('[limits]\ntrusted_proxies = "::1"', "limits.trusted_proxies: '::1'", '["..."'),
-            (
-                '[limits]\ntrusted_proxies = ["10.0.0.1/8"]',
-                "limits.trusted_proxies: '10.0.0.1/8'",
-                '"10.0.0.0/8"',
-            ),
-            ('[limits]\ntrusted_proxies = ["proxy"]', "limits.trusted_proxies: 'proxy'", "10.0.0"),
             (
                 '[limits]\nallowed_origins = ["app.example"]',
                 "limits.allowed_origins: 'app.exam",
@@ -188,34 +214,79 @@ class InvalidConfigTests(ConfigTestCase):
                 "limits.allowed_origins: 'http",
                 '"null"',
             ),
-            ("[session]\nping_intervall = 1", "session.ping_intervall: there", "ping_interval"),
             ("[sesion]\nping_interval = 1", "sesion: there is no such", "session"),
         ):
             with self.subTest(changes=changes):
                 self.assert_problems(self.text(changes), beginning)
                 [problem] = self.assertRaises(ConfigError, self.load, changes).problems
-                self.assertIn(
-                    allowed,
-                    problem.partition("allowed:")[2] if "now called" not in allowed else problem,
-                )
+                self.assertIn(allowed, problem)
 
     def test_wrong_settings_at_the_top(self) -> None:
         for top, beginning in (
-            ("admin = 9090", "admin: 9090"),
-            ('hosts = "unit1.example"', "hosts: 'unit1.example' is not a list"),
-            ('hosts = ["a b"]', "unit_url or hosts: 'a b' is not a host name"),
+            ("admin = 9090", "admin: must be an endpoint, "),
+            ('hosts = "unit1.example"', 'hosts: must be a list, ["unit1.example"], is text'),
+            ('hosts = ["a b"]', "hosts: 'a b' is not a host name"),
             ('topics = ["/cell1"]', "topics: '/cell1'"),
-            ("session = 1", "session: not a table"),
+            ("session = 1", "session: must be a table, [session], is a number: 1"),
         ):
             with self.subTest(top=top):
                 self.assert_problems(self.text(top=top), beginning)
+
+    def test_one_mistake_is_one_problem(self) -> None:
+        for listen in ('"tcp:1"', "5", '["tcp:1", 5]', "[]"):
+            text = self.text().replace('listen = ["tcp:8080"]', f"listen = {listen}")
+            self.assert_problems(text, "listen: ")
+        self.assert_problems(
+            'listen = ["tcp:1"]\nunit_url = "https://u/"\nvalidator = "local"',
+            'validator: must be a table, [validator], is text: "local"',
+        )
+        for url in ("unit1", "ftp://unit1/", "https://unit1/x", "https://u:99999/"):
+            text = self.text().replace("https://unit1.example/", url)
+            self.assert_problems(text, "unit_url: ")
 
     def test_a_key_file_that_cannot_be_read(self) -> None:
         self.key_file = Path("nowhere")
         self.assert_problems(self.text(), "validator.key_file: nowhere: No such file")
         self.key_file = Path(self.mktemp())
         self.key_file.write_text("short")
-        self.assert_problems(self.text(), f"validator.key_file: {self.key_file}: ")
+        advice = f"topicsvc token --key-file {self.key_file} --new-key"
+        self.assert_problems(
+            self.text(),
+            f"validator.key_file: {self.key_file}: not a key in base64url; allowed: a "
+            f"key file, as {advice} creates it",
+        )
+        self.key_file.write_text("")
+        self.assert_problems(
+            self.text(), f"validator.key_file: {self.key_file}: the file is empty; "
+        )
+
+    def test_a_byte_order_mark_is_ignored(self) -> None:
+        file = Path(self.mktemp())
+        self.key_file.write_bytes(b"\xef\xbb\xbf" + self.key_file.read_bytes())
+        file.write_bytes(b"\xef\xbb\xbf" + self.text().encode())
+        self.assertEqual(config.read(file).listen, ("tcp:8080",))
+
+    def test_each_problem_of_a_file_names_it(self) -> None:
+        file = Path(self.mktemp())
+        for text in ("listen = [", "", self.text("[stop]\ndrain = -1")):
+            file.write_text(text)
+            for problem in self.assertRaises(ConfigError, config.read, file).problems:
+                self.assertTrue(problem.startswith(f"{file}: "), problem)
+        file.write_bytes(b"\xff")
+        [problem] = self.assertRaises(ConfigError, config.read, file).problems
+        self.assertEqual(problem, f"{file}: not UTF-8")
+
+    def test_a_problem_of_an_option_names_the_option(self) -> None:
+        file = Path(self.mktemp())
+        file.write_text(self.text())
+        extra = ["listen: 'x': no endpoint", "admin: 'y': no endpoint", "broker.kind: no"]
+        [listen, admin, broker] = self.assertRaises(
+            ConfigError, config.read, file, ["x"], "y", lambda _: extra
+        ).problems
+        self.assertEqual(
+            (listen, admin, broker),
+            ("--listen: 'x': no endpoint", "--admin: 'y': no endpoint", f"{file}: broker.kind: no"),
+        )
 
     def test_all_problems_are_reported_at_once(self) -> None:
         self.assert_problems(

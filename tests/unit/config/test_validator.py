@@ -61,7 +61,7 @@ class SettingsTestCase(TestCase):
     def assert_problem(self, beginning: str, allowed: str, load: Any, *arguments: str) -> None:
         [problem] = self.assertRaises(ConfigError, load, *arguments).problems
         self.assertTrue(problem.startswith(beginning), problem)
-        self.assertIn(allowed, problem.partition("; allowed: ")[2])
+        self.assertIn(allowed, problem)
         self.assertNotIn("canary", problem)
 
 
@@ -93,15 +93,15 @@ class PersoniumSettingsTests(SettingsTestCase):
             ('url = "https://canary:canary@x/"', "validator.url: ", "https://unit1.example/"),
             ('url = "https://10.0.0.1/"', "validator.cell_urls: ", '"path"'),
             ('url = "https://[::1]/"', "validator.cell_urls: ", '"path"'),
-            ('cell_urls = "both"', "validator.cell_urls: ", '"host", "path"'),
+            ('cell_urls = "both"', "validator.cell_urls: ", '"host" or "path"'),
             ('ca_file = "nowhere"', "validator.ca_file: nowhere: No such file", "can be read"),
             (f'ca_file = "{self.secret_file}"', "validator.ca_file: ", "configuration.md"),
-            ("timeout = 0", "validator.timeout: 0", "from 0.1 to 300"),
-            ("concurrency = 0", "validator.concurrency: 0", "from 1 to 1000"),
-            ("cache = -1", "validator.cache: -1", "from 0 to 86400"),
+            ("timeout = 0", "validator.timeout: must be ", "from 0.1 to 300"),
+            ("concurrency = 0", "validator.concurrency: must be ", "from 1 to 1000"),
+            ("cache = -1", "validator.cache: must be ", "from 0 to 86400"),
             ('url = "https://x:0/"', "validator.url: not a port", "https://unit1.example/"),
             ("recheck = 0.01", "validator.recheck: 0.01", "0, or a number from 1 to 86400"),
-            ('recheck = "1"', "validator.recheck: '1'", "from 0 to 86400"),
+            ('recheck = "1"', "validator.recheck: must be ", "from 0 to 86400"),
             ("rules = []", "validator.rules: there is no such setting", ""),
             ('password = "canary"', "validator.password: there is no such", "password_file"),
         ):
@@ -120,7 +120,7 @@ class PersoniumSettingsTests(SettingsTestCase):
             'listen = ["tcp:0"]\nunit_url = "unit1"\n[validator]\nkind = "personium"\n'
             f'username = "me"\npassword_file = "{self.secret_file}"\n'
         )
-        self.assert_problem("unit_url or hosts: ", "https://unit1.example/", config.load, text)
+        self.assert_problem("unit_url: ", "https://unit1.example/", config.load, text)
 
 
 class IntrospectionSettingsTests(SettingsTestCase):
@@ -181,11 +181,11 @@ class IntrospectionSettingsTests(SettingsTestCase):
         rule = '[[validator.rules]]\nscope = "{}"\ntopics = ["{}"]\nmay = ["{}"]'
         for more, beginning, allowed in (
             ('cell_urls = "path"', "validator.cell_urls: there is no such setting", ""),
-            ("rules = 1", "validator.rules: not a list of tables", "[[validator.rules]]"),
+            ("rules = 1", "validator.rules: must be a list of tables", "[[validator.rules]]"),
             (rule.format("a b", "/*", "send"), "validator.rules[0].scope: ", "one scope"),
             (rule.format(" a", "/*", "send"), "validator.rules[0].scope: ", "one scope"),
             (rule.format("a", "x", "send"), "validator.rules[0].topics: 'x'", "/cell1/box1/*"),
-            (rule.format("a", "/*", "fly"), "validator.rules[0].may: ['fly']", '["receive"]'),
+            (rule.format("a", "/*", "fly"), "validator.rules[0].may: [\"fly\"]", '["receive"]'),
             (rule.format("a", "/*", "send") + "\nx = 1", "validator.rules[0].x: there", "may"),
             ('[[validator.rules]]\nscope = "a"\ntopics = []\nmay = ["send"]',
              "validator.rules[0].topics: empty", "a list"),
@@ -206,7 +206,7 @@ class IntrospectionSettingsTests(SettingsTestCase):
             ('scope = "a"\nvalue = "b"', "validator.rules[0].value: ", "both"),
             ('claim = []\nvalue = "b"', "validator.rules[0].claim: []", '["realm_access"'),
             ('claim = ["a", ""]\nvalue = "b"', "validator.rules[0].claim: ['a', '']", "names"),
-            ('claim = "a"\nvalue = 1', "validator.rules[0].value: 1 is not a string", "holds"),
+            ('claim = "a"\nvalue = 1', "validator.rules[0].value: must be ", "holds"),
         ):
             with self.subTest(more):
                 self.assert_problem(beginning, allowed, self.introspection, rule + more)
@@ -383,7 +383,7 @@ class JwtSettingsTests(SettingsTestCase):
             ('algorithms = ["rs256"]', "algorithms", "RS256, RS384"),
             ("algorithms = []", "algorithms", "RS256"),
             ("token_types = []", "token_types", '["at+jwt"]'),
-            ('token_types = "JWT"', "token_types", '["...", "..."]'),
+            ('token_types = "JWT"', "token_types", 'must be a list, ["JWT"]'),
             ("leeway = -1", "leeway", "0 to 300"),
             ("leeway = 301", "leeway", "0 to 300"),
             ("max_age = 9", "max_age", "10 to 2592000"),
@@ -398,7 +398,7 @@ class JwtSettingsTests(SettingsTestCase):
                 problems = self.assertRaises(ConfigError, self.jwt, more).problems
                 self.assertEqual(len(problems), 1, problems)
                 self.assertTrue(problems[0].startswith(f"validator.issuers[0].{key}: "), problems)
-                self.assertIn(allowed, problems[0].partition("; allowed: ")[2])
+                self.assertIn(allowed, problems[0])
                 self.assertNotIn("canary", problems[0])
 
     def test_one_place_of_the_keys(self) -> None:

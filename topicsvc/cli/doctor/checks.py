@@ -166,7 +166,8 @@ class Checks(Reporter):
             seconds = self._settings.checks.timeout
             response = await request.addTimeout(seconds, self._reactor, _raise_timeout)
         except Exception as error:
-            self.fail("clock", f"{url} gives no time: {explain(error)}")
+            # The check of the validator fails for the same reason; the clock may be right.
+            self.warn("clock", f"not compared, as {url} gives no time: {explain(error)}")
             return
         self._compare_clocks(url, response.header("date"))
 

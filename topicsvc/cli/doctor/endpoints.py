@@ -140,6 +140,12 @@ class EndpointChecks(Reporter):
             elif not _covers(names, host):
                 valid = f"only for {', '.join(sorted(map(str, names)))}" if names else "for no host"
                 self.fail(subject, f"valid {valid}: clients reject it")
+            elif certificate.issuer == certificate.subject:
+                self.warn(
+                    subject,
+                    f"{left} days left; self-signed: only clients that trust this certificate "
+                    "itself can connect",
+                )
             elif left < CERTIFICATE_WARNING_DAYS:
                 self.warn(subject, f"{left} days left: renew it, then reload (SIGHUP)")
             elif not _address(host) and not _covers(names, f"cell.{host}"):

@@ -64,11 +64,8 @@ class RoundTrip(Reporter):
         except TopicNotFound:
             self.fail("token", f"valid, but the topic {topic.path} does not exist")
             return None
-        except TokenInactive:
-            self.fail(
-                "token",
-                f"rejected for {topic.path}: expired, from another issuer, or without a right",
-            )
+        except TokenInactive as error:
+            self.fail("token", f"rejected for {topic.path}: {error}; {error.refusal.advice}")
             return None
         except Unavailable as error:
             self.fail("token", f"cannot be validated: {error}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -70,6 +72,9 @@ class Options(usage.Options):
             fail_to_start([str(error)])
 
     def postOptions(self) -> None:
+        problem = _twistd_problem(getattr(self, "parent", None) or {})
+        if problem is not None:
+            raise usage.UsageError(problem)
         for option in ("config", "admin"):
             if self[option] == "":
                 raise usage.UsageError(f"option --{option} is empty")
@@ -98,6 +103,43 @@ class Options(usage.Options):
             endpoint_problems,
             self._directory,
         )
+
+
+def _twistd_problem(twistd: Mapping[str, Any]) -> str | None:
+    """Why twistd itself would not start, in one line; None: it starts.
+
+    twistd would end with a traceback, or with several lines of text. It reads the pid file and
+    opens its log file in the current directory.
+    """
+    if twistd.get("pidfile"):
+        path = Path(twistd["pidfile"]).absolute()
+        process = _running(path)
+        if process is not None:
+            return (
+                f"another twistd runs here already, as process {process} (file {path}): stop it "
+                f"with kill {process}, or give this one twistd's --pidfile=FILE"
+            )
+        if not os.access(path.parent, os.W_OK):
+            return (
+                f"twistd cannot write its pid file {path}: run topicsvc serve, or give twistd's "
+                "--pidfile=FILE"
+            )
+    is_file = not (twistd.get("nodaemon") or twistd.get("logger") or twistd.get("syslog"))
+    if twistd and is_file and twistd.get("logfile") != "-":
+        path = Path(twistd.get("logfile") or "twistd.log").absolute()
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            return f"twistd cannot write its log file {path}: give twistd's --logfile=FILE"
+    return None
+
+
+def _running(pid_file: Path) -> int | None:
+    """The process that a pid file names, if it runs."""
+    try:
+        process = int(pid_file.read_text("ascii"))
+        os.kill(process, 0)
+    except (OSError, ValueError, OverflowError):
+        return None
+    return process
 
 
 def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:

@@ -37,3 +37,6 @@ apt-get install -y -qq --no-install-recommends prometheus
 
 # test_clock: libfaketime sets the time of day of one process. test_commands: curl.
 apt-get install -y -qq --no-install-recommends faketime curl
+
+# test_completion: the shells, and a check of the manual page.
+apt-get install -y -qq --no-install-recommends zsh fish mandoc

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
+import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -17,6 +24,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.integration.support.requirements import need
 from tests.support.certificates import Authority
 from tests.support.processes import TOPICSVC, TWISTD, Process, TwistdProcess, environment
+from topicsvc.cli.send import CONNECTION_IDLE_TIME
+from topicsvc.settings import SendSettings
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
@@ -219,6 +228,273 @@ class CommandTests(SynchronousTestCase):
             code, out, err = self.command(command, url, stdin=b"1")
             self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
             self.assertIn("refused", err)
+
+
+class FaultTests(SynchronousTestCase):
+    """Servers, URLs, files and outputs that are wrong: one line each, and never a traceback."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+
+    def assert_line(
+        self, words: str, *arguments: str, stdin: bytes = b"", program: str = ""
+    ) -> None:
+        """Assert one line on standard error, no output, exit code 1."""
+        begin = [sys.executable, "-c", program] if program else TOPICSVC
+        done = subprocess.run(
+            [*begin, *arguments],
+            check=False,
+            input=stdin,
+            capture_output=True,
+            env={**environment(), "TOPICSVC_TOKEN": "token"},
+            timeout=30,
+        )
+        err = done.stderr.decode()
+        self.assertEqual((done.returncode, done.stdout, err.count("\n")), (1, b"", 1), err)
+        self.assertTrue(err.startswith(f"topicsvc {arguments[0]}: "), err)
+        self.assertIn(words, err)
+
+    def serve(self, answer: bytes, closes: bool = True) -> int:
+        """Answer each connection with these bytes; return the port."""
+        server = socket.create_server(("127.0.0.1", 0))
+        connections: list[socket.socket] = []
+
+        def run() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connections.append(connection)
+                    if not answer.startswith(b"SSH"):
+                        connection.recv(65536)
+                    connection.sendall(answer)
+                    if closes:
+                        connection.close()
+
+        threading.Thread(target=run, daemon=True).start()
+        self.addCleanup(lambda: [each.close() for each in (server, *connections)])
+        return server.getsockname()[1]
+
+    def test_servers_that_do_not_speak_the_protocol(self) -> None:
+        ssh = b"SSH-2.0-OpenSSH_9.2\r\n"
+        page = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 8\r\n\r\n<p>\xe4\xff\r\n\x1b"
+        for answer, words in (
+            (ssh, "the answer is not HTTP; if the server has TLS at this port, write "),
+            (page, ": 502 <p>\ufffd\ufffd \\u001b\n"),
+            (b"", "the connection was lost; if the server has TLS at this port, write "),
+        ):
+            port = self.serve(answer)
+            self.assert_line(words, "send", f"http://127.0.0.1:{port}/box1/c/topic/n", "1")
+            self.assert_line(words, "subscribe", f"ws://127.0.0.1:{port}/__topic/x")
+
+    def test_a_silent_server_is_left_after_10_seconds(self) -> None:
+        port = self.serve(b"", closes=False)
+        for command, scheme in (("send", "http"), ("subscribe", "ws"), ("send", "https")):
+            url = f"{scheme}://127.0.0.1:{port}/x"
+            more = ("1",) if command == "send" else ()
+            self.assert_line(f"{url}: no response within 10 s", command, url, *more)
+
+    def test_a_lookup_that_hangs_does_not_hold_the_exit(self) -> None:
+        program = (
+            "import socket, sys, time; socket.getaddrinfo = lambda *_, **__: time.sleep(300); "
+            "from topicsvc.cli.main import main; sys.exit(main())"
+        )
+        for command, url in (("send", "http://x.example/"), ("subscribe", "ws://x.example/")):
+            more = ("1",) if command == "send" else ()
+            self.assert_line(url, command, url, *more, program=program)
+
+    def test_output_that_cannot_be_written(self) -> None:
+        key = shlex.quote(str(self.directory / "key"))
+        subprocess.run([*TOPICSVC, "token", "--key-file", self.directory / "key", "--new-key"],
+                       check=True, capture_output=True, env=environment())  # fmt: skip
+        file = self.directory / "topicsvc.toml"
+        file.write_text(
+            'listen = ["tcp:0"]\nunit_url = "https://unit1.example/"\n'
+            f'[validator]\nkind = "local"\nkey_file = "{self.directory / "key"}"\n'
+        )
+        for command in (
+            "--help",
+            "--version",
+            "completion bash",
+            f"token --key-file {key} --topic '/c/*'",
+            f"check --config {file}",
+            f"doctor --config {file}",
+        ):
+            for redirection, words in (
+                (">/dev/full", "standard output: No space left on device"),
+                (">&-", "standard output is closed"),
+            ):
+                with self.subTest(command=command, redirection=redirection):
+                    code, out, err = self.shell(f"{shlex.join(TOPICSVC)} {command} {redirection}")
+                    self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
+                    self.assertIn(words, err)
+
+    def test_standard_error_that_is_closed_or_full(self) -> None:
+        for redirection in ("2>&-", "2>/dev/full"):
+            code, out, _ = self.shell(f"{shlex.join(TOPICSVC)} send x 1 --token x {redirection}")
+            self.assertEqual((code, out), (1, ""))
+
+    def test_closed_standard_input(self) -> None:
+        code, out, err = self.shell(
+            f"{shlex.join(TOPICSVC)} send http://127.0.0.1:1/x --token x <&-"
+        )
+        self.assertEqual((code, out, err.count("\n")), (1, "", 1), err)
+        self.assertIn("standard input is closed", err)
+
+    def test_nothing_is_left_of_a_new_key_if_the_disk_is_full(self) -> None:
+        key = self.directory / "key"
+        code, _, err = self.shell(
+            f"ulimit -f 0; {shlex.join(TOPICSVC)} token --key-file {key} --new-key"
+        )
+        self.assertEqual((code, err), (1, f"topicsvc token: {key}: File too large\n"))
+        self.assertFalse(key.exists())
+
+    def shell(self, command: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            check=False,
+            capture_output=True,
+            env={name: each for name, each in environment().items() if name != "TOPICSVC_TOKEN"},
+            timeout=30,
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def test_an_interrupt_ends_a_command_at_once(self) -> None:
+        silent = self.serve(b"", closes=False)
+        for arguments in (
+            ["send", f"http://127.0.0.1:{silent}/x"],  # waits for its input
+            ["send", f"http://127.0.0.1:{silent}/x", "1"],
+            ["subscribe", f"ws://127.0.0.1:{silent}/x"],
+            ["check", "--config", "/dev/null"],
+        ):
+            for delay in (0.15, 0.3, 0.6, 1.2):
+                with self.subTest(arguments=arguments, delay=delay):
+                    child = subprocess.Popen(
+                        [*TOPICSVC, *arguments],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        env={**environment(), "TOPICSVC_TOKEN": "x"},
+                    )
+                    try:
+                        child.wait(delay)
+                    except subprocess.TimeoutExpired:
+                        child.send_signal(signal.SIGINT)
+                        began = time.monotonic()
+                        code = child.wait(20)
+                        self.assertLess(time.monotonic() - began, 1.5)
+                        self.assertEqual(code, 130)
+                    out, _ = child.communicate()
+                    self.assertNotIn(b"Traceback", out)
+
+    def test_a_terminal_gets_no_control_characters(self) -> None:
+        service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=self.directory)
+        self.addCleanup(service.stop)
+        text = service.demo_text()
+        token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        url = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
+        send = re.search(r"topicsvc send (\S+) ", text)[1]
+        body = '"\u009b2J \u202e \u2028 \u007f \u00fc"'
+        for more, shown in (
+            ((), '"\\u009b2J \\u202e \\u2028 \\u007f \u00fc"'),
+            (("--json",), body),
+        ):
+            main, side = pty.openpty()
+            child = subprocess.Popen(
+                [*TOPICSVC, "subscribe", url, "--count", "1", *more],
+                stdout=side,
+                stderr=subprocess.PIPE,
+                env={**environment(), "TOPICSVC_TOKEN": token, "PYTHONIOENCODING": "utf-8"},
+            )
+            os.close(side)
+            self.assertIn(b"subscribed", child.stderr.readline())
+            subprocess.run(
+                [*TOPICSVC, "send", send, "-", "--token", token],
+                check=True, input=body.encode(), env=environment(), timeout=20,
+            )  # fmt: skip
+            self.assertEqual(child.wait(20), 0)
+            child.stderr.close()
+            with os.fdopen(main, "rb", buffering=0) as terminal:
+                self.assertIn(shown, terminal.read(4096).decode())
+
+    def test_send_on_a_terminal_says_that_it_reads_lines(self) -> None:
+        main, side = pty.openpty()
+        self.addCleanup(os.close, main)
+        child = subprocess.Popen(
+            [*TOPICSVC, "send", "http://127.0.0.1:1/x", "--token", "x"],
+            stdin=side,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        os.close(side)
+        self.assertEqual(
+            child.stderr.readline(),
+            b"reading messages from standard input, one JSON value on each line; Ctrl-D ends\n",
+        )
+        child.send_signal(signal.SIGINT)
+        self.assertEqual(child.wait(5), 130)
+        child.stderr.close()
+
+    def test_check_warns_about_files_that_the_user_of_the_service_cannot_read(self) -> None:
+        need(os.geteuid() == 0, "root")
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            directory.chmod(0o755)
+            key, file = directory / "key", directory / "topicsvc.toml"
+            subprocess.run([*TOPICSVC, "token", "--key-file", key, "--new-key"],
+                           check=True, capture_output=True, env=environment())  # fmt: skip
+            file.write_text(
+                'listen = ["tcp:0"]\nunit_url = "https://unit1.example/"\n'
+                f'[validator]\nkind = "local"\nkey_file = "{key}"\n'
+            )
+            check = f"{shlex.join(TOPICSVC)} check --config {file} --user nobody"
+            code, out, err = self.shell(check)
+            self.assertEqual((code, out, err.count("\n")), (0, f"{file}: good\n", 1), err)
+            self.assertTrue(
+                err.startswith(
+                    f"topicsvc check: warning: as user nobody: {file}: validator.key_file: {key}: "
+                    "Permission denied"
+                ),
+                err,
+            )
+            shutil.chown(key, "nobody")
+            self.assertEqual(self.shell(check), (0, f"{file}: good\n", ""))
+
+    def test_a_message_of_exactly_the_maximum_is_sent_and_received(self) -> None:
+        service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=self.directory)
+        self.addCleanup(service.stop)
+        text = service.demo_text()
+        token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        url = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
+        send = re.search(r"topicsvc send (\S+) ", text)[1]
+        subscriber = Process([*TOPICSVC, "subscribe", url, "--count", "1", "--token", token])
+        self.addCleanup(subscriber.stop)
+        subscriber.wait_for("subscribed for")
+        body = b'"' + b"x" * (SendSettings().max_body - 2) + b'"'
+        subprocess.run([*TOPICSVC, "send", send, "--token", token],
+                       input=body + b"\n", check=True, env=environment(), timeout=30)  # fmt: skip
+        self.assertEqual(subscriber.wait(), 0)
+        self.assertEqual(len(json.loads(subscriber.output[-1])["Body"]), len(body) - 2)
+
+    def test_lines_may_be_further_apart_than_a_server_keeps_a_connection(self) -> None:
+        service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=self.directory)
+        self.addCleanup(service.stop)
+        text = service.demo_text()
+        token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        send = re.search(r"topicsvc send (\S+) ", text)[1]
+        child = subprocess.Popen(
+            [*TOPICSVC, "send", send, "--token", token],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        for pause in (CONNECTION_IDLE_TIME + 1, 62):  # the service keeps one for 60 s
+            child.stdin.write(b"1\n")
+            child.stdin.flush()
+            time.sleep(pause)
+        child.stdin.write(b"1\n")
+        _, err = child.communicate(timeout=20)
+        self.assertEqual((child.returncode, err), (0, b""))
 
 
 class StartTests(SynchronousTestCase):

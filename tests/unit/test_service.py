@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import sys
 from dataclasses import replace
@@ -68,6 +69,43 @@ class OptionTests(SynchronousTestCase):
         self.patch(sys, "stdout", out)
         self.assertEqual(self.assertRaises(SystemExit, Options().opt_version).code, 0)
         self.assertEqual(out.getvalue(), f"topicsvc {topicsvc.__version__}\n")
+
+    def start_with(self, **twistd: object) -> str:
+        """Return the line with which a start under these options of twistd fails."""
+        options = Options()
+        options.parent = {"pidfile": "", "nodaemon": 1, **twistd}
+        line = self.assertRaises(SystemExit, options.parseOptions, ["--demo"]).code
+        self.assertEqual(line.count("\n"), 0)
+        return str(line)
+
+    def test_a_second_twistd_in_the_same_directory_is_one_line(self) -> None:
+        file = Path(self.mktemp()).absolute()
+        file.write_text(str(os.getpid()))
+        self.assertEqual(
+            self.start_with(pidfile=str(file)),
+            f"topicsvc: another twistd runs here already, as process {os.getpid()} (file {file}): "
+            f"stop it with kill {os.getpid()}, or give this one twistd's --pidfile=FILE",
+        )
+
+    def test_a_directory_that_twistd_cannot_write_to_is_one_line(self) -> None:
+        self.patch(os, "access", lambda *_: False)
+        self.assertIn("cannot write its pid file", self.start_with(pidfile="twistd.pid"))
+        self.assertIn("cannot write its log file", self.start_with(nodaemon=0))
+        self.assertIn("x.log", self.start_with(nodaemon=0, logfile="x.log"))
+
+    def test_a_stale_pid_file_and_other_logs_are_no_problem(self) -> None:
+        file = Path(self.mktemp())
+        for content in ("x", "", "999999999", "9" * 30):
+            file.write_text(content)
+            for twistd in (
+                {"pidfile": str(file), "nodaemon": 1},
+                {"pidfile": "", "syslog": 1},
+                {"pidfile": "", "logfile": "-"},
+                {"pidfile": ""},
+            ):
+                options = Options()
+                options.parent = twistd
+                options.parseOptions(["--demo"])
 
     def test_each_wrong_setting_is_one_line_when_the_start_fails(self) -> None:
         file = Path(self.mktemp())

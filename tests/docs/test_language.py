@@ -109,7 +109,7 @@ class SourceTests(SynchronousTestCase):
             path: path.read_text("utf-8")
             for root in (PACKAGE, ROOT / "tests", ROOT / "bench", ROOT / "examples")
             for path in root.rglob("*.py")
-            if path != Path(__file__) and "node_modules" not in path.parts
+            if path != Path(__file__) and not {"node_modules", "venv"} & set(path.parts)
         }
 
     def test_no_docstring_begins_with_the_name_of_a_layer(self) -> None:

@@ -11,6 +11,7 @@ from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import IListeningPort
 
 from topicsvc.errors import ConfigError
+from topicsvc.process.setup import fail_to_start
 from topicsvc.settings import Config, LocalSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.local import RIGHTS, make_key, sign_token
@@ -56,9 +57,13 @@ def announce(config: Config, ports: Sequence[IListeningPort], now: float) -> Non
     They go to the real standard output: with the prefix of log lines they could not be pasted.
     """
     out = sys.__stdout__
-    if out is not None:
+    if out is None:
+        return
+    try:
         out.write(text(config, ports, now))
         out.flush()
+    except OSError as error:
+        fail_to_start([f"standard output: {error.strerror}"])
 
 
 def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -124,6 +125,20 @@ class ServeTests(TwistdTestCase):
             "No such file or directory; make the directory first",
             "--config", str(self.configure("tcp:0")), "--listen", "unix:nowhere/socket",
         )  # fmt: skip
+
+    def test_a_demo_whose_text_cannot_be_written_is_one_line(self) -> None:
+        for redirection, words in (
+            (">/dev/full", "No space left on device"),
+            (">&-", "standard output is closed"),
+        ):
+            command = f"{shlex.join(TOPICSVC)} serve --demo --listen {LOOPBACK} {redirection}"
+            done = subprocess.run(
+                ["bash", "-c", command],
+                check=False, capture_output=True, env=environment(), timeout=30,
+            )  # fmt: skip
+            err = done.stderr.decode()
+            self.assertEqual((done.returncode, err.count("\n")), (1, 1), err)
+            self.assertIn(words, err)
 
     def test_a_missing_client_of_a_broker_is_one_line(self) -> None:
         file = self.configure(LOOPBACK)

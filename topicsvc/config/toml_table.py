@@ -33,8 +33,6 @@ def _as_toml(value: Any) -> str:
     match value:
         case bool():
             return "true" if value else "false"
-        case "":
-            return "empty"
         case str():
             return json.dumps(value, ensure_ascii=False)
         case float():
@@ -253,15 +251,20 @@ class Table:
     def _not_texts(self, key: str, value: Any) -> None:
         be = 'a list of texts, ["...", "..."]'
         if not isinstance(value, list):
-            self._must(key, f"a list, [{as_toml(value)}]" if isinstance(value, str) else be, value)
+            self._must(
+                key,
+                f"a list, [{as_toml(value)}]" if value and isinstance(value, str) else be,
+                value,
+            )
             return
         [*_, wrong] = (each for each in value if not isinstance(each, str))
         self._add(f"{self._full(key)}: must be {be}, has {_kind(wrong)}: {as_toml(wrong)}")
 
     def _must(self, key: str, be: str, value: Any, is_right_kind: bool = False) -> None:
         """Add the problem of a value of a wrong kind, or out of its range."""
+        shown = "empty" if value == "" else as_toml(value)
         kind = "" if is_right_kind or value in ("", [], {}) else f"{_kind(value)}: "
-        self._add(f"{self._full(key)}: must be {be}, is {kind}{as_toml(value)}")
+        self._add(f"{self._full(key)}: must be {be}, is {kind}{shown}")
 
     def _add(self, line: str) -> None:
         if line not in self._problems:

@@ -233,7 +233,7 @@ class InvalidConfigTests(ConfigTestCase):
                 self.assert_problems(self.text(top=top), beginning)
 
     def test_one_mistake_is_one_problem(self) -> None:
-        for listen in ('"tcp:1"', "5", '["tcp:1", 5]', "[]"):
+        for listen in ('"tcp:1"', '""', "5", '["tcp:1", 5]', "[]"):
             text = self.text().replace('listen = ["tcp:8080"]', f"listen = {listen}")
             self.assert_problems(text, "listen: ")
         self.assert_problems(

@@ -19,6 +19,7 @@ from topicsvc.config.toml_table import Table
 from topicsvc.delivery import hub
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
 from topicsvc.errors import ConfigError
+from topicsvc.listening.listener import MAX_ACCEPTS
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.process import memory
 from topicsvc.settings import LimitSettings
@@ -279,6 +280,9 @@ class SecurityTests(SynchronousTestCase):
                 "messages of one request": "`send.max_batch`",
                 "body that is not needed": kibibytes(http_connection.MAX_SKIPPED),
                 "sends in progress, of all clients": str(send.MAX_IN_FLIGHT),
+                "work for one connection, if others wait": f"{1e3 * http_connection.TURN:g} ms",
+                "connections that a port accepts in one iteration": str(MAX_ACCEPTS),
+                "reads behind an error": f"{1 / http_connection.DISCARD_INTERVAL:.0f} a second",
                 "work on requests in one reactor iteration": (
                     f"{site.WORK_PER_ITERATION * 1000:.0f} ms"
                 ),

@@ -15,10 +15,11 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamServerEndpoint,
 )
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from topicsvc.listening.paced_tls import PacedTls
 from topicsvc.listening.tls_contexts import ContextSet
 
 __all__ = ["ServerContexts", "TlsEndpoint", "TlsTransport"]
@@ -45,7 +46,7 @@ class ServerContexts:
         return SSL.Connection(self._current.context(None))
 
 
-class TlsTransport(BufferingTLSTransport):
+class TlsTransport(PacedTls):
     """A TLS connection whose memory is freed as soon as the connection is lost.
 
     If a connection ends with an error, as most do, Twisted keeps the failure in a local variable

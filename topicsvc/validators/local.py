@@ -215,7 +215,7 @@ class LocalValidator(TokenValidator):
             payload = self._signed_payload(token)
             if payload is None:
                 payload = self._signatures.decode(token, self._key, algorithms=[_ALGORITHM])
-            claims = json.loads(payload)
+            claims = json.loads(payload.decode("utf-8"))
         except jwt.InvalidSignatureError as error:
             raise TokenInactive(
                 Refusal(

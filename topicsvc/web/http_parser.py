@@ -254,6 +254,11 @@ class RequestParser:
         """Bytes that were received and not yet parsed."""
         return len(self._data) - self._position
 
+    @property
+    def missing(self) -> int:
+        """Bytes of a body of known length that are not parsed yet; 0: unknown, or no body."""
+        return self._left
+
     def receive(self, data: bytes) -> None:
         """Add bytes from the network."""
         if self._position == len(self._data):

@@ -16,7 +16,7 @@ from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.topics import Unit
 from topicsvc.web import responses
-from topicsvc.web.http_connection import Exchange, HttpConnection, PendingSend
+from topicsvc.web.http_connection import DISCARD_INTERVAL, Exchange, HttpConnection, PendingSend
 from topicsvc.web.metadata import PATH, MetadataResource
 from topicsvc.web.responses import ANY_ORIGIN, Response, error_response
 
@@ -144,6 +144,7 @@ class TopicSite(Factory):
         self.body_deadlines = Deadlines(timer, BODY_TIMEOUT, HttpConnection.deadline_passed)
         self.idle_deadlines = Deadlines(timer, IDLE_TIMEOUT, HttpConnection.deadline_passed)
         self.close_deadlines = Deadlines(timer, CLOSE_TIMEOUT, HttpConnection.deadline_passed)
+        self.discard_pauses = Deadlines(clock, DISCARD_INTERVAL, HttpConnection.read_on)
         self._date = (-1, b"")
 
     def date(self) -> bytes:

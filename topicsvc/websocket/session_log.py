@@ -146,6 +146,7 @@ class SessionLog:
             "log_level": LogLevel.info,
             "log_namespace": logger.namespace,
             "log_source": self,
+            "log_system": f"{logger.namespace}#{LogLevel.info.name}",  # as Twisted composes it
         }
         self._advised = LogThrottle(ADVICE_INTERVAL)
         self._losses: deque[float] = deque(maxlen=LOSSES_FOR_ADVICE)

@@ -8,12 +8,13 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.tcp import Port
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.certificates import Authority
 from topicsvc.listening.endpoints import read_contexts
-from topicsvc.listening.listener import Listener, endpoint_problem
+from topicsvc.listening.listener import MAX_ACCEPTS, Listener, endpoint_problem
 
 
 class ListeningTestCase(SynchronousTestCase):
@@ -180,6 +181,22 @@ class AcceptedConnectionTests(ListeningTestCase):
         listening.listen()
         with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
             self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+
+class AcceptTests(ListeningTestCase):
+    def test_few_connections_are_accepted_in_one_iteration(self) -> None:
+        """Twisted's port accepts 100, and changes the number with each call."""
+        port: Any = Port(0, Factory.forProtocol(Protocol))
+        port.numberAccepts = 100
+        accepted: list[int] = []
+        self.patch(Port, "doRead", lambda port: accepted.append(port.numberAccepts))
+        memory = MemoryReactorClock()
+        self.patch(memory, "listenTCP", lambda *arguments, **options: port)
+        Listener("listen", "tcp:8080", Factory.forProtocol(Protocol), memory).bind()
+        for before in (100, 0, 120):
+            port.numberAccepts = before
+            port.doRead()
+        self.assertEqual(accepted, [MAX_ACCEPTS] * 3)
 
 
 class ReadCertificatesTests(ListeningTestCase):

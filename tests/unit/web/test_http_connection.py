@@ -208,6 +208,43 @@ class PipelineTests(ConnectionTestCase):
         self.assertEqual(answered, [21, 20])
         self.assertTrue(first.transport.is_reading)
 
+    def test_clients_take_short_turns(self) -> None:
+        """A client with one request does not wait until others have used whole iterations."""
+        self.site.budget._seconds = 0.004
+        seconds = self.clock.seconds
+        self.patch(self.clock, "seconds", lambda: self.spent + seconds())
+        self.spent = 0.0
+        respond = self.site.resource.respond
+
+        def slow(exchange: Any) -> Any:
+            self.spent += 0.0002
+            return respond(exchange)
+
+        self.patch(self.site.resource, "respond", slow)
+        flooding = [self.client() for _ in range(20)]
+        for client in flooding:
+            client.send_raw(head("OPTIONS * HTTP/1.1") * 200)
+        other = self.client()
+        other.send_raw(head("OPTIONS * HTTP/1.1"))
+        iterations = 0
+        while not self.statuses(other):
+            iterations += 1
+            self.site.budget._next_iteration()
+        self.assertLessEqual(iterations, 4, "20 turns of 0.6 ms, 4 ms in an iteration")
+
+    def test_few_bytes_wait_while_a_connection_is_deferred(self) -> None:
+        self.site.budget._seconds = 0.0
+        client = self.client()
+        data = head("OPTIONS * HTTP/1.1") * 5000
+        client.transport.unread += data
+        client.transport.read()
+        for _ in range(40):
+            self.clock.advance(0)
+            client.transport.written.clear()
+            waiting = client.transport.protocol._parser.buffered
+            self.assertLess(waiting, http_connection.SHORT_REQUEST + http_connection.READ_SIZE)
+        self.assertLess(len(client.transport.unread), len(data))
+
     def test_nothing_is_read_from_a_client_that_does_not_read(self) -> None:
         client = self.client()
         client.transport.is_congested = True
@@ -221,6 +258,23 @@ class PipelineTests(ConnectionTestCase):
 
 
 class CloseTests(ConnectionTestCase):
+    def test_after_an_error_input_is_discarded_with_pauses(self) -> None:
+        client = self.client()
+        client.send_raw(b"no request\r\n\r\n")
+        self.assertEqual(self.statuses(client), [400])
+        client.send_raw(b"x" * 1000)
+        self.assertFalse(client.transport.is_reading)
+        client.send_raw(b"x" * 100_000)
+        sizes = []
+        for _ in range(3):
+            self.clock.advance(http_connection.DISCARD_INTERVAL)
+            self.clock.advance(0)
+            sizes.append(len(client.transport.unread))
+        self.assertEqual(sizes, sorted(sizes, reverse=True))
+        self.assertLess(sizes[0], 100_000)
+        client.disconnect()
+        self.assertEqual(len(self.site.discard_pauses), 0)
+
     def test_requests_before_a_half_close_are_answered(self) -> None:
         client = self.client()
         client.send_raw(post())

@@ -40,7 +40,9 @@ MAX_SKIPPED = 65536
 """Most bytes of an unused body that are read to keep the connection open."""
 
 READ_SIZE = 16384
-"""Most bytes of one read. Without a valid token, less than two reads are kept in memory."""
+"""Most bytes of one read, also after the handshake of a WebSocket.
+
+Without a valid token, less than two reads are kept in memory."""
 
 TLS_READ_SIZE = 4096
 """The same over TLS, where a byte may come in a record of its own."""
@@ -195,7 +197,7 @@ class HttpConnection(TwistedProtocol):
         self._is_tls = ISSLTransport.providedBy(self.transport)
         read_size = TLS_READ_SIZE if self._is_tls else READ_SIZE
         _socket_transport(self.transport).bufferSize = read_size
-        _set_tls_budget(self.transport, site.budget)
+        _limit_tls(self.transport, site.budget)
         self.quota.on_token_deadline = self._token_deadline_passed
         self._set_deadline(site.head_deadlines)
 
@@ -288,8 +290,6 @@ class HttpConnection(TwistedProtocol):
         if self._send_queue is not None:
             self._send_queue.release()
         transport, self.transport = self.transport, None
-        del _socket_transport(transport).bufferSize
-        _set_tls_budget(transport, None)
         if isinstance(transport, ProtocolWrapper):  # TLS, the PROXY protocol
             transport.wrappedProtocol = protocol
         else:
@@ -646,8 +646,8 @@ def _socket_transport(transport: Any) -> Any:
     return transport
 
 
-def _set_tls_budget(transport: Any, budget: WorkBudget | None) -> None:
-    """Limit the work of `transport`, if it has TLS; None: no limit."""
+def _limit_tls(transport: Any, budget: WorkBudget) -> None:
+    """Limit the work of `transport` for received bytes to `budget`, if it has TLS."""
     while isinstance(transport, ProtocolWrapper):
         if isinstance(transport, PacedTls):
             transport.budget = budget

@@ -40,6 +40,8 @@ from topicsvc.websocket.messages import (
 from topicsvc.websocket.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
+    MAX_WAITING_BYTES,
+    MAX_WAITING_BYTES_WITHOUT_TOKEN,
     POLICY_VIOLATION,
     TRY_AGAIN_LATER,
     Begin,
@@ -49,6 +51,7 @@ from topicsvc.websocket.session import (
     Recheck,
     Reply,
     Session,
+    State,
     Validate,
 )
 from topicsvc.websocket.session_info import SessionInfo
@@ -68,6 +71,9 @@ _RESPONSE = (
 )
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """Joined to the client's key (RFC 6455, section 4.2.2)."""
+
+_JOINED_PIECE = 16384
+"""Bytes up to which the pieces of a message are joined."""
 
 _BROKER_LOST = Cause.of_error(BrokerUnavailable("the broker was lost"))
 _SLOW_CONSUMER = "Slow consumer"
@@ -123,7 +129,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     _log: ClassVar[Logger] = Logger()
 
     failedByMe: bool
-    message_data: list[bytes] | None
+    message_data: list[bytes] | None = None
+    frame_data: list[bytearray] | None = None
     CONFIG_ATTRS = ()  # the options are class attributes: see `topicsvc.websocket.server`
 
     has_initial_state: ClassVar[bool] = False
@@ -281,6 +288,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                 return
         # Autobahn's method of this name formats a debug line for each call.
         self._dataReceived(data)
+        if self._pending is not None:
+            self._update_reading()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # Autobahn's method of this name formats debug lines.
@@ -300,6 +309,15 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._fragments += 1
         if not self.failedByMe and not self._quota.allow_fragments(self._fragments):
             self._fail_connection(POLICY_VIOLATION, _TOO_MANY_FRAMES)
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        # Autobahn's method keeps each piece, which may be one byte, as an object of its own.
+        if not self.failedByMe:
+            pieces = self.frame_data
+            if pieces and len(pieces[-1]) < _JOINED_PIECE:
+                pieces[-1] += payload
+            else:
+                pieces.append(bytearray(payload))
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self._quota.allow_message():
@@ -426,7 +444,20 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._send_queue.deliver_until = until
         if until:  # messages that wait when the session ends are sent until the expiry
             self._send_queue.send_until = until
-        self._set_read_paused(self._session.wants_read_pause)
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        """Pause reading while a check is in progress and too many bytes wait for its result."""
+        session = self._session
+        pauses = session.wants_read_pause
+        if not pauses and self._pending is not None and self.state == self.STATE_OPEN:
+            # Some are of messages that are not complete.
+            pieces = (*(self.message_data or ()), *(self.frame_data or ()), self.data)
+            limit = MAX_WAITING_BYTES
+            if session.state is not State.ACTIVE:
+                limit = MAX_WAITING_BYTES_WITHOUT_TOKEN
+            pauses = session.waiting_bytes + sum(map(len, pieces)) > limit
+        self._set_read_paused(pauses)
 
     def _set_read_paused(self, is_paused: bool) -> None:
         """Stop or resume reading; unread bytes stay in the network's buffers."""

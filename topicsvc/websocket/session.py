@@ -32,6 +32,7 @@ __all__ = [
     "GOING_AWAY",
     "INTERNAL_ERROR",
     "MAX_WAITING_BYTES",
+    "MAX_WAITING_BYTES_WITHOUT_TOKEN",
     "MAX_WAITING_REQUESTS",
     "POLICY_VIOLATION",
     "TRY_AGAIN_LATER",
@@ -62,6 +63,9 @@ MAX_WAITING_REQUESTS = 8
 
 MAX_WAITING_BYTES = messages.MAX_TOKEN
 """If more bytes than this wait, reading pauses: the length of the longest token."""
+
+MAX_WAITING_BYTES_WITHOUT_TOKEN = 4096
+"""The same, incomplete messages included, for a client that has not presented a valid token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,9 +289,12 @@ class Session:
     @property
     def wants_read_pause(self) -> bool:
         """Whether more than `MAX_WAITING_BYTES` wait."""
-        if not self._waiting:
-            return False
-        return sum(len(payload) for payload, _, _ in self._waiting) > MAX_WAITING_BYTES
+        return bool(self._waiting) and self.waiting_bytes > MAX_WAITING_BYTES
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages that wait for the check in progress."""
+        return sum(len(payload) for payload, _, _ in self._waiting or ())
 
     @property
     def _is_checking(self) -> bool:

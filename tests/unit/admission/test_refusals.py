@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
@@ -533,6 +534,47 @@ class ReadPauseTests(RefusalTestCase):
             self.assertLessEqual(self.waiting(client), MAX_WAITING_BYTES + size + TRANSPORT_BUFFER)
             client.disconnect()
         self.assert_nothing_left()
+
+    def test_a_websocket_without_a_token_costs_less_than_100_kib(self) -> None:
+        size = self.settings.max_message
+        token = json.dumps({"AccessToken": "x" * MAX_WAITING_BYTES}).encode()
+        check = frame(TEXT, token)
+        floods = {
+            "messages behind a token": check + frame(TEXT, b"y" * 5_000) * 50,
+            "long messages behind a token": check + frame(TEXT, b"y" * size) * 9,
+            "a message that is not complete": frame(TEXT, b"y" * size)[:-1],
+            "the same, behind a token": check + frame(TEXT, b"y" * size)[:-1],
+            "fragments": frame(TEXT, b"y" * 500, fin=False) + frame(0, b"y" * 500, fin=False) * 126,
+            "fragments behind a token": check
+            + frame(TEXT, b"y" * 500, fin=False)
+            + frame(0, b"y" * 500, fin=False) * 126,
+        }
+        for name, flood in floods.items():
+            for step in (8, 16384):
+                if step == 8 and "not complete" not in name:
+                    continue
+                with self.subTest(name=name, step=step):
+                    self.assertLess(self.memory_of_a_client(flood, step), 100 * 1024)
+
+    def memory_of_a_client(self, flood: bytes, step: int) -> float:
+        """Bytes that the service keeps for a client that has sent `flood` in pieces of `step`."""
+        clients = []
+        tracemalloc.start()
+        try:
+            for number in range(2):
+                clients.append(Client(self, f"192.0.2.{number}"))
+                self.assertEqual(clients[-1].upgrade(), 101)
+            for client in clients:
+                for at in range(0, len(flood), step):
+                    if client.transport.is_reading and client.transport.lost is None:
+                        client.transport.protocol.dataReceived(flood[at : at + step])
+            for client in clients:
+                self.assertIsNone(client.transport.lost)
+            return tracemalloc.get_traced_memory()[0] / len(clients)
+        finally:
+            tracemalloc.stop()
+            for client in clients:
+                client.disconnect()
 
     def test_reading_resumes_when_the_session_ends(self) -> None:
         client = self.connect()

@@ -313,7 +313,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def onMessageFrameData(self, payload: bytes) -> None:
         # Autobahn's method keeps each piece, which may be one byte, as an object of its own.
         if not self.failedByMe:
-            pieces = self.frame_data
+            pieces: list[bytearray] = self.frame_data or []
+            self.frame_data = pieces
             if pieces and len(pieces[-1]) < _JOINED_PIECE:
                 pieces[-1] += payload
             else:

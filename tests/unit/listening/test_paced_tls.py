@@ -9,14 +9,15 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.certificates import Authority
+from topicsvc.listening.endpoints import read_contexts
 from topicsvc.listening.paced_tls import PacedTls
+from topicsvc.listening.tls import ServerContexts
 from topicsvc.scheduling.work_budget import WorkBudget
 
 
@@ -71,9 +72,8 @@ class PacedTlsTests(SynchronousTestCase):
         directory = Path(self.mktemp())
         directory.mkdir()
         key, certificate = Authority(directory).issue("unit1.example")
-        pem = certificate.read_bytes() + key.read_bytes()
-        options = PrivateCertificate.loadPEM(pem).options()
-        self.factory: Any = TLSMemoryBIOFactory(options, False, Factory.forProtocol(Protocol))
+        contexts = ServerContexts(read_contexts(f"ssl:443:privateKey={key}:certKey={certificate}"))
+        self.factory: Any = TLSMemoryBIOFactory(contexts, False, Factory.forProtocol(Protocol))
         self.factory.protocol = PacedTls
         self.clock = Clock()
         self.budget = WorkBudget(self.clock, 0.004)

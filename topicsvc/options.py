@@ -21,7 +21,19 @@ from topicsvc.listening.listener import endpoint_problem
 from topicsvc.process.setup import fail_to_start
 from topicsvc.settings import Config
 
-__all__ = ["Options", "check_problems", "endpoint_conflicts", "endpoint_problems"]
+__all__ = [
+    "MEMORY_BROKER_SHARED",
+    "Options",
+    "check_problems",
+    "endpoint_conflicts",
+    "endpoint_problems",
+]
+
+MEMORY_BROKER_SHARED = (
+    'broker.kind = "memory" delivers inside one process only, and {}: a message does not reach the '
+    'sessions of other processes; set a broker that they share, such as "redis" (docs/brokers.md)'
+)
+"""The warning about a memory broker behind more than one process, with the reason."""
 
 
 class Options(usage.Options):

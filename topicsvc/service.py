@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, Service
@@ -35,14 +37,15 @@ from topicsvc.errors import ConfigError
 from topicsvc.explain import explain_listen_error
 from topicsvc.interfaces import TokenValidator
 from topicsvc.listening.listener import Listener
-from topicsvc.options import Options, endpoint_problems
+from topicsvc.options import MEMORY_BROKER_SHARED, Options, endpoint_problems
 from topicsvc.process.deadline_clock import DeadlineClock
+from topicsvc.process.instances import SharedFile, running_instances, shares_port
 from topicsvc.process.memory import MemoryTrimmer, malloc_trim
 from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.process.setup import fail_to_start, max_open_files, tune_gc, use_monotonic_clock
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import SystemdNotifier
-from topicsvc.settings import Config, LogSettings
+from topicsvc.settings import Config, LogSettings, MemorySettings
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.handshake import UpgradeResource
@@ -85,6 +88,8 @@ def makeService(options: Options) -> IService:
         fail_to_start(error.problems)
     tune_gc()
     service.read_settings = (lambda: settings) if options["demo"] else options.settings
+    if options["config"]:
+        service.config_file = Path(options["config"])
     if options["demo"]:
         service.on_start = lambda ports: demo.announce(settings, ports, time.time())
     return service
@@ -105,6 +110,7 @@ class TopicService(Service):
     Attributes:
         on_start: called with the ports when the service has started; None: nothing is called.
         read_settings: reads the settings again for a reload; None: no reload on SIGHUP.
+        config_file: the file of the settings; None: there is none, as in a demo.
 
     Raises:
         ConfigError: an endpoint cannot be used.
@@ -118,6 +124,8 @@ class TopicService(Service):
     ) -> None:
         self.on_start: Any = None
         self.read_settings: Callable[[], Config] | None = None
+        self.config_file: Path | None = None
+        self._shared_file = SharedFile()
         self._settings = settings
         self._reactor = reactor
         self._now = now
@@ -251,9 +259,32 @@ class TopicService(Service):
             count=len(self.ports),
             ports="port" if len(self.ports) == 1 else "ports",
         )
+        self._warn_of_other_processes()
         if self.on_start is not None:
             self.on_start(self.ports)
         self._reactor.callWhenRunning(self._on_reactor_running)
+
+    def _warn_of_other_processes(self) -> None:
+        """Log each sign of another process, if the broker delivers inside this process only."""
+        if not isinstance(self._settings.broker, MemorySettings):
+            return
+        for reason in self._other_processes():
+            self._log.warn(
+                "{problem}",
+                problem=MEMORY_BROKER_SHARED.format(reason),
+            )
+
+    def _other_processes(self) -> Iterator[str]:
+        if self.config_file is not None:
+            with suppress(OSError):
+                if self._shared_file.join(self.config_file):
+                    yield f"another process uses {self.config_file}"
+        template, count = running_instances()
+        if count > 1:
+            yield f"systemd runs {count} instances of {template}"
+        for listener in self._listeners:
+            if shares_port(listener.port):
+                yield f"other processes may listen on {listener.text} too (SO_REUSEPORT)"
 
     def _on_reactor_running(self) -> None:
         """The reactor runs, and has installed its handlers of the signals that stop it."""
@@ -289,6 +320,7 @@ class TopicService(Service):
         self._apply(changes.settings, validators)
         for what in changes.needs_restart:
             self._log.warn("{what}: needs a restart; the old value stays in effect", what=what)
+        self._warn_of_other_processes()
         applied = [*changes.applied, *(replace() for replace in certificates)]
         self._log.info("reloaded: {what}", what=", ".join(applied) or "nothing has changed")
 
@@ -385,6 +417,7 @@ class TopicService(Service):
             self._deadline_clock.stop()
             self._reactor_lag.stopService()
             self._memory_trimmer.stopService()
+            self._shared_file.leave()
             self._signals.restore()
             self._notifier.stopped()
             return result

@@ -149,9 +149,12 @@ class LocalTests(DoctorTestCase):
         lines = yield self.doctor(self.token("send"))
         self.assertIn("send", lines[-1])
         lines = yield self.doctor(self.token(expires_at=1))
-        self.assert_found(lines, "FAIL", "token", "rejected for " + TOPIC.path)
+        self.assert_found(
+            lines, "FAIL", "token", f"rejected for {TOPIC.path}: it has expired; the client must"
+        )
         lines = yield self.doctor(self.token("nothing"))
         self.assert_found(lines, "FAIL", "token", "valid, but it may neither receive")
+        self.assert_found(lines, "FAIL", "token", 'on this topic: "may" has no right; ')
         self.more = "[send]\nenabled = false"
         lines = yield self.doctor(self.token())
         self.assert_found(lines, "warn", "send", "send.enabled")
@@ -254,7 +257,7 @@ class UnitTests(DoctorTestCase):
         self.assert_found(lines, "ok", "clock", "s from http://localhost:")
         self.assert_found(lines, "ok", "receive", "has arrived")
         lines = yield self.doctor("unknown")
-        self.assert_found(lines, "FAIL", "token", "rejected for")
+        self.assert_found(lines, "FAIL", "token", ": the unit refuses it: ")
 
     @inlineCallbacks
     def test_a_wrong_password(self) -> Any:

@@ -8,18 +8,22 @@ import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
 from topicsvc import config, demo
+from topicsvc import service as service_module
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.errors import ConfigError, TokenInactive
+from topicsvc.process.instances import count_locks
 from topicsvc.service import Options, TopicService, makeService
 from topicsvc.settings import Config, LimitSettings
 from topicsvc.validators.local import LocalValidator, make_key, write_key
@@ -220,6 +224,49 @@ class TopicServiceTests(TestCase):
             )
             service.reload()
             self.assertIsNot(service._validators, before)
+
+    def warnings(self, service: TopicService) -> list[str]:
+        """Return the warnings about other processes, as at a start."""
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        self.addCleanup(service._shared_file.leave)
+        service._warn_of_other_processes()
+        return [formatEvent(each) for each in events if each["log_level"] is LogLevel.warn]
+
+    def test_a_memory_broker_behind_a_second_process_with_the_same_file_is_a_warning(self) -> None:
+        file = Path(self.mktemp()).absolute()
+        file.write_text("")
+        first, second = (TopicService(self.settings(), reactor) for _ in range(2))
+        first.config_file = second.config_file = file
+        self.assertEqual(self.warnings(first), [])
+        [line] = self.warnings(second)
+        self.assertIn(f"and another process uses {file}: a message does not reach", line)
+
+    def test_a_memory_broker_behind_instances_or_a_shared_port_is_a_warning(self) -> None:
+        service = TopicService(self.settings(), reactor)
+        self.patch(service_module, "running_instances", lambda: ("topicsvc@.service", 2))
+        self.patch(service_module, "shares_port", lambda _: True)
+        instances, port = self.warnings(service)
+        self.assertIn("and systemd runs 2 instances of topicsvc@.service: ", instances)
+        self.assertIn(f"and other processes may listen on {LOOPBACK} too (SO_REUSEPORT)", port)
+
+    def test_other_brokers_may_be_behind_several_processes(self) -> None:
+        text = '[broker]\nkind = "activemq"\nendpoint = "tcp:127.0.0.1:1"'
+        service = TopicService(self.settings(text), reactor)
+        self.patch(service_module, "running_instances", lambda: ("topicsvc@.service", 2))
+        self.assertEqual(self.warnings(service), [])
+
+    def test_a_service_that_has_stopped_leaves_no_lock(self) -> Deferred[None]:
+        file = Path(self.mktemp()).absolute()
+        file.write_text("")
+        service = TopicService(self.settings(), reactor)
+        service.config_file = file
+        service.privilegedStartService()
+        service.startService()
+        self.assertEqual(count_locks(file), 1)
+        stopped = service.stopService()
+        return stopped.addCallback(lambda _: self.assertEqual(count_locks(file), 0))
 
     def test_log_subjects_applies_at_the_start_and_at_a_reload(self) -> None:
         service = TopicService(self.settings("[log]\nsubjects = false"), reactor)

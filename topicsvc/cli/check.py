@@ -6,12 +6,15 @@ import json
 import os
 import pwd
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from topicsvc import config
 from topicsvc.cli.terminal import CommandFailed, print_error, print_line
 from topicsvc.errors import ConfigError
-from topicsvc.options import check_problems
+from topicsvc.options import MEMORY_BROKER_SHARED, check_problems
+from topicsvc.process.instances import count_locks, enabled_instances
+from topicsvc.settings import Config, MemorySettings
 
 __all__ = ["run"]
 
@@ -19,14 +22,19 @@ __all__ = ["run"]
 def run(options: Namespace) -> None:
     """Read a configuration, and the endpoints, certificates, keys and passwords that it names.
 
+    A memory broker behind more than one process is a warning.
+
     Raises:
         CommandFailed: a setting cannot be used; one line for each. Or this user cannot check for
             another user.
     """
     user = None if options.user is None else _find_user(options.user)
-    problems = _problems(options.config)
-    if problems:
-        raise CommandFailed(*problems)
+    try:
+        settings = config.read(options.config, extra_check=check_problems)
+    except ConfigError as error:
+        raise CommandFailed(*error.problems) from error
+    for warning in _warnings(options.config, settings):
+        print_error(f"topicsvc check: warning: {options.config}: {warning}")
     if user is not None:
         for problem in _problems_of(user, options.config):
             print_error(f"topicsvc check: warning: as user {user.pw_name}: {problem}")
@@ -79,3 +87,15 @@ def _run_child(user: pwd.struct_passwd, path: Path, writer: int) -> None:
             pipe.write(json.dumps(_problems(path)).encode("ascii"))
     finally:
         os._exit(0)
+
+
+def _warnings(file: Path, settings: Config) -> Iterator[str]:
+    """Yield what may be intended, but loses messages."""
+    if not isinstance(settings.broker, MemorySettings):
+        return
+    count = count_locks(file)
+    if count > 1:
+        yield MEMORY_BROKER_SHARED.format(f"{count} processes use this file now")
+    template, enabled = enabled_instances(file)
+    if enabled:
+        yield MEMORY_BROKER_SHARED.format(f"systemd starts {enabled} instances of {template}")

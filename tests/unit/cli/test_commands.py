@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import topicsvc
 from topicsvc.cli import check, client, token
 from topicsvc.cli.main import main
+from topicsvc.process.instances import SharedFile
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import LocalValidator, read_key
 
@@ -241,6 +242,14 @@ class CheckTests(CommandTestCase):
         self.assertEqual(
             self.run_command("check", "--config", str(file)), (0, f"{file}: good\n", "")
         )
+        locks = [SharedFile(), SharedFile()]
+        for number, lock in enumerate(locks):
+            lock.join(file)
+            self.addCleanup(lock.leave)
+            code, out, err = self.run_command("check", "--config", str(file))
+            self.assertEqual((code, out), (0, f"{file}: good\n"))
+            self.assertEqual("2 processes use" in err, number == 1)
+        self.assertTrue(err.startswith(f"topicsvc check: warning: {file}: broker.kind = "), err)
         file.write_text(file.read_text().replace("tcp:8080", "ssl:8080:privateKey=nowhere"))
         self.assert_refused("listen: ", "check", "--config", str(file))
 

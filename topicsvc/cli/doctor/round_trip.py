@@ -18,6 +18,7 @@ from topicsvc.cli.send import Sender
 from topicsvc.cli.subscribe import Subscriber, make_factory
 from topicsvc.errors import TokenInactive, TopicNotFound, Unavailable
 from topicsvc.interfaces import Grant
+from topicsvc.refusals import Refusal
 from topicsvc.service import TopicService
 from topicsvc.settings import StopSettings
 from topicsvc.topics import TopicAddress
@@ -61,11 +62,11 @@ class RoundTrip(Reporter):
     ) -> Grant | None:
         try:
             grant = await service.rights_validator.validate(token, topic)
-        except TopicNotFound:
-            self.fail("token", f"valid, but the topic {topic.path} does not exist")
+        except TopicNotFound as error:
+            self.fail("token", f"valid, but {topic.path} does not exist: {_why(error.refusal)}")
             return None
         except TokenInactive as error:
-            self.fail("token", f"rejected for {topic.path}: {error}; {error.refusal.advice}")
+            self.fail("token", f"rejected for {topic.path}: {_why(error.refusal)}")
             return None
         except Unavailable as error:
             self.fail("token", f"cannot be validated: {error}")
@@ -73,7 +74,9 @@ class RoundTrip(Reporter):
         rights = ["receive"] * grant.may_receive + ["send"] * grant.may_send
         if not rights:
             self.fail(
-                "token", f"valid, but it may neither receive from {topic.path} nor send to it"
+                "token",
+                f"valid, but it may neither receive from {topic.path} nor send to it: "
+                f"{_why(grant.refusal_to_receive)}",
             )
             return None
         left = int(grant.expires_at - self._now())
@@ -117,6 +120,11 @@ class RoundTrip(Reporter):
     @property
     def _host(self) -> str:
         return min(self._settings.unit.hosts)
+
+
+def _why(refusal: Refusal) -> str:
+    """Return why a token is refused, and what to do."""
+    return f"{refusal}; {refusal.advice}"
 
 
 class _Arrival:

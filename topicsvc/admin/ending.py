@@ -98,12 +98,14 @@ class Ending:
                 yield
             elif not number % PIECE:
                 yield
+        has_subjects = self._websocket_server.context.session_log.has_subjects
+        is_left_out = key == "subject" and not has_subjects  # by log.subjects
         self._log.info(
             "{ended} {sessions} of {key} {value} ended by the operator at {caller}: {reason}",
             ended=ended,
             sessions="session" if ended == 1 else "sessions",
             key=key,
-            value=printable(str(getattr(value, "path", value)))[:200],
+            value="-" if is_left_out else printable(str(getattr(value, "path", value)))[:200],
             caller=caller,
             reason=reason,
         )

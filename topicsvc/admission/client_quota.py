@@ -218,10 +218,10 @@ class ClientQuota:
             0 if they may be sent now. Otherwise the seconds after which they may be; then they
             are not counted.
         """
-        limits = self._limits
-        by_token, by_cell = limits.sends_by_token, limits.sends_by_cell
-        if not by_token.is_limited and not by_cell.is_limited:
+        limits, settings = self._limits, self._limits.settings
+        if not settings.sends_per_minute and not settings.sends_per_minute_per_cell:
             return 0.0
+        by_token, by_cell = limits.sends_by_token, limits.sends_by_cell
         key = limits.token_key(token)
         seconds = by_token.wait(key, messages)
         if seconds:

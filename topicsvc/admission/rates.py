@@ -42,11 +42,6 @@ class RateTable(Generic[K]):
     def __len__(self) -> int:
         return len(self._full_at)
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether there is a limit."""
-        return self._per_minute() > 0
-
     def wait(self, key: K, uses: int = 1) -> float:
         """Seconds until `key` may be used `uses` times; 0: now.
 

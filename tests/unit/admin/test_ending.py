@@ -149,6 +149,12 @@ class EndTests(EndingTestCase):
         self.assert_ended()
         self.assert_metrics({'sessions_ended_total{reason="ended_by_operator"}': 2})
 
+    def test_without_log_subjects_the_line_does_not_name_the_subject(self) -> None:
+        self.websocket_server.context.session_log.has_subjects = False
+        self.assertEqual(self.post({"subject": "one", "reason": "x"}), {"ended": 2})
+        [line] = self.lines("ended by the operator")
+        self.assertIn("2 sessions of subject - ended by the operator", line)
+
     def test_the_reason_is_in_the_log_and_in_the_list_and_not_sent(self) -> None:
         self.admin_tree.configure(OperatorSettings(inspect=True, token=TOKEN))
         self.post({"subject": "one", "reason": "abuse, ticket 17"})

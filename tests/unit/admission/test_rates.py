@@ -46,14 +46,12 @@ class RateTableTests(SynchronousTestCase):
 
     def test_without_a_limit_nothing_is_kept(self) -> None:
         self.limit = 0
-        self.assertFalse(self.table.is_limited)
         self.assertEqual([self.use("a", 100) for _ in range(100)], [0] * 100)
         self.assertEqual(len(self.table), 0)
 
     def test_a_new_limit_applies_at_once(self) -> None:
         self.use("a", 6)
         self.limit = 60
-        self.assertTrue(self.table.is_limited)
         self.assertAlmostEqual(self.use("a"), 1)
         self.limit = 0
         self.assertEqual(self.use("a"), 0)

@@ -202,6 +202,7 @@ class TopicService(Service):
                 refused_sends=self.refused_sends,
                 checks=self._check_stats,
                 keys_age=lambda: self._validators.keys_age,
+                certificate_expiry=self._certificate_expiry,
                 lag=self._reactor_lag,
                 kinds=lambda: {
                     "validator": self._settings.validator.kind,
@@ -229,6 +230,12 @@ class TopicService(Service):
         """The listening ports, one for each endpoint, in the order of the settings."""
         listeners = [*self._listeners, *self._admin_listeners]
         return [listener.port for listener in listeners if listener.port is not None]
+
+    def _certificate_expiry(self) -> float | None:
+        """When the first certificate in use expires; None: there is none."""
+        listeners = [*self._listeners, *self._admin_listeners]
+        expiries = [listener.certificate_expiry for listener in listeners]
+        return min((expiry for expiry in expiries if expiry is not None), default=None)
 
     def privilegedStartService(self) -> None:
         """Bind the ports, while the process still has the right to bind those below 1024."""

@@ -316,6 +316,117 @@ def _text(payload: bytes) -> bytes:
     return b"\x81\xfe" + len(payload).to_bytes(2, "big") + bytes(4) + payload
 
 
+DAY = 86400
+
+ALERTS: dict[str, tuple[str, str, str]] = {
+    # alert: a series, its values when the alert fires, and when it does not, one a minute
+    "TopicsvcDown": ('up{job="topicsvc"}', "0x30", "1x30"),
+    "TopicsvcBrokerDown": ("topicsvc_broker_up", "0x30", "1x30"),
+    "TopicsvcMessagesMissed": ("topicsvc_broker_gaps_total", "0x26 1x4", "1x30"),
+    "TopicsvcTokensCannotBeValidated": (
+        'topicsvc_token_checks_total{outcome="unavailable"}', "0+20x30", "0+5x30"
+    ),
+    "TopicsvcKeysCannotBeFetched": (
+        'topicsvc_key_fetches_total{outcome="failed"}', "0+1x30", "3x30"
+    ),
+    "TopicsvcInternalErrors": (
+        'topicsvc_sessions_ended_total{reason="internal_error"}', "0x26 1x4", "0x30"
+    ),
+    "TopicsvcFanOutSlow": (
+        'topicsvc_fan_out_seconds_bucket{le="1.0"}', "0+90x30", "0+100x30"
+    ),
+    "TopicsvcReactorLag": (
+        'topicsvc_reactor_lag_seconds_bucket{le="0.25"}', "0+50x30", "0+100x30"
+    ),
+    "TopicsvcSlowReaders": (
+        'topicsvc_sessions_ended_total{reason="slow_consumer"}', "0+10x30", "0+2x30"
+    ),
+    "TopicsvcFilesShort": ('process_open_fds{job="topicsvc"}', "950x30", "500x30"),
+    "TopicsvcServiceFull": ('topicsvc_limit_hits_total{limit="connections"}', "0+1x30", "7x30"),
+    "TopicsvcLimitReached": (
+        'topicsvc_limit_hits_total{limit="failed_tokens_per_minute"}', "0+20x30", "0+5x30"
+    ),
+    "TopicsvcTokensRefused": (
+        'topicsvc_refused_tokens_total{use="send",reason="wrong_audience"}', "0+20x30", "0+5x30"
+    ),
+    "TopicsvcSendsUnavailable": (
+        'topicsvc_sends_total{status="503"}', "0+10x30", "0+2x30"
+    ),
+    "TopicsvcCertificateExpiresSoon": (
+        "topicsvc_certificate_expiry_timestamp_seconds", f"{13 * DAY}x30", f"{15 * DAY}x30"
+    ),
+    "TopicsvcCertificateExpires": (
+        "topicsvc_certificate_expiry_timestamp_seconds", f"{DAY}x30", "NaN " * 31
+    ),
+}  # fmt: skip
+
+OTHER_SERIES = {
+    "TopicsvcTokensCannotBeValidated": [
+        ('topicsvc_token_checks_total{outcome="granted"}', "0+100x30")
+    ],
+    "TopicsvcFanOutSlow": [
+        ('topicsvc_fan_out_seconds_bucket{le="2.5"}', "0+100x30"),
+        ('topicsvc_fan_out_seconds_bucket{le="+Inf"}', "0+100x30"),
+    ],
+    "TopicsvcReactorLag": [
+        ('topicsvc_reactor_lag_seconds_bucket{le="0.5"}', "0+100x30"),
+        ('topicsvc_reactor_lag_seconds_bucket{le="+Inf"}', "0+100x30"),
+    ],
+    "TopicsvcFilesShort": [('process_max_fds{job="topicsvc"}', "1000x30")],
+    "TopicsvcSendsUnavailable": [('topicsvc_sends_total{status="200"}', "0+100x30")],
+}
+"""Series that an alert needs besides its own."""
+
+
+class AlertTests(SynchronousTestCase):
+    """promtool evaluates each alert: above its threshold it fires, below it does not."""
+
+    def setUp(self) -> None:
+        need(shutil.which("promtool"), "promtool (tests/integration/install.sh)")
+        self.alerts = ROOT / "examples" / "prometheus-alerts.yml"
+
+    def fires(self, alert: str, values: str) -> str:
+        """Return promtool's error if `alert` does not fire after 30 minutes of `values`."""
+        series = [(ALERTS[alert][0], values), *OTHER_SERIES.get(alert, ())]
+        test = {
+            "rule_files": [str(self.alerts)],
+            "evaluation_interval": "1m",
+            "tests": [
+                {
+                    "interval": "1m",
+                    "input_series": [{"series": name, "values": value} for name, value in series],
+                    "promql_expr_test": [
+                        {
+                            "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
+                            "eval_time": "30m",
+                            "exp_samples": [{"labels": "{}", "value": 1}],
+                        }
+                    ],
+                }
+            ],
+        }
+        file = Path(self.mktemp()).absolute()
+        file.write_text(json.dumps(test))
+        done = subprocess.run(
+            ["promtool", "test", "rules", str(file)],
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=30,
+        )
+        return "" if done.returncode == 0 else done.stdout + done.stderr
+
+    def test_every_alert_is_tested(self) -> None:
+        names = re.findall(r"- alert: (\w+)", self.alerts.read_text("utf-8"))
+        self.assertEqual(set(names), set(ALERTS))
+
+    def test_each_alert_fires_above_its_threshold_only(self) -> None:
+        for alert, (_, firing, quiet) in ALERTS.items():
+            with self.subTest(alert=alert):
+                self.assertEqual(self.fires(alert, firing), "")
+                self.assertIn("got: nil", self.fires(alert, quiet))
+
+
 class PrometheusTests(MetricsTestCase):
     """A real Prometheus scrapes the service and runs the queries of the dashboard."""
 
@@ -391,12 +502,12 @@ class PrometheusTests(MetricsTestCase):
             for target in panel.get("targets", ()):
                 expression = target["expr"].replace("$__rate_interval", "20s")
                 expression = re.sub(r"\$(job|instance)", ".*", expression)
-                if "limit_hits" not in expression:  # no limit was reached
+                if not re.search("limit_hits|refused_tokens|certificate_expiry", expression):
                     self.assertTrue(self.query(expression), expression)
                 count += 1
         self.assertGreater(count, 25)
         self.until(lambda: self.rules_with("unknown") == [], "all rules were evaluated")
-        self.assertEqual(len(self.rules_with("ok")), 9)
+        self.assertEqual(len(self.rules_with("ok")), len(ALERTS))
         firing = [each["labels"]["alertname"] for each in self.call("alerts")["alerts"]]
         self.assertEqual(firing, [])
 

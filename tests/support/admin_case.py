@@ -29,6 +29,7 @@ class AdminTestCase(ServiceTestCase):
         self.websocket_server.context.validator = MeasuredValidator(
             self.validator, self.clock, self.checks
         )
+        self.certificate_expiry: float | None = None
         self.lag = ReactorLag(self.clock)
         self.lag.startService()
         self.metrics = Metrics(
@@ -41,6 +42,7 @@ class AdminTestCase(ServiceTestCase):
                 refused_sends=self.refused_sends,
                 checks=self.checks,
                 keys_age=lambda: 0,
+                certificate_expiry=lambda: self.certificate_expiry,
                 lag=self.lag,
                 kinds=lambda: {"validator": "local", "broker": "memory"},
             )

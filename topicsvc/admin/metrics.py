@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import nan
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -48,6 +49,8 @@ class Sources:
         refused_sends: sends with a refused token.
         checks: token checks.
         keys_age: returns the seconds since the keys of JWTs were fetched.
+        certificate_expiry: returns when the first certificate in use expires, in seconds since
+            the epoch; None: none is in use.
         lag: reactor lag.
         kinds: returns the kinds of validator and broker, by label.
     """
@@ -60,6 +63,7 @@ class Sources:
     refused_sends: RefusedSends
     checks: TokenCheckStats
     keys_age: Callable[[], float]
+    certificate_expiry: Callable[[], float | None]
     lag: ReactorLag
     kinds: Callable[[], Mapping[str, str]]
 
@@ -140,6 +144,12 @@ class _Service(Collector):
             "Refusals by a limit of [limits].",
             "limit",
             self._sources.limits.refusals,
+        )
+        expiry = self._sources.certificate_expiry()
+        yield GaugeMetricFamily(
+            "topicsvc_certificate_expiry_timestamp_seconds",
+            "When the first certificate in use expires; NaN without TLS.",
+            nan if expiry is None else expiry,
         )
         yield _histogram(
             "topicsvc_reactor_lag_seconds",

@@ -85,6 +85,11 @@ class Listener:
         self._service: StreamServerEndpointService = strports.service("tcp:0", factory, reactor)
         self._service.endpoint = _PortRecorder(endpoint, self)
 
+    @property
+    def certificate_expiry(self) -> float | None:
+        """When the first of its certificates expires, in seconds since the epoch; None: no TLS."""
+        return None if self._contexts is None else self._contexts.earliest_expiry
+
     def bind(self) -> None:
         """Listen.
 

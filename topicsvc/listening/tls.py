@@ -41,6 +41,11 @@ class ServerContexts:
         self._current.replaced_by(contexts)
         self._current = contexts
 
+    @property
+    def earliest_expiry(self) -> float:
+        """See `ContextSet`."""
+        return self._current.earliest_expiry
+
     def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
         """See `IOpenSSLServerConnectionCreator`."""
         return SSL.Connection(self._current.context(None))

@@ -43,6 +43,8 @@ class ContextSet:
 
     Attributes:
         default: the certificate for clients without a server name, or with an unknown one.
+        earliest_expiry: when the first of the certificates that clients see expires, in seconds
+            since the epoch.
 
     Raises:
         ValueError: a certificate cannot be used; the text names its file.
@@ -59,6 +61,9 @@ class ContextSet:
         self._by_name = {name: each for each in by_age for name in each.names}
         # A certificate that was replaced for each of its names has no context.
         used = {id(each): each for each in [self.default, *self._by_name.values()]}
+        self.earliest_expiry = min(
+            each.certificate.not_valid_after_utc.timestamp() for each in used.values()
+        )
         # Weak, so that there is no reference cycle and replaced contexts are freed at once.
         self._selector = _Selector(weakref.ref(self))
         self._contexts = {key: _make_context(each, parameters) for key, each in used.items()}

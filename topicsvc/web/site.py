@@ -37,7 +37,7 @@ CLOSE_TIMEOUT = 5.0
 WORK_PER_ITERATION = 0.004
 """Seconds of work on requests in one reactor iteration; further work waits for the next."""
 
-STATUSES = (200, 400, 401, 403, 404, 405, 413, 417, 500, 503)
+STATUSES = (200, 400, 401, 403, 404, 405, 413, 417, 429, 500, 503)
 """Statuses of sends. Each counter starts at 0, else Prometheus would miss its first increase."""
 
 

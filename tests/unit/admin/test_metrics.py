@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
 
@@ -113,6 +115,12 @@ class MetricTests(AdminTestCase):
             for use in ("session", "send"):
                 name = f'topicsvc_refused_tokens_total{{reason="{reason.label}",use="{use}"}}'
                 self.assertIn(name, samples)
+
+    def test_the_expiry_of_the_first_certificate(self) -> None:
+        name = "topicsvc_certificate_expiry_timestamp_seconds"
+        self.assertTrue(isnan(self.scrape()[name]))
+        self.certificate_expiry = 1600000000.0
+        self.assertEqual(self.scrape()[name], 1600000000)
 
     def test_messages(self) -> None:
         clients = [self.subscribe() for _ in range(3)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,40 @@ class ReadCertificatesTests(ListeningTestCase):
 
     def test_an_endpoint_without_tls_has_no_certificates(self) -> None:
         self.assertIsNone(self.listener("tcp:0").read_certificates())
+
+
+class ExpiryTests(ListeningTestCase):
+    """When the first certificate of an endpoint expires."""
+
+    def listener(self, text: str) -> Listener:
+        return Listener("listen", text, Factory.forProtocol(Protocol), reactor)
+
+    def days(self, expiry: float | None) -> int:
+        assert expiry is not None
+        return round((expiry - time.time()) / 86400)
+
+    def issue(self, name: str, days: int, *hosts: str) -> None:
+        lifetime = datetime.timedelta(days=days)
+        key, certificate = self.authority.issue(*hosts, name=name, lifetime=lifetime)
+        (self.pems / f"{name}.pem").write_bytes(key.read_bytes() + certificate.read_bytes())
+
+    def test_an_endpoint_without_tls_has_no_certificate(self) -> None:
+        self.assertIsNone(self.listener("tcp:8080").certificate_expiry)
+
+    def test_an_endpoint_with_one_certificate(self) -> None:
+        self.assertEqual(self.days(self.listener(self.ssl).certificate_expiry), 80)
+
+    def test_the_first_certificate_of_a_directory_that_clients_see(self) -> None:
+        self.issue("a", 50, "unit1.example")
+        self.issue("cells", 20, "*.unit1.example")
+        self.assertEqual(self.days(self.listener(self.tls).certificate_expiry), 20)
+
+    def test_a_reload_sets_it_when_it_puts_the_certificates_in_place(self) -> None:
+        listener = self.listener(self.tls)
+        self.assertEqual(self.days(listener.certificate_expiry), 80)
+        self.issue("a", 9, "unit1.example")
+        replace = listener.read_certificates()
+        assert replace is not None
+        self.assertEqual(self.days(listener.certificate_expiry), 80)
+        replace()
+        self.assertEqual(self.days(listener.certificate_expiry), 9)

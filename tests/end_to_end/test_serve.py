@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from uuid import uuid4
 
 from tests.support.processes import TOPICSVC, Process, environment
 from tests.support.twistd_case import LOOPBACK, SEND_PATH, WEBSOCKET_PATH, TwistdTestCase
@@ -81,12 +82,13 @@ class ServeTests(TwistdTestCase):
         self.assertNotIn("Traceback", process.text)
 
     def test_systemd_is_notified(self) -> None:
-        path = str(self.directory / "notify")
+        # A path in the directory of the test may be too long for a socket.
+        name = f"topicsvc-test-{uuid4()}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.bind(path)
+            notify.bind("\0" + name)
             notify.settimeout(20)
             program = (
-                f"import os, sys; os.environ['NOTIFY_SOCKET'] = {path!r}; "
+                f"import os, sys; os.environ['NOTIFY_SOCKET'] = {'@' + name!r}; "
                 "from topicsvc.cli.main import main; sys.exit(main())"
             )
             process = Process(

@@ -10,17 +10,12 @@ from itertools import count
 from random import Random
 from typing import Any, ClassVar, Protocol
 
-from twisted.application.internet import ClientService
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
-    IAddress,
     IReactorTime,
     IStreamClientEndpoint,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -34,7 +29,7 @@ from topicsvc.brokers.activemq.stomp_frames import (
     parse_heartbeat,
 )
 from topicsvc.brokers.in_flight import OnResult
-from topicsvc.brokers.reconnection import RetryDelays, TimeoutEndpoint
+from topicsvc.brokers.reconnection import BrokerClient, BrokerHandler
 from topicsvc.errors import BrokerUnavailable, StompError
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.settings import Login
@@ -64,9 +59,6 @@ MAX_CHECKS_BEFORE_GREETING = 2
 RECEIPT_TIMEOUT = 25.0
 """Seconds to wait for a receipt; longer than a broker that owes one may be silent."""
 
-STOP_TIMEOUT = 2.0
-"""Seconds that closing the connection may take."""
-
 _OFFERED_INTERVAL = 5000
 """Milliseconds between heartbeats that the CONNECT frame offers and requests."""
 
@@ -74,39 +66,22 @@ _MAX_BROKER_INTERVAL = 10000
 """Milliseconds: a broker with longer intervals could not be monitored."""
 
 
-class StompHandler(Protocol):
+class StompHandler(BrokerHandler, Protocol):
     """Handles the events of a `StompClient`."""
-
-    def on_connected(self) -> None:
-        """The broker has accepted the connection: requests can be made."""
-        ...
 
     def on_message(self, frame: Frame) -> None:
         """The broker has sent a MESSAGE. Must not raise."""
         ...
 
-    def on_lost(self, last_heard: float) -> None:
-        """The connection is lost. The broker was last heard at `last_heard`.
 
-        Pending requests fail after this call.
-        """
-        ...
-
-
-class StompClient(Service):
+class StompClient(BrokerClient["StompConnection", StompHandler]):
     """Keeps a connection for as long as the service runs.
 
     Args:
-        name: the purpose of the connection, for the log.
-        endpoint: of the broker.
-        clock: the time and timers.
-        login: username and password; None: no login.
-        handler: handles the events.
-        random: for the jitter of the retry delays.
-
-    Attributes:
-        last_error: the last known reason why there is no connection; empty if there is none.
+        login: username and password; None: no login. For the others see `BrokerClient`.
     """
+
+    broker = "the broker"
 
     _log: ClassVar[Logger] = Logger()
 
@@ -119,31 +94,12 @@ class StompClient(Service):
         handler: StompHandler,
         random: Random,
     ) -> None:
-        self.name = name
-        self.clock = clock
+        super().__init__(name, endpoint, clock, handler, random)
         self.login = login
-        self.handler = handler
-        self._retry_delays = RetryDelays(random)
-        self._connects = 0
-        self._is_paused = False
-        self.last_error = ""
-        self._connection: StompConnection | None = None
-        self._client = ClientService(
-            TimeoutEndpoint(endpoint, clock, self._on_connect_failed),
-            _ConnectionFactory(self),
-            retryPolicy=self._retry_delays,
-            clock=clock,
-        )
 
-    @property
-    def is_up(self) -> bool:
-        """Whether requests can be made."""
-        return self._connection is not None and self._connection.is_up
-
-    @property
-    def reconnects(self) -> int:
-        """How often the broker has accepted a connection after the first one."""
-        return max(0, self._connects - 1)
+    def make_connection(self) -> StompConnection:
+        """See `BrokerClient`."""
+        return StompConnection(self)
 
     def request(self, frame: Frame, on_result: OnResult) -> None:
         """Send `frame` with a request for a receipt; `on_result` is called with the result."""
@@ -160,84 +116,6 @@ class StompClient(Service):
         """
         if self._connection is not None and self._connection.is_up:
             self._connection.request(frame)
-
-    def pause(self) -> None:
-        """Stop reading until `resume`, also from a new connection after a reconnect."""
-        self._is_paused = True
-        if self._connection is not None and self._connection.is_up:
-            self._connection.pause()
-
-    def resume(self) -> None:
-        """Read again."""
-        self._is_paused = False
-        if self._connection is not None and self._connection.is_up:
-            self._connection.resume()
-
-    def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
-        self._client.startService()
-
-    def stopService(self) -> Deferred[None]:
-        """Send DISCONNECT and close, after `STOP_TIMEOUT` by force; fires when closed."""
-        super().stopService()  # type: ignore[no-untyped-call]
-        if self._connection is not None and self._connection.is_up:
-            self._connection.send(Frame("DISCONNECT"))
-        stopping = self._client.stopService()
-        connection = self._connection
-        if connection is not None:
-            force = self.clock.callLater(STOP_TIMEOUT, connection.abort, "stopping")
-
-            def stopped(_: None) -> None:
-                if force.active():
-                    force.cancel()
-
-            stopping.addCallback(stopped)
-        return stopping
-
-    # Called by the connection.
-
-    def on_connection_made(self, connection: StompConnection) -> None:
-        """A connection is made; the broker has not accepted it yet."""
-        self._connection = connection
-
-    def on_greeting(self) -> None:
-        """The broker has accepted the connection."""
-        self._connects += 1
-        self._retry_delays.reset()
-        self.last_error = ""
-        self._log.info("the {name} is connected to the broker", name=self.name)
-        self.handler.on_connected()
-        if self._is_paused:
-            self.pause()
-
-    def on_connection_lost(self, connection: StompConnection, why: str) -> None:
-        """The connection is lost."""
-        self._connection = None
-        if self.running:
-            self.log_error("the {name} has lost the broker: {why}", why)
-        if connection.is_up:
-            self.handler.on_lost(connection.last_heard)
-
-    def log_error(self, format_: str, why: str) -> None:
-        """Log an error unless its reason is the same as that of the last one."""
-        if why != self.last_error:
-            self.last_error = why
-            self._log.warn(format_, name=self.name, why=why)
-
-    def _on_connect_failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            why = failure.getErrorMessage()
-            self.log_error("the {name} cannot reach the broker: {why}", why)
-
-
-class _ConnectionFactory(Factory):
-    noisy = False
-
-    def __init__(self, client: StompClient) -> None:
-        self._client = client
-
-    def buildProtocol(self, addr: IAddress | None) -> StompConnection:
-        return StompConnection(self._client)
 
 
 class StompConnection(TwistedProtocol):
@@ -297,6 +175,10 @@ class StompConnection(TwistedProtocol):
             for receipt in self._pending:
                 self._deadlines.start(receipt)
             self.transport.resumeProducing()
+
+    def close(self) -> None:
+        """Send DISCONNECT."""
+        self.send(Frame("DISCONNECT"))
 
     def abort(self, why: str) -> None:
         """Abort the connection."""

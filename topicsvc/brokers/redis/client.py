@@ -14,23 +14,18 @@ from random import Random
 from typing import Any, ClassVar, Protocol
 
 import hiredis
-from twisted.application.internet import ClientService
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
-    IAddress,
     IReactorTime,
     IStreamClientEndpoint,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from topicsvc.brokers.reconnection import RetryDelays, TimeoutEndpoint
+from topicsvc.brokers.reconnection import BrokerClient, BrokerHandler
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.settings import Login
 
@@ -41,9 +36,6 @@ PROBE_INTERVAL = 2.5
 
 MAX_UNANSWERED = 4
 """Probes in a row without a byte from Redis after which the connection is aborted: 10 s."""
-
-STOP_TIMEOUT = 2.0
-"""Seconds that closing the connection may take."""
 
 MAX_REPLY = 128 * 1024 * 1024
 """Bytes that may arrive for one reply or message; Redis allows values of 512 MiB."""
@@ -56,22 +48,11 @@ OnReply = Callable[[Any], None]
 """Is called once with the reply of Redis, or with a `BrokerUnavailable`."""
 
 
-class RedisHandler(Protocol):
+class RedisHandler(BrokerHandler, Protocol):
     """Handles the events of a `RedisClient`."""
-
-    def on_connected(self) -> None:
-        """Redis has accepted the connection: requests can be made."""
-        ...
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
         """A subscribed channel has a message. Must not raise."""
-        ...
-
-    def on_lost(self, last_heard: float) -> None:
-        """The connection is lost. Redis was last heard at `last_heard`, by the clock.
-
-        Pending requests fail after this call.
-        """
         ...
 
 
@@ -98,24 +79,16 @@ class Session:
         return commands
 
 
-class RedisClient(Service):
+class RedisClient(BrokerClient["RedisConnection", RedisHandler]):
     """Keeps a connection for as long as the service runs.
 
     Args:
-        name: the purpose of the connection, for the log.
-        endpoint: of Redis.
-        clock: the time and timers.
-        session: what each connection starts with.
-        handler: handles the events.
-        random: for the jitter of the retry delays.
-
-    Attributes:
-        last_error: the last known reason why there is no connection; empty if there is none.
+        session: what each connection starts with. For the others see `BrokerClient`.
     """
 
-    _log: ClassVar[Logger] = Logger()
+    broker = "Redis"
 
-    name: str
+    _log: ClassVar[Logger] = Logger()
 
     def __init__(
         self,
@@ -126,31 +99,12 @@ class RedisClient(Service):
         handler: RedisHandler,
         random: Random,
     ) -> None:
-        self.name = name
-        self.clock = clock
+        super().__init__(name, endpoint, clock, handler, random)
         self.session = session
-        self.handler = handler
-        self._retry_delays = RetryDelays(random)
-        self._connects = 0
-        self._is_paused = False
-        self.last_error = ""
-        self._connection: RedisConnection | None = None
-        self._client = ClientService(
-            TimeoutEndpoint(endpoint, clock, self._on_connect_failed),
-            _ConnectionFactory(self),
-            retryPolicy=self._retry_delays,
-            clock=clock,
-        )
 
-    @property
-    def is_up(self) -> bool:
-        """Whether requests can be made."""
-        return self._connection is not None and self._connection.is_up
-
-    @property
-    def reconnects(self) -> int:
-        """How often Redis has accepted a connection after the first one."""
-        return max(0, self._connects - 1)
+    def make_connection(self) -> RedisConnection:
+        """See `BrokerClient`."""
+        return RedisConnection(self)
 
     def request(self, command: Command, on_reply: OnReply) -> None:
         """Send `command`; `on_reply` is called with the reply."""
@@ -158,81 +112,6 @@ class RedisClient(Service):
             on_reply(BrokerUnavailable("not connected"))
         else:
             self._connection.request(command, on_reply)
-
-    def pause(self) -> None:
-        """Stop reading until `resume`, also from a new connection after a reconnect."""
-        self._is_paused = True
-        if self._connection is not None and self._connection.is_up:
-            self._connection.pause()
-
-    def resume(self) -> None:
-        """Read again."""
-        self._is_paused = False
-        if self._connection is not None and self._connection.is_up:
-            self._connection.resume()
-
-    def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
-        self._client.startService()
-
-    def stopService(self) -> Deferred[None]:
-        """Close, after `STOP_TIMEOUT` by force; fires when closed."""
-        super().stopService()  # type: ignore[no-untyped-call]
-        stopping = self._client.stopService()
-        connection = self._connection
-        if connection is not None:
-            force = self.clock.callLater(STOP_TIMEOUT, connection.abort, "stopping")
-
-            def stopped(_: None) -> None:
-                if force.active():
-                    force.cancel()
-
-            stopping.addCallback(stopped)
-        return stopping
-
-    # Called by the connection.
-
-    def on_connection_made(self, connection: RedisConnection) -> None:
-        """A connection is made; Redis has not accepted it yet."""
-        self._connection = connection
-
-    def on_greeting(self) -> None:
-        """Redis has accepted the connection."""
-        self._connects += 1
-        self._retry_delays.reset()
-        self.last_error = ""
-        self._log.info("the {name} is connected to Redis", name=self.name)
-        self.handler.on_connected()
-        if self._is_paused:
-            self.pause()
-
-    def on_connection_lost(self, connection: RedisConnection, why: str) -> None:
-        """The connection is lost."""
-        self._connection = None
-        if self.running:
-            self.log_error("the {name} has lost Redis: {why}", why)
-        if connection.is_up:
-            self.handler.on_lost(connection.last_heard)
-
-    def log_error(self, format_: str, why: str) -> None:
-        """Log an error unless its reason is the same as that of the last one."""
-        if why != self.last_error:
-            self.last_error = why
-            self._log.warn(format_, name=self.name, why=why)
-
-    def _on_connect_failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self.log_error("the {name} cannot reach Redis: {why}", failure.getErrorMessage())
-
-
-class _ConnectionFactory(Factory):
-    noisy = False
-
-    def __init__(self, client: RedisClient) -> None:
-        self._client = client
-
-    def buildProtocol(self, addr: IAddress | None) -> RedisConnection:
-        return RedisConnection(self._client)
 
 
 class RedisConnection(TwistedProtocol):
@@ -283,6 +162,9 @@ class RedisConnection(TwistedProtocol):
             self._is_paused = False
             self._unanswered = 0
             self.transport.resumeProducing()
+
+    def close(self) -> None:
+        """Nothing: Redis needs no word before the end."""
 
     def abort(self, why: str) -> None:
         """Abort the connection."""

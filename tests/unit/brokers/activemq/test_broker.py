@@ -67,7 +67,7 @@ class ActiveMQTests(SynchronousTestCase):
 
     def stop(self) -> None:
         stopped = self.broker.stopService()
-        self.pass_time(stomp_client.STOP_TIMEOUT)
+        self.pass_time(reconnection.STOP_TIMEOUT)
         self.successResultOf(stopped)
         self.assertEqual(self.clock.getDelayedCalls(), [], "delayed calls are left")
 
@@ -371,7 +371,7 @@ class ReconnectTests(ActiveMQTests):
         self.server.freeze()
         stopped = self.broker.stopService()
         self.assertNoResult(stopped)
-        self.pass_time(stomp_client.STOP_TIMEOUT)
+        self.pass_time(reconnection.STOP_TIMEOUT)
         self.successResultOf(stopped)
 
     def test_stopping_sends_disconnect(self) -> None:
@@ -975,5 +975,5 @@ class PauseTests(ActiveMQTests):
 
     def test_it_can_be_stopped_during_the_pause(self) -> None:
         stopped = self.broker.stopService()
-        self.pass_time(stomp_client.STOP_TIMEOUT)
+        self.pass_time(reconnection.STOP_TIMEOUT)
         self.successResultOf(stopped)

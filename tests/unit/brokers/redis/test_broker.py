@@ -10,7 +10,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.scripted_redis import ScriptedRedis, ScriptedRedisPeer
-from topicsvc.brokers import in_flight, subscriptions
+from topicsvc.brokers import in_flight, reconnection, subscriptions
 from topicsvc.brokers.redis import client
 from topicsvc.brokers.redis.broker import RedisBroker
 from topicsvc.brokers.redis.client import Session
@@ -58,7 +58,7 @@ class RedisTests(SynchronousTestCase):
 
     def stop(self) -> None:
         stopped = self.broker.stopService()
-        self.pass_time(client.STOP_TIMEOUT)
+        self.pass_time(reconnection.STOP_TIMEOUT)
         self.successResultOf(stopped)
         self.assertEqual(self.clock.getDelayedCalls(), [], "delayed calls are left")
 

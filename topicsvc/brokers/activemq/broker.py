@@ -10,13 +10,11 @@ that does not exist. All topics are subscribed again before `is_up` is true.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from typing import ClassVar
 from uuid import uuid4
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 
@@ -25,6 +23,7 @@ from topicsvc.brokers.activemq.stomp_client import StompClient
 from topicsvc.brokers.activemq.stomp_frames import Frame
 from topicsvc.brokers.in_flight import InFlightLimit, OnResult
 from topicsvc.brokers.message_text import ascii_json, json_body
+from topicsvc.brokers.reader_and_sender import ReaderAndSender
 from topicsvc.brokers.subscriptions import Deliver, OnLost, Subscriptions, TopicSubscription
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Message, Subscription
@@ -40,7 +39,7 @@ _CELL = "__PERSONIUM_CELL"
 _MESSAGE_ID = "__PERSONIUM_MESSAGE_ID"
 
 
-class ActiveMQBroker(Service):
+class ActiveMQBroker(ReaderAndSender):
     """An ActiveMQ broker, shared by any number of processes and by the unit itself.
 
     Args:
@@ -65,68 +64,12 @@ class ActiveMQBroker(Service):
         random: Random | None = None,
     ) -> None:
         random = random or Random()  # noqa: S311 - jitter, no secret
-        self._losses = Losses()
-        self._reader = _Reader(clock, closes_on_loss, self._losses)
-        self._sender = _Sender(now, self._reader)
-        self._reader.client = StompClient("reader", endpoint, clock, login, self._reader, random)
-        self._sender.client = StompClient("sender", endpoint, clock, login, self._sender, random)
-
-    @property
-    def is_up(self) -> bool:
-        """See `topicsvc.interfaces.Broker`."""
-        return self._reader.is_up and self._sender.client.is_up
-
-    @property
-    def is_settled(self) -> bool:
-        """See `topicsvc.interfaces.Broker`."""
-        return self._reader.is_settled
-
-    @property
-    def losses(self) -> Losses:
-        """See `topicsvc.interfaces.Broker`."""
-        reconnects = self._reader.client.reconnects + self._sender.client.reconnects
-        return replace(self._losses, reconnects=reconnects)
-
-    @property
-    def last_error(self) -> str:
-        """The last known reason why the broker is not up; empty if there is none."""
-        return self._reader.client.last_error or self._sender.client.last_error
-
-    def subscribe(
-        self, topic: TopicAddress, deliver: Deliver, lost: OnLost | None = None
-    ) -> Deferred[Subscription]:
-        """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
-        if not self.is_up:
-            return fail(BrokerUnavailable("the broker is not connected"))
-        return self._reader.subscribe(topic, deliver, lost)
-
-    def publish(self, message: Message) -> Deferred[None]:
-        """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
-        return self._sender.publish(message)
-
-    def accept(self, message: Message) -> bool:
-        """Never: the answer comes over the network."""
-        return False
-
-    def pause(self) -> None:
-        """See `topicsvc.interfaces.Broker`. Messages wait at the broker."""
-        self._reader.client.pause()
-
-    def resume(self) -> None:
-        """See `topicsvc.interfaces.Broker`."""
-        self._reader.client.resume()
-
-    def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
-        self._reader.client.startService()
-        self._sender.client.startService()
-
-    def stopService(self) -> Deferred[None]:
-        """Close both connections; fires when both are closed."""
-        super().stopService()  # type: ignore[no-untyped-call]
-        clients = (self._reader.client, self._sender.client)
-        closing = gatherResults([client.stopService() for client in clients])
-        return closing.addCallback(lambda _: None)
+        losses = Losses()
+        reader = _Reader(clock, closes_on_loss, losses)
+        sender = _Sender(now, reader)
+        reader.client = StompClient("reader", endpoint, clock, login, reader, random)
+        sender.client = StompClient("sender", endpoint, clock, login, sender, random)
+        super().__init__(reader, sender, losses)
 
 
 def _destination(topic: TopicAddress) -> str:

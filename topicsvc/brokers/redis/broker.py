@@ -10,17 +10,16 @@ no longer has is a gap, which is logged and counted.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 
 from topicsvc.brokers.in_flight import InFlightLimit, OnResult
 from topicsvc.brokers.message_text import json_body
+from topicsvc.brokers.reader_and_sender import ReaderAndSender
 from topicsvc.brokers.redis import scripts
 from topicsvc.brokers.redis.client import Command, RedisClient, Session
 from topicsvc.brokers.redis.scripts import NONE, Entry, EntryId, History, InvalidReply
@@ -37,7 +36,7 @@ _INVALID_INTERVAL = 60.0
 """Seconds between two lines of the log about messages that are not from topicsvc."""
 
 
-class RedisBroker(Service):
+class RedisBroker(ReaderAndSender):
     """A Redis server, shared by any number of processes.
 
     Args:
@@ -65,69 +64,13 @@ class RedisBroker(Service):
         random: Random | None = None,
     ) -> None:
         random = random or Random()  # noqa: S311 - jitter, no secret
-        self._losses = Losses()
+        losses = Losses()
         names = _Names(prefix)
-        self._reader = _Reader(clock, names, history, closes_on_loss, self._losses)
-        self._sender = _Sender(names, history, self._reader)
-        self._reader.client = RedisClient("reader", endpoint, clock, session, self._reader, random)
-        self._sender.client = RedisClient("sender", endpoint, clock, session, self._sender, random)
-
-    @property
-    def is_up(self) -> bool:
-        """See `topicsvc.interfaces.Broker`."""
-        return self._reader.is_up and self._sender.client.is_up
-
-    @property
-    def is_settled(self) -> bool:
-        """See `topicsvc.interfaces.Broker`."""
-        return self._reader.is_settled
-
-    @property
-    def losses(self) -> Losses:
-        """See `topicsvc.interfaces.Broker`."""
-        reconnects = self._reader.client.reconnects + self._sender.client.reconnects
-        return replace(self._losses, reconnects=reconnects)
-
-    @property
-    def last_error(self) -> str:
-        """The last known reason why the broker is not up; empty if there is none."""
-        return self._reader.client.last_error or self._sender.client.last_error
-
-    def subscribe(
-        self, topic: TopicAddress, deliver: Deliver, lost: OnLost | None = None
-    ) -> Deferred[Subscription]:
-        """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
-        if not self.is_up:
-            return fail(BrokerUnavailable("Redis is not connected"))
-        return self._reader.subscribe(topic, deliver, lost)
-
-    def publish(self, message: Message) -> Deferred[None]:
-        """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
-        return self._sender.publish(message)
-
-    def accept(self, message: Message) -> bool:
-        """Never: the answer comes over the network."""
-        return False
-
-    def pause(self) -> None:
-        """See `topicsvc.interfaces.Broker`. Messages wait at Redis."""
-        self._reader.client.pause()
-
-    def resume(self) -> None:
-        """See `topicsvc.interfaces.Broker`."""
-        self._reader.client.resume()
-
-    def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
-        self._reader.client.startService()
-        self._sender.client.startService()
-
-    def stopService(self) -> Deferred[None]:
-        """Close both connections; fires when both are closed."""
-        super().stopService()  # type: ignore[no-untyped-call]
-        clients = (self._reader.client, self._sender.client)
-        closing = gatherResults([client.stopService() for client in clients])
-        return closing.addCallback(lambda _: None)
+        reader = _Reader(clock, names, history, closes_on_loss, losses)
+        sender = _Sender(names, history, reader)
+        reader.client = RedisClient("reader", endpoint, clock, session, reader, random)
+        sender.client = RedisClient("sender", endpoint, clock, session, sender, random)
+        super().__init__(reader, sender, losses)
 
 
 class _Names:

@@ -53,6 +53,9 @@ DISCARD_INTERVAL = 0.02
 Without a pause, 100 clients that send on after an error use a processor core for reading alone.
 """
 
+DISCARD_SIZE = 262144
+"""Most bytes of such a read: 13 MB a second, so that a client can send a long body to its end."""
+
 SHORT_REQUEST = 4096
 """Bytes that may wait for a later iteration while the connection is still read."""
 
@@ -569,6 +572,7 @@ class HttpConnection(TwistedProtocol):
         """Discard what was read, and read on after `DISCARD_INTERVAL`."""
         if not self._is_paused and not self._has_ended:
             self._is_paused = True
+            _socket_transport(self.transport).bufferSize = DISCARD_SIZE
             self.transport.pauseProducing()
             self.factory.discard_pauses.start(self)
 

@@ -29,6 +29,8 @@ PIECE = 16
 
 TOPICS = b"/topics/"
 
+NO_SESSION = "no session is on this topic; /topics lists those with sessions"
+
 Selector = Callable[[TopicConnection], bool]
 """Whether a session is selected."""
 
@@ -85,10 +87,13 @@ class Inspection:
     def topic(self, path: bytes) -> Pieces[Answer]:
         """``/topics/{path}``: one topic."""
         topic = topic_in_path(path, TOPICS)
-        activity = None if topic is None else self._hub.activity(topic)
+        if topic is None:
+            return error_answer(
+                404, "not the path of a topic; allowed: /topics/cell1/box1/col/topic/name"
+            )
+        activity = self._hub.activity(topic)
         if activity is None:
-            wrong = "not the path of a topic" if topic is None else "no session is on this topic"
-            return error_answer(404, f"{wrong}; allowed: /topics/cell1/box1/col/topic/name")
+            return error_answer(404, NO_SESSION)
         return json_answer((yield from self._topic(activity)))
 
     def _topic(self, activity: TopicActivity) -> Pieces[dict[str, Any]]:

@@ -124,8 +124,8 @@ class AdminTree(Resource):
             return _write(request, _NOT_FOUND)
         if request.method not in page.methods:
             allowed = b", ".join(page.methods)
-            text = b" or ".join(page.methods) + b"\n"
-            return _write(request, Answer(405, _TEXT, text, ((b"allow", allowed),)))
+            error = f"this page has another method; allowed: {allowed.decode('ascii')}"
+            return _write(request, error_answer(405, error, ((b"allow", allowed),)))
         if self._in_progress >= MAX_IN_PROGRESS:
             error = f"{MAX_IN_PROGRESS} requests are in progress; try again"
             return _write(request, error_answer(503, error, ((b"retry-after", b"1"),)))

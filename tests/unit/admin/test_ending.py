@@ -62,9 +62,11 @@ class AccessTests(EndingTestCase):
         self.admin_tree.configure(OperatorSettings())
         self.assertEqual(self.request_end(), 404)
 
-    def test_only_post_is_allowed(self) -> None:
-        client, _ = self.request("/sessions/end", "GET", AUTHORIZED)
+    def test_only_post_is_allowed_and_the_error_says_so(self) -> None:
+        client, body = self.request("/sessions/end", "GET", AUTHORIZED)
         self.assertEqual((client.status, client.headers["allow"]), (405, ["POST"]))
+        error = "this page has another method; allowed: POST"
+        self.assertEqual(json.loads(body), {"error": error})
 
     def test_without_the_token_nothing_is_ended(self) -> None:
         client = self.join()

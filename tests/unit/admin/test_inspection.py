@@ -184,13 +184,15 @@ class TopicsTests(InspectionTestCase):
         self.assertGreater(self.get(f"/topics{TOPIC.path}")["queued_bytes"], 100)
 
     def test_a_topic_without_sessions_is_404_with_the_reason(self) -> None:
-        for path, wrong in (
-            (OTHER.path, "no session is on this topic"),
-            ("/cell1", "not the path of a topic"),
-            ("/%FF", "not the path of a topic"),
-        ):
+        error = self.get(f"/topics{OTHER.path}", 404)["error"]
+        self.assertEqual(error, "no session is on this topic; /topics lists those with sessions")
+
+    def test_a_path_that_is_not_a_topic_is_404_with_an_allowed_one(self) -> None:
+        for path in ("/cell1", "/%FF", "/"):
             error = self.get(f"/topics{path}", 404)["error"]
-            self.assertEqual(error, f"{wrong}; allowed: /topics/cell1/box1/col/topic/name")
+            self.assertEqual(
+                error, "not the path of a topic; allowed: /topics/cell1/box1/col/topic/name"
+            )
 
     def test_a_topic_whose_sessions_have_left_is_not_listed(self) -> None:
         self.join().disconnect()

@@ -45,6 +45,8 @@ class AdminSiteTests(AdminTestCase):
             self.assertNotIn("server", client.headers)
         client, body = self.request("/metrics", "POST")
         self.assertEqual((client.status, client.headers["allow"]), (405, ["GET, HEAD"]))
+        error = "this page has another method; allowed: GET, HEAD"
+        self.assertEqual(json.loads(body), {"error": error})
         for path in ("/health/live", "/health/ready", "/metrics"):
             client, _ = self.request(path)
             self.assertNotIn("server", client.headers)

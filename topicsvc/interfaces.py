@@ -32,7 +32,7 @@ class Grant:
         expires_at: seconds since the epoch; from then on the grant has expired.
         may_receive: the privilege ``stream-receive``.
         may_send: the privilege ``stream-send``.
-        refusal: why there is no right, for the operator; None: not known, or there is a right.
+        refusal: why a right is missing, for the operator; None: not known, or none is missing.
     """
 
     subject: str | None
@@ -48,16 +48,16 @@ class Grant:
     @property
     def refusal_to_receive(self) -> Refusal:
         """Why it does not give the right to receive."""
-        if self.may_send:
-            return Refusal(RefusalReason.MAY_NOT_RECEIVE)
-        return self.refusal or Refusal(RefusalReason.NO_RIGHT)
+        if self.refusal is not None:
+            return self.refusal
+        return Refusal(RefusalReason.MAY_NOT_RECEIVE if self.may_send else RefusalReason.NO_RIGHT)
 
     @property
     def refusal_to_send(self) -> Refusal:
         """Why it does not give the right to send."""
-        if self.may_receive:
-            return Refusal(RefusalReason.MAY_NOT_SEND)
-        return self.refusal or Refusal(RefusalReason.NO_RIGHT)
+        if self.refusal is not None:
+            return self.refusal
+        return Refusal(RefusalReason.MAY_NOT_SEND if self.may_receive else RefusalReason.NO_RIGHT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,17 +242,21 @@ class LocalValidator(TokenValidator):
         may = claims.get("may")
         if not isinstance(may, list):
             raise _invalid_claims('"may" is not a list')
-        has_right = "receive" in may or "send" in may
+        may_receive, may_send = "receive" in may, "send" in may
         grant = Grant(
-            subject,
-            expires_at,
-            "receive" in may,
-            "send" in may,
-            None
-            if has_right
-            else Refusal(RefusalReason.NO_RIGHT, '"may" has no right', _SIGN_ANOTHER),
+            subject, expires_at, may_receive, may_send, _missing_right(may_receive, may_send)
         )
         return _Token(grant, not_before, _patterns(claims.get("topics")))
+
+
+def _missing_right(may_receive: bool, may_send: bool) -> Refusal | None:
+    if may_receive and may_send:
+        return None
+    if may_receive:
+        return Refusal(RefusalReason.MAY_NOT_SEND, "", _SIGN_ANOTHER)
+    if may_send:
+        return Refusal(RefusalReason.MAY_NOT_RECEIVE, "", _SIGN_ANOTHER)
+    return Refusal(RefusalReason.NO_RIGHT, '"may" has no right', _SIGN_ANOTHER)
 
 
 def _is_time(claim: Any) -> bool:

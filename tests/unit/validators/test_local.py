@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.errors import TokenInactive
 from topicsvc.interfaces import Grant
+from topicsvc.refusals import RefusalReason
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import LocalValidator, make_key, read_key, sign_token, write_key
 
@@ -52,6 +53,22 @@ class LocalValidatorTests(SynchronousTestCase):
         ):
             grant = self.successResultOf(self.validate(self.sign(may=may)))
             self.assertEqual((grant.may_receive, grant.may_send), (receive, send))
+
+    def test_the_advice_about_a_missing_right_is_that_of_signed_tokens(self) -> None:
+        """Their rights stand in the token alone: there is nothing to grant to its owner."""
+        for may, to_receive, to_send in (
+            (["receive"], None, RefusalReason.MAY_NOT_SEND),
+            (["send"], RefusalReason.MAY_NOT_RECEIVE, None),
+            ([], RefusalReason.NO_RIGHT, RefusalReason.NO_RIGHT),
+        ):
+            grant = self.successResultOf(self.validate(self.sign(may=may)))
+            for reason, refusal in (
+                (to_receive, grant.refusal_to_receive),
+                (to_send, grant.refusal_to_send),
+            ):
+                if reason is not None:
+                    self.assertIs(refusal.reason, reason)
+                    self.assertIn('sign a token whose "topics" and "may"', refusal.advice)
 
     def test_topics_may_be_patterns(self) -> None:
         for topics in (["/cell1/box1/*"], ["/*"], ["/other/*", TOPIC.path]):

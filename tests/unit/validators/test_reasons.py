@@ -104,8 +104,10 @@ class LocalReasonTests(SynchronousTestCase):
             with self.subTest(changes=changes):
                 self.assertEqual((refusal.reason, refusal.detail), (RefusalReason.NO_RIGHT, detail))
                 self.assertIn('"topics"', refusal.advice)
-        granted = self.successResultOf(self.validator.validate(self.sign(), TOPIC))
-        self.assertIsNone(granted.refusal)
+
+    def test_a_token_with_both_rights_has_no_reason(self) -> None:
+        token = self.sign(may=["receive", "send"])
+        self.assertIsNone(self.successResultOf(self.validator.validate(token, TOPIC)).refusal)
 
 
 class IntrospectionReasonTests(HttpValidatorTestCase):

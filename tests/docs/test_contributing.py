@@ -24,7 +24,11 @@ PACKAGE = Path(topicsvc.__file__).parent
 class TestCommandTests(SynchronousTestCase):
     def test_the_readme_begins_with_the_two_commands(self) -> None:
         text = page("README.md")
-        self.assertIn("\n    pip install . && twistd -n topicsvc --demo\n", text)
+        self.assertIn(
+            "\n    python3 -m venv .venv && . .venv/bin/activate\n"
+            "    pip install . && twistd -n topicsvc --demo\n",
+            text,
+        )
         self.assertIn(f"\n    pip install '.[test]' && {FAST}\n", text)
 
     def test_ci_runs_both_test_commands(self) -> None:

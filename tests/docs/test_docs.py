@@ -168,7 +168,7 @@ class CommandTests(SynchronousTestCase):
     def test_each_option_of_a_documented_command_exists(self) -> None:
         """Commands that need a service are run in tests.integration.test_commands."""
         seen = set()
-        for name in ("README.md", "docs/configuration.md"):
+        for name in ("README.md", "docs/configuration.md", "docs/operations.md"):
             text = re.sub(r" \\\n +", " ", page(name))  # a command on two lines
             for line in re.findall(r"^ {4}topicsvc (.*)$", text, re.MULTILINE):
                 words = re.sub(r"\[[^]]*\]", "", line).replace("'", "").split()

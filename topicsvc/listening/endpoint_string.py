@@ -38,7 +38,11 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _PORTS = {"tcp": "", "ssl": "", "tcp6": "::", "tls": "::"}
 """The kinds that listen on a port, and their default interfaces."""
 
-_ANY_PORT = ("", "0")
+_ANY_PORT = ""
+"""Port 0, of which leading zeros are removed."""
+
+_LOCALHOST = "127.0.0.1"
+"""The address of ``localhost`` in endpoints of IPv4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,8 @@ class EndpointString:
     def conflicts_with(self, other: EndpointString) -> bool:
         """Whether only one of the two can listen."""
         if self.has_port and other.has_port:
-            port, other_port = (each.get("port", "443") for each in (self, other))
-            if port != other_port or port in _ANY_PORT:
+            port, other_port = (each.get("port", "443").lstrip("0") for each in (self, other))
+            if port != other_port or port == _ANY_PORT:
                 return False
             return _overlap(_address(self.interface), _address(other.interface))
         if self.kind != other.kind:
@@ -173,6 +177,8 @@ def _fields(text: str) -> list[str]:
 
 def _address(interface: str) -> str:
     """The canonical text of an address; other text as it is."""
+    if interface.lower() == "localhost":
+        return _LOCALHOST
     try:
         address = ip_address(interface or "0.0.0.0")  # noqa: S104 - compared, not listened on
     except ValueError:

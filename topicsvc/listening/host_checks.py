@@ -27,6 +27,8 @@ def host_problem(string: EndpointString) -> str | None:
 
 
 def _unix_problem(address: str) -> str | None:
+    if not address or "\0" in address:
+        return "write the path of a UNIX socket behind unix:, without a NUL character"
     path = Path(address)
     name = shown(path)
     if len(os.fsencode(address)) > _MAX_UNIX_PATH:

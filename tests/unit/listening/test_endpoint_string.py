@@ -43,6 +43,9 @@ class ConflictTests(SynchronousTestCase):
         for one, other in (
             ("tcp:8080", "tcp:8080"),
             ("tcp:8080", "tcp:port=8080"),
+            ("tcp:8080", "tcp:08080"),
+            ("tcp:8080:interface=localhost", "tcp:8080:interface=127.0.0.1"),
+            ("tcp:8080:interface=LOCALHOST", "tcp6:8080"),
             ("tcp:8080", "haproxy:tcp:8080"),
             ("tcp:8080", "ssl:8080:privateKey=k"),
             ("tcp:443", "tls:/pems"),
@@ -60,6 +63,8 @@ class ConflictTests(SynchronousTestCase):
         for one, other in (
             ("tcp:8080", "tcp:8081"),
             ("tcp:0", "tcp:0"),
+            ("tcp:0", "tcp:00"),
+            ("tcp:8080:interface=localhost", "tcp:8080:interface=127.0.0.2"),
             ("tcp:8080:interface=127.0.0.1", "tcp:8080:interface=127.0.0.2"),
             (r"tcp:1:interface=\:\:1", "tcp:1:interface=127.0.0.1"),
             (r"tcp:1:interface=\:\:1", "tcp:1"),

@@ -46,6 +46,13 @@ class UnixTests(SynchronousTestCase):
         self.assertIn("at most 107 bytes", problem(f"unix:/{'x' * 107}") or "")
         self.assertIsNone(problem(f"unix:/{'x' * 106}"))
 
+    def test_no_path_and_a_path_that_no_file_can_have(self) -> None:
+        for text in ("unix:", "unix:address=", "unix:/run/a\0b", "unix:\0abstract"):
+            self.assertEqual(
+                problem(text),
+                "write the path of a UNIX socket behind unix:, without a NUL character",
+            )
+
     def test_an_endpoint_without_an_address(self) -> None:
         self.assertIsNone(problem("systemd:domain=INET:index=0"))
 

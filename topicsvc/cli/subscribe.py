@@ -210,7 +210,7 @@ class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
         except CommandFailed as error:
             self._error = error
             self.finish()
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             self._refuse("the server sent a message that is not of this protocol")
             self.sendClose(1000)
 

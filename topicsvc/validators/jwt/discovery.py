@@ -114,7 +114,9 @@ class Discovery:
         if issuer != self._settings.issuer:
             shown = quoted(issuer) if isinstance(issuer, str) else "missing"
             raise ValidatorUnavailable(f"{first}: its issuer is {shown}; set exactly this")
-        if not isinstance(url, str) or not self._is_allowed(url):
+        if not isinstance(url, str):
+            raise ValidatorUnavailable(f"{first}: it has no jwks_uri; set jwks_url")
+        if not self._is_allowed(url):
             raise ValidatorUnavailable(f"{first}: its jwks_uri is not https")
         return url
 

@@ -144,15 +144,19 @@ class KeySource:
             raise ValidatorUnavailable(f"no keys of the issuer: {self.fetch_times.failure}")
         return self.keys
 
-    def wait(self, key_id: str | None) -> Deferred[None]:
-        """Wait for a fetch that begins from now on, or for one that finds `key_id`.
+    def wait(self, key_id: str | None, algorithm: str) -> Deferred[None]:
+        """Wait for a fetch that begins from now on, or for one that finds the key.
 
         Cancelling the Deferred ends the wait.
+
+        Args:
+            key_id: its name; None: the token has none, and any key for `algorithm` may fit.
+            algorithm: ``alg`` of the token.
 
         Fails with:
             ValidatorUnavailable: the fetch failed, or too many tokens wait.
         """
-        waiter = _Waiter(key_id, self._begun, self)
+        waiter = _Waiter(key_id, algorithm, self._begun, self)
         if len(self._waiting) >= MAX_WAITING:
             waiter.result.errback(ValidatorUnavailable("too many tokens wait for the next keys"))
             return waiter.result
@@ -249,10 +253,7 @@ class KeySource:
             return
         failure.trap(ValidatorUnavailable)
         self._fetches["failed"] += 1
-        self.fetch_times.failure = str(failure.value)
-        if self.fetch_times.failing_since is None:
-            self.fetch_times.failing_since = self._clock.seconds()
-            self._limit_use()
+        self._note_failure(str(failure.value))
         if self._throttle.allow(self.fetch_times.failure, self._clock.seconds()):
             self._log.warn(
                 "keys of {issuer}: cannot be fetched: {reason}; {effect}",
@@ -266,10 +267,18 @@ class KeySource:
         )
         self._schedule(self._clock.seconds() + (RETRY_INTERVAL if self.keys else FETCH_INTERVAL))
 
+    def _note_failure(self, reason: str) -> None:
+        self.fetch_times.failure = reason
+        if self.fetch_times.failing_since is None:
+            self.fetch_times.failing_since = self._clock.seconds()
+            self._limit_use()
+
     def _internal_error(self, failure: Failure) -> None:
         """A fault of topicsvc: what waits gets an error, and the fetches go on."""
         self._log.failure("internal error: the keys of {issuer}", failure, issuer=self._issuer)
         self._fetch = None
+        self._fetches["failed"] += 1
+        self._note_failure("internal error")  # the last keys must not be used for ever
         self._end(list(self._waiting), RuntimeError("the keys cannot be read"))
         self._schedule(self._clock.seconds() + RETRY_INTERVAL)
 
@@ -311,8 +320,7 @@ class KeySource:
             [
                 waiter
                 for waiter in self._waiting
-                if waiter.begun < self._begun
-                or (waiter.key_id is not None and self.keys.has(waiter.key_id))
+                if waiter.begun < self._begun or waiter.is_found(self.keys)
             ],
             None,
         )
@@ -374,7 +382,7 @@ class FixedKeys:
         """Return the keys."""
         return self.keys
 
-    def wait(self, key_id: str | None) -> Deferred[None]:
+    def wait(self, key_id: str | None, algorithm: str) -> Deferred[None]:
         """Do not wait: the keys stay the same."""
         return succeed(None)
 
@@ -384,15 +392,23 @@ class _Waiter:
 
     Attributes:
         key_id: the name of the key; None: the token has none.
+        algorithm: ``alg`` of the token.
         begun: the number of fetches that had begun before the wait.
         is_ending: whether its result is decided.
         result: fires when the wait ends.
     """
 
-    __slots__ = ("begun", "is_ending", "key_id", "result")
+    __slots__ = ("algorithm", "begun", "is_ending", "key_id", "result")
 
-    def __init__(self, key_id: str | None, begun: int, source: KeySource) -> None:
+    def __init__(self, key_id: str | None, algorithm: str, begun: int, source: KeySource) -> None:
         self.key_id = key_id
+        self.algorithm = algorithm
         self.begun = begun
         self.is_ending = False
         self.result: Deferred[None] = Deferred(lambda _: source.discard(self))
+
+    def is_found(self, keys: KeySet) -> bool:
+        """Whether `keys` has the key, or for a token without a name one that may fit."""
+        if self.key_id is None:
+            return bool(keys.find(None, self.algorithm))
+        return keys.has(self.key_id)

@@ -84,10 +84,12 @@ class KeySet:
     Attributes:
         keys: the keys that can be used.
         skipped: for each other key, its name and why it cannot be used.
+        withdrawn: the names of keys that earlier sets had, at most `MAX_KEYS`, the last ones last.
     """
 
     keys: tuple[Key, ...]
     skipped: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
 
     def find(self, key_id: str | None, algorithm: str) -> tuple[Key, ...]:
         """Return the keys with which a token may have been signed.
@@ -114,7 +116,12 @@ class KeySet:
         self.withdraw()
         for key in keys:
             key.is_current = True
-        return KeySet(keys, newer.skipped)
+        return KeySet(keys, newer.skipped, self._withdrawn_by(newer))
+
+    def _withdrawn_by(self, newer: KeySet) -> tuple[str, ...]:
+        names = [*self.withdrawn, *(key.key_id for key in self.keys if key.key_id is not None)]
+        left = {name: None for name in names if not newer.has(name)}
+        return tuple(left)[-MAX_KEYS:]
 
     def withdraw(self) -> None:
         """Use none of the keys any more."""

@@ -98,7 +98,7 @@ class JwtValidator(TokenValidator):
         except (TokenInactive, ValidatorUnavailable) as error:
             return fail(error)
         except _Wait as wait:
-            known = wait.source.wait(wait.key_id)
+            known = wait.source.wait(wait.key_id, wait.algorithm)
             return known.addCallback(lambda _: self._grant(self._verify_finally(token, key), topic))
 
     def remembered(self, token: str, topic: TopicAddress) -> Grant | None:
@@ -149,10 +149,12 @@ class JwtValidator(TokenValidator):
             key = choose_key(keys, key_id, algorithm)
         except UnknownKey as unknown:
             read_claims(jwt, issuer, (), self._now())  # a token that has expired need not wait
-            raise _Wait(source, unknown.key_id, unknown.refusal) from None
+            raise _Wait(source, unknown.key_id, algorithm, unknown.refusal) from None
+        except TokenInactive:
+            source.request_fetch()  # its issuer may have changed the key, or publish it again
+            raise
         if not verify(key, algorithm, jwt.signed, jwt.signature):
-            if key_id is None:  # its issuer may have replaced a key without a name
-                source.request_fetch()
+            source.request_fetch()  # its issuer may have replaced the key under the same name
             raise TokenInactive(Refusal(RefusalReason.SIGNATURE))
         claims = read_claims(jwt, issuer, self._rules, self._now())
         verified = _Verified(
@@ -183,7 +185,7 @@ def choose_key(keys: KeySet | None, key_id: str | None, algorithm: str) -> Key:
 
     Raises:
         UnknownKey: the next fetch may find the key.
-        TokenInactive: several keys fit, or the key is not for this algorithm.
+        TokenInactive: several keys fit, the key is not for this algorithm, or it was withdrawn.
     """
     if keys is None:
         raise UnknownKey(key_id, Refusal(RefusalReason.UNKNOWN_KEY, "there are no keys yet"))
@@ -201,14 +203,23 @@ def choose_key(keys: KeySet | None, key_id: str | None, algorithm: str) -> Key:
         )
     names = quoted_list(key.key_id for key in keys.keys if key.key_id is not None)
     refusal = Refusal(RefusalReason.UNKNOWN_KEY, f"{name}; keys of the issuer: {names}")
+    if key_id in keys.withdrawn:
+        raise TokenInactive(refusal)
     raise UnknownKey(key_id, refusal)
 
 
 class _Wait(Exception):
     """The token must wait for the next fetch of `source`."""
 
-    def __init__(self, source: KeySource | FixedKeys, key_id: str | None, refusal: Refusal) -> None:
+    def __init__(
+        self,
+        source: KeySource | FixedKeys,
+        key_id: str | None,
+        algorithm: str,
+        refusal: Refusal,
+    ) -> None:
         super().__init__()
         self.source = source
         self.key_id = key_id
+        self.algorithm = algorithm
         self.refusal = refusal

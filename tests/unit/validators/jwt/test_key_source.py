@@ -161,6 +161,19 @@ class FetchTests(KeySourceTestCase):
         self.succeed("b")
         self.assert_names("b")
 
+    def test_keys_are_not_used_for_ever_if_fetches_end_with_internal_errors(self) -> None:
+        self.load("a")
+        self.advance(MAX_AGE)
+        until = self.clock.seconds() + STALE
+        while self.clock.seconds() < until:
+            self.assert_names("a")
+            self.fetches[-1][1].errback(ZeroDivisionError("injected by the test"))
+            self.advance(RETRY_INTERVAL)
+        self.assertIsNone(self.source.keys)
+        self.assertRaises(ValidatorUnavailable, self.source.require_keys)
+        failed = len(self.flushLoggedErrors(ZeroDivisionError))
+        self.assertEqual(self.counts, {"fetched": 1, "failed": failed})
+
 
 class OutageTests(KeySourceTestCase):
     def test_an_issuer_that_is_down_at_the_start(self) -> None:
@@ -264,7 +277,7 @@ class WaitTests(KeySourceTestCase):
     def test_a_token_with_an_unknown_key_waits_for_a_fetch(self) -> None:
         self.load("a")
         self.advance(100)
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         self.advance(0)
         self.assertNoResult(waiting)
         self.succeed("a", "b")
@@ -273,7 +286,7 @@ class WaitTests(KeySourceTestCase):
     def test_it_waits_until_the_last_fetch_is_long_enough_ago(self) -> None:
         self.load("a")
         self.advance(3)
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         self.advance(6.9)
         self.assertEqual(self.starts, [0])
         self.advance(0.1)
@@ -284,7 +297,7 @@ class WaitTests(KeySourceTestCase):
     def test_a_key_that_stays_unknown_ends_the_wait(self) -> None:
         self.load("a")
         self.advance(100)
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         self.advance(0)
         self.succeed("a")
         self.successResultOf(waiting)
@@ -293,7 +306,7 @@ class WaitTests(KeySourceTestCase):
         """The issuer may have answered it before it published the key."""
         self.load("a")
         self.advance(MAX_AGE)
-        late, early = self.source.wait("c"), self.source.wait("b")
+        late, early = self.source.wait("c", "ES256"), self.source.wait("b", "ES256")
         self.succeed("a", "b")
         self.successResultOf(early)
         self.assertNoResult(late)
@@ -302,10 +315,23 @@ class WaitTests(KeySourceTestCase):
         self.succeed("a", "b", "c")
         self.successResultOf(late)
 
+    def test_a_token_without_a_name_waits_only_for_a_key_that_may_fit(self) -> None:
+        self.source.start()
+        self.advance(0)
+        fits, other = self.source.wait(None, "ES256"), self.source.wait(None, "RS256")
+        self.succeed("a")
+        self.advance(0)
+        self.successResultOf(fits)
+        self.assertNoResult(other)
+        self.advance(FETCH_INTERVAL)
+        self.succeed("a")
+        self.advance(0)
+        self.successResultOf(other)
+
     def test_a_failed_fetch_ends_the_wait_with_an_error(self) -> None:
         self.load("a")
         self.advance(100)
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         self.advance(0)
         self.fail_fetch()
         self.failureResultOf(waiting, ValidatorUnavailable)
@@ -313,7 +339,7 @@ class WaitTests(KeySourceTestCase):
     def test_an_internal_error_ends_the_wait(self) -> None:
         self.load("a")
         self.advance(100)
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         self.advance(0)
         self.fetches[-1][1].errback(ZeroDivisionError("injected by the test"))
         self.failureResultOf(waiting, RuntimeError)
@@ -322,7 +348,7 @@ class WaitTests(KeySourceTestCase):
     def test_a_wait_can_be_cancelled(self) -> None:
         self.load("a")
         self.advance(100)
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         self.advance(0)
@@ -331,17 +357,17 @@ class WaitTests(KeySourceTestCase):
 
     def test_the_number_of_waiting_tokens_is_limited(self) -> None:
         self.load("a")
-        waiting = [self.source.wait(str(number)) for number in range(MAX_WAITING)]
-        self.failureResultOf(self.source.wait("more"), ValidatorUnavailable)
+        waiting = [self.source.wait(str(number), "ES256") for number in range(MAX_WAITING)]
+        self.failureResultOf(self.source.wait("more", "ES256"), ValidatorUnavailable)
         self.assertNoResult(waiting[0])
         waiting[0].cancel()
         self.failureResultOf(waiting[0], CancelledError)
-        self.assertNoResult(self.source.wait("more"))
+        self.assertNoResult(self.source.wait("more", "ES256"))
 
     def test_many_waits_end_in_many_reactor_iterations(self) -> None:
         self.load("a")
         self.advance(100)
-        waiting = [self.source.wait(str(number)) for number in range(100)]
+        waiting = [self.source.wait(str(number), "ES256") for number in range(100)]
         self.advance(0)
         self.succeed("a")
         self.assertEqual(sum(each.called for each in waiting), 20)
@@ -351,7 +377,7 @@ class WaitTests(KeySourceTestCase):
     def test_a_wait_that_is_cancelled_while_others_end(self) -> None:
         self.load("a")
         self.advance(100)
-        waiting = [self.source.wait(str(number)) for number in range(30)]
+        waiting = [self.source.wait(str(number), "ES256") for number in range(30)]
         self.advance(0)
         self.succeed("a")
         waiting[29].cancel()
@@ -384,7 +410,7 @@ class StopTests(KeySourceTestCase):
 
     def test_tokens_that_wait_still_get_their_result_after_a_stop(self) -> None:
         self.load("a")
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         self.source.stop()
         self.advance(FETCH_INTERVAL)
         self.succeed("a", "b")
@@ -394,7 +420,7 @@ class StopTests(KeySourceTestCase):
 
     def test_a_failed_fetch_after_a_stop_is_not_repeated(self) -> None:
         self.load("a")
-        waiting = self.source.wait("b")
+        waiting = self.source.wait("b", "ES256")
         self.source.stop()
         self.advance(FETCH_INTERVAL)
         self.fail_fetch()

@@ -141,6 +141,17 @@ class KeySetTests(SynchronousTestCase):
         self.assertIsNot(newer.keys[0], older.keys[0])
         self.assertFalse(older.keys[0].is_current)
 
+    def test_names_of_withdrawn_keys_are_kept_and_bounded(self) -> None:
+        keys = read_keys(jwks(GOOD, {**RSA, "kid": None}))
+        keys = keys.replaced_by(read_keys(jwks({**GOOD, "kid": "second"})))
+        keys = keys.replaced_by(read_keys(jwks({**GOOD, "kid": "third"})))
+        self.assertEqual(keys.withdrawn, ("good", "second"))
+        keys = keys.replaced_by(read_keys(jwks(GOOD)))
+        self.assertEqual(keys.withdrawn, ("second", "third"))
+        many = [{**GOOD, "kid": str(number)} for number in range(MAX_KEYS)]
+        keys = keys.replaced_by(read_keys(jwks(*many))).replaced_by(read_keys(jwks(GOOD)))
+        self.assertEqual(keys.withdrawn, tuple(map(str, range(MAX_KEYS))))
+
     def test_a_key_that_comes_back_is_current_again(self) -> None:
         older = read_keys(jwks(GOOD))
         older.withdraw()

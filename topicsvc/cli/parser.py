@@ -116,7 +116,11 @@ def make_parser() -> Parser:
     _add_token(command("token", "print a token for the local validator"))
     _add_subscribe(command("subscribe", "print the messages of a topic"))
     _add_send(command("send", "send messages to a topic"))
-    _add_check(command("check", "report the problems of a configuration"))
+    _add_check(
+        command(
+            "check", "report the problems of a configuration; it reads files, and sends no requests"
+        )
+    )
     _add_doctor(command("doctor", "test the endpoints, broker and validator of a configuration"))
     _add_top(command("top", "show the topics, sessions and senders of a running service"))
     _add_completion(command("completion", "print a script that completes commands in a shell"))

@@ -59,3 +59,8 @@ class ParserTests(SynchronousTestCase):
         text = make_parser().format_help()
         for words in ("topicsvc serve --demo", "topicsvc serve --config FILE", "twistd topicsvc"):
             self.assertIn(words, text)
+
+    def test_the_help_of_check_says_that_it_sends_no_requests(self) -> None:
+        """Only ``doctor`` asks issuers for their description and their keys."""
+        text = make_parser().commands["check"].format_help()
+        self.assertIn("it reads files, and sends no requests", " ".join(text.split()))

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 
 from topicsvc.cli.doctor.report import Reporter
 from topicsvc.errors import ValidatorUnavailable
-from topicsvc.settings import JwtSettings
+from topicsvc.settings import IssuerSettings, JwtSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.jwt.discovery import Found
@@ -39,7 +39,7 @@ class JwtChecks(Reporter):
             subject = f"issuer {issuer.issuer}"
             if issuer.jwks is not None:
                 keys = loaded[issuer.issuer] = read_keys(issuer.jwks)
-                self._report_keys(subject, keys, "jwks_file")
+                self._report_keys(subject, issuer, keys, "jwks_file")
                 continue
             fetch: Deferred[Found] = stack.discoveries[issuer.issuer].fetch()
             fetch.addTimeout(self._settings.checks.timeout, self._reactor, _raise_timeout)
@@ -49,18 +49,25 @@ class JwtChecks(Reporter):
                 self.fail(subject, f"{error}; check [[validator.issuers]]")
                 continue
             loaded[issuer.issuer] = found.keys
-            self._report_keys(subject, found.keys, found.url)
+            self._report_keys(subject, issuer, found.keys, found.url)
             compare_clocks(found.url, found.date)
         return loaded
 
-    def _report_keys(self, subject: str, keys: KeySet, place: str) -> None:
+    def _report_keys(self, subject: str, issuer: IssuerSettings, keys: KeySet, place: str) -> None:
         for line in keys.skipped:
             self.warn(subject, f"not used: {line}")
         text = f"{len(keys.keys)} keys at {place}, for {algorithms_of(keys.keys)}"
-        if keys.keys:
-            self.ok(subject, text)
-        else:
+        if not keys.keys:
             self.fail(subject, f"{text}: no token can be validated")
+        elif not any(key.algorithms.intersection(issuer.algorithms) for key in keys.keys):
+            allowed = ", ".join(issuer.algorithms)
+            self.fail(
+                subject,
+                f"{text}: no token can be validated, as algorithms in [[validator.issuers]] "
+                f"allows only {allowed}",
+            )
+        else:
+            self.ok(subject, text)
 
     def token(
         self,

@@ -57,7 +57,8 @@ ONE_HOST = "exactly one Host header is needed"
 """The error for a request with another number of ``Host`` headers."""
 
 _CELL = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
-_BOX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}|__")
+_MAIN_BOX = "__"
+_BOX = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,127}}|{_MAIN_BOX}")
 _MAX_PART = 128
 _LETTERS_AND_DIGITS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})
 _MARKS = frozenset({"Mn", "Mc", "Me"})
@@ -232,7 +233,8 @@ class SubjectPattern:
 
     def of(self, subject: str) -> TopicPattern | None:
         """The pattern of one subject; None: the subject cannot stand in a topic's name."""
-        if not _is_part(subject):  # with a slash or a star it would cover other topics
+        # With a slash or a star it would cover other topics; the main box is no user's.
+        if not _is_part(subject) or subject == _MAIN_BOX:
             return None
         try:
             return TopicPattern.parse(_with_subject(self.text, subject))

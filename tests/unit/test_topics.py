@@ -393,6 +393,10 @@ class SubjectPatternTests(SynchronousTestCase):
         self.assertIsNone(SubjectPattern.parse("/cell1/{sub}/*").of("_a"))
         self.assertIsNotNone(SubjectPattern.parse("/cell1/box1/{sub}/*").of("_a"))
 
+    def test_no_subject_has_the_main_box(self) -> None:
+        for text in ("/cell1/{sub}/*", "/cell1/{sub}/col/topic/name", "/cell1/box1/{sub}/*"):
+            self.assertIsNone(SubjectPattern.parse(text).of("__"), text)
+
     @given(st.text())
     def test_no_subject_reaches_the_topics_of_another(self, subject: str) -> None:
         assume(subject != "alice")

@@ -50,7 +50,7 @@ def _issuer(table: Table) -> IssuerSettings:
         )
     return IssuerSettings(
         issuer=issuer,
-        audience=_texts(table, "audience", (), '["https://push.example/"]', required=True),
+        audience=_names(table, "audience", (), '["https://push.example/"]', required=True),
         jwks_url=jwks_url,
         jwks=jwks,
         audience_claim=table.text("audience_claim", default.audience_claim, _CLAIM)
@@ -58,7 +58,7 @@ def _issuer(table: Table) -> IssuerSettings:
         algorithms=_algorithms(table, default.algorithms),
         token_types=_texts(table, "token_types", default.token_types, '["at+jwt"]'),
         leeway=table.number("leeway", default.leeway, 0, 300),
-        scope_claims=_texts(table, "scope_claims", default.scope_claims, '["scope", "scp"]'),
+        scope_claims=_names(table, "scope_claims", default.scope_claims, '["scope", "scp"]'),
         subject_claim=table.text("subject_claim", default.subject_claim, _CLAIM)
         or default.subject_claim,
         max_age=table.number("max_age", default.max_age, 10, _MAX_AGE),
@@ -81,6 +81,16 @@ def _texts(
     values = table.texts(key)
     if not values and (table.given(key) is None or table.given(key) == []):
         table.problem(key, "missing" if table.given(key) is None else "empty", example)
+    return values
+
+
+def _names(
+    table: Table, key: str, default: tuple[str, ...], example: str, required: bool = False
+) -> tuple[str, ...]:
+    """Read a list of strings that is not empty, in which no string is empty."""
+    values = _texts(table, key, default, example, required)
+    if "" in values:
+        table.problem(key, "it has an empty text", example)
     return values
 
 

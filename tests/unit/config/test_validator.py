@@ -389,6 +389,7 @@ class JwtSettingsTests(SettingsTestCase):
             ("max_age = 9", "max_age", "10 to 2592000"),
             ("stale = 9", "stale", "10 to 2592000"),
             ("scope_claims = [1]", "scope_claims", '["...", "..."]'),
+            ('scope_claims = ["scope", ""]', "scope_claims", "it has an empty text"),
             ('subject_claim = ""', "subject_claim", "name of a claim"),
             ("audience_claim = 1", "audience_claim", "name of a claim"),
             ("details_type = 1", "details_type", "authorization_details"),
@@ -400,6 +401,14 @@ class JwtSettingsTests(SettingsTestCase):
                 self.assertTrue(problems[0].startswith(f"validator.issuers[0].{key}: "), problems)
                 self.assertIn(allowed, problems[0])
                 self.assertNotIn("canary", problems[0])
+
+    def test_an_empty_audience_is_a_problem(self) -> None:
+        """Tokens with an empty ``aud`` would be valid."""
+        self.assert_problem(
+            "validator.issuers[0].audience: it has an empty text",
+            "https://push.example/",
+            lambda: self.jwt("", 'issuer = "https://as.example"\naudience = ["us", ""]'),
+        )
 
     def test_one_place_of_the_keys(self) -> None:
         file = self.directory / "jwks"

@@ -80,7 +80,9 @@ def read_claims(body: bytes, now: float) -> Claims:
     not_before = _time(members, "nbf")
     if not_before is not None and not_before > now + NOT_BEFORE_LEEWAY:
         raise TokenInactive(Refusal(RefusalReason.NOT_YET_VALID))
-    scope = members.get("scope", "")
+    scope = members.get("scope")
+    if scope is None:  # some servers write null for each member without a value
+        scope = ""
     if not isinstance(scope, str):
         raise ValidatorUnavailable('introspection: "scope" is not a string')
     return Claims(

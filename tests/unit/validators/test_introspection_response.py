@@ -104,6 +104,9 @@ class ClaimsTests(SynchronousTestCase):
             self.assertEqual(read_claims(response(scope=scope), NOW).scopes, {scope})
         self.assertEqual(read_claims(response(scope=" "), NOW).scopes, frozenset())
 
+    def test_a_scope_of_null_is_none(self) -> None:
+        self.assertEqual(read_claims(response(scope=None), NOW).scopes, frozenset())
+
     def test_scope_must_be_a_string(self) -> None:
         self.assert_invalid(response(scope=["a", "b"]))
 

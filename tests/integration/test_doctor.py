@@ -257,7 +257,7 @@ class UnitTests(DoctorTestCase):
         self.assert_found(lines, "ok", "clock", "s from http://localhost:")
         self.assert_found(lines, "ok", "receive", "has arrived")
         lines = yield self.doctor("unknown")
-        self.assert_found(lines, "FAIL", "token", ": the unit refuses it: ")
+        self.assert_found(lines, "FAIL", "token", ": its server says that it is not active")
 
     @inlineCallbacks
     def test_a_wrong_password(self) -> Any:

@@ -261,7 +261,9 @@ def _grant(allowed: frozenset[str] | None, claims: Claims) -> Grant:
 
 
 def _refused(request: str, status: int) -> Refusal:
-    return Refusal(RefusalReason.UNIT_REFUSED, f"{request}: status {status}")
+    # 401: the unit does not accept the token. Its introspection, asked at once, says the same.
+    reason = RefusalReason.NOT_ACTIVE if status == 401 else RefusalReason.UNIT_REFUSED
+    return Refusal(reason, f"{request}: status {status}")
 
 
 def _unusable(request: str, status: int) -> ValidatorUnavailable:

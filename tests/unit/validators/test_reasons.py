@@ -191,6 +191,11 @@ class PersoniumReasonTests(HttpValidatorTestCase):
                 answers(403),
                 Refusal(RefusalReason.UNIT_REFUSED, "PROPFIND: status 403"),
             ),
+            (  # as from introspection: which response is the first must not change the advice
+                "PROPFIND",
+                answers(401),
+                Refusal(RefusalReason.NOT_ACTIVE, "PROPFIND: status 401"),
+            ),
             (
                 "PROPFIND",
                 answers(404),
@@ -199,7 +204,7 @@ class PersoniumReasonTests(HttpValidatorTestCase):
             (
                 "OPTIONS",
                 answers(401),
-                Refusal(RefusalReason.UNIT_REFUSED, "OPTIONS: status 401"),
+                Refusal(RefusalReason.NOT_ACTIVE, "OPTIONS: status 401"),
             ),
             (
                 "OPTIONS",

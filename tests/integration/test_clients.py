@@ -22,6 +22,9 @@ except ImportError:
 TIMEOUT = 10.0
 MAX_MESSAGES = 5
 
+LINGER = 0.1
+"""Seconds in which aiohttp closes its sockets, which it does after it has returned."""
+
 
 async def send_too_long(socket: Any) -> None:
     await socket.send_str("x" * 70_000)
@@ -79,7 +82,8 @@ class AiohttpTests(TwistdTestCase):
             while (await socket.receive(timeout=TIMEOUT)).type not in ends:
                 pass
             code: int | None = socket.close_code
-            return code
+        await asyncio.sleep(LINGER)
+        return code
 
     def assert_code(self, code: int, act: Callable[[Any], Awaitable[None]]) -> None:
         for name, (url, context) in self.urls.items():

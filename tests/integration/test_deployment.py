@@ -206,10 +206,10 @@ class DeploymentTests(SynchronousTestCase):
             output = f"{block}\n{done.stdout}{done.stderr}"
             if " doctor " in block:
                 # There is no unit in this test, which doctor reports.
-                self.assertEqual(done.returncode, 1, output)
+                self.assertEqual(done.returncode, 0, output)
                 self.assertIn("ok    settings: ", done.stdout)
                 self.assertIn("warn  validator: DNS has no host for cell", done.stdout)
-                self.assertIn("FAIL  clock: https://unit1.example/ ", done.stdout)
+                self.assertIn("warn  clock: not compared, as https://unit1.example/ ", done.stdout)
                 continue
             self.assertEqual(done.returncode, 0, output)
             if "systemctl" in block and "topicsvc" in block:

@@ -337,7 +337,8 @@ class KeepOnLossTests(KeepOnLossCases, TestCase):
             ]
 
     def check_numbers(self, numbers: list[int]) -> None:
-        self.assertEqual(numbers, [1, 4])
+        # Redis may read after SIGCONT what was sent with a 503 while it was frozen.
+        self.assertIn(numbers, ([1, 4], [1, 2, 4]))
 
     def check_log(self, log: str) -> None:
         self.assertEqual(log.count("topics get nothing until Redis is back"), 1)

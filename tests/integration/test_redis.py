@@ -319,7 +319,7 @@ class RightAfterSuccessTests(RightAfterSuccessCases, RedisTestCase):
 
 
 class KeepOnLossTests(KeepOnLossCases, TestCase):
-    """A server that keeps its data: sessions get what was sent during its outage."""
+    """A server with persistent data: sessions receive the messages of its outage."""
 
     def make_server(self) -> Redis:
         return Redis(keeps_data=True)
@@ -337,7 +337,7 @@ class KeepOnLossTests(KeepOnLossCases, TestCase):
             ]
 
     def check_numbers(self, numbers: list[int]) -> None:
-        # Redis may read after SIGCONT what was sent with a 503 while it was frozen.
+        # Redis may accept message 2 after SIGCONT, although its sender got 503.
         self.assertIn(numbers, ([1, 4], [1, 2, 4]))
 
     def check_log(self, log: str) -> None:

@@ -99,7 +99,7 @@ def _standard_output() -> TextIO:
 
 
 def _discard_output(stream: TextIO) -> None:
-    """Write what is left in the buffer to nowhere: Python would fail again when it exits."""
+    """Discard the buffered output: otherwise Python fails again when it exits."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, stream.fileno())
     os.close(descriptor)

@@ -207,7 +207,7 @@ class SendQueue(ABC):
         self.broker_lost = self.on_empty = _nothing
 
     def finish(self) -> None:
-        """End the queue: the transport sends what waits except data, and may then close."""
+        """End the queue: drop data; the transport sends the rest, and may then close."""
         self.drop_data()
         last = b"".join(self._queue or ())
         self.discard()

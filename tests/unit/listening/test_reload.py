@@ -48,7 +48,7 @@ class GarbageTests(SynchronousTestCase):
         return config.read(self.file, extra_check=endpoint_problems)
 
     def test_200_reloads_leave_nothing_for_the_garbage_collector(self) -> None:
-        """Full collections are rare: what waits for one holds memory for hours."""
+        """Full collections are rare, so garbage in cycles uses memory for hours."""
         service = TopicService(self.settings(), MemoryReactorClock())
         service.read_settings = self.settings
         service.reload()

@@ -6,13 +6,12 @@ from typing import Any
 
 import hiredis
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tests.support.scripted_broker import ScriptedTransport
 from topicsvc.brokers.redis import scripts
 
 
@@ -90,7 +89,7 @@ class ScriptedRedis:
         return _encode([self.newest, time, entries])
 
 
-class ScriptedRedisPeer(StringTransport):
+class ScriptedRedisPeer(ScriptedTransport):
     """The server's side of one connection.
 
     Attributes:
@@ -99,14 +98,9 @@ class ScriptedRedisPeer(StringTransport):
     """
 
     def __init__(self, server: ScriptedRedis, protocol: Any) -> None:
-        super().__init__()
+        super().__init__(server.clock, protocol, server.responds)
         self.commands: list[list[bytes]] = []
-        self.is_closed = False
-        self.is_paused = False
-        self.responds = server.responds
-        self._unsent = b""
         self._server = server
-        self._protocol = protocol
         self._reader = hiredis.Reader()
 
     # Called by the client.
@@ -119,20 +113,6 @@ class ScriptedRedisPeer(StringTransport):
             if self.responds:
                 self._server.clock.callLater(0, self.respond, command)
 
-    def loseConnection(self) -> None:
-        if self.responds:
-            self._server.clock.callLater(0, self.close)
-
-    def abortConnection(self) -> None:
-        self._server.clock.callLater(0, self.close, ConnectionAborted())
-
-    def pauseProducing(self) -> None:
-        self.is_paused = True
-
-    def resumeProducing(self) -> None:
-        self.is_paused = False
-        self._server.clock.callLater(0, self.send, b"")
-
     # Called by the test.
 
     def received(self, name: bytes) -> list[list[bytes]]:
@@ -140,22 +120,11 @@ class ScriptedRedisPeer(StringTransport):
         return [command for command in self.commands if command[0] == name]
 
     def respond(self, command: list[bytes]) -> None:
-        self.send(self._server.reply_to(command))
+        self.send_bytes(self._server.reply_to(command))
 
     def push(self, channel: bytes, payload: bytes) -> None:
         """Send a message of a channel."""
-        self.send(b">3\r\n" + b"".join(map(_encode, (b"message", channel, payload))))
-
-    def send(self, data: bytes) -> None:
-        self._unsent += data
-        if self._unsent and not self.is_closed and not self.is_paused:
-            data, self._unsent = self._unsent, b""
-            self._protocol.dataReceived(data)
-
-    def close(self, reason: Exception | None = None) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            self._protocol.connectionLost(Failure(reason or ConnectionDone()))
+        self.send_bytes(b">3\r\n" + b"".join(map(_encode, (b"message", channel, payload))))
 
 
 def _encode(value: Any) -> bytes:

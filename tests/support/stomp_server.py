@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tests.support.scripted_broker import ScriptedTransport
 from topicsvc.brokers.activemq.stomp_frames import Decoder, Frame, encode
 
 
@@ -66,7 +65,7 @@ class ScriptedBroker:
             peer.responds = False
 
 
-class ScriptedPeer(StringTransport):
+class ScriptedPeer(ScriptedTransport):
     """The broker's side of one connection.
 
     Attributes:
@@ -77,15 +76,10 @@ class ScriptedPeer(StringTransport):
     """
 
     def __init__(self, broker: ScriptedBroker, protocol: Any) -> None:
-        super().__init__()
+        super().__init__(broker.clock, protocol, broker.responds)
         self.frames: list[Frame] = []
         self.heartbeats = 0
-        self.is_closed = False
-        self.is_paused = False
-        self._unsent = b""
-        self.responds = broker.responds
         self._broker = broker
-        self._protocol = protocol
         self._decoder = Decoder()
 
     # Called by the client.
@@ -99,20 +93,6 @@ class ScriptedPeer(StringTransport):
             self.frames.append(frame)
             if self.responds:
                 self._broker.clock.callLater(0, self.respond, frame)
-
-    def loseConnection(self) -> None:
-        if self.responds:
-            self._broker.clock.callLater(0, self.close)
-
-    def abortConnection(self) -> None:
-        self._broker.clock.callLater(0, self.close, ConnectionAborted())
-
-    def pauseProducing(self) -> None:
-        self.is_paused = True
-
-    def resumeProducing(self) -> None:
-        self.is_paused = False
-        self._broker.clock.callLater(0, self.send_bytes, b"")
 
     # Called by the test.
 
@@ -150,14 +130,3 @@ class ScriptedPeer(StringTransport):
     def send_frame(self, command: str, body: bytes = b"", **headers: str) -> None:
         named = {name.replace("receipt_id", "receipt-id"): value for name, value in headers.items()}
         self.send_bytes(encode(Frame(command, named, body)))
-
-    def send_bytes(self, data: bytes) -> None:
-        self._unsent += data
-        if self._unsent and not self.is_closed and not self.is_paused:
-            data, self._unsent = self._unsent, b""
-            self._protocol.dataReceived(data)
-
-    def close(self, reason: Exception | None = None) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            self._protocol.connectionLost(Failure(reason or ConnectionDone()))

@@ -11,14 +11,12 @@ from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.token_id import TokenIds
+from topicsvc.websocket.session_log import MAX_SUBJECT
 
-__all__ = ["LOG_INTERVAL", "MAX_SUBJECT", "RefusedSends"]
+__all__ = ["LOG_INTERVAL", "RefusedSends"]
 
 LOG_INTERVAL = 60.0
 """Least seconds between two lines about the same reason."""
-
-MAX_SUBJECT = 200
-"""Most characters of a subject that are logged."""
 
 _SEND = "a send of {peer} to {topic} "
 _TOKEN = "(token {token}) "

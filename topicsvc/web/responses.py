@@ -159,11 +159,14 @@ def error_response(
 
 def too_many_failed_tokens(seconds: float, headers: tuple[Header, ...] = ()) -> Response:
     """Return the response that no token from the client's address is checked for `seconds`."""
-    retry_after = (b"Retry-After", b"%d" % ceil(seconds))
-    return error_response(TOO_MANY_FAILED_TOKENS, headers=(retry_after, *headers))
+    return _retry_later(TOO_MANY_FAILED_TOKENS, seconds, headers)
 
 
 def too_many_sends(seconds: float, headers: tuple[Header, ...] = ()) -> Response:
     """Return the response that the same messages may be sent in `seconds`."""
+    return _retry_later(TOO_MANY_SENDS, seconds, headers)
+
+
+def _retry_later(error: ApiError, seconds: float, headers: tuple[Header, ...]) -> Response:
     retry_after = (b"Retry-After", b"%d" % ceil(seconds))
-    return error_response(TOO_MANY_SENDS, headers=(retry_after, *headers))
+    return error_response(error, headers=(retry_after, *headers))

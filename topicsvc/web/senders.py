@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from twisted.internet.interfaces import IReactorTime
 
 from topicsvc.scheduling.heavy_hitters import HeavyHitters
+from topicsvc.websocket.session_log import MAX_SUBJECT
 
-__all__ = ["MAX_SUBJECT", "Sender", "Senders"]
-
-MAX_SUBJECT = 200
-"""Most characters of a subject that are kept."""
+__all__ = ["Sender", "Senders"]
 
 
 @dataclass(frozen=True, slots=True)

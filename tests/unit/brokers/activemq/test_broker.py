@@ -12,6 +12,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import WallClock
+from tests.support.scripted_broker import log_lines
 from tests.support.stomp_server import ScriptedBroker, ScriptedPeer
 from topicsvc.brokers import in_flight, reconnection, subscriptions
 from topicsvc.brokers.activemq import broker, stomp_client
@@ -111,12 +112,7 @@ class ActiveMQTests(SynchronousTestCase):
         return [message.body for message in self.inbox]
 
     def log_of(self, word: str) -> list[str]:
-        texts = [
-            event["log_format"].format(**event)
-            for event in self.events
-            if event.get("log_format") and event["log_namespace"].startswith("topicsvc")
-        ]
-        return [text for text in texts if word in text]
+        return log_lines(self.events, word)
 
 
 class GreetingTests(ActiveMQTests):

@@ -15,6 +15,7 @@ from tests.support.broker_contract import Inbox
 from tests.support.kafka_fakes import ScriptedKafka
 from tests.support.mock_kafka import PARTITIONS, SENDER, address, bootstrap
 from tests.support.processes import until
+from tests.support.scripted_broker import log_lines
 from topicsvc.brokers import in_flight, subscriptions
 from topicsvc.brokers.kafka import broker, reader, record_queue
 from topicsvc.brokers.kafka.broker import KafkaBroker
@@ -90,12 +91,7 @@ class KafkaTests(SynchronousTestCase):
         return [message.body for message in self.inbox]
 
     def log_of(self, word: str) -> list[str]:
-        texts = [
-            event["log_format"].format(**event)
-            for event in self.events
-            if event.get("log_format") and event["log_namespace"].startswith("topicsvc")
-        ]
-        return [text for text in texts if word in text]
+        return log_lines(self.events, word)
 
 
 class PauseTests(KafkaTests):

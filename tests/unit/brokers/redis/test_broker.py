@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.support.scripted_broker import log_lines
 from tests.support.scripted_redis import ScriptedRedis, ScriptedRedisPeer
 from topicsvc.brokers import in_flight, reconnection, subscriptions
 from topicsvc.brokers.redis import client
@@ -95,12 +96,7 @@ class RedisTests(SynchronousTestCase):
         return [message.body for message in self.inbox]
 
     def log_of(self, word: str) -> list[str]:
-        texts = [
-            event["log_format"].format(**event)
-            for event in self.events
-            if event.get("log_format") and event["log_namespace"].startswith("topicsvc")
-        ]
-        return [text for text in texts if word in text]
+        return log_lines(self.events, word)
 
 
 class GreetingTests(RedisTests):
@@ -164,7 +160,7 @@ class SubscriptionTests(RedisTests):
         self.reader.respond(subscribe)
         reply = self.server.reply_to(read)
         self.reader.push(CHANNEL, self.server.add(b"1"))
-        self.reader.send(reply)
+        self.reader.send_bytes(reply)
         self.successResultOf(subscribed)
         self.assertEqual(self.bodies, [], "nobody is subscribed yet")
         self.assertEqual(self.broker.losses.gaps, 0)
@@ -330,7 +326,7 @@ class OutageTests(RedisTests):
 
     def test_a_reply_that_is_not_resp_ends_the_connection(self) -> None:
         reader = self.reader
-        reader.send(b"HTTP/1.1 400 Bad Request\r\n")
+        reader.send_bytes(b"HTTP/1.1 400 Bad Request\r\n")
         self.pass_time(0)
         self.assertTrue(reader.is_closed)
         self.assertEqual(len(self.log_of("its reply is not RESP3")), 1)
@@ -338,8 +334,8 @@ class OutageTests(RedisTests):
     def test_a_reply_without_end_ends_the_connection(self) -> None:
         self.patch(client, "MAX_REPLY", 1000)
         reader = self.reader
-        reader.send(b"$5000\r\n")
-        reader.send(b"x" * 1001)
+        reader.send_bytes(b"$5000\r\n")
+        reader.send_bytes(b"x" * 1001)
         self.pass_time(0)
         self.assertTrue(reader.is_closed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 
@@ -15,11 +15,13 @@ __all__ = [
     "Broker",
     "Grant",
     "Losses",
+    "Mark",
     "Member",
     "Message",
     "Revocation",
     "Subscription",
     "TokenValidator",
+    "TopicLog",
 ]
 
 
@@ -60,6 +62,19 @@ class Grant:
         return Refusal(RefusalReason.MAY_NOT_SEND if self.may_receive else RefusalReason.NO_RIGHT)
 
 
+class Mark(NamedTuple):
+    """The place behind a message in the log that the broker keeps of its topic.
+
+    Attributes:
+        lane: the number of the partition; 0 if the log is not divided.
+        id: visible ASCII without ``.`` and ``_``; no two places of a lane have the same id. The
+            beginning of a lane has the empty id.
+    """
+
+    lane: int
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message of a topic.
@@ -68,11 +83,29 @@ class Message:
         topic: the topic to which it was sent.
         sender: URL of the cell that sent it; None: the broker's message did not name it.
         body: one JSON value in UTF-8, byte for byte as it was sent.
+        mark: its place in the broker's log; None: the broker keeps none.
     """
 
     topic: TopicAddress
     sender: str | None
     body: bytes
+    mark: Mark | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLog:
+    """The last part of the log that a broker keeps of a topic.
+
+    Attributes:
+        epoch: visible ASCII without ``.`` and ``_``. Another topic, or a log that may have lost
+            accepted messages, has another epoch.
+        start: for each lane the id of the place before the first of `messages`.
+        messages: each with its mark, and its age in seconds; the oldest first.
+    """
+
+    epoch: str
+    start: tuple[str, ...]
+    messages: tuple[tuple[Message, float], ...] = ()
 
 
 @dataclass(slots=True)
@@ -156,6 +189,7 @@ class Broker(Protocol):
         topic: TopicAddress,
         deliver: Callable[[Message], None],
         lost: Callable[[], None] | None = None,
+        missed: Callable[[TopicLog | None], None] | None = None,
     ) -> Deferred[Subscription]:
         """Subscribe to `topic`.
 
@@ -166,10 +200,26 @@ class Broker(Protocol):
             deliver: called with each message.
             lost: called if a confirmed subscription was lost and the members have to be notified;
                 the subscription can then no longer be used.
+            missed: called if messages may have been missed, and the subscription goes on. Its
+                argument is the log from here on, without messages; None: the broker keeps none.
 
         Fails with:
             BrokerUnavailable: the broker cannot confirm now.
             TopicNotFound: the broker cannot have a topic of this name.
+        """
+        ...
+
+    def recall(self, topic: TopicAddress) -> Deferred[TopicLog] | None:
+        """Return what the broker has kept of a topic that is subscribed here.
+
+        The log ends with the last message that was passed to `deliver` when the Deferred fires,
+        also if the broker has newer ones already: these follow through `deliver`.
+
+        Returns:
+            None: the broker keeps nothing, and messages have no marks.
+
+        Fails with:
+            BrokerUnavailable: the broker cannot be asked now.
         """
         ...
 

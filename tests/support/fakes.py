@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 
 from topicsvc.errors import BrokerUnavailable, TokenInactive, ValidatorUnavailable
-from topicsvc.interfaces import Grant, Losses, Message, TokenValidator
+from topicsvc.interfaces import Grant, Losses, Message, TokenValidator, TopicLog
 from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.topics import TopicAddress
 
@@ -110,6 +110,7 @@ class FakeSubscription:
     deliver: Callable[[Message], None]
     result: Deferred[FakeSubscription]
     lost: Callable[[], None] | None = None
+    missed: Callable[[TopicLog | None], None] | None = None
     stops: int = 0
 
     def stop(self) -> Deferred[None]:
@@ -127,6 +128,7 @@ class FakeBroker:
         is_paused: messages wait in `waiting`.
         accepts_at_once: messages are accepted without a Deferred.
         waiting: messages that are delivered after `resume`.
+        log: what `recall` returns; None: nothing is kept.
     """
 
     confirms_at_once: bool = False
@@ -137,6 +139,7 @@ class FakeBroker:
     subscriptions: list[FakeSubscription] = field(default_factory=list)
     published: list[Message] = field(default_factory=list)
     waiting: list[Message] = field(default_factory=list)
+    log: Callable[[TopicAddress], Deferred[TopicLog]] | None = None
 
     @property
     def is_up(self) -> bool:
@@ -151,14 +154,19 @@ class FakeBroker:
         topic: TopicAddress,
         deliver: Callable[[Message], None],
         lost: Callable[[], None] | None = None,
+        missed: Callable[[TopicLog | None], None] | None = None,
     ) -> Deferred[FakeSubscription]:
         if self.is_down:
             return fail(BrokerUnavailable("injected by the test"))
-        subscription = FakeSubscription(topic, deliver, Deferred(), lost)
+        subscription = FakeSubscription(topic, deliver, Deferred(), lost, missed)
         self.subscriptions.append(subscription)
         if self.confirms_at_once:
             self.confirm()
         return subscription.result
+
+    def recall(self, topic: TopicAddress) -> Deferred[TopicLog] | None:
+        """What `log` returns; None, as from a broker that keeps nothing, if there is no `log`."""
+        return None if self.log is None else self.log(topic)
 
     def publish(self, message: Message) -> Deferred[None]:
         if self.is_down:

@@ -12,7 +12,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
 from topicsvc.topics import TopicAddress
 
 __all__ = ["MemoryBroker"]
@@ -54,12 +54,19 @@ class MemoryBroker(Service):
         )
 
     def subscribe(
-        self, topic: TopicAddress, deliver: _Deliver, lost: Callable[[], None] | None = None
+        self,
+        topic: TopicAddress,
+        deliver: _Deliver,
+        lost: Callable[[], None] | None = None,
+        missed: Callable[[TopicLog | None], None] | None = None,
     ) -> Deferred[Subscription]:
         """See `topicsvc.interfaces.Broker`. Confirmed at once, and never lost."""
         subscription = _Subscription(self._subscriptions, topic, deliver)
         self._subscriptions.setdefault(topic, {})[subscription] = None
         return succeed(subscription)
+
+    def recall(self, topic: TopicAddress) -> None:
+        """See `topicsvc.interfaces.Broker`. Nothing is kept here."""
 
     def publish(self, message: Message) -> Deferred[None]:
         """See `topicsvc.interfaces.Broker`. Accepted at once."""

@@ -12,9 +12,9 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, gatherResults
 
 from topicsvc.brokers.reconnection import BrokerClient
-from topicsvc.brokers.subscriptions import Deliver, OnLost
+from topicsvc.brokers.subscriptions import Deliver, OnLost, OnMissed
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
 from topicsvc.topics import TopicAddress
 
 __all__ = ["Reader", "ReaderAndSender", "Sender"]
@@ -30,8 +30,13 @@ class Reader(Protocol):
     @property
     def is_settled(self) -> bool: ...
     def subscribe(
-        self, address: TopicAddress, deliver: Deliver, lost: OnLost | None
+        self,
+        address: TopicAddress,
+        deliver: Deliver,
+        lost: OnLost | None,
+        missed: OnMissed | None = None,
     ) -> Deferred[Subscription]: ...
+    def recall(self, address: TopicAddress) -> Deferred[TopicLog] | None: ...
 
 
 class Sender(Protocol):
@@ -78,12 +83,20 @@ class ReaderAndSender(Service):
         return self._reader.client.last_error or self._sender.client.last_error
 
     def subscribe(
-        self, topic: TopicAddress, deliver: Deliver, lost: OnLost | None = None
+        self,
+        topic: TopicAddress,
+        deliver: Deliver,
+        lost: OnLost | None = None,
+        missed: OnMissed | None = None,
     ) -> Deferred[Subscription]:
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
         if not self.is_up:
             return fail(BrokerUnavailable("the broker is not connected"))
-        return self._reader.subscribe(topic, deliver, lost)
+        return self._reader.subscribe(topic, deliver, lost, missed)
+
+    def recall(self, topic: TopicAddress) -> Deferred[TopicLog] | None:
+        """See `topicsvc.interfaces.Broker`."""
+        return self._reader.recall(topic)
 
     def publish(self, message: Message) -> Deferred[None]:
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""

@@ -15,17 +15,25 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Message, Subscription
+from topicsvc.interfaces import Message, Subscription, TopicLog
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.topics import TopicAddress
 
-__all__ = ["UNSUBSCRIBE_DELAY", "Deliver", "OnLost", "Subscriptions", "TopicSubscription"]
+__all__ = [
+    "UNSUBSCRIBE_DELAY",
+    "Deliver",
+    "OnLost",
+    "OnMissed",
+    "Subscriptions",
+    "TopicSubscription",
+]
 
 UNSUBSCRIBE_DELAY = 5.0
 """Seconds for which a topic stays subscribed after its last subscriber has stopped."""
 
 Deliver = Callable[[Message], None]
 OnLost = Callable[[], None]
+OnMissed = Callable[[TopicLog | None], None]
 
 
 class Subscriptions:
@@ -65,7 +73,11 @@ class Subscriptions:
         return topic is not None and topic.is_confirmed
 
     def subscribe(
-        self, address: TopicAddress, deliver: Deliver, lost: OnLost | None
+        self,
+        address: TopicAddress,
+        deliver: Deliver,
+        lost: OnLost | None,
+        missed: OnMissed | None = None,
     ) -> Deferred[Subscription]:
         """See `topicsvc.interfaces.Broker`; fires when the broker has confirmed the topic."""
         topic = self._topics.get(address)
@@ -73,7 +85,7 @@ class Subscriptions:
             topic = self._topics[address] = TopicSubscription(address, self._name(address))
             self._request(topic)
         self._idle.cancel(topic)
-        subscription = _Subscription(self, topic, deliver, lost)
+        subscription = _Subscription(self, topic, deliver, lost, missed)
         if topic.is_confirmed:
             topic.subscribers[subscription] = None
             return succeed(subscription)
@@ -146,6 +158,11 @@ class Subscriptions:
         for subscription in [each for topic in topics for each in topic.subscribers]:
             subscription.notify_lost()
 
+    def notify_missed(self, topic: TopicSubscription, log: TopicLog | None) -> None:
+        """Notify all subscribers that messages may have been missed, and that others follow."""
+        for subscription in tuple(topic.subscribers):
+            subscription.notify_missed(log)
+
     def _drop(self, topic: TopicSubscription) -> None:
         """Unsubscribe `topic` and forget it."""
         del self._topics[topic.address]
@@ -194,7 +211,7 @@ class TopicSubscription:
 
 
 class _Subscription:
-    __slots__ = ("_deliver", "_lost", "_subscriptions", "_topic")
+    __slots__ = ("_deliver", "_lost", "_missed", "_subscriptions", "_topic")
 
     def __init__(
         self,
@@ -202,11 +219,13 @@ class _Subscription:
         topic: TopicSubscription,
         deliver: Deliver,
         lost: OnLost | None,
+        missed: OnMissed | None,
     ) -> None:
         self._subscriptions = subscriptions
         self._topic = topic
         self._deliver: Deliver | None = deliver
         self._lost = lost
+        self._missed = missed
 
     def deliver(self, message: Message) -> None:
         if self._deliver is not None:
@@ -215,6 +234,10 @@ class _Subscription:
     def notify_lost(self) -> None:
         if self._deliver is not None and self._lost is not None:
             self._lost()
+
+    def notify_missed(self, log: TopicLog | None) -> None:
+        if self._deliver is not None and self._missed is not None:
+            self._missed(log)
 
     def stop(self) -> Deferred[None]:
         """See `topicsvc.interfaces.Subscription`."""

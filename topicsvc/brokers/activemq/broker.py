@@ -24,9 +24,15 @@ from topicsvc.brokers.activemq.stomp_frames import Frame
 from topicsvc.brokers.in_flight import InFlightLimit, OnResult
 from topicsvc.brokers.message_text import ascii_json, json_body
 from topicsvc.brokers.reader_and_sender import ReaderAndSender
-from topicsvc.brokers.subscriptions import Deliver, OnLost, Subscriptions, TopicSubscription
+from topicsvc.brokers.subscriptions import (
+    Deliver,
+    OnLost,
+    OnMissed,
+    Subscriptions,
+    TopicSubscription,
+)
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
 from topicsvc.settings import Login
 from topicsvc.topics import TopicAddress
 
@@ -168,9 +174,16 @@ class _Reader:
             self.echoes.sent(address, id_)
 
     def subscribe(
-        self, address: TopicAddress, deliver: Deliver, lost: OnLost | None
+        self,
+        address: TopicAddress,
+        deliver: Deliver,
+        lost: OnLost | None,
+        missed: OnMissed | None = None,
     ) -> Deferred[Subscription]:
-        return self._subscriptions.subscribe(address, deliver, lost)
+        return self._subscriptions.subscribe(address, deliver, lost, missed)
+
+    def recall(self, address: TopicAddress) -> Deferred[TopicLog] | None:
+        return None
 
     def _request_topic(self, topic: TopicSubscription) -> None:
         """Send a SUBSCRIBE frame."""
@@ -185,8 +198,11 @@ class _Reader:
 
     def _on_receipt(self, topic: TopicSubscription, result: BrokerUnavailable | None) -> None:
         if result is None:
+            was_lost = topic.id in self._restoring
             self._restored(topic.id)
             self._subscriptions.confirm(topic)
+            if was_lost:
+                self._subscriptions.notify_missed(topic, None)
             return
         self._log.warn("the broker did not confirm {topic}: {why}", topic=topic.name, why=result)
         self._subscriptions.refuse(topic, result)

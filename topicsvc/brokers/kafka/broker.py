@@ -18,9 +18,9 @@ from topicsvc.brokers.kafka.metadata import MetadataClient
 from topicsvc.brokers.kafka.options import Options, is_topic_name
 from topicsvc.brokers.kafka.producer import DeliveryResult, Position, Producer
 from topicsvc.brokers.kafka.reader import Reader
-from topicsvc.brokers.subscriptions import Deliver, OnLost
+from topicsvc.brokers.subscriptions import Deliver, OnLost, OnMissed
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
-from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
 from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.topics import TopicAddress
 
@@ -65,13 +65,21 @@ class KafkaBroker(Service):
         return self._reader.last_error
 
     def subscribe(
-        self, topic: TopicAddress, deliver: Deliver, lost: OnLost | None = None
+        self,
+        topic: TopicAddress,
+        deliver: Deliver,
+        lost: OnLost | None = None,
+        missed: OnMissed | None = None,
     ) -> Deferred[Subscription]:
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
         refusal = self._refusal(topic)
         if refusal is not None:
             return fail(refusal)
-        return self._reader.subscribe(topic, deliver, lost)
+        return self._reader.subscribe(topic, deliver, lost, missed)
+
+    def recall(self, topic: TopicAddress) -> Deferred[TopicLog] | None:
+        """See `topicsvc.interfaces.Broker`."""
+        return self._reader.recall(topic)
 
     def publish(self, message: Message) -> Deferred[None]:
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""

@@ -22,9 +22,15 @@ from topicsvc.brokers.kafka.metadata import EndOffsets, MetadataClient, NoSuchTo
 from topicsvc.brokers.kafka.producer import Position
 from topicsvc.brokers.kafka.record_queue import Record
 from topicsvc.brokers.message_text import json_body
-from topicsvc.brokers.subscriptions import Deliver, OnLost, Subscriptions, TopicSubscription
+from topicsvc.brokers.subscriptions import (
+    Deliver,
+    OnLost,
+    OnMissed,
+    Subscriptions,
+    TopicSubscription,
+)
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.topics import TopicAddress
 
@@ -105,9 +111,16 @@ class Reader:
             self._expected_offsets[partition] = max(position.offset, expected)
 
     def subscribe(
-        self, address: TopicAddress, deliver: Deliver, lost: OnLost | None
+        self,
+        address: TopicAddress,
+        deliver: Deliver,
+        lost: OnLost | None,
+        missed: OnMissed | None = None,
     ) -> Deferred[Subscription]:
-        return self._subscriptions.subscribe(address, deliver, lost)
+        return self._subscriptions.subscribe(address, deliver, lost, missed)
+
+    def recall(self, address: TopicAddress) -> Deferred[TopicLog] | None:
+        return None
 
     def start(self, consumer: Consumer, metadata: MetadataClient) -> None:
         self._consumer, self._metadata = consumer, metadata

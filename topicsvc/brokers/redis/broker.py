@@ -23,9 +23,15 @@ from topicsvc.brokers.reader_and_sender import ReaderAndSender
 from topicsvc.brokers.redis import scripts
 from topicsvc.brokers.redis.client import Command, RedisClient, Session
 from topicsvc.brokers.redis.scripts import NONE, Entry, EntryId, History, InvalidReply
-from topicsvc.brokers.subscriptions import Deliver, OnLost, Subscriptions, TopicSubscription
+from topicsvc.brokers.subscriptions import (
+    Deliver,
+    OnLost,
+    OnMissed,
+    Subscriptions,
+    TopicSubscription,
+)
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Losses, Message, Subscription
+from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.settings import HistorySettings
 from topicsvc.topics import TopicAddress
@@ -196,9 +202,16 @@ class _Reader:
         return not self._expected
 
     def subscribe(
-        self, address: TopicAddress, deliver: Deliver, lost: OnLost | None
+        self,
+        address: TopicAddress,
+        deliver: Deliver,
+        lost: OnLost | None,
+        missed: OnMissed | None = None,
     ) -> Deferred[Subscription]:
-        return self._subscriptions.subscribe(address, deliver, lost)
+        return self._subscriptions.subscribe(address, deliver, lost, missed)
+
+    def recall(self, address: TopicAddress) -> Deferred[TopicLog] | None:
+        return None
 
     def expect(self, address: TopicAddress, id_: EntryId) -> None:
         """Redis has accepted a message: if the topic is subscribed here, it comes back."""

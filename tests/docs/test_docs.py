@@ -14,7 +14,7 @@ from topicsvc import config, service
 from topicsvc.admission import limits, rates, token_attempts
 from topicsvc.cli.doctor import checks, endpoints
 from topicsvc.cli.main import main
-from topicsvc.config import changes
+from topicsvc.config import changes, shares
 from topicsvc.config.toml_table import Table
 from topicsvc.delivery import hub
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
@@ -115,6 +115,21 @@ class ConfigurationTests(SynchronousTestCase):
                 self.assertEqual(documented, "", key)
             else:
                 self.assertEqual(tomllib.loads(f"x = {documented}")["x"], default, key)
+
+    def test_each_row_of_a_limit_says_what_workers_do_with_it(self) -> None:
+        text = page("docs/configuration.md")
+        rows = dict(
+            re.findall(
+                r"^\| `limits\.(\w+)` \|[^|]*\|[^|]*\| (divided|each) \|", text, re.MULTILINE
+            )
+        )
+        expected = dict.fromkeys(shares.DIVIDED_LIMITS, "divided")
+        expected |= dict.fromkeys(shares.UNDIVIDED_LIMITS, "each")
+        self.assertEqual(rows, expected)
+        self.assertIn("maximum number of checks at once, divided among workers;", text)
+        self.assertIn(
+            f"`limits.connections = 1001` allows {shares.divide(1001, 4)} connections", text
+        )
 
     def test_the_page_lists_exactly_the_options(self) -> None:
         options = service.Options()

@@ -14,6 +14,7 @@
     |   |-- ValidatorUnavailable
     |   |   `-- CollectionUnreadable    what the unit says about one collection is not usable
     |   |-- BrokerUnavailable
+    |   |-- WorkerUnavailable       a worker process does not answer
     |   |-- TooManyFailedTokens     an address has presented too many invalid tokens
     |   `-- TooManySessions         a cell has too many sessions
     |-- StompError              bytes that are not STOMP 1.2
@@ -43,6 +44,7 @@ __all__ = [
     "TopicsvcError",
     "Unavailable",
     "ValidatorUnavailable",
+    "WorkerUnavailable",
 ]
 
 
@@ -113,6 +115,12 @@ class BrokerUnavailable(Unavailable):
     """The broker cannot accept a message or confirm a subscription now."""
 
     advice = "check the broker; see docs/brokers.md"
+
+
+class WorkerUnavailable(Unavailable):
+    """A worker process does not answer the parent; the text says why."""
+
+    advice = "see the log of the worker"
 
 
 class TooManyFailedTokens(Unavailable):

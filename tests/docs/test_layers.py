@@ -18,6 +18,7 @@ ROOT = Path(topicsvc.__file__).parent
 LAYERS = [
     ["cli"],
     ["service"],
+    ["workers"],
     ["admin"],
     ["web", "options"],
     ["websocket", "config", "demo"],
@@ -35,6 +36,7 @@ docs/design.md shows the same list.
 PURE = {
     "admin.answers",
     "admin.query",
+    "admin.request",
     "admission.addresses",
     "admission.origins",
     "cli.silence",

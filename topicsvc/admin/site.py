@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,6 +25,7 @@ from topicsvc.admin.ending import Ending
 from topicsvc.admin.inspection import TOPICS, Inspection
 from topicsvc.admin.metrics import Metrics
 from topicsvc.admin.query import InvalidRequest
+from topicsvc.admin.request import AdminRequest
 from topicsvc.process.usage import count_open_files
 from topicsvc.scheduling.pieces import Pieces, run_in_pieces
 from topicsvc.scheduling.work_budget import WorkBudget
@@ -55,7 +56,7 @@ class _Page:
     """One page: the methods that it allows, and the function that makes its response."""
 
     methods: tuple[bytes, ...]
-    answer: Callable[[_AdminRequest], Answer | Pieces[Answer]]
+    answer: Callable[[AdminRequest], Answer | Pieces[Answer]]
 
 
 class AdminTree(Resource):
@@ -98,10 +99,10 @@ class AdminTree(Resource):
         }
         inspection = Inspection(websocket_server, lambda: send.senders)
         self._inspection_pages = {
-            b"/topics": _Page(_READ, lambda request: inspection.topics(_query(request))),
-            b"/sessions": _Page(_READ, lambda request: inspection.sessions(_query(request))),
-            b"/sessions/ended": _Page(_READ, lambda request: inspection.ended(_query(request))),
-            b"/senders": _Page(_READ, lambda request: inspection.senders(_query(request))),
+            b"/topics": _Page(_READ, lambda request: inspection.topics(request.query)),
+            b"/sessions": _Page(_READ, lambda request: inspection.sessions(request.query)),
+            b"/sessions/ended": _Page(_READ, lambda request: inspection.ended(request.query)),
+            b"/senders": _Page(_READ, lambda request: inspection.senders(request.query)),
         }
         self._topic_page = _Page(_READ, lambda request: inspection.topic(request.path))
         self._end_page = _Page((b"POST",), self._end)
@@ -119,17 +120,62 @@ class AdminTree(Resource):
 
     def render(self, request: Request) -> Any:
         """See `twisted.web.resource.IResource`."""
+        answers: list[Answer] = []
+        is_later = is_lost = False
+
+        def finish(answer: Answer) -> None:
+            if not is_later:
+                answers.append(answer)
+            elif not is_lost:
+                request.write(_write(request, answer))
+                request.finish()
+
+        def lost(_: Failure) -> None:
+            nonlocal is_lost
+            is_lost = True
+            if request.method in _READ:
+                answering.cancel()
+
+        answering = self.respond(_read(request))
+        answering.addCallback(finish)
+        if answers:
+            return _write(request, answers[0])
+        is_later = True
+        finished: Deferred[Any] = request.notifyFinish()
+        finished.addErrback(lost)
+        return NOT_DONE_YET
+
+    def respond(self, request: AdminRequest) -> Deferred[Answer]:
+        """Make the response: at once if the budget is enough, otherwise in later iterations.
+
+        Returns:
+            Fires with the response. To cancel it stops the work.
+        """
         page = self._page(request.path)
         if page is None:
-            return _write(request, _NOT_FOUND)
+            return succeed(_NOT_FOUND)
         if request.method not in page.methods:
             allowed = b", ".join(page.methods)
             error = f"this page has another method; allowed: {allowed.decode('ascii')}"
-            return _write(request, error_answer(405, error, ((b"allow", allowed),)))
+            return succeed(error_answer(405, error, ((b"allow", allowed),)))
         if self._in_progress >= MAX_IN_PROGRESS:
             error = f"{MAX_IN_PROGRESS} requests are in progress; try again"
-            return _write(request, error_answer(503, error, ((b"retry-after", b"1"),)))
-        return self._answer(page, request)
+            return succeed(error_answer(503, error, ((b"retry-after", b"1"),)))
+        self._in_progress += 1
+
+        def finish(result: Answer) -> Answer:
+            self._in_progress -= 1
+            return result
+
+        def fail(failure: Failure) -> Answer:
+            if failure.check(InvalidRequest):
+                return error_answer(400, str(failure.value))
+            if not failure.check(CancelledError):
+                self._log.failure("internal error: the admin page failed", failure)
+            return error_answer(500, "internal error: see the log")
+
+        working = run_in_pieces(_work(page, request), self._budget)
+        return working.addErrback(fail).addCallback(finish)
 
     def _page(self, path: bytes) -> _Page | None:
         """Return a page; None: there is none, or it is switched off."""
@@ -142,74 +188,43 @@ class AdminTree(Resource):
                 page = self._topic_page
         return page
 
-    def _answer(self, page: _Page, request: Any) -> Any:
-        """Make the response: at once if the budget is enough, otherwise in later iterations."""
-        self._in_progress += 1
-        answers: list[Answer] = []
-        is_later = is_lost = False
-
-        def finish(answer: Answer) -> None:
-            self._in_progress -= 1
-            if not is_later:
-                answers.append(answer)
-            elif not is_lost:
-                request.write(_write(request, answer))
-                request.finish()
-
-        def lost(_: Failure) -> None:
-            nonlocal is_lost
-            is_lost = True
-            if request.method in _READ:
-                working.cancel()
-
-        def fail(failure: Failure) -> Answer:
-            if failure.check(InvalidRequest):
-                return error_answer(400, str(failure.value))
-            if not failure.check(CancelledError):
-                self._log.failure("internal error: the admin page failed", failure)
-            return error_answer(500, "internal error: see the log")
-
-        working = run_in_pieces(_work(page, request), self._budget)
-        working.addErrback(fail)
-        working.addCallback(finish)
-        if answers:
-            return _write(request, answers[0])
-        is_later = True
-        request.notifyFinish().addErrback(lost)
-        return NOT_DONE_YET
-
-    def _live(self, request: Request) -> Answer:
+    def _live(self, request: AdminRequest) -> Answer:
         """Report that the reactor runs; nothing else is checked."""
         return Answer(200, _TEXT, b"alive\n")
 
-    def _ready(self, request: Request) -> Answer:
+    def _ready(self, request: AdminRequest) -> Answer:
         """Report whether new clients may be sent here, and which part is not ready."""
         parts = dict(self._parts())
         is_ready = all(parts.values())
         body = json.dumps({"ready": is_ready, "parts": parts}).encode("ascii") + b"\n"
         return Answer(200 if is_ready else 503, "application/json", body)
 
-    def _metrics_page(self, request: Request) -> Pieces[Answer]:
-        accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", []))
+    def _metrics_page(self, request: AdminRequest) -> Pieces[Answer]:
         open_files = yield from count_open_files()
-        return Answer(200, *self._metrics.page(accept.decode("latin-1"), open_files))
+        return Answer(200, *self._metrics.page(request.accept, open_files))
 
-    def _end(self, request: _AdminRequest) -> Answer | Pieces[Answer]:
-        peer: Any = request.getClientAddress()
-        caller = getattr(peer, "host", None) or str(peer)
-        authorization = request.requestHeaders.getRawHeaders(b"authorization", [])
-        refusal = self._ending.refusal(authorization, caller)
-        return refusal or self._ending.end(request.body(), caller)
+    def _end(self, request: AdminRequest) -> Answer | Pieces[Answer]:
+        refusal = self._ending.refusal(request.authorization, request.caller)
+        return refusal or self._ending.end(request.body, request.caller)
 
 
-def _work(page: _Page, request: _AdminRequest) -> Pieces[Answer]:
+def _work(page: _Page, request: AdminRequest) -> Pieces[Answer]:
     answer = page.answer(request)
     return answer if isinstance(answer, Answer) else (yield from answer)
 
 
-def _query(request: Request) -> bytes:
-    query: bytes = request.uri.partition(b"?")[2]
-    return query
+def _read(request: Any) -> AdminRequest:
+    peer = request.getClientAddress()
+    headers = request.requestHeaders
+    return AdminRequest(
+        request.method,
+        request.path,
+        request.uri.partition(b"?")[2],
+        b",".join(headers.getRawHeaders(b"accept", [])).decode("latin-1"),
+        tuple(headers.getRawHeaders(b"authorization", [])),
+        request.content.read(),
+        getattr(peer, "host", None) or str(peer),
+    )
 
 
 def _write(request: Request, answer: Answer) -> bytes:
@@ -242,12 +257,6 @@ class _AdminRequest(Request):
             self._refuse_body()
         else:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
-
-    def body(self) -> bytes:
-        """The whole body."""
-        content: Any = self.content
-        body: bytes = content.read()
-        return body
 
     def process(self) -> None:
         if not self._is_too_long:

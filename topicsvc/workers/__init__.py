@@ -1,0 +1,1 @@
+"""Worker processes: the parent, the control sockets, the sockets that workers listen on."""

@@ -55,7 +55,8 @@ def page(name: str) -> str:
 
 def pages() -> list[Path]:
     """Return the files of all pages."""
-    return [path for part in (".", "docs", "bench", "tests") for path in (ROOT / part).glob("*.md")]
+    parts = (".", "docs", "bench", "tests", "clients")
+    return [path for part in parts for path in (ROOT / part).glob("*.md")]
 
 
 def anchors(text: str) -> set[str]:

@@ -28,7 +28,8 @@ from zope.interface import implementer
 
 from topicsvc import __version__, demo, logs
 from topicsvc.admin.metrics import Metrics, Sources
-from topicsvc.admin.site import AdminSite, AdminTree
+from topicsvc.admin.pages import AdminTree
+from topicsvc.admin.site import AdminSite
 from topicsvc.admission.limits import Limits
 from topicsvc.brokers.factory import make_broker
 from topicsvc.config.changes import Changes, compare

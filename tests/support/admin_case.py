@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.harness import Client, ServiceTestCase
 from topicsvc.admin.metrics import Metrics, Sources
-from topicsvc.admin.site import AdminSite, AdminTree
+from topicsvc.admin.pages import AdminTree
+from topicsvc.admin.site import AdminSite
 from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.settings import OperatorSettings, SessionSettings
 from topicsvc.validators.stats import TokenCheckStats

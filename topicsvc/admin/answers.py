@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Answer", "error_answer", "json_answer"]
+__all__ = ["Answer", "error_answer", "json_answer", "text_answer"]
 
 JSON = "application/json"
 
@@ -29,3 +29,8 @@ def json_answer(members: dict[str, Any], status: int = 200) -> Answer:
 def error_answer(status: int, error: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     """``{"error": "..."}``."""
     return Answer(status, JSON, json_answer({"error": error}).body, headers)
+
+
+def text_answer(status: int, line: str) -> Answer:
+    """One line of text, in ASCII."""
+    return Answer(status, "text/plain; charset=utf-8", line.encode("ascii") + b"\n")

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from topicsvc.admin.answers import Answer, error_answer, json_answer
-from topicsvc.admin.query import Query, topic_in_path
+from topicsvc.admin.query import (
+    MAX_LIMIT,
+    SORTS,
+    read_limit,
+    read_sessions,
+    read_topics,
+    topic_in_path,
+)
 from topicsvc.admission.addresses import is_within
 from topicsvc.delivery.hub import TopicActivity
 from topicsvc.scheduling.pieces import Pieces
@@ -22,23 +29,23 @@ from topicsvc.websocket.server import WebSocketServer
 from topicsvc.websocket.session_info import EndedSession, SessionInfo
 from topicsvc.websocket.session_log import MAX_SUBJECT
 
-__all__ = ["Inspection", "selector"]
+__all__ = ["NO_SESSION", "NO_TOPIC", "Inspection", "selector"]
 
 PIECE = 16
 """Items of a piece of work: each takes 1 to 10 us."""
 
-TOPICS = b"/topics/"
-
-NO_SESSION = "no session is on this topic; /topics lists those with sessions"
+NO_SESSION = error_answer(404, "no session is on this topic; /topics lists those with sessions")
+NO_TOPIC = error_answer(404, "not the path of a topic; allowed: /topics/cell1/box1/col/topic/name")
 
 Selector = Callable[[TopicConnection], bool]
 """Whether a session is selected."""
 
-SORTS: dict[str, Callable[[TopicActivity], int]] = {
-    "sessions": lambda activity: activity.sessions,
-    "messages": lambda activity: activity.messages,
-    "bytes": lambda activity: activity.size,
-}
+_ORDERS: tuple[Callable[[TopicActivity], int], ...] = (
+    lambda activity: activity.sessions,
+    lambda activity: activity.messages,
+    lambda activity: activity.size,
+)
+"""By what topics are sorted, in the order of `SORTS`."""
 
 
 class Inspection:
@@ -56,15 +63,18 @@ class Inspection:
         self._hub = websocket_server.context.hub
         self._senders = senders
 
-    def topics(self, query: bytes) -> Pieces[Answer]:
+    def topics(self, query: bytes, most: int = MAX_LIMIT) -> Pieces[Answer]:
         """``/topics``: the topics with the most sessions, messages or bytes.
+
+        Args:
+            query: the query, percent-encoded.
+            most: the most topics that it may ask for.
 
         Raises:
             InvalidRequest: the query cannot be used.
         """
-        keys = Query(query, ("sort", "limit"))
-        order = SORTS[keys.choice("sort", SORTS)]
-        return self._topics(order, keys.limit())
+        sort, limit = read_topics(query, most)
+        return self._topics(_ORDERS[SORTS.index(sort)], limit)
 
     def _topics(self, order: Callable[[TopicActivity], int], limit: int) -> Pieces[Answer]:
         total = 0
@@ -86,14 +96,12 @@ class Inspection:
 
     def topic(self, path: bytes) -> Pieces[Answer]:
         """``/topics/{path}``: one topic."""
-        topic = topic_in_path(path, TOPICS)
+        topic = topic_in_path(path)
         if topic is None:
-            return error_answer(
-                404, "not the path of a topic; allowed: /topics/cell1/box1/col/topic/name"
-            )
+            return NO_TOPIC
         activity = self._hub.activity(topic)
         if activity is None:
-            return error_answer(404, NO_SESSION)
+            return NO_SESSION
         return json_answer((yield from self._topic(activity)))
 
     def _topic(self, activity: TopicActivity) -> Pieces[dict[str, Any]]:
@@ -118,14 +126,8 @@ class Inspection:
         Raises:
             InvalidRequest: the query cannot be used.
         """
-        keys = Query(query, ("topic", "address", "subject", "limit"))
-        wanted = {
-            "topic": keys.topic("topic"),
-            "subject": keys.text("subject"),
-            "address": keys.network("address"),
-        }
-        selectors = [selector(key, value) for key, value in wanted.items() if value is not None]
-        return self._sessions(selectors, keys.limit())
+        wanted, limit = read_sessions(query)
+        return self._sessions([selector(key, value) for key, value in wanted.items()], limit)
 
     def _sessions(self, selectors: list[Selector], limit: int) -> Pieces[Answer]:
         total = 0
@@ -139,19 +141,27 @@ class Inspection:
                 yield
         return _list("sessions", items, total)
 
-    def ended(self, query: bytes) -> Pieces[Answer]:
+    def ended(self, query: bytes, has_times: bool = False) -> Pieces[Answer]:
         """``/sessions/ended``: connections that ended, the last one first.
+
+        Args:
+            query: the query, percent-encoded.
+            has_times: whether each has ``ended_at``, the time of its end by the clock of all
+                processes of the machine, for `topicsvc.workers.merged_lists`.
 
         Raises:
             InvalidRequest: the query cannot be used.
         """
-        return self._ended(Query(query, ("limit",)).limit())
+        return self._ended(read_limit(query), has_times)
 
-    def _ended(self, limit: int) -> Pieces[Answer]:
+    def _ended(self, limit: int, has_times: bool) -> Pieces[Answer]:
         ended = tuple(self._websocket_server.ended_sessions or ())
         items = []
         for number, each in enumerate(reversed(ended[-limit:]), 1):
-            items.append(json.dumps(_ended(each)))
+            members = _ended(each)
+            if has_times:
+                members["ended_at"] = each.ended_at
+            items.append(json.dumps(members))
             if not number % PIECE:
                 yield
         return _list("sessions", items, len(ended))
@@ -162,7 +172,7 @@ class Inspection:
         Raises:
             InvalidRequest: the query cannot be used.
         """
-        limit = Query(query, ("limit",)).limit()
+        limit = read_limit(query)
         senders = self._senders()
         return json_answer(
             {

@@ -20,10 +20,16 @@ __all__ = [
     "DEFAULT_LIMIT",
     "MAX_LIMIT",
     "MAX_REASON",
+    "MAX_TOPICS",
     "SELECTORS",
+    "SORTS",
+    "TOPICS",
     "InvalidRequest",
     "Query",
     "read_end",
+    "read_limit",
+    "read_sessions",
+    "read_topics",
     "topic_in_path",
 ]
 
@@ -32,6 +38,15 @@ DEFAULT_LIMIT = 100
 
 MAX_LIMIT = 1000
 """Most items of a list."""
+
+MAX_TOPICS = 10_000
+"""Most topics of a list for the parent of several workers, which merges their lists."""
+
+SORTS = ("sessions", "messages", "bytes")
+"""The orders of topics; the first one is the default."""
+
+TOPICS = b"/topics/"
+"""Begins the paths of the pages about one topic."""
 
 MAX_REASON = 200
 """Most characters of the reason for which sessions are ended."""
@@ -82,13 +97,13 @@ class Query:
                 raise InvalidRequest(key, "given twice", "once")
             self._values[key] = value
 
-    def limit(self) -> int:
-        """The key ``limit``."""
+    def limit(self, most: int = MAX_LIMIT) -> int:
+        """The key ``limit``, at most `most`."""
         text = self._values.get("limit", str(DEFAULT_LIMIT))
         is_number = text.isascii() and text.isdecimal() and len(text) < 10
-        if not is_number or not 1 <= int(text) <= MAX_LIMIT:
+        if not is_number or not 1 <= int(text) <= most:
             raise InvalidRequest(
-                "limit", f"{_quoted(text)} is not valid", f"a whole number from 1 to {MAX_LIMIT}"
+                "limit", f"{_quoted(text)} is not valid", f"a whole number from 1 to {most}"
             )
         return int(text)
 
@@ -114,10 +129,54 @@ class Query:
         return None if value is None else _network(key, value)
 
 
-def topic_in_path(path: bytes, prefix: bytes) -> TopicAddress | None:
-    """The topic of a URL, percent-encoded behind `prefix`; None: it is not the path of a topic."""
+def read_topics(query: bytes, most: int = MAX_LIMIT) -> tuple[str, int]:
+    """Read the query of a list of topics.
+
+    Args:
+        query: the query, percent-encoded.
+        most: the most items that it may ask for.
+
+    Returns:
+        One of `SORTS`, and the most items.
+
+    Raises:
+        InvalidRequest: the query cannot be used.
+    """
+    keys = Query(query, ("sort", "limit"))
+    return keys.choice("sort", SORTS), keys.limit(most)
+
+
+def read_sessions(query: bytes) -> tuple[dict[str, Any], int]:
+    """Read the query of a list of sessions.
+
+    Returns:
+        The values of the `SELECTORS` that are given: see `read_end`; and the most items.
+
+    Raises:
+        InvalidRequest: the query cannot be used.
+    """
+    keys = Query(query, ("topic", "address", "subject", "limit"))
+    wanted = {
+        "topic": keys.topic("topic"),
+        "subject": keys.text("subject"),
+        "address": keys.network("address"),
+    }
+    return {key: value for key, value in wanted.items() if value is not None}, keys.limit()
+
+
+def read_limit(query: bytes) -> int:
+    """Read the query of a list that has a limit alone.
+
+    Raises:
+        InvalidRequest: the query cannot be used.
+    """
+    return Query(query, ("limit",)).limit()
+
+
+def topic_in_path(path: bytes) -> TopicAddress | None:
+    """The topic of a URL, percent-encoded behind `TOPICS`; None: it is not the path of a topic."""
     try:
-        text = unquote(path.removeprefix(prefix).decode("ascii"), errors="strict")
+        text = unquote(path.removeprefix(TOPICS).decode("ascii"), errors="strict")
         return TopicAddress.from_path(f"/{text}")
     except (ValueError, PathRefused):
         return None

@@ -19,6 +19,7 @@ class AdminRequest:
         authorization: its ``Authorization`` headers.
         body: its body.
         caller: the address of its client, for the log.
+        is_of_parent: whether the parent of this worker asks, to merge the answers of its workers.
     """
 
     method: bytes
@@ -28,3 +29,4 @@ class AdminRequest:
     authorization: tuple[bytes, ...] = ()
     body: bytes = b""
     caller: str = ""
+    is_of_parent: bool = False

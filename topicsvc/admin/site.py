@@ -1,17 +1,16 @@
-"""The admin site: liveness, readiness, metrics, and pages for operators.
+"""Serves the pages of an admin site over HTTP, and bounds their work.
 
-All responses come from memory; no request waits for a broker or a validator. All requests together
-have a budget in each reactor iteration.
+`topicsvc.admin.pages` has the pages of one process, `topicsvc.workers.admin_pages` those of several
+workers.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,21 +19,26 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from topicsvc.admin.answers import Answer, error_answer
-from topicsvc.admin.ending import Ending
-from topicsvc.admin.inspection import TOPICS, Inspection
-from topicsvc.admin.metrics import Metrics
-from topicsvc.admin.query import InvalidRequest
+from topicsvc.admin.answers import Answer, error_answer, text_answer
+from topicsvc.admin.operator_token import OperatorToken
+from topicsvc.admin.query import TOPICS, InvalidRequest
 from topicsvc.admin.request import AdminRequest
-from topicsvc.process.usage import count_open_files
 from topicsvc.scheduling.pieces import Pieces, run_in_pieces
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import OperatorSettings
-from topicsvc.web.send import SendResource
-from topicsvc.web.senders import Senders
-from topicsvc.websocket.server import WebSocketServer
 
-__all__ = ["MAX_BODY", "MAX_IN_PROGRESS", "WORK_PER_ITERATION", "AdminSite", "AdminTree"]
+__all__ = [
+    "END",
+    "MAX_BODY",
+    "MAX_IN_PROGRESS",
+    "READ",
+    "WORK_PER_ITERATION",
+    "AdminSite",
+    "Page",
+    "PageTree",
+]
+
+T = TypeVar("T")
 
 MAX_BODY = 16384
 """Most bytes of a request's body."""
@@ -45,78 +49,66 @@ MAX_IN_PROGRESS = 16
 WORK_PER_ITERATION = 0.003
 """Seconds of work in one reactor iteration; further work waits for the next."""
 
-_TEXT = "text/plain; charset=utf-8"
-_NOT_FOUND = Answer(404, _TEXT, b"not found\n")
-_READ: Final = (b"GET", b"HEAD")
+READ: Final = (b"GET", b"HEAD")
+"""The methods of all pages but `END`."""
+
+END = b"/sessions/end"
+
+_NOT_FOUND = text_answer(404, "not found")
 _TOO_LONG = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    """One page: the methods that it allows, and the function that makes its response."""
+class Page:
+    """One page.
+
+    Attributes:
+        methods: the methods that it allows.
+        respond: makes its response. Fails with `InvalidRequest` if the request cannot be used.
+            To cancel it stops the work.
+    """
 
     methods: tuple[bytes, ...]
-    answer: Callable[[AdminRequest], Answer | Pieces[Answer]]
+    respond: Callable[[AdminRequest], Deferred[Answer]]
 
 
-class AdminTree(Resource):
-    """The root resource of the admin site.
+class PageTree(Resource):
+    """The root resource of an admin site: finds the page, bounds its work, reports errors.
 
     Args:
-        parts: returns which parts are ready, by name.
-        metrics: the metrics of the service.
-        websocket_server: the sessions.
-        send: the sends.
         clock: the reactor, or a clock in its place.
         settings: which pages for operators there are.
+
+    Attributes:
+        token: the token for ending sessions.
+        pages: the pages that are always there, by path.
+        inspection_pages: those that are there with ``admin.inspect``, by path.
+        topic_page: the page below `TOPICS`, with ``admin.inspect``; None: there is none.
+        end_page: the page that ends sessions, with ``admin.token_file``; None: there is none.
     """
 
     isLeaf = True
     _log = Logger()
 
-    def __init__(
-        self,
-        parts: Callable[[], Mapping[str, bool]],
-        metrics: Metrics,
-        websocket_server: WebSocketServer,
-        send: SendResource,
-        clock: IReactorTime,
-        settings: OperatorSettings,
-    ) -> None:
+    def __init__(self, clock: IReactorTime, settings: OperatorSettings) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parts = parts
-        self._metrics = metrics
-        self._websocket_server = websocket_server
-        self._send = send
-        self._clock = clock
-        self._ending = Ending(websocket_server, clock, settings.token)
+        self.token = OperatorToken(clock, settings.token)
+        self.pages: dict[bytes, Page] = {}
+        self.inspection_pages: dict[bytes, Page] = {}
+        self.topic_page: Page | None = None
+        self.end_page: Page | None = None
+        self._inspects = settings.inspect
         self._budget = WorkBudget(clock, WORK_PER_ITERATION)
         self._in_progress = 0
-        self._pages = {
-            b"/health/live": _Page(_READ, self._live),
-            b"/health/ready": _Page(_READ, self._ready),
-            b"/metrics": _Page(_READ, self._metrics_page),
-        }
-        inspection = Inspection(websocket_server, lambda: send.senders)
-        self._inspection_pages = {
-            b"/topics": _Page(_READ, lambda request: inspection.topics(request.query)),
-            b"/sessions": _Page(_READ, lambda request: inspection.sessions(request.query)),
-            b"/sessions/ended": _Page(_READ, lambda request: inspection.ended(request.query)),
-            b"/senders": _Page(_READ, lambda request: inspection.senders(request.query)),
-        }
-        self._topic_page = _Page(_READ, lambda request: inspection.topic(request.path))
-        self._end_page = _Page((b"POST",), self._end)
-        self.configure(settings)
 
     def configure(self, settings: OperatorSettings) -> None:
         """Apply new settings to requests that arrive from now on."""
         self._inspects = settings.inspect
-        self._ending.set_token(settings.token)
-        self._websocket_server.keep_ended_sessions(settings.inspect)
-        if not settings.inspect:
-            self._send.senders = None
-        elif self._send.senders is None:
-            self._send.senders = Senders(self._clock)
+        self.token.set(settings.token)
+
+    def in_pieces(self, work: Callable[[], T | Pieces[T]]) -> Deferred[T]:
+        """Do `work` within the budget of each reactor iteration; see `run_in_pieces`."""
+        return run_in_pieces(_in_pieces(work), self._budget)
 
     def render(self, request: Request) -> Any:
         """See `twisted.web.resource.IResource`."""
@@ -133,7 +125,7 @@ class AdminTree(Resource):
         def lost(_: Failure) -> None:
             nonlocal is_lost
             is_lost = True
-            if request.method in _READ:
+            if request.method in READ:
                 answering.cancel()
 
         answering = self.respond(_read(request))
@@ -151,7 +143,7 @@ class AdminTree(Resource):
         Returns:
             Fires with the response. To cancel it stops the work.
         """
-        page = self._page(request.path)
+        page = self.page(request.path)
         if page is None:
             return succeed(_NOT_FOUND)
         if request.method not in page.methods:
@@ -174,43 +166,24 @@ class AdminTree(Resource):
                 self._log.failure("internal error: the admin page failed", failure)
             return error_answer(500, "internal error: see the log")
 
-        working = run_in_pieces(_work(page, request), self._budget)
+        working = maybeDeferred(page.respond, request)
         return working.addErrback(fail).addCallback(finish)
 
-    def _page(self, path: bytes) -> _Page | None:
+    def page(self, path: bytes) -> Page | None:
         """Return a page; None: there is none, or it is switched off."""
-        if path == b"/sessions/end":
-            return self._end_page if self._ending.is_enabled else None
-        page = self._pages.get(path)
+        if path == END:
+            return self.end_page if self.token.is_set else None
+        page = self.pages.get(path)
         if page is None and self._inspects:
-            page = self._inspection_pages.get(path)
+            page = self.inspection_pages.get(path)
             if page is None and path.startswith(TOPICS):
-                page = self._topic_page
+                page = self.topic_page
         return page
 
-    def _live(self, request: AdminRequest) -> Answer:
-        """Report that the reactor runs; nothing else is checked."""
-        return Answer(200, _TEXT, b"alive\n")
 
-    def _ready(self, request: AdminRequest) -> Answer:
-        """Report whether new clients may be sent here, and which part is not ready."""
-        parts = dict(self._parts())
-        is_ready = all(parts.values())
-        body = json.dumps({"ready": is_ready, "parts": parts}).encode("ascii") + b"\n"
-        return Answer(200 if is_ready else 503, "application/json", body)
-
-    def _metrics_page(self, request: AdminRequest) -> Pieces[Answer]:
-        open_files = yield from count_open_files()
-        return Answer(200, *self._metrics.page(request.accept, open_files))
-
-    def _end(self, request: AdminRequest) -> Answer | Pieces[Answer]:
-        refusal = self._ending.refusal(request.authorization, request.caller)
-        return refusal or self._ending.end(request.body, request.caller)
-
-
-def _work(page: _Page, request: AdminRequest) -> Pieces[Answer]:
-    answer = page.answer(request)
-    return answer if isinstance(answer, Answer) else (yield from answer)
+def _in_pieces(work: Callable[[], T | Pieces[T]]) -> Pieces[T]:
+    result = work()
+    return (yield from result) if isinstance(result, Generator) else result
 
 
 def _read(request: Any) -> AdminRequest:
@@ -288,7 +261,7 @@ class AdminSite(Site):
     protocol = _QuietChannel  # type: ignore[assignment]
     noisy = False
 
-    def __init__(self, tree: AdminTree, clock: IReactorTime) -> None:
+    def __init__(self, tree: PageTree, clock: IReactorTime) -> None:
         super().__init__(tree, _AdminRequest, reactor=clock)  # type: ignore[no-untyped-call]
 
     def log(self, request: Any) -> None:

@@ -220,7 +220,9 @@ class WebSocketServer(Service):
     def session_ended(self, connection: TopicConnection, reason: str, detail: str) -> None:
         """See `topicsvc.websocket.connection.ConnectionObserver`."""
         if self.ended_sessions is not None:
-            self.ended_sessions.append(EndedSession(connection.info(), reason, detail))
+            self.ended_sessions.append(
+                EndedSession(connection.info(), reason, detail, self.clock.seconds())
+            )
 
     def closed(self, connection: TopicConnection) -> None:
         """See `topicsvc.websocket.connection.ConnectionObserver`."""

@@ -42,8 +42,10 @@ class EndedSession:
         session: what it was at that moment.
         reason: one of `topicsvc.websocket.close_reasons.CLOSE_REASONS`.
         detail: details of the reason; empty: none.
+        ended_at: the time of the end, by the reactor's clock.
     """
 
     session: SessionInfo
     reason: str
     detail: str
+    ended_at: float

@@ -272,6 +272,7 @@ def read_request(members: Members) -> AdminRequest:
         () if authorization is None else (_bytes(authorization),),
         _bytes(members["body"]),
         members["caller"],
+        is_of_parent=True,
     )
 
 

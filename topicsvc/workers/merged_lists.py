@@ -10,38 +10,33 @@ from collections.abc import Iterable
 from heapq import nlargest
 from typing import Any
 
-from topicsvc.admin.query import MAX_LIMIT
+from topicsvc.admin.query import MAX_LIMIT, MAX_TOPICS, SORTS
 from topicsvc.scheduling.pieces import Pieces
 
 __all__ = [
     "MAX_MERGED",
-    "SORTS",
     "ended",
-    "limit_of_each",
     "senders",
     "sessions",
     "topic",
     "topics",
+    "topics_of_each",
 ]
 
 MAX_MERGED = 20_000
-"""Topics or senders of all workers that are merged, if each may list more than `MAX_LIMIT`."""
+"""Topics of all workers that are merged, if each may list more than `MAX_LIMIT`."""
 
-SORTS = {
-    "sessions": "sessions",
-    "messages": "messages_per_minute",
-    "bytes": "bytes_per_minute",
-}
-"""The member by which topics are sorted, by the value of ``sort``; the first is the default."""
+_ORDERS = ("sessions", "messages_per_minute", "bytes_per_minute")
+"""The member by which topics are sorted, in the order of `SORTS`."""
 
-_SUMS = ("sessions", "messages_per_minute", "bytes_per_minute", "queued_bytes")
+_SUMS = (*_ORDERS, "queued_bytes")
 
 Members = dict[str, Any]
 
 
-def limit_of_each(workers: int) -> int:
-    """The most topics or senders that each of `workers` workers lists."""
-    return max(MAX_LIMIT, MAX_MERGED // max(workers, 1))
+def topics_of_each(workers: int) -> int:
+    """The most topics that each of `workers` workers lists."""
+    return min(max(MAX_LIMIT, MAX_MERGED // workers), MAX_TOPICS)
 
 
 def topics(answers: Iterable[Members], sort: str, limit: int) -> Pieces[Members]:
@@ -56,7 +51,7 @@ def topics(answers: Iterable[Members], sort: str, limit: int) -> Pieces[Members]
         for each in answer["topics"]:
             _add(merged.setdefault(each["topic"], {"topic": each["topic"]}), each)
         yield
-    member = SORTS[sort]
+    member = _ORDERS[SORTS.index(sort)]
     found = nlargest(limit, merged.values(), key=lambda each: each[member])
     return {"total": len(merged) + left_out, "topics": found}
 

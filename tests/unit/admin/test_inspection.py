@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from tests.support.admin_case import AdminTestCase
 from tests.support.harness import BEARER, EPOCH, HANDSHAKE, SEND_PATH, TOPIC, Client
-from topicsvc.admin.query import MAX_LIMIT
+from topicsvc.admin.query import MAX_LIMIT, MAX_TOPICS
+from topicsvc.admin.request import AdminRequest
 from topicsvc.interfaces import Grant, Message
 from topicsvc.settings import LimitSettings, OperatorSettings, SessionSettings
 from topicsvc.topics import TopicAddress
@@ -108,6 +109,35 @@ class PageTests(InspectionTestCase):
         self.admin_tree.configure(OperatorSettings(inspect=True, token="x"))
         self.assertEqual(self.get("/sessions/ended")["total"], 1)
         self.assertEqual(len(self.get("/senders")["senders"]), 1)
+
+
+class ParentTests(InspectionTestCase):
+    """What the parent of several workers gets to merge their lists, and others do not."""
+
+    def ask(self, path: bytes, query: bytes, is_of_parent: bool) -> tuple[int, dict[str, Any]]:
+        request = AdminRequest(b"GET", path, query, is_of_parent=is_of_parent)
+        answer = self.successResultOf(self.admin_tree.respond(request))
+        return answer.status, json.loads(answer.body)
+
+    def test_it_may_ask_for_more_topics_than_others(self) -> None:
+        for limit, is_of_parent, status in (
+            (MAX_LIMIT, False, 200),
+            (MAX_LIMIT + 1, False, 400),
+            (MAX_TOPICS, True, 200),
+            (MAX_TOPICS + 1, True, 400),
+        ):
+            found, _ = self.ask(b"/topics", b"limit=%d" % limit, is_of_parent)
+            self.assertEqual(found, status, (limit, is_of_parent))
+
+    def test_it_gets_the_time_of_the_end_of_each_connection(self) -> None:
+        """The reactor's clock is the same for all processes of a machine."""
+        self.join().disconnect()
+        since = self.clock.seconds()
+        self.advance(5)
+        [for_parent] = self.ask(b"/sessions/ended", b"", True)[1]["sessions"]
+        [for_others] = self.ask(b"/sessions/ended", b"", False)[1]["sessions"]
+        self.assertEqual(for_parent, {**for_others, "ended_at": since})
+        self.assertNotIn("ended_at", for_others)
 
 
 class TopicsTests(InspectionTestCase):

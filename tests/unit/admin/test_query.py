@@ -73,11 +73,11 @@ class QueryTests(SynchronousTestCase):
 class TopicInPathTests(SynchronousTestCase):
     def test_the_path_is_percent_decoded(self) -> None:
         for path in (b"/topics/cell1/box1/col/topic/name", b"/topics/cell1/%62ox1/col/topic/name"):
-            self.assertEqual(topic_in_path(path, b"/topics/"), TOPIC)
+            self.assertEqual(topic_in_path(path), TOPIC)
 
     def test_other_paths_are_no_topics(self) -> None:
         for path in (b"", b"x", b"/cell1/box1/col/topic/name", b"cell1/box1/col/name", b"%FF/%"):
-            self.assertIsNone(topic_in_path(b"/topics/" + path, b"/topics/"))
+            self.assertIsNone(topic_in_path(b"/topics/" + path))
 
 
 class ReadEndTests(SynchronousTestCase):

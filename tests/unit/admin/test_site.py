@@ -7,7 +7,7 @@ import json
 from tests.support.admin_case import AdminTestCase
 from tests.support.harness import Client
 from topicsvc.admin.answers import Answer
-from topicsvc.admin.site import MAX_IN_PROGRESS, _Page
+from topicsvc.admin.site import MAX_IN_PROGRESS
 from topicsvc.scheduling.pieces import Pieces
 from topicsvc.settings import OperatorSettings
 
@@ -74,7 +74,7 @@ class WorkTests(AdminTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.pieces = 0
-        self.admin_tree._pages[b"/slow"] = _Page((b"GET", b"HEAD"), lambda _: self.slow_page())
+        self.admin_tree.pages[b"/slow"] = self.admin_tree.in_pieces_page(lambda _: self.slow_page())
 
     def start(self, method: str = "GET", path: str = "/slow") -> Client:
         client = Client(self, site=self.admin)
@@ -142,7 +142,7 @@ class WorkTests(AdminTestCase):
             yield
             raise RuntimeError("injected by the test")
 
-        self.admin_tree._pages[b"/fails"] = _Page((b"GET",), fails)
+        self.admin_tree.pages[b"/fails"] = self.admin_tree.in_pieces_page(fails)
         client, body = self.request("/fails")
         self.assertEqual(client.status, 500)
         self.assertEqual(json.loads(body), {"error": "internal error: see the log"})

@@ -85,6 +85,7 @@ class RequestTests(ControlTestCase):
             (b"Bearer x",),
             b'{"id":1}\xff',
             "127.0.0.1",
+            is_of_parent=True,
         )
         self.assertEqual(self.requests, [expected])
 

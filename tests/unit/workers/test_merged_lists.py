@@ -6,8 +6,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.admin import inspection
-from topicsvc.admin.query import MAX_LIMIT
+from topicsvc.admin.query import MAX_LIMIT, MAX_TOPICS
 from topicsvc.scheduling.pieces import Pieces
 from topicsvc.workers import merged_lists
 
@@ -51,7 +50,6 @@ class TopicTests(SynchronousTestCase):
         for sort, expected in (("sessions", "acb"), ("messages", "cba"), ("bytes", "bac")):
             found = self.merge(*lists, sort=sort)
             self.assertEqual("".join(each["topic"][-1] for each in found["topics"]), expected)
-        self.assertEqual(list(merged_lists.SORTS), list(inspection.SORTS))
 
     def test_the_limit_applies_to_the_merged_list_and_total_counts_all(self) -> None:
         found = self.merge([topic("a", 1), topic("b", 2)], [topic("c", 3)], limit=2)
@@ -68,8 +66,8 @@ class TopicTests(SynchronousTestCase):
         self.assertIsNone(merged_lists.topic([]))
 
     def test_each_worker_lists_more_than_the_limit_if_there_are_few_workers(self) -> None:
-        self.assertEqual(merged_lists.limit_of_each(2), merged_lists.MAX_MERGED // 2)
-        self.assertEqual(merged_lists.limit_of_each(64), MAX_LIMIT)
+        for workers, expected in ((1, MAX_TOPICS), (2, MAX_TOPICS), (4, 5000), (64, MAX_LIMIT)):
+            self.assertEqual(merged_lists.topics_of_each(workers), expected)
 
 
 class SessionTests(SynchronousTestCase):

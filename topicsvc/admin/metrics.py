@@ -7,7 +7,7 @@ there is none for topics, cells or addresses.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import nan
 
@@ -33,7 +33,7 @@ from topicsvc.web.site import TopicSite
 from topicsvc.websocket import close_reasons
 from topicsvc.websocket.server import WebSocketServer
 
-__all__ = ["Metrics", "Sources"]
+__all__ = ["Metrics", "ProcessMetrics", "Sources", "encode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Metrics:
 
     def __init__(self, sources: Sources) -> None:
         self.registry = CollectorRegistry()
-        self._process = _Process()
+        self._process = ProcessMetrics()
         self.registry.register(_Service(sources))
         self.registry.register(self._process)
 
@@ -89,15 +89,39 @@ class Metrics:
             open_files: the number of open files, which is slow to count.
         """
         self._process.open_files = open_files
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # an invalid version in `accept`
-            encode, content_type = choose_encoder("")
-        return content_type, encode(self.registry)
+        return encode(self.registry.collect(), accept)
 
 
-class _Process(Collector):
-    """Collects the metrics of the process, with the names of prometheus_client's collector."""
+def encode(metrics: Iterable[Metric], accept: str) -> tuple[str, bytes]:
+    """Return the content type and the text, in the format that `accept` asks for.
+
+    Args:
+        metrics: all metrics.
+        accept: the value of the header ``Accept``.
+    """
+    try:
+        encoder, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # an invalid version in `accept`
+        encoder, content_type = choose_encoder("")
+    return content_type, encoder(_Collected(metrics))
+
+
+class _Collected(Collector):
+    """Metrics that are collected already."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+class ProcessMetrics(Collector):
+    """Collects the metrics of the process, with the names of prometheus_client's collector.
+
+    Attributes:
+        open_files: the number of open files, which is slow to count.
+    """
 
     open_files = 0
 

@@ -58,13 +58,13 @@ class Scrape:
 
     Attributes:
         worker: its number; no other worker has had it.
-        place: its place: another worker may take it.
+        place: its place, the label: another worker may take it.
         is_replaced: whether another worker has taken its place, and it ends soon.
         families: its metrics.
     """
 
     worker: int
-    place: int
+    place: str
     is_replaced: bool
     families: tuple[Metric, ...]
 
@@ -160,7 +160,7 @@ def _labelled(scrapes: Iterable[Scrape]) -> Iterator[tuple[_Key, float]]:
             if not _is_summed(family) and family.name not in GAUGES:
                 for sample in family.samples:
                     name, each, labels = _key(family, sample)
-                    yield (name, each, ((WORKER, str(scrape.place)), *labels)), sample.value
+                    yield (name, each, ((WORKER, scrape.place), *labels)), sample.value
 
 
 def _is_summed(family: Metric) -> bool:

@@ -54,7 +54,7 @@ class MergeTestCase(SynchronousTestCase):
     ) -> dict[str, float]:
         """Merge the answers of workers; worker 1 has place 1. Return samples by name and labels."""
         scrapes = [
-            Scrape(worker, worker % 10, worker in replaced, families(text))
+            Scrape(worker, str(worker % 10), worker in replaced, families(text))
             for worker, text in texts.items()
         ]
         self.merged = self.metrics.merge(scrapes, set(texts) if running is None else running)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from http import HTTPStatus
 from threading import Thread
 from typing import Any
 
@@ -36,10 +34,8 @@ __all__ = [
     "connection_error",
     "find_token",
     "parse_url",
-    "reason_in",
     "run_reactor",
     "shown",
-    "status_text",
 ]
 
 TIMEOUT = 10.0
@@ -145,22 +141,6 @@ def connection_error(url: URL, reason: str) -> CommandFailed:
     elif url.scheme == plain and any(each in reason for each in (*_NO_HTTP, *_NO_ANSWER)):
         reason += f"; if the server has TLS at this port, write {secure}://"
     return CommandFailed(f"{shown(url)}: {reason}")
-
-
-def status_text(status: int, body: bytes) -> str:
-    """The status of an HTTP error response with its reason, on one line."""
-    reason = reason_in(body.decode("utf-8", "replace"))
-    if not reason and status in list(map(int, HTTPStatus)):
-        reason = HTTPStatus(status).phrase
-    return f"{status} {reason}".rstrip()
-
-
-def reason_in(body: str) -> str:
-    """The reason in the body of an HTTP error response, on one line."""
-    try:
-        return str(json.loads(body)["message"]["value"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return " ".join(body[:200].split())
 
 
 def run_reactor(

@@ -19,10 +19,10 @@ from topicsvc.cli.client import (
     find_token,
     parse_url,
     run_reactor,
-    status_text,
 )
 from topicsvc.cli.line_reader import LineReader
 from topicsvc.cli.terminal import CommandFailed, print_error
+from topicsvc.client.rules.responses import status_text
 from topicsvc.errors import InvalidBody, TokenInactive, ValidatorUnavailable
 from topicsvc.explain import explain
 from topicsvc.strict_json import json_text

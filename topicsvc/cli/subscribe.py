@@ -23,10 +23,10 @@ from topicsvc.cli.client import (
     find_token,
     parse_url,
     run_reactor,
-    status_text,
 )
 from topicsvc.cli.silence import OWN_PING_INTERVAL, Silence
 from topicsvc.cli.terminal import CommandFailed, print_error, print_line
+from topicsvc.client.rules.responses import status_text
 from topicsvc.explain import explain_http_error
 from topicsvc.websocket import messages
 

@@ -168,10 +168,6 @@ class ClientTests(CommandTestCase):
         ):
             self.assertTrue(client.parse_url(text, "ws", "wss").to_text().endswith(encoded), text)
 
-    def test_a_response_of_another_server_is_one_line(self) -> None:
-        self.assertEqual(client.reason_in("<html>\r\n<h1>\n 502\n"), "<html> <h1> 502")
-        self.assertEqual(client.reason_in('{"message":{"value":"No."}}'), "No.")
-
     def test_the_token_file_is_stripped(self) -> None:
         file = Path(self.mktemp())
         file.write_text(" a-token\n")

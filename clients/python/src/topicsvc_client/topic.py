@@ -1,0 +1,356 @@
+"""Receives the messages of a topic, and connects again if the connection is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import random
+import ssl as tls
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from .rules.close_codes import LOST
+from .rules.effects import (
+    CancelGap,
+    CancelToken,
+    Connect,
+    Disconnect,
+    Effect,
+    Gap,
+    GapFound,
+    GetToken,
+    Note,
+    Ping,
+    Reason,
+    Send,
+    State,
+    StateChanged,
+)
+from .rules.failures import TokenRefused, failure
+from .rules.messages import Message
+from .rules.responses import seconds_of, status_text
+from .rules.session import Policy, Session
+
+__all__ = ["GetTokenFunction", "OnGap", "Topic", "result_of"]
+
+GetTokenFunction = Callable[[Reason], Awaitable[str] | str]
+OnGap = Callable[[Gap], Awaitable[None] | None]
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the service has to answer a close frame."""
+
+_T = TypeVar("_T")
+_DEFAULTS = Policy()
+_logger = logging.getLogger("topicsvc_client")
+
+
+class Topic:
+    """The messages of one topic.
+
+    Iterate over it within ``async with``, in one task::
+
+        async with Topic(url, get_token) as topic:
+            async for message in topic:
+                print(message.sender, message.body)
+
+    The iteration ends when the topic is closed. It raises `Failed` or `TokenRefused` when the
+    state is failed.
+
+    Args:
+        url: the topic's URL, ``wss://`` or ``ws://``.
+        get_token: called with the reason why a token is needed; returns the token. If it raises
+            `TokenRefused`, the state is failed. After any other exception it is called again later.
+        recover: whether messages are wanted that are sent while there is no connection.
+        since: the position to go on from, as `position` was; None: from now on.
+        on_gap: called when messages may have been missed, to load the state anew. Messages wait
+            until it returns. If it raises an exception, it is called again later.
+        ssl: for ``wss://``; None: the system's certificate authorities.
+        on_state: called with each new state.
+        policy: the times.
+
+    Raises:
+        ValueError: the URL is not that of a WebSocket, or it has a user name.
+    """
+
+    _random = staticmethod(random.random)
+
+    def __init__(
+        self,
+        url: str,
+        get_token: GetTokenFunction,
+        recover: bool = True,
+        since: str | None = None,
+        on_gap: OnGap | None = None,
+        ssl: tls.SSLContext | None = None,
+        *,
+        on_state: Callable[[State], object] | None = None,
+        policy: Policy = _DEFAULTS,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("the URL of a topic begins with wss:// or ws:// and a host")
+        self._url = url
+        self._get_token = get_token
+        self._on_gap = on_gap
+        self._on_state = on_state
+        self._ssl = (ssl or tls.create_default_context()) if parts.scheme == "wss" else None
+        self._session = Session(recover=recover, since=since, random=self._random, policy=policy)
+        self._changed = asyncio.Event()
+        self._may_read = asyncio.Event()
+        self._may_read.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fetching: asyncio.Task[None] | None = None
+        self._handling: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._connection: _Connection | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def state(self) -> State:
+        """The state of the topic."""
+        return self._session.state
+
+    @property
+    def position(self) -> str | None:
+        """The position of the last message that the iteration returned. Save it for `since`."""
+        return self._session.position
+
+    def refresh(self) -> None:
+        """Get a fresh token and present it now; during a pause, connect with it now."""
+        self._do(self._session.refresh(self._now()))
+
+    async def close(self) -> None:
+        """Close the connection, and end the iteration."""
+        self._do(self._session.close())
+        while others := self._tasks - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
+    async def __aenter__(self) -> Self:
+        self._do(self._session.start(self._now()))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        while True:
+            item = self._session.take(self._now())
+            self._pace()
+            if isinstance(item, Message):
+                return item
+            if isinstance(item, Gap):
+                await self._handle(item)
+            elif self.state == "failed":
+                raise failure(self._session.end)
+            elif self.state == "closed":
+                raise StopAsyncIteration
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _handle(self, gap: Gap) -> None:
+        """Let the application load its state anew, unless another gap replaces this one."""
+        if self._on_gap is not None:
+            handling = self._handling = self._spawn(self._call_on_gap(self._on_gap, gap))
+            try:
+                await asyncio.wait([handling])
+            finally:
+                handling.cancel()
+                self._handling = None
+            if handling.cancelled():
+                return  # for another gap, or because the topic is closed
+            if handling.exception() is not None:
+                _logger.error("on_gap failed", exc_info=handling.exception())
+                self._session.gap_failed(self._now())
+                self._pace()
+                return
+        self._session.gap_handled()
+
+    async def _call_on_gap(self, on_gap: OnGap, gap: Gap) -> None:
+        await result_of(on_gap(gap))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _do(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._carry_out(effect)
+        self._pace()
+        self._changed.set()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case GetToken():
+                self._fetching = self._spawn(self._fetch(effect.reason))
+            case CancelToken():
+                self._cancel(self._fetching)
+            case Connect():
+                self._running = self._spawn(self._run())
+            case Send():
+                self._spawn(self._send(self._connection, effect.text))
+            case Ping():
+                self._spawn(self._ping(self._connection))
+            case Disconnect():
+                self._disconnect()
+            case CancelGap():
+                self._cancel(self._handling)
+            case GapFound() | StateChanged() | Note():
+                self._tell(effect)
+
+    def _tell(self, effect: GapFound | StateChanged | Note) -> None:
+        match effect:
+            case Note():
+                _logger.warning("%s", effect.text)
+            case GapFound():
+                level = logging.WARNING if self._on_gap is None else logging.INFO
+                _logger.log(level, "%s", effect.gap)
+            case StateChanged():
+                _logger.debug("%s; last end: %s", effect.state, self._session.end)
+                try:
+                    if self._on_state is not None:
+                        self._on_state(effect.state)
+                except Exception:
+                    _logger.exception("on_state failed")
+
+    def _pace(self) -> None:
+        """Set the timer, and read or stop reading, as the session wants it."""
+        if self._session.is_full:
+            self._may_read.clear()
+        else:
+            self._may_read.set()
+        at = self._session.deadline
+        if self._timer is not None:
+            if at is not None and self._timer.when() <= at:
+                return  # the deadline is looked at again then
+            self._timer.cancel()
+        self._timer = None if at is None else asyncio.get_running_loop().call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._do(self._session.look(self._now()))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _cancel(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    async def _fetch(self, reason: Reason) -> None:
+        """Get a token from the application."""
+        try:
+            token = await result_of(self._get_token(reason))
+        except TokenRefused as error:
+            self._do(self._session.no_token(str(error)))
+        except Exception as error:
+            # The text of the error may have a secret.
+            _logger.debug("get_token failed", exc_info=error)
+            why = f"get_token failed: {type(error).__name__}"
+            self._do(self._session.token_failed(self._now(), why))
+        else:
+            self._do(self._session.token(self._now(), token))
+
+    async def _run(self) -> None:
+        """Connect and read, until the connection has ended."""
+        try:
+            connection = await self._connect()
+        except InvalidStatus as error:
+            status = error.response.status_code
+            why = status_text(status, error.response.body)
+            retry_after = seconds_of(error.response.headers.get("Retry-After", "")) or 0.0
+            self._do(self._session.not_opened(self._now(), why, status, retry_after))
+            return
+        except (OSError, WebSocketException) as error:
+            self._do(self._session.not_opened(self._now(), str(error) or type(error).__name__))
+            return
+        self._connection = connection
+        connection.on_data = self._heard
+        self._heard()
+        self._do(self._session.opened(self._now()))
+        try:
+            while self._connection is connection:
+                await self._may_read.wait()
+                text = await connection.recv()
+                if isinstance(text, bytes):
+                    self._do(self._session.received_nonsense(self._now()))
+                else:
+                    self._do(self._session.received(self._now(), text))
+        except ConnectionClosed as error:
+            self._connection = None
+            frame = error.rcvd or error.sent
+            code, reason = (frame.code, frame.reason) if frame else (LOST, "")
+            self._do(self._session.closed(self._now(), code, reason))
+
+    async def _connect(self) -> _Connection:
+        connection = await _Connect(
+            self._url,
+            ssl=self._ssl,
+            create_connection=_Connection,
+            compression=None,
+            open_timeout=None,  # the session has its own
+            ping_interval=None,
+            close_timeout=CLOSE_TIMEOUT,
+            max_size=None,  # the service limits the length of messages
+        )
+        return cast(_Connection, connection)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.on_data = None
+            self._spawn(connection.close())
+        self._cancel(self._running)
+
+    async def _send(self, connection: _Connection | None, text: str) -> None:
+        if connection is not None:
+            with contextlib.suppress(ConnectionClosed):  # `_run` notices it
+                await connection.send(text)
+
+    async def _ping(self, connection: _Connection | None) -> None:
+        if connection is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await connection.ping()
+
+    def _heard(self) -> None:
+        self._session.heard(self._now())
+
+
+class _Connection(ClientConnection):
+    """A connection that tells of all bytes, also of pings, pongs and parts of messages."""
+
+    on_data: Callable[[], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.on_data is not None:
+            self.on_data()
+        super().data_received(data)
+
+
+class _Connect(connect):
+    """Connects to the server of the URL, and to no other: the token is for that one."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+async def result_of(value: Awaitable[_T] | _T) -> _T:
+    """Return the value, or its result if it is awaitable."""
+    return await value if inspect.isawaitable(value) else value

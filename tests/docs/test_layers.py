@@ -49,6 +49,7 @@ PURE = {
     "client.rules.session",
     "brokers.activemq.stomp_frames",
     "brokers.kafka.options",
+    "brokers.redis.identity",
     "brokers.redis.scripts",
     "brokers.message_text",
     "delivery.frames",

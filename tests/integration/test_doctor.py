@@ -20,6 +20,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.server import Site
 
 from tests.integration.support.activemq_server import ActiveMQ, need_activemq
+from tests.integration.support.redis_server import Redis
 from tests.support.certificates import Authority
 from tests.support.fake_unit import (
     PASSWORD,
@@ -411,6 +412,17 @@ class BrokerTests(DoctorTestCase):
         password.write_text("wrong")
         lines = yield self.doctor()
         self.assert_found(lines, "FAIL", "broker", "invalid")
+
+    @inlineCallbacks
+    def test_a_redis_that_does_not_tell_its_identity(self) -> Any:
+        server = Redis("user app on >right ~* &* +@all -info")
+        self.addCleanup(server.remove)
+        yield server.start()
+        password = self.file("broker-password", "right")
+        self.broker = f'{server.settings}\nusername = "app"\npassword_file = "{password}"'
+        lines = yield self.doctor()
+        self.assert_found(lines, "ok", "broker", "connected")
+        self.assert_found(lines, "warn", "broker", "allow the user the command INFO")
 
     @inlineCallbacks
     def test_a_broker_that_does_not_run(self) -> Any:

@@ -10,6 +10,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
+from tests.docs.test_docs import page
 from tests.integration.support.broker_cases import (
     CELL,
     CloseOnLossCases,
@@ -20,7 +21,7 @@ from tests.integration.support.broker_cases import (
     directory,
 )
 from tests.integration.support.redis_server import Redis, need_redis
-from tests.support.broker_contract import BrokerContract, Inbox
+from tests.support.broker_contract import BrokerContract, Inbox, LogContract
 from tests.support.certificates import Authority
 from tests.support.processes import Shared, until
 from topicsvc.brokers.factory import make_broker
@@ -65,6 +66,11 @@ class RedisTestCase(TestCase):
 
 class RedisContractTests(BrokerContract, RedisTestCase):
     name = "contract"
+
+
+class RedisLogContractTests(LogContract, RedisTestCase):
+    def make_other(self) -> Any:
+        return self.connected(self.server)
 
 
 class PressureTests(PressureCases, RedisTestCase):
@@ -282,6 +288,32 @@ class LoginTests(RedisTestCase):
             self.assertFalse(broker.is_up)
 
     @inlineCallbacks
+    def test_the_commands_of_the_manual_are_enough(self) -> Any:
+        """A user with an access control list; without INFO it is told, and all else works."""
+        text = page("docs/brokers.md").partition("and these commands:")[2]
+        commands = [word for line in text.split("\n")[2:4] for word in line.split()]
+        self.assertIn("XREVRANGE", commands)
+        allowed = " ".join(f"+{command.lower()}" for command in commands)
+        users = [
+            f"user app on >word ~topicsvc:* &topicsvc:* -@all {allowed}",
+            f"user limited on >word ~topicsvc:* &topicsvc:* -@all {allowed} -info",
+        ]
+        server = Redis("\n".join(users))
+        self.addCleanup(server.remove)
+        yield server.start()
+        for name, limitation in (("app", ""), ("limited", "allow the user the command INFO")):
+            broker = yield self.connected(server, login=Login(name, "word"), database=1)
+            yield self.works(broker)
+            yield broker.recall(TopicAddress("cell1", "box1", ("login",), "name"))
+            self.assertIn(limitation, broker.limitation)
+            self.assertEqual(bool(broker.limitation), bool(limitation))
+            # A reconnect uses the remaining command.
+            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+            yield until(lambda broker=broker: broker.losses.reconnects, "it is connected again")
+            yield until(lambda broker=broker: broker.is_up, "it is up again")
+            self.assertEqual(broker.losses.gaps, int(bool(limitation)))
+
+    @inlineCallbacks
     def test_a_password_that_changes_while_connected(self) -> Any:
         server = Redis("requirepass one")
         self.addCleanup(server.remove)
@@ -310,7 +342,7 @@ class LoginTests(RedisTestCase):
         self.addCleanup(server.remove)
         yield server.start()
         yield self.works((yield self.connected(server, database=3)))
-        self.assertIn("keys=1", server.command("INFO", "keyspace"))
+        self.assertIn("keys=2", server.command("INFO", "keyspace"))
         self.assertIn("db3", server.command("INFO", "keyspace"))
 
 
@@ -342,7 +374,9 @@ class KeepOnLossTests(KeepOnLossCases, TestCase):
 
     def check_log(self, log: str) -> None:
         self.assertEqual(log.count("topics get nothing until Redis is back"), 1)
-        self.assertIn("0 of them may have missed messages", log)
+        restarts = log.count("Redis was restarted or replaced")
+        self.assertIn(f"{restarts} of them may have missed messages", log)
+        self.assertEqual(restarts, int("kill" in self._testMethodName))
 
 
 class CloseOnLossTests(CloseOnLossCases, TestCase):

@@ -24,8 +24,11 @@ class ScriptedRedis:
         responds: new peers reply at once.
         login_error: the reply to HELLO, if it is an error.
         errors: replies to the commands with these names, instead of the usual ones.
+        run_id: of the process.
+        role: "master" or "slave".
         entries: the ids and fields of the stream.
-        newest: id of its newest entry; it may have been removed.
+        newest: id and generation of the newest place; None: the key is missing.
+        can_store: whether it can store a missing key.
         peers: the connections of the client, in their order.
     """
 
@@ -35,8 +38,11 @@ class ScriptedRedis:
         self.responds = True
         self.login_error = b""
         self.errors: dict[bytes, bytes] = {}
+        self.run_id = "a" * 40
+        self.role = "master"
         self.entries: list[tuple[bytes, list[bytes]]] = []
-        self.newest = b"0-0"
+        self.newest: tuple[bytes, bytes] | None = None
+        self.can_store = True
         self.peers: list[ScriptedRedisPeer] = []
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
@@ -52,15 +58,28 @@ class ScriptedRedis:
     def connected(self) -> list[ScriptedRedisPeer]:
         return [peer for peer in self.peers if not peer.is_closed]
 
-    def add(self, body: bytes, previous: bytes | None = None) -> bytes:
+    @property
+    def time(self) -> int:
+        """Its time in milliseconds since the epoch."""
+        return 1_500_000_000_000 + int(self.clock.seconds() * 1000)
+
+    def add(self, body: bytes, generation: bytes = b"77", id_: bytes = b"") -> bytes:
         """Add an entry, as another process does; return what its channel carries."""
-        milliseconds = int(self.newest.partition(b"-")[0]) or 1_500_000_000_000
-        id_ = b"%d-0" % (milliseconds + 1)
-        self.entries.append(
-            (id_, [b"f", b"", b"b", body, b"p", previous or self.newest, b"t", b"0"])
-        )
-        self.newest = id_
-        return b"%s\n\n%s" % (id_, body)
+        previous, generation = self.newest or (b"0-" + generation, generation)
+        last = scripts.parse_id(previous)
+        if self.time > last.milliseconds:
+            next_id = b"%d-0" % self.time
+        else:
+            next_id = b"%d-%d" % (last.milliseconds, last.sequence + 1)
+        id_ = id_ or next_id
+        self.entries.append((id_, [b"f", b"", b"b", body, b"p", previous, b"t", b"0"]))
+        self.newest = id_, generation
+        return b"%s %s\n\n%s" % (previous, id_, body)
+
+    def lose_everything(self) -> None:
+        """As FLUSHALL does."""
+        self.entries.clear()
+        self.newest = None
 
     def reply_to(self, command: list[bytes]) -> bytes:
         """Return the reply to a command, in RESP3."""
@@ -72,21 +91,28 @@ class ScriptedRedis:
                 return b"-%s\r\n" % self.login_error if self.login_error else _encode({b"proto": 3})
             case b"SUBSCRIBE" | b"UNSUBSCRIBE":
                 return b">3\r\n" + b"".join(map(_encode, (name.lower(), command[1], 1)))
+            case b"INFO":
+                text = f"# Server\r\nrun_id:{self.run_id}\r\nrole:{self.role}\r\nloading:0\r\n"
+                return _encode(text.encode("ascii"))
             case b"EVAL" if command[1] == scripts.SEND:
-                self.add(command[6])
-                return _encode(self.newest)
+                self.add(command[7], command[11])
+                assert self.newest is not None
+                return _encode(self.newest[0])
             case b"EVAL":
-                return self._history(command[4])
+                return self._history(*command[5:8])
             case _:
                 return b"+PONG\r\n"
 
-    def _history(self, since: bytes) -> bytes:
-        time = b"%d" % (1_500_000_000_000 + int(self.clock.seconds() * 1000))
-        if not since:
-            return _encode([self.newest, time, []])
-        position = scripts.parse_id(since)
-        entries = [list(each) for each in self.entries if scripts.parse_id(each[0]) > position]
-        return _encode([self.newest, time, entries])
+    def _history(self, since: bytes, known: bytes, generation: bytes) -> bytes:
+        newest = self.newest or (b"0-" + generation, generation)
+        if self.can_store:
+            self.newest = newest
+        entries = []
+        if since:
+            place = scripts.parse_id(since if known == newest[1] else b"0-0")
+            entries = [list(each) for each in self.entries if scripts.parse_id(each[0]) > place]
+        is_kept = int(self.newest is not None)
+        return _encode([*newest, is_kept, b"%d" % self.time, entries])
 
 
 class ScriptedRedisPeer(ScriptedTransport):

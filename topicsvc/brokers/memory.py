@@ -46,6 +46,11 @@ class MemoryBroker(Service):
         """Always empty."""
         return ""
 
+    @property
+    def limitation(self) -> str:
+        """Always empty."""
+        return ""
+
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         _log.info(

@@ -82,6 +82,11 @@ class ReaderAndSender(Service):
         """The last known reason why the broker is not up; empty if there is none."""
         return self._reader.client.last_error or self._sender.client.last_error
 
+    @property
+    def limitation(self) -> str:
+        """See `topicsvc.brokers.factory.BrokerService`."""
+        return self._reader.client.limitation
+
     def subscribe(
         self,
         topic: TopicAddress,

@@ -110,6 +110,7 @@ class BrokerClient(Service, Generic[Connection, Handler]):
 
     Attributes:
         last_error: the last known reason why there is no connection; empty if there is none.
+        limitation: what does not work, although the connection is up; empty if all works.
     """
 
     name: str
@@ -133,6 +134,7 @@ class BrokerClient(Service, Generic[Connection, Handler]):
         self._connects = 0
         self._is_paused = False
         self.last_error = ""
+        self.limitation = ""
         self._connection: Connection | None = None
         self._client = ClientService(
             TimeoutEndpoint(endpoint, clock, self._on_connect_failed),

@@ -64,6 +64,11 @@ class KafkaBroker(Service):
         """The last known reason why the broker is not up; empty if there is none."""
         return self._reader.last_error
 
+    @property
+    def limitation(self) -> str:
+        """Always empty."""
+        return ""
+
     def subscribe(
         self,
         topic: TopicAddress,

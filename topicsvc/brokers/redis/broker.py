@@ -4,17 +4,23 @@ One connection reads and one sends, so a flood in one direction does not delay t
 has one subscription at Redis for all its subscribers here.
 
 A topic's stream keeps its newest messages for some time. When the reading connection was lost, the
-messages that were sent meanwhile are read from the streams, before `is_up` is true. What a stream
-no longer has is a gap, which is logged and counted.
+messages that were sent meanwhile are read from the streams, before `is_up` is true. Each message
+names the one before it. Where this chain breaks, messages may be missing: this is logged and
+counted, and the subscribers are notified. The same happens if Redis was restarted or replaced,
+because it may have lost messages that it had accepted.
 """
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
+from itertools import count
 from random import Random
 from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from topicsvc.brokers.in_flight import InFlightLimit, OnResult
@@ -22,7 +28,16 @@ from topicsvc.brokers.message_text import json_body
 from topicsvc.brokers.reader_and_sender import ReaderAndSender
 from topicsvc.brokers.redis import scripts
 from topicsvc.brokers.redis.client import Command, RedisClient, Session
-from topicsvc.brokers.redis.scripts import NONE, Entry, EntryId, History, InvalidReply
+from topicsvc.brokers.redis.identity import Identity
+from topicsvc.brokers.redis.scripts import (
+    BEGINNING,
+    Entry,
+    EntryId,
+    History,
+    InvalidReply,
+    Step,
+    StreamPlace,
+)
 from topicsvc.brokers.subscriptions import (
     Deliver,
     OnLost,
@@ -31,7 +46,7 @@ from topicsvc.brokers.subscriptions import (
     TopicSubscription,
 )
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
+from topicsvc.interfaces import Losses, Mark, Message, Subscription, TopicLog
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.settings import HistorySettings
 from topicsvc.topics import TopicAddress
@@ -40,6 +55,24 @@ __all__ = ["RedisBroker"]
 
 _INVALID_INTERVAL = 60.0
 """Seconds between two lines of the log about messages that are not from topicsvc."""
+
+PLACE_LIFETIME = 86400
+"""Seconds for which the key with the newest place of a topic is kept."""
+
+UNUSED_PLACE_LIFETIME = 3600
+"""The same for a topic without any message: each subscription makes such a key."""
+
+REFRESH_INTERVAL = 1200.0
+"""Seconds after which the key of a subscribed topic is kept for its whole time again."""
+
+REFRESH_TICK = 10.0
+"""Seconds between two looks for such keys."""
+
+MAX_REFRESHED = 200
+"""The most keys for each look: this is enough for 24,000 topics."""
+
+MAX_RECALLS = 5
+"""Attempts to read the log of a topic that changes in ways that only other programs can cause."""
 
 
 class RedisBroker(ReaderAndSender):
@@ -72,17 +105,44 @@ class RedisBroker(ReaderAndSender):
         random = random or Random()  # noqa: S311 - jitter, no secret
         losses = Losses()
         names = _Names(prefix)
-        reader = _Reader(clock, names, history, closes_on_loss, losses)
-        sender = _Sender(names, history, reader)
+        kept = _Kept(history)
+        reader = _Reader(clock, names, kept, closes_on_loss, losses)
+        sender = _Sender(names, kept, reader)
         reader.client = RedisClient("reader", endpoint, clock, session, reader, random)
         sender.client = RedisClient("sender", endpoint, clock, session, sender, random)
+        reader.sender = sender.client
         super().__init__(reader, sender, losses)
 
 
-class _Names:
-    """The names of streams and channels.
+class _Kept:
+    """What Redis keeps of a topic, and for how long.
 
-    The braces make both names of a topic belong to one slot of a cluster. The grammar of topic
+    Attributes:
+        messages: most messages of a stream.
+        bytes: most bytes of a stream.
+        seconds: how long a stream keeps a message. Without positions this is the default, so that
+            an outage is bridged.
+        place_ms: milliseconds for which the key with the newest place is kept: far longer.
+        unused_place_ms: the same for a topic without any message.
+        new_generations: numbers that no other generation of any topic has had.
+    """
+
+    __slots__ = ("bytes", "messages", "new_generations", "place_ms", "seconds",
+                 "unused_place_ms")  # fmt: skip
+
+    def __init__(self, history: HistorySettings) -> None:
+        self.messages = history.messages
+        self.bytes = history.bytes
+        self.seconds = history.seconds or HistorySettings().seconds
+        self.place_ms = max(PLACE_LIFETIME, 2 * self.seconds) * 1000
+        self.unused_place_ms = UNUSED_PLACE_LIFETIME * 1000
+        self.new_generations = count(secrets.randbits(62))
+
+
+class _Names:
+    """The names of keys and channels.
+
+    The braces make all names of a topic belong to one slot of a cluster. The grammar of topic
     addresses excludes braces.
     """
 
@@ -91,6 +151,9 @@ class _Names:
 
     def stream(self, topic: TopicAddress) -> str:
         return f"{self._prefix}stream:{{{topic.broker_name}}}"
+
+    def newest(self, topic: TopicAddress) -> str:
+        return f"{self._prefix}newest:{{{topic.broker_name}}}"
 
     def channel(self, topic: TopicAddress) -> str:
         return f"{self._prefix}channel:{{{topic.broker_name}}}"
@@ -101,20 +164,21 @@ class _Sender:
 
     client: RedisClient
 
-    def __init__(self, names: _Names, history: HistorySettings, reader: _Reader) -> None:
+    def __init__(self, names: _Names, kept: _Kept, reader: _Reader) -> None:
         self._names = names
-        self._history = history
+        self._kept = kept
         self._reader = reader
         self._in_flight = InFlightLimit()
 
     def publish(self, message: Message) -> Deferred[None]:
-        topic, body, history = message.topic, message.body, self._history
+        topic, body, kept, names = message.topic, message.body, self._kept, self._names
         # EVAL, not EVALSHA: if Redis forgets its scripts, requests that are repeated one by one
         # would change places.
         command: Command = (
-            *("EVAL", scripts.SEND, 1, self._names.stream(topic), self._names.channel(topic)),
-            *(message.sender or "", body),
-            *(history.messages, history.bytes, history.seconds * 1000),
+            *("EVAL", scripts.SEND, 2, names.stream(topic), names.newest(topic)),
+            *(names.channel(topic), message.sender or "", body),
+            *(kept.messages, kept.bytes, kept.seconds * 1000),
+            *(next(kept.new_generations), kept.place_ms),
         )
 
         def send(on_result: OnResult) -> None:
@@ -139,7 +203,7 @@ class _Sender:
     # Called by the client.
 
     def on_connected(self) -> None:
-        pass
+        _leave_other(self.client, self._reader.client)
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
         pass
@@ -152,15 +216,19 @@ class _Position:
     """How far a topic has been read.
 
     Attributes:
-        newest: id of the newest message that was delivered; None: not known yet.
-        held: messages that arrived before the stream was read; None: it has been read.
+        place: behind the newest message that was delivered; None: not known yet.
+        is_read: whether the stream has been read up to the messages that arrive now.
+        is_proved: whether Redis is the one that has given `place`.
+        refreshed_at: when the key with the newest place was last kept, by the clock.
     """
 
-    __slots__ = ("held", "newest")
+    __slots__ = ("is_proved", "is_read", "place", "refreshed_at")
 
     def __init__(self) -> None:
-        self.newest: EntryId | None = None
-        self.held: list[Entry] | None = []
+        self.place: StreamPlace | None = None
+        self.is_read = False
+        self.is_proved = True
+        self.refreshed_at = 0.0
 
 
 class _Reader:
@@ -168,18 +236,19 @@ class _Reader:
 
     _log: ClassVar[Logger] = Logger()
     client: RedisClient
+    sender: RedisClient
 
     def __init__(
         self,
         clock: IReactorTime,
         names: _Names,
-        history: HistorySettings,
+        kept: _Kept,
         closes_on_loss: bool,
         losses: Losses,
     ) -> None:
         self._clock = clock
         self._names = names
-        self._history = history
+        self._kept = kept
         self._closes_on_loss = closes_on_loss
         self._losses = losses
         self._subscriptions = Subscriptions(
@@ -192,6 +261,10 @@ class _Reader:
         self._gaps = 0
         self._expected: dict[TopicAddress, EntryId] = {}
         self._invalid = LogThrottle(_INVALID_INTERVAL)
+        self._identity: Identity | None = None
+        self._is_limited = False
+        self._refreshing = LoopingCall(self._refresh_keys)
+        self._refreshing.clock = clock
 
     @property
     def is_up(self) -> bool:
@@ -210,67 +283,214 @@ class _Reader:
     ) -> Deferred[Subscription]:
         return self._subscriptions.subscribe(address, deliver, lost, missed)
 
-    def recall(self, address: TopicAddress) -> Deferred[TopicLog] | None:
-        return None
+    def recall(self, address: TopicAddress) -> Deferred[TopicLog]:
+        recalled: Deferred[TopicLog] = Deferred()
+        self._recall(address, recalled, MAX_RECALLS)
+        return recalled
 
     def expect(self, address: TopicAddress, id_: EntryId) -> None:
         """Redis has accepted a message: if the topic is subscribed here, it comes back."""
         position = self._positions.get(address)
-        if position is not None and position.newest is not None and position.newest < id_:
+        if position is not None and position.place is not None and position.place.id < id_:
             self._expected[address] = id_
+
+    # Reading.
 
     def _request_topic(self, topic: TopicSubscription) -> None:
         """Subscribe the channel, then read the stream: no message lies between them."""
         id_ = self._subscriptions.new_id(topic)
         position = self._positions.setdefault(topic.address, _Position())
-        position.held = []
         self._topics[topic.name.encode("utf-8")] = topic
 
         def on_subscribed(reply: Any) -> None:
             if topic.id == id_ and isinstance(reply, BrokerUnavailable):
                 self._refuse(topic, reply)
 
-        def on_history(reply: Any) -> None:
-            if topic.id == id_:
-                self._on_history(topic, position, reply)
-
-        since = "" if position.newest is None else str(position.newest)
-        stream = self._names.stream(topic.address)
         self.client.request(("SUBSCRIBE", topic.name), on_subscribed)
-        self.client.request(("EVAL", scripts.READ, 1, stream, since), on_history)
+        self._catch_up(topic, position)
 
-    def _on_history(self, topic: TopicSubscription, position: _Position, reply: Any) -> None:
-        try:
-            if isinstance(reply, BrokerUnavailable):
-                raise reply
-            history = scripts.parse_history(reply)
-        except (BrokerUnavailable, InvalidReply) as error:
-            self._refuse(topic, BrokerUnavailable(str(error)))
-            return
-        is_missing = False
-        if position.newest is None:
-            position.newest = history.newest
+    def _catch_up(self, topic: TopicSubscription, position: _Position) -> None:
+        """Deliver what the stream has behind `position`, then what the channel brings.
+
+        Until the stream was read, messages of the channel are dropped. They are in the stream,
+        because Redis reads it later.
+        """
+        id_ = topic.id
+        position.is_read = False
+
+        def on_history(history: History | BrokerUnavailable) -> None:
+            if topic.id != id_:
+                return
+            if isinstance(history, BrokerUnavailable):
+                self._refuse(topic, history)
+            else:
+                self._on_history(topic, position, history)
+
+        since = position.place
+        place = ("", "") if since is None else (str(since.id), since.generation)
+        self._read(topic.address, position, place, on_history)
+
+    def _read(
+        self,
+        address: TopicAddress,
+        position: _Position,
+        since: tuple[str, str | int],
+        on_history: Callable[[History | BrokerUnavailable], None],
+    ) -> None:
+        """Run the script `READ`; `since` are the first two of its arguments."""
+        kept, names = self._kept, self._names
+        command: Command = (
+            *("EVAL", scripts.READ, 2, names.stream(address), names.newest(address), *since),
+            *(next(kept.new_generations), kept.place_ms, kept.unused_place_ms),
+        )
+        position.refreshed_at = self._clock.seconds()
+
+        def on_reply(reply: Any) -> None:
+            history: History | BrokerUnavailable
+            try:
+                if isinstance(reply, BrokerUnavailable):
+                    raise reply
+                history = scripts.parse_history(reply)
+            except (BrokerUnavailable, InvalidReply) as error:
+                history = BrokerUnavailable(str(error))
+            on_history(history)
+
+        self.client.request(command, on_reply)
+
+    def _on_history(self, topic: TopicSubscription, position: _Position, history: History) -> None:
+        is_restoring = topic.id in self._restoring
+        is_told = is_broken = False
+        since = position.place
+        if since is None:
+            position.place = history.newest
         else:
-            is_missing = not self._is_complete(history, position.newest)
-            if history.newest < position.newest:
-                position.newest = NONE  # another stream begins
-        held, position.held = position.held or [], None
-        for entry in (*history.entries, *held):
-            self._deliver(topic, position, entry)
+            is_told = not position.is_proved
+            steps, is_cut = history.after(since)
+            is_broken = is_cut or any(step.is_gap for step in steps)
+            self._deliver_steps(topic, position, steps, is_cut, history.newest)
+        position.is_read = True
+        if self._expected.get(topic.address, history.newest.id) <= history.newest.id:
+            self._expected.pop(topic.address, None)
         self._restored(topic.id)
         self._subscriptions.confirm(topic)
-        if is_missing:
-            self._gaps += 1
+        if is_broken:
             self._log.warn(
-                "{topic}: Redis no longer has all messages of the outage; some may be missing",
+                "{topic}: Redis no longer has all messages behind {id}; some may be missing",
                 topic=topic.address.path,
+                id=since and str(since.id),
             )
+        if is_broken or is_told:
+            if is_restoring:
+                self._gaps += 1
+            else:
+                self._losses.gaps += 1
         self._log_restored()
 
-    def _is_complete(self, history: History, position: EntryId) -> bool:
-        down_since = self._clock.seconds() if self._down_since is None else self._down_since
-        outage = self._clock.seconds() - down_since
-        return history.is_complete_after(position, outage, self._history.seconds)
+    def _deliver_steps(
+        self,
+        topic: TopicSubscription,
+        position: _Position,
+        steps: list[Step],
+        is_cut: bool,
+        newest: StreamPlace,
+    ) -> None:
+        """Deliver messages of the stream, and notify the subscribers of gaps before them."""
+        is_told, position.is_proved = position.is_proved, True
+        for step in steps:
+            if step.is_gap or not is_told:
+                is_told = True
+                before = StreamPlace(step.place.generation, step.entry.previous)
+                self._notify_missed(topic, before)
+            position.place = step.place
+            self._deliver(topic, step.entry)
+        position.place = newest
+        if is_cut or not is_told:
+            self._notify_missed(topic, newest)
+
+    def _deliver(self, topic: TopicSubscription, entry: Entry) -> None:
+        mark = Mark(0, str(entry.id))
+        topic.deliver(Message(topic.address, entry.sender, json_body(entry.body), mark))
+        if self._expected and self._expected.get(topic.address, entry.id) <= entry.id:
+            self._expected.pop(topic.address, None)
+
+    def _notify_missed(self, topic: TopicSubscription, place: StreamPlace) -> None:
+        """Messages may be missing; others follow behind `place`."""
+        epoch = self._epoch(topic.address, place)
+        self._subscriptions.notify_missed(topic, TopicLog(epoch, (str(place.id),)))
+
+    def _epoch(self, address: TopicAddress, place: StreamPlace) -> str:
+        identity = self._identity or Identity.unknown()
+        return identity.epoch(self._names.stream(address), place.generation)
+
+    def _recall(self, address: TopicAddress, recalled: Deferred[TopicLog], attempts: int) -> None:
+        """Read the whole stream: the reply comes in order with the messages of the channel."""
+        topic = self._topics.get(self._names.channel(address).encode("utf-8"))
+        if topic is None:
+            recalled.errback(BrokerUnavailable("the topic is not subscribed"))
+            return
+        id_ = topic.id
+        position = self._positions[address]
+
+        def on_history(history: History | BrokerUnavailable) -> None:
+            if recalled.called:
+                return  # cancelled
+            if isinstance(history, BrokerUnavailable):
+                recalled.errback(history)
+            elif topic.id != id_:
+                recalled.errback(BrokerUnavailable("the topic was unsubscribed"))
+            elif (
+                position.is_read
+                and position.place is not None
+                and (position.place == history.newest or not history.is_kept)
+            ):
+                recalled.callback(self._log_until(topic.address, position.place, history))
+            elif not attempts:
+                recalled.errback(BrokerUnavailable("the keys of the topic do not stay"))
+            else:
+                if position.is_read:
+                    self._catch_up(topic, position)
+                self._recall(address, recalled, attempts - 1)
+
+        self._read(address, position, (str(BEGINNING), ""), on_history)
+
+    def _log_until(self, address: TopicAddress, place: StreamPlace, history: History) -> TopicLog:
+        """Make the log of a topic; `place` is its end."""
+        if place != history.newest:
+            return TopicLog(self._epoch(address, place), (str(place.id),))
+        start, entries = history.last(self._kept.seconds)
+        messages = tuple(
+            (
+                Message(address, each.sender, json_body(each.body), Mark(0, str(each.id))),
+                max(0.0, (history.time - each.id.milliseconds) / 1000),
+            )
+            for each in entries
+        )
+        return TopicLog(self._epoch(address, place), (str(start),), messages)
+
+    def _refresh_keys(self) -> None:
+        """Keep the keys of subscribed topics, and compare them with what was delivered."""
+        due = self._clock.seconds() - REFRESH_INTERVAL
+        refreshed = 0
+        for topic in tuple(self._topics.values()):
+            position = self._positions[topic.address]
+            if position.is_read and position.refreshed_at <= due:
+                self._refresh(topic, position)
+                refreshed += 1
+                if refreshed == MAX_REFRESHED:
+                    return
+
+    def _refresh(self, topic: TopicSubscription, position: _Position) -> None:
+        id_ = topic.id
+
+        def on_history(history: History | BrokerUnavailable) -> None:
+            if topic.id != id_ or isinstance(history, BrokerUnavailable):
+                return
+            if position.is_read and history.is_kept and position.place != history.newest:
+                self._catch_up(topic, position)
+
+        self._read(topic.address, position, ("", ""), on_history)
+
+    # Topics.
 
     def _refuse(self, topic: TopicSubscription, why: BrokerUnavailable) -> None:
         self._log.warn("Redis refuses {topic}: {why}", topic=topic.address.path, why=why)
@@ -287,14 +507,6 @@ class _Reader:
         self._topics.pop(topic.name.encode("utf-8"), None)
         self._positions.pop(topic.address, None)
         self._expected.pop(topic.address, None)
-
-    def _deliver(self, topic: TopicSubscription, position: _Position, entry: Entry) -> None:
-        if position.newest is not None and entry.id <= position.newest:
-            return  # it was read from the stream already
-        position.newest = entry.id
-        topic.deliver(Message(topic.address, entry.sender, json_body(entry.body)))
-        if self._expected and self._expected.get(topic.address, entry.id) <= entry.id:
-            self._expected.pop(topic.address, None)
 
     def _restored(self, id_: str) -> None:
         self._restoring.discard(id_)
@@ -321,6 +533,21 @@ class _Reader:
 
     def on_connected(self) -> None:
         """Request all topics again, before any new one."""
+        identity = self.client.identity or Identity.unknown()
+        if self._identity is not None and self._identity != identity:
+            for position in self._positions.values():
+                position.is_proved = False
+            if self.client.identity is not None:
+                self._log.warn(
+                    "Redis was restarted or replaced: it may have lost messages, "
+                    "and earlier positions are void"
+                )
+        self._identity = identity
+        if self.client.limitation and not self._is_limited:
+            self._log.warn("{why}", why=self.client.limitation)
+        self._is_limited = bool(self.client.limitation)
+        _leave_other(self.client, self.sender)
+        self._refreshing.start(REFRESH_TICK, now=False)
         for topic in self._subscriptions:
             self._request_topic(topic)
             self._restoring.add(topic.id)
@@ -342,13 +569,18 @@ class _Reader:
                 )
             return
         position = self._positions[topic.address]
-        if position.held is None:
-            self._deliver(topic, position, entry)
-        else:
-            position.held.append(entry)
+        place = position.place
+        if not position.is_read or place is None:
+            return  # it is in the stream, which is read behind it
+        if entry.previous != place.id:
+            self._catch_up(topic, position)
+            return
+        position.place = StreamPlace(place.generation, entry.id)
+        self._deliver(topic, entry)
 
     def on_lost(self, last_heard: float) -> None:
         """Fail pending requests and keep the topics: they are requested again."""
+        self._refreshing.stop()
         self._restoring.clear()
         self._expected.clear()
         topics = tuple(self._subscriptions)
@@ -362,6 +594,13 @@ class _Reader:
             self._log.warn("{count} topics get nothing until Redis is back", count=len(kept))
         if self.client.running and self._closes_on_loss:
             self._subscriptions.notify_lost(topics)
+
+
+def _leave_other(client: RedisClient, other: RedisClient) -> None:
+    """Abort the other connection if it leads to another Redis than that of `client`."""
+    mine, theirs = client.identity, other.identity
+    if other.is_up and mine is not None and theirs is not None and mine != theirs:
+        other.abort("the other connection leads to another server")
 
 
 def _ignore(_: Any) -> None:

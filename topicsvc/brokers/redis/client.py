@@ -26,19 +26,26 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.brokers.reconnection import BrokerClient, BrokerHandler
+from topicsvc.brokers.redis.identity import IDENTIFY, Identity, parse_info
+from topicsvc.brokers.redis.scripts import InvalidReply
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.settings import Login
 
 __all__ = ["Command", "OnReply", "RedisClient", "RedisConnection", "RedisHandler"]
 
 PROBE_INTERVAL = 2.5
-"""Seconds between two probes: PING, if nothing has arrived since the last one."""
+"""Seconds between two probes: a command to which Redis replies at once."""
 
 MAX_UNANSWERED = 4
 """Probes in a row without a byte from Redis after which the connection is aborted: 10 s."""
 
 MAX_REPLY = 128 * 1024 * 1024
 """Bytes that may arrive for one reply or message; Redis allows values of 512 MiB."""
+
+_NO_INFO = (
+    "Redis does not tell its identity ({why}): positions end with each connection to Redis; "
+    "allow the user the command INFO"
+)
 
 _FATAL = ("READONLY", "NOAUTH", "LOADING", "MASTERDOWN", "UNBLOCKED")
 """Errors of a connection that is of no use: another one may reach another server."""
@@ -84,6 +91,9 @@ class RedisClient(BrokerClient["RedisConnection", RedisHandler]):
 
     Args:
         session: what each connection starts with. For the others see `BrokerClient`.
+
+    Attributes:
+        identity: of the Redis that is or was connected; None: it does not tell it.
     """
 
     broker = "Redis"
@@ -101,6 +111,7 @@ class RedisClient(BrokerClient["RedisConnection", RedisHandler]):
     ) -> None:
         super().__init__(name, endpoint, clock, handler, random)
         self.session = session
+        self.identity: Identity | None = None
 
     def make_connection(self) -> RedisConnection:
         """See `BrokerClient`."""
@@ -112,6 +123,30 @@ class RedisClient(BrokerClient["RedisConnection", RedisHandler]):
             on_reply(BrokerUnavailable("not connected"))
         else:
             self._connection.request(command, on_reply)
+
+    def identify(self, reply: Any) -> str:
+        """Read the reply to `IDENTIFY`.
+
+        Returns:
+            Why the connection cannot be used; empty: it can be used.
+        """
+        try:
+            if isinstance(reply, BrokerUnavailable):
+                raise reply
+            identity = parse_info(reply)
+        except (BrokerUnavailable, InvalidReply) as error:
+            self.limitation = _NO_INFO.format(why=error)
+            self.identity = None
+            return ""
+        self.limitation = ""
+        if not identity.unusable:
+            self.identity = identity
+        return identity.unusable
+
+    def abort(self, why: str) -> None:
+        """Abort the connection, if there is one; another one is made."""
+        if self._connection is not None:
+            self._connection.abort(why)
 
 
 class RedisConnection(TwistedProtocol):
@@ -128,6 +163,7 @@ class RedisConnection(TwistedProtocol):
         self._reader = hiredis.Reader()
         self._unparsed = 0
         self._is_greeted = False
+        self._is_lost = False
         self._abort_reason = ""
         self._unanswered = 0
         self._is_paused = False
@@ -179,10 +215,9 @@ class RedisConnection(TwistedProtocol):
             self.transport.setTcpNoDelay(True)
         self._client.on_connection_made(self)
         self._probes.start(PROBE_INTERVAL, now=False)
-        *first, last = self._client.session.commands(self._client.name)
-        for command in first:
+        for command in self._client.session.commands(self._client.name):
             self.request(command, self._on_login_reply)
-        self.request(last, self._on_greeting)
+        self.request(IDENTIFY, self._on_greeting)
 
     def dataReceived(self, data: bytes) -> None:
         self._unanswered = 0
@@ -201,6 +236,7 @@ class RedisConnection(TwistedProtocol):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._probes.stop()
+        self._is_lost = True
         closed = "it closed the connection"
         why = closed if reason.check(ConnectionDone) else reason.getErrorMessage()
         self._client.on_connection_lost(self, self._abort_reason or why)
@@ -231,10 +267,30 @@ class RedisConnection(TwistedProtocol):
             self.abort(_explain(str(reply)))
 
     def _on_greeting(self, reply: Any) -> None:
-        self._on_login_reply(reply)
-        if not self._abort_reason:
-            self._is_greeted = True
-            self._client.on_greeting()
+        if self._abort_reason or self._is_lost:
+            return
+        unusable = self._client.identify(reply)
+        if unusable:
+            self.abort(unusable)
+            return
+        self._is_greeted = True
+        self._client.on_greeting()
+
+    def _probe(self) -> None:
+        """Request what Redis replies to at once; if it tells its identity, compare this."""
+        known = self._client.identity
+        if known is None:
+            self.request(("PING",), _ignore)
+            return
+
+        def on_reply(reply: Any) -> None:
+            if isinstance(reply, BrokerUnavailable):
+                return  # the connection is lost, or INFO is no longer allowed
+            unusable = self._client.identify(reply)
+            if unusable or self._client.identity != known:
+                self.abort(unusable or "it has other data than before")
+
+        self.request(IDENTIFY, on_reply)
 
     def _on_probe_due(self) -> None:
         """Count, and do not time: if this process was stopped for a while, nothing is aborted."""
@@ -244,7 +300,7 @@ class RedisConnection(TwistedProtocol):
         if self._unanswered > MAX_UNANSWERED:
             self.abort("it does not respond")
         elif self._is_greeted:
-            self.request(("PING",), _ignore)
+            self._probe()
 
 
 def _ignore(_: Any) -> None:

@@ -1,14 +1,19 @@
 r"""The Lua scripts that run in Redis, and their results.
 
-A topic has a stream, which keeps its newest messages, and a channel, which delivers them. An entry
-of a stream has these fields, in this order:
+A topic has a stream, which keeps its newest messages, a small key with its newest place, and a
+channel, which delivers its messages. An entry of the stream has these fields, in this order:
 
 * ``f``: the sender; empty: unknown
 * ``b``: the body
-* ``p``: the id of the entry before it, also if that has been removed; ``0-0``: there was none
-* ``t``: bytes of all bodies since the stream was created
+* ``p``: the place before it: the id of the entry before it, also if that has been removed
+* ``t``: bytes of all bodies since the key was created
 
-A channel carries ``{id}\n{sender}\n{body}``.
+The key holds ``{id} {generation} {t}`` of the newest entry, and lives far longer than the stream.
+Whenever it is missing, it begins with a generation that no topic has had, and the id
+``0-{generation}``, which no entry can have. So after a loss of the key no old place is found again,
+and ids may come again without being taken for old ones.
+
+A channel carries ``{p} {id}\n{sender}\n{body}``.
 """
 
 from __future__ import annotations
@@ -16,17 +21,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-__all__ = ["NONE", "READ", "SEND", "Entry", "EntryId", "History", "InvalidReply", "parse_history",
-           "parse_id", "parse_payload"]  # fmt: skip
+__all__ = ["BEGINNING", "READ", "SEND", "Entry", "EntryId", "History", "InvalidReply", "Step",
+           "StreamPlace", "parse_history", "parse_id", "parse_payload"]  # fmt: skip
 
 SEND: Final = b"""\
-local p, t = '0-0', 0
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-if last then p, t = last[1], tonumber(last[2][8]) end
+local newest, p, g, t = redis.call('GET', KEYS[2])
+if newest then p, g, t = string.match(newest, '^(%d+%-%d+) (%d+) (%d+)$') end
+if not p then
+  p, g, t = '0-' .. ARGV[7], ARGV[7], 0
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  if last then t = last[2][8] end
+end
 t = t + #ARGV[3]
-local id = redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[4], '*',
-  'f', ARGV[2], 'b', ARGV[3], 'p', p, 't', string.format('%.0f', t))
-local ms = tonumber(string.match(id, '^%d+'))
+local total = string.format('%.0f', t)
+local function add(id)
+  return redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[4], id,
+    'f', ARGV[2], 'b', ARGV[3], 'p', p, 't', total)
+end
+local id = add('*')
+local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+local pms, pseq = string.match(p, '^(%d+)%-(%d+)$')
+ms, pms = tonumber(ms), tonumber(pms)
+if ms < pms or ms == pms and tonumber(seq) <= tonumber(pseq) then
+  redis.call('XDEL', KEYS[1], id)
+  ms = pms + 1
+  id = add(string.format('%.0f-0', ms))
+end
 redis.call('XTRIM', KEYS[1], 'MINID', '=', string.format('%.0f', ms - ARGV[6]))
 local limit = tonumber(ARGV[5])
 while true do
@@ -35,27 +55,56 @@ while true do
   redis.call('XDEL', KEYS[1], e[1])
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
-redis.call('PUBLISH', ARGV[1], id .. '\\n' .. ARGV[2] .. '\\n' .. ARGV[3])
+redis.call('SET', KEYS[2], id .. ' ' .. g .. ' ' .. total, 'PX', ARGV[8])
+redis.call('PUBLISH', ARGV[1], p .. ' ' .. id .. '\\n' .. ARGV[2] .. '\\n' .. ARGV[3])
 return id
 """
 """Appends a message to its stream, removes old ones, and publishes it; returns its id.
 
-``KEYS[1]``: the stream. ``ARGV``: channel, sender, body, most messages, most bytes, and most
-milliseconds that the stream keeps.
+``KEYS``: the stream and the key of the newest place. ``ARGV``: channel, sender, body, most
+messages, most bytes, and most milliseconds that the stream keeps, a new generation, and the
+milliseconds for which the key is kept.
+
+If the stream has ended and the clock of Redis was set back, XADD would give an id again. The script
+then gives an id itself.
 """
 
 READ: Final = b"""\
 local time = redis.call('TIME')
 local ms = time[1] .. string.sub('000000' .. time[2], -6, -4)
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'0-0', ms, {}} end
-local e = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-local id = e and e[1] or '0-0'
-if ARGV[1] == '' then return {id, ms, {}} end
-return {id, ms, redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+')}
+local newest, id, g = redis.call('GET', KEYS[2])
+if newest then id, g = string.match(newest, '^(%d+%-%d+) (%d+) %d+$') end
+local is_kept, result = 1
+if not id then
+  id, g = '0-' .. ARGV[3], ARGV[3]
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  local value = id .. ' ' .. g .. ' ' .. (last and last[2][8] or 0)
+  result = redis.pcall('SET', KEYS[2], value, 'PX', ARGV[5])
+  if result.err then is_kept = 0 end
+else
+  local kept = string.sub(id, 1, 2) == '0-' and ARGV[5] or ARGV[4]
+  result = redis.pcall('PEXPIRE', KEYS[2], kept)
+end
+local why = type(result) == 'table' and result.err
+if why then
+  local code = string.match(why, '^%-?(%u+)')
+  if code ~= 'OOM' and code ~= 'MISCONF' and code ~= 'NOREPLICAS' then return result end
+end
+if ARGV[1] == '' then return {id, g, is_kept, ms, {}} end
+local since = g == ARGV[2] and ARGV[1] or '0-0'
+return {id, g, is_kept, ms, redis.call('XRANGE', KEYS[1], '(' .. since, '+')}
 """
-"""Returns the id of the newest entry, the time in milliseconds, and all entries after ``ARGV[1]``.
+"""Returns the newest place and the entries after another place.
 
-If ``ARGV[1]`` is empty, it returns no entries. ``KEYS[1]`` is the stream.
+The reply: id and generation of the newest place; 0 if Redis could not store that place, otherwise
+1; Redis's time in milliseconds; the entries.
+
+``KEYS``: the stream and the key of the newest place. ``ARGV``: id and generation of the other
+place, a new generation, and the milliseconds for which the key is kept, with and without a message.
+If the id is empty, the script returns no entries. If Redis has another generation, the script
+returns all entries.
+
+A full memory, a full disk of Redis, or missing replicas do not fail the script.
 """
 
 
@@ -74,8 +123,25 @@ class EntryId(NamedTuple):
         return f"{self.milliseconds}-{self.sequence}"
 
 
-NONE = EntryId(0, 0)
-"""In place of the id of an entry that does not exist; less than all others."""
+BEGINNING = EntryId(0, 0)
+"""Less than all other ids."""
+
+
+class StreamPlace(NamedTuple):
+    """The place behind an entry.
+
+    Attributes:
+        generation: of the key with the newest place; another one after each loss of this key.
+        id: of the entry; ``0-{generation}`` before the first entry.
+    """
+
+    generation: int
+    id: EntryId
+
+    @classmethod
+    def beginning(cls, generation: int) -> StreamPlace:
+        """The place before the first entry of a generation."""
+        return cls(generation, EntryId(0, generation))
 
 
 class InvalidReply(Exception):
@@ -90,14 +156,28 @@ class Entry:
         id: its id in the stream.
         sender: URL of the cell that sent it; None: unknown.
         body: the body, as it was sent.
-        previous: the id of the entry before it; None: not known, because the message came
-            through the channel.
+        previous: the id of the place before it.
     """
 
     id: EntryId
     sender: str | None
     body: bytes
-    previous: EntryId | None = None
+    previous: EntryId
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A message that was read after an outage.
+
+    Attributes:
+        entry: the message.
+        place: the place behind it.
+        is_gap: whether messages before it may be missing.
+    """
+
+    entry: Entry
+    place: StreamPlace
+    is_gap: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,38 +185,58 @@ class History:
     """The result of `READ`.
 
     Attributes:
-        newest: id of the newest entry; `NONE`: there is no stream.
+        newest: the newest place.
+        is_kept: whether Redis has this place; otherwise it had none and could not store this one.
         time: Redis's time, in milliseconds since the epoch.
         entries: the requested entries, the oldest first.
     """
 
-    newest: EntryId
+    newest: StreamPlace
+    is_kept: bool
     time: int
     entries: tuple[Entry, ...]
 
-    def is_complete_after(self, position: EntryId, outage: float, kept: float) -> bool:
-        """Whether no message after `position` is missing.
-
-        A stream ends when it gets no message for `kept` seconds. A missing stream proves that no
-        message was sent, if all messages of the outage would still be kept, and if the stream of
-        `position` is old enough to have ended.
+    def last(self, seconds: float) -> tuple[EntryId, tuple[Entry, ...]]:
+        """Return the entries that lead to the newest place without a hole.
 
         Args:
-            position: the newest entry that was seen; `NONE`: there was no stream.
-            outage: seconds for which no message was seen, because nothing was read.
-            kept: seconds for which a stream is kept after its newest message.
+            seconds: the greatest age of an entry.
+
+        Returns:
+            The id of the place before the first of them, and the entries.
         """
-        if self.entries:
-            first = self.entries[0]
-            if first.previous != NONE:
-                return first.previous == position
-            ended_by = first.id.milliseconds
-        elif self.newest != NONE:
-            return self.newest == position
-        else:
-            ended_by = self.time
-        has_ended = position == NONE or ended_by - position.milliseconds >= kept * 1000
-        return has_ended and outage < kept
+        oldest = self.time - seconds * 1000
+        start = self.newest.id
+        kept: list[Entry] = []
+        for entry in reversed(self.entries):
+            if entry.id != start or entry.id.milliseconds < oldest:
+                break
+            kept.append(entry)
+            start = entry.previous
+        return start, tuple(reversed(kept))
+
+    def after(self, place: StreamPlace) -> tuple[list[Step], bool]:
+        """Return what follows `place`.
+
+        Returns:
+            The messages, and whether some may be missing behind the last of them.
+        """
+        end = len(self.entries)
+        begin = end - len(self.last(float("inf"))[1])
+        steps: list[Step] = []
+        at = place
+        for number, entry in enumerate(self.entries):
+            if number < begin and entry.id <= place.id:
+                continue  # an entry of an old generation, which was delivered
+            generation = at.generation
+            if number >= begin:
+                generation = self.newest.generation
+            elif not entry.previous.milliseconds:
+                generation = entry.previous.sequence
+            is_gap = at != (generation, entry.previous)
+            at = StreamPlace(generation, entry.id)
+            steps.append(Step(entry, at, is_gap))
+        return steps, at != self.newest
 
 
 def parse_id(text: Any) -> EntryId:
@@ -159,10 +259,11 @@ def parse_payload(payload: Any) -> Entry:
         InvalidReply: it has another form.
     """
     try:
-        id_, sender, body = payload.split(b"\n", 2)
+        head, sender, body = payload.split(b"\n", 2)
+        previous, id_ = head.split(b" ")
     except (AttributeError, TypeError, ValueError):
         raise InvalidReply("not a message of topicsvc") from None
-    return Entry(parse_id(id_), _sender(sender), body)
+    return Entry(parse_id(id_), _sender(sender), body, parse_id(previous))
 
 
 def parse_history(reply: Any) -> History:
@@ -172,9 +273,10 @@ def parse_history(reply: Any) -> History:
         InvalidReply: it has another form.
     """
     try:
-        newest, time, entries = reply
+        newest, generation, is_kept, time, entries = reply
         parsed = tuple(_entry(id_, fields) for id_, fields in entries)
-        return History(parse_id(newest), int(time), parsed)
+        place = StreamPlace(int(generation), parse_id(newest))
+        return History(place, bool(is_kept), int(time), parsed)
     except (TypeError, ValueError):
         raise InvalidReply("not the entries of a stream") from None
 

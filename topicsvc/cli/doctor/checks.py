@@ -103,6 +103,8 @@ class Checks(Reporter):
             await deferLater(self._reactor, 0.1)
         if broker.is_up:
             self.ok("broker", "connected and accepted by the broker")
+            if broker.limitation:
+                self.warn("broker", broker.limitation)
         else:
             why = broker.last_error or "no answer"
             self.fail("broker", f"{why}; check [broker] and the broker's log")

@@ -12,16 +12,18 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.scripted_broker import log_lines
 from tests.support.scripted_redis import ScriptedRedis, ScriptedRedisPeer
 from topicsvc.brokers import in_flight, reconnection, subscriptions
-from topicsvc.brokers.redis import client
-from topicsvc.brokers.redis.broker import RedisBroker
+from topicsvc.brokers.redis import broker, client
+from topicsvc.brokers.redis.broker import REFRESH_INTERVAL, REFRESH_TICK, RedisBroker
 from topicsvc.brokers.redis.client import Session
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Message, Subscription
+from topicsvc.interfaces import Mark, Message, Subscription, TopicLog
 from topicsvc.settings import HistorySettings, Login
 from topicsvc.topics import TopicAddress
 
 CHANNEL = b"t:channel:{cell1.box1.col.topic.name}"
 STREAM = b"t:stream:{cell1.box1.col.topic.name}"
+NEWEST = b"t:newest:{cell1.box1.col.topic.name}"
+IDENTIFY = [b"INFO", b"server", b"replication", b"persistence"]
 SENDER = "https://cell2.unit1.example/"
 NOTICED = client.PROBE_INTERVAL * (client.MAX_UNANSWERED + 1)
 BACK = 5.0
@@ -36,6 +38,7 @@ class RedisTests(SynchronousTestCase):
 
     session = Session()
     closes_on_loss = False
+    history = HistorySettings(60, 10, 1024)
 
     def setUp(self) -> None:
         self.events: list[LogEvent] = []
@@ -44,11 +47,12 @@ class RedisTests(SynchronousTestCase):
         self.clock = Clock()
         self.server = ScriptedRedis(self.clock)
         self.broker = RedisBroker(
-            self.server, self.clock, self.session, "t:", HistorySettings(60, 10, 1024),
+            self.server, self.clock, self.session, "t:", self.history,
             self.closes_on_loss, Random(1),
         )  # fmt: skip
         self.inbox: list[Message] = []
         self.losses = 0
+        self.missed: list[TopicLog | None] = []
         self.prepare()
         self.broker.startService()
         self.addCleanup(self.stop)
@@ -74,9 +78,21 @@ class RedisTests(SynchronousTestCase):
         self.losses += 1
 
     def subscribe(self, name: str = "name") -> Deferred[Subscription]:
-        subscribed = self.broker.subscribe(topic(name), self.inbox.append, self.on_lost)
+        subscribed = self.broker.subscribe(
+            topic(name), self.inbox.append, self.on_lost, self.on_missed
+        )
         self.clock.advance(0)
         return subscribed
+
+    def on_missed(self, log: TopicLog | None) -> None:
+        self.missed.append(log)
+        self.inbox.append(Message(topic(), None, b"MISSED"))
+
+    def recall(self) -> TopicLog:
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        self.clock.advance(0)
+        return self.successResultOf(recalled)
 
     def publish(self, body: bytes = b"1", name: str = "name") -> Deferred[None]:
         accepted = self.broker.publish(Message(topic(name), SENDER, body))
@@ -105,7 +121,7 @@ class GreetingTests(RedisTests):
     def test_each_connection_has_a_login_a_name_and_a_database(self) -> None:
         for peer, name in ((self.reader, b"topicsvc-reader"), (self.sender, b"topicsvc-sender")):
             hello = [b"HELLO", b"3", b"AUTH", b"app", b"secret-word", b"SETNAME", name]
-            self.assertEqual(peer.commands, [hello, [b"SELECT", b"3"]])
+            self.assertEqual(peer.commands, [hello, [b"SELECT", b"3"], IDENTIFY])
         self.assertTrue(self.broker.is_up)
 
 
@@ -141,9 +157,10 @@ class SubscriptionTests(RedisTests):
     def test_a_topic_is_confirmed_after_its_stream_was_read(self) -> None:
         self.reader.responds = False
         subscribed = self.subscribe()
-        subscribe, read = self.reader.commands[1:]
+        subscribe, read = self.reader.commands[2:]
         self.assertEqual(subscribe, [b"SUBSCRIBE", CHANNEL])
-        self.assertEqual((read[0], read[2:]), (b"EVAL", [b"1", STREAM, b""]))
+        self.assertEqual((read[0], read[2:7]), (b"EVAL", [b"2", STREAM, NEWEST, b"", b""]))
+        self.assertEqual(read[8:], [b"86400000", b"3600000"])
         self.reader.respond(subscribe)
         self.assertNoResult(subscribed)
         self.reader.push(CHANNEL, self.server.add(b"1"))
@@ -153,16 +170,17 @@ class SubscriptionTests(RedisTests):
         self.reader.push(CHANNEL, self.server.add(b"2"))
         self.assertEqual(self.bodies, [b"2"])
 
-    def test_a_message_between_reading_and_confirmation_is_delivered_once(self) -> None:
+    def test_messages_of_the_channel_begin_behind_the_reading(self) -> None:
+        """Redis reads the stream after it has published what arrives before the reply."""
         self.reader.responds = False
         subscribed = self.subscribe()
-        subscribe, read = self.reader.commands[1:]
+        subscribe, read = self.reader.commands[2:]
         self.reader.respond(subscribe)
-        reply = self.server.reply_to(read)
         self.reader.push(CHANNEL, self.server.add(b"1"))
-        self.reader.send_bytes(reply)
+        self.reader.respond(read)
+        self.reader.push(CHANNEL, self.server.add(b"2"))
         self.successResultOf(subscribed)
-        self.assertEqual(self.bodies, [], "nobody is subscribed yet")
+        self.assertEqual(self.bodies, [b"2"])
         self.assertEqual(self.broker.losses.gaps, 0)
 
     def test_a_refused_channel_fails_and_the_next_topic_works(self) -> None:
@@ -198,9 +216,10 @@ class SendingTests(RedisTests):
         self.successResultOf(self.publish(b'{"a":1}'))
         [call] = self.sender.received(b"EVAL")
         self.assertEqual(
-            call[2:],
-            [b"1", STREAM, CHANNEL, SENDER.encode(), b'{"a":1}', b"10", b"1024", b"60000"],
+            call[2:11],
+            [b"2", STREAM, NEWEST, CHANNEL, SENDER.encode(), b'{"a":1}', b"10", b"1024", b"60000"],
         )
+        self.assertEqual(call[12:], [b"86400000"])
 
     def test_an_error_of_redis_refuses_the_message_and_is_logged_once(self) -> None:
         self.server.errors[b"EVAL"] = b"OOM command not allowed when used memory > 'maxmemory'."
@@ -233,7 +252,8 @@ class SendingTests(RedisTests):
         self.successResultOf(self.subscribe())
         self.successResultOf(self.publish())
         self.assertFalse(self.broker.is_settled)
-        self.reader.push(CHANNEL, b"%s\n\n1" % self.server.newest)
+        id_, fields = self.server.entries[-1]
+        self.reader.push(CHANNEL, b"%s %s\n\n1" % (fields[5], id_))
         self.assertTrue(self.broker.is_settled)
         self.successResultOf(self.publish(name="nobody-listens"))
         self.assertTrue(self.broker.is_settled)
@@ -274,11 +294,11 @@ class OutageTests(RedisTests):
 
     def test_a_hole_is_logged_and_counted(self) -> None:
         self.restart()
-        self.server.add(b"2")
-        self.server.add(b"3")
-        del self.server.entries[1]
+        for body in (b"2", b"3", b"4"):
+            self.server.add(body)
+        del self.server.entries[2]
         self.come_back()
-        self.assertEqual(self.bodies, [b"1", b"3"])
+        self.assertEqual(self.bodies, [b"1", b"2", b"MISSED", b"4"])
         self.assertEqual(self.broker.losses.gaps, 1)
         self.assertGreater(self.broker.losses.seconds, 0)
         self.assertEqual(len(self.log_of("/name: Redis no longer has all messages")), 1)
@@ -286,13 +306,12 @@ class OutageTests(RedisTests):
 
     def test_after_a_lost_stream_the_new_one_is_read(self) -> None:
         self.restart()
-        self.server.entries.clear()
-        self.server.newest = b"0-0"
+        self.server.lose_everything()
         self.come_back()
         self.assertEqual(self.broker.losses.gaps, 1)
-        self.server.newest = b"1-0"
+        self.assertEqual(self.bodies, [b"1", b"MISSED"])
         self.reader.push(CHANNEL, self.server.add(b"2"))
-        self.assertEqual(self.bodies, [b"1", b"2"])
+        self.assertEqual(self.bodies, [b"1", b"MISSED", b"2"])
 
     def test_a_frozen_server_is_noticed(self) -> None:
         self.server.responds = False
@@ -338,6 +357,343 @@ class OutageTests(RedisTests):
         reader.send_bytes(b"x" * 1001)
         self.pass_time(0)
         self.assertTrue(reader.is_closed)
+
+
+class PositionTests(RedisTests):
+    """Marks and the log of a topic."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.successResultOf(self.subscribe())
+
+    def add(self, *bodies: bytes) -> None:
+        """Another process sends messages."""
+        for body in bodies:
+            self.reader.push(CHANNEL, self.server.add(body))
+            self.clock.advance(0)
+
+    def assert_log(self, start: Mark | None, *bodies: bytes) -> TopicLog:
+        """The log has these messages, with the marks with which they were delivered."""
+        log = self.recall()
+        self.assertEqual([each.body for each, _ in log.messages], list(bodies))
+        marks = {each.body: each.mark for each in self.inbox}
+        for each, _ in log.messages:
+            self.assertEqual(each.mark, marks.get(each.body, each.mark))
+        if start is not None:
+            self.assertEqual(log.start, (start.id,))
+        return log
+
+    def mark(self, body: bytes) -> Mark:
+        """The mark with which a message was delivered."""
+        [mark] = [each.mark for each in self.inbox if each.body == body]
+        assert mark is not None
+        return mark
+
+    def test_each_message_has_the_id_of_its_entry(self) -> None:
+        self.add(b"1", b"2")
+        ids = [Mark(0, id_.decode("ascii")) for id_, _ in self.server.entries]
+        self.assertEqual([each.mark for each in self.inbox], ids)
+        self.assertEqual(self.missed, [])
+
+    def test_the_log_has_all_messages_with_their_ages(self) -> None:
+        self.add(b"1")
+        self.pass_time(20)
+        self.add(b"2")
+        self.pass_time(5)
+        log = self.assert_log(None, b"1", b"2")
+        self.assertEqual([round(age) for _, age in log.messages], [25, 5])
+        self.assertRegex(log.epoch, r"^[0-9a-f]{20}$")
+        self.assertRegex(log.start[0], r"^0-[0-9]+$")
+
+    def test_a_message_older_than_the_setting_is_left_out(self) -> None:
+        """It stays in the stream until the next one is sent."""
+        self.add(b"1")
+        self.pass_time(61)
+        self.assert_log(self.mark(b"1"))
+        self.add(b"2")
+        self.assert_log(self.mark(b"1"), b"2")
+
+    def test_a_quiet_topic_stays_provable_after_its_stream_has_ended(self) -> None:
+        self.add(b"1")
+        epoch = self.assert_log(None, b"1").epoch
+        self.server.entries.clear()
+        self.assertEqual(self.assert_log(self.mark(b"1")).epoch, epoch)
+        self.add(b"2")
+        self.assertEqual(self.assert_log(self.mark(b"1"), b"2").epoch, epoch)
+        self.assertEqual(self.missed, [])
+
+    def test_an_empty_topic_has_a_provable_place(self) -> None:
+        log = self.assert_log(None)
+        self.add(b"1")
+        self.assertEqual(self.assert_log(None, b"1").start, log.start)
+
+    def test_the_log_ends_before_a_hole(self) -> None:
+        """An entry was deleted under us: only what follows it is provable."""
+        self.add(b"1", b"2", b"3", b"4")
+        del self.server.entries[1]
+        self.assert_log(self.mark(b"2"), b"3", b"4")
+        del self.server.entries[-1]
+        self.assert_log(self.mark(b"4"))
+
+    def test_the_log_is_of_the_moment_of_the_reply(self) -> None:
+        """What was sent before the reading is in the log; what was sent later is delivered."""
+        self.add(b"1")
+        self.reader.responds = False
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        self.add(b"2")
+        self.reader.respond(self.reader.commands[-1])
+        self.add(b"3")
+        log = self.successResultOf(recalled)
+        self.assertEqual([each.body for each, _ in log.messages], [b"1", b"2"])
+        self.assertEqual(self.bodies, [b"1", b"2", b"3"])
+
+    def test_the_connection_is_lost_before_the_log_arrives(self) -> None:
+        self.reader.responds = False
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        self.reader.close()
+        self.failureResultOf(recalled, BrokerUnavailable)
+
+    def test_a_recall_can_be_cancelled(self) -> None:
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        recalled.addErrback(lambda _: None)
+        recalled.cancel()
+        self.pass_time(0)
+        self.assert_log(None)
+
+    def test_a_topic_that_is_not_subscribed_has_no_log(self) -> None:
+        recalled = self.broker.recall(topic("other"))
+        assert recalled is not None
+        self.failureResultOf(recalled, BrokerUnavailable)
+
+    def test_an_error_of_redis_fails_the_recall(self) -> None:
+        self.server.errors[b"EVAL"] = b"ERR simulated"
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        self.clock.advance(0)
+        self.failureResultOf(recalled, BrokerUnavailable)
+
+    def test_another_topic_has_another_epoch(self) -> None:
+        one = self.recall()
+        self.successResultOf(self.subscribe("other"))
+        other = self.broker.recall(topic("other"))
+        assert other is not None
+        self.clock.advance(0)
+        self.assertNotEqual(self.successResultOf(other).epoch, one.epoch)
+
+    def test_another_process_has_the_same_log(self) -> None:
+        self.add(b"1", b"2")
+        mine = self.recall()
+        other = RedisBroker(self.server, self.clock, self.session, "t:", self.history)
+        other.startService()
+        self.pass_time(0)
+        other.subscribe(topic(), lambda _: None)
+        self.clock.advance(0)
+        recalled = other.recall(topic())
+        assert recalled is not None
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(recalled), mine)
+        stopped = other.stopService()
+        self.pass_time(reconnection.STOP_TIMEOUT)
+        self.successResultOf(stopped)
+
+    def test_a_message_that_does_not_follow_the_last_one_is_a_gap(self) -> None:
+        """The stream lacks what is between them, so the subscribers learn of it first."""
+        self.add(b"1")
+        self.server.add(b"2")
+        lost = self.server.entries.pop()
+        self.add(b"3")
+        self.assertEqual(self.bodies, [b"1", b"MISSED", b"3"])
+        [log] = self.missed
+        self.assertEqual(log, TopicLog(self.recall().epoch, (lost[0].decode("ascii"),)))
+        self.assertEqual(self.broker.losses.gaps, 1)
+        self.assertEqual(len(self.log_of("/name: Redis no longer has all messages behind")), 1)
+
+    def test_a_message_that_was_not_published_is_read_from_the_stream(self) -> None:
+        self.add(b"1")
+        self.server.add(b"2")
+        self.add(b"3")
+        self.assertEqual(self.bodies, [b"1", b"2", b"3"])
+        self.assertEqual((self.missed, self.broker.losses.gaps), ([], 0))
+
+    def test_after_flushall_no_old_place_is_provable(self) -> None:
+        self.add(b"1")
+        before = self.recall()
+        self.server.lose_everything()
+        id_ = b"%d-0" % (self.server.time - 1)
+        self.reader.push(CHANNEL, self.server.add(b"2", b"78", id_))
+        self.pass_time(0)
+        self.assertEqual(self.bodies, [b"1", b"MISSED", b"2"], "also with a smaller id")
+        after = self.assert_log(None, b"2")
+        self.assertNotEqual(after.epoch, before.epoch)
+        self.assertEqual(self.missed, [TopicLog(after.epoch, ("0-78",))])
+
+    def test_a_lost_key_of_a_quiet_topic_is_noticed_by_the_next_refresh(self) -> None:
+        self.add(b"1")
+        self.server.lose_everything()
+        self.pass_time(REFRESH_INTERVAL + REFRESH_TICK)
+        self.assertEqual(self.bodies, [b"1", b"MISSED"])
+        self.add(b"2")
+        self.assertEqual(self.bodies, [b"1", b"MISSED", b"2"])
+
+    def test_a_recall_after_a_lost_key_begins_a_new_epoch(self) -> None:
+        self.add(b"1")
+        before = self.recall()
+        self.server.newest = None
+        after = self.recall()
+        self.assertNotEqual(after.epoch, before.epoch)
+        self.assertEqual(self.missed, [TopicLog(after.epoch, after.start)])
+        self.assertEqual(after.messages, (), "the entries that are left are of the old epoch")
+
+    def test_keys_of_subscribed_topics_are_kept(self) -> None:
+        before = len(self.reader.received(b"EVAL"))
+        self.pass_time(REFRESH_INTERVAL - REFRESH_TICK)
+        self.assertEqual(len(self.reader.received(b"EVAL")), before)
+        self.pass_time(2 * REFRESH_TICK)
+        self.assertEqual(len(self.reader.received(b"EVAL")), before + 1)
+        self.assertEqual(self.reader.received(b"EVAL")[-1][5:7], [b"", b""])
+        self.assertEqual(self.missed, [])
+
+    def test_the_keys_of_many_topics_are_not_refreshed_at_once(self) -> None:
+        self.patch(broker, "MAX_REFRESHED", 2)
+        for number in range(4):
+            self.successResultOf(self.subscribe(f"name{number}"))
+        before = len(self.reader.received(b"EVAL"))
+        self.pass_time(REFRESH_INTERVAL + REFRESH_TICK)
+        counts = []
+        for _ in range(3):
+            counts.append(len(self.reader.received(b"EVAL")) - before)
+            self.pass_time(REFRESH_TICK)
+        self.assertIn(counts, ([2, 4, 5], [4, 5, 5]))
+
+    def test_a_full_memory_refuses_no_subscriber_and_no_recall(self) -> None:
+        self.server.can_store = False
+        self.server.newest = None
+        self.add(b"1")
+        self.server.newest = None
+        self.assertEqual(self.recall().messages, ())
+        self.assertEqual(self.recall().epoch, self.recall().epoch)
+        self.pass_time(REFRESH_INTERVAL + REFRESH_TICK)
+        self.assertEqual(self.bodies, [b"MISSED", b"1"], "the key was lost before the message")
+
+
+class PositionsOffTests(RedisTests):
+    history = HistorySettings(0, 10, 1024)
+
+    def test_without_positions_a_stream_bridges_outages_of_two_minutes(self) -> None:
+        self.successResultOf(self.publish())
+        [call] = self.sender.received(b"EVAL")
+        self.assertEqual(call[10], b"120000")
+
+
+class IdentityTests(RedisTests):
+    """A Redis that may have lost messages is not the same as before."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.successResultOf(self.subscribe())
+        self.reader.push(CHANNEL, self.server.add(b"1"))
+        self.before = self.recall()
+
+    def lose_connections(self) -> None:
+        for peer in self.server.connected:
+            peer.close()
+
+    def test_after_a_restart_messages_may_be_missing(self) -> None:
+        """The chain is whole, but accepted messages behind its end may have been lost."""
+        self.lose_connections()
+        self.server.run_id = "b" * 40
+        self.pass_time(BACK)
+        self.assertEqual(self.bodies, [b"1", b"MISSED"])
+        [log] = self.missed
+        assert log is not None and self.inbox[0].mark is not None
+        self.assertEqual(log.start, (self.inbox[0].mark.id,))
+        self.assertNotEqual(log.epoch, self.before.epoch)
+        self.assertEqual(log.epoch, self.recall().epoch)
+        self.assertEqual(self.broker.losses.gaps, 1)
+        self.assertEqual(len(self.log_of("Redis was restarted or replaced")), 1)
+        self.assertEqual(self.log_of("Redis no longer has all messages"), [])
+
+    def test_the_news_come_before_the_messages_of_the_outage(self) -> None:
+        self.lose_connections()
+        self.server.run_id = "b" * 40
+        self.server.add(b"2")
+        self.pass_time(BACK)
+        self.assertEqual(self.bodies, [b"1", b"MISSED", b"2"])
+        self.assertEqual(len(self.missed), 1)
+
+    def test_the_same_redis_is_believed(self) -> None:
+        self.lose_connections()
+        self.pass_time(BACK)
+        self.assertEqual((self.bodies, self.missed), ([b"1"], []))
+        self.assertEqual(self.recall().epoch, self.before.epoch)
+
+    def test_a_change_while_connected_is_noticed_by_a_probe(self) -> None:
+        """As REPLICAOF does it, which keeps the process and its connections."""
+        reader = self.reader
+        self.server.run_id = "b" * 40
+        self.pass_time(client.PROBE_INTERVAL + 0.5)
+        self.assertTrue(reader.is_closed)
+        self.assertEqual(len(self.log_of("it has other data than before")), 2)
+        self.pass_time(BACK)
+        self.assertEqual(self.bodies, [b"1", b"MISSED"])
+
+    def test_a_replica_is_left_by_both_connections_without_a_message(self) -> None:
+        self.server.role = "slave"
+        self.pass_time(30)
+        self.assertFalse(self.broker.is_up)
+        self.assertEqual(self.broker.last_error, "it is a replica")
+        self.assertEqual(len(self.log_of("it is a replica")), 2)
+        self.assertLess(len(self.server.peers), 60, "with delays")
+        self.server.role = "master"
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+
+    def test_both_connections_lead_to_the_same_redis(self) -> None:
+        """If a name leads to another server now, the older connection is left at once."""
+        reader = self.reader
+        self.server.run_id = "b" * 40
+        self.sender.close()
+        self.pass_time(0.5)
+        self.assertTrue(reader.is_closed)
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+        self.assertEqual(self.bodies, [b"1", b"MISSED"])
+
+
+class NoInfoTests(RedisTests):
+    """The access control list does not allow INFO."""
+
+    def prepare(self) -> None:
+        self.server.errors[b"INFO"] = b"NOPERM this user has no permissions to run 'info'"
+
+    def test_it_is_said_once_and_all_else_works(self) -> None:
+        self.successResultOf(self.subscribe())
+        self.reader.push(CHANNEL, self.server.add(b"1"))
+        self.assertEqual(self.bodies, [b"1"])
+        self.assertTrue(self.broker.is_up)
+        self.assertIn("allow the user the command INFO", self.broker.limitation)
+        self.reader.close()
+        self.pass_time(60)
+        self.assertEqual(len(self.log_of("allow the user the command INFO")), 1)
+
+    def test_a_position_ends_with_its_connection(self) -> None:
+        self.successResultOf(self.subscribe())
+        self.reader.push(CHANNEL, self.server.add(b"1"))
+        epoch = self.recall().epoch
+        self.assertEqual(self.recall().epoch, epoch)
+        self.reader.close()
+        self.pass_time(BACK)
+        self.assertEqual(self.bodies, [b"1", b"MISSED"])
+        self.assertNotEqual(self.recall().epoch, epoch)
+
+    def test_after_the_right_was_given_it_works(self) -> None:
+        self.server.errors.clear()
+        self.reader.close()
+        self.pass_time(BACK)
+        self.assertEqual(self.broker.limitation, "")
 
 
 class CloseOnLossTests(RedisTests):

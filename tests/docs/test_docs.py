@@ -55,7 +55,7 @@ def page(name: str) -> str:
 
 def pages() -> list[Path]:
     """Return the files of all pages."""
-    parts = (".", "docs", "bench", "tests", "clients")
+    parts = (".", "docs", "bench", "tests", "clients", "clients/javascript")
     return [path for part in parts for path in (ROOT / part).glob("*.md")]
 
 

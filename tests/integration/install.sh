@@ -10,6 +10,9 @@ apt-get update -qq
 command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends nodejs npm
 npm ci --prefix oidc --no-audit --no-fund
 
+# test_javascript_client: Node.js 22 and 24, Bun, Deno, TypeScript, esbuild and other clients.
+npm ci --prefix javascript --ignore-scripts --no-audit --no-fund
+
 # test_activemq, test_stop, test_doctor: ActiveMQ, and a JDK for the JMS client in jms/.
 apt-get install -y -qq --no-install-recommends activemq
 command -v javac >/dev/null || apt-get install -y -qq --no-install-recommends default-jdk-headless

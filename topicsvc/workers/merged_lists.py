@@ -6,7 +6,7 @@ one for each answer. The results have the members of `topicsvc.admin.inspection`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import nlargest
 from typing import Any
 
@@ -29,7 +29,13 @@ MAX_MERGED = 20_000
 _ORDERS = ("sessions", "messages_per_minute", "bytes_per_minute")
 """The member by which topics are sorted, in the order of `SORTS`."""
 
-_SUMS = (*_ORDERS, "queued_bytes")
+_MERGES: dict[str, Callable[[int, int], int]] = {
+    "sessions": int.__add__,
+    "messages_per_minute": max,
+    "bytes_per_minute": max,
+    "queued_bytes": int.__add__,
+}
+"""How members are merged. Each message of a topic reaches all workers that have its sessions."""
 
 Members = dict[str, Any]
 
@@ -40,7 +46,7 @@ def topics_of_each(workers: int) -> int:
 
 
 def topics(answers: Iterable[Members], sort: str, limit: int) -> Pieces[Members]:
-    """Merge lists of topics. A topic of several workers is listed once, with the sums.
+    """Merge lists of topics. A topic of several workers is listed once.
 
     Topics that a worker has left out of its list are added to ``total``, each as another topic.
     """
@@ -66,8 +72,8 @@ def topic(answers: Iterable[Members]) -> Members | None:
 
 
 def _add(merged: Members, each: Members) -> None:
-    for name in _SUMS:
-        merged[name] = merged.get(name, 0) + each[name]
+    for name, merge in _MERGES.items():
+        merged[name] = merge(merged.get(name, 0), each[name])
 
 
 def sessions(answers: Iterable[Members], limit: int) -> Pieces[Members]:

@@ -305,8 +305,7 @@ class ListTests(WorkersTestCase):
             "bytes_per_minute": 3,
             "queued_bytes": 4,
         }
-        both = {name: 2 * value for name, value in list(self.topic.items())[1:]}  # type: ignore[operator]
-        self.sum = {"topic": TOPIC.path, **both}
+        self.both = {**self.topic, "sessions": 2, "queued_bytes": 8}
         lists: dict[str, dict[str, Any]] = {
             "/topics": {"total": 1, "topics": [self.topic]},
             f"/topics{TOPIC.path}": self.topic,
@@ -319,8 +318,8 @@ class ListTests(WorkersTestCase):
 
     def test_each_list_is_merged(self) -> None:
         for path, expected in (
-            ("/topics", {"total": 1, "topics": [self.sum]}),
-            (f"/topics{TOPIC.path}", self.sum),
+            ("/topics", {"total": 1, "topics": [self.both]}),
+            (f"/topics{TOPIC.path}", self.both),
             ("/sessions", {"total": 2, "sessions": [{"id": 1, "age": 1.0}] * 2}),
             ("/sessions/ended", {"total": 2, "sessions": [{"id": 1}] * 2}),
             (

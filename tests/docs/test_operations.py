@@ -9,15 +9,20 @@ from typing import Any
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet import reactor
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.docs.test_docs import page, settings
 from tests.support import promql
+from tests.support.control import FakeControl
 from topicsvc import demo
 from topicsvc.admin import query, site
+from topicsvc.admin.answers import Answer
+from topicsvc.admin.request import AdminRequest
 from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.scheduling import heavy_hitters, minute_counts
 from topicsvc.service import TopicService
+from topicsvc.settings import OperatorSettings
 from topicsvc.validators.introspection import _difference
 from topicsvc.validators.token_id import ID_LENGTH
 from topicsvc.web import senders
@@ -31,6 +36,9 @@ from topicsvc.websocket.session_log import (
     UNKNOWN_PER_SECOND,
     SessionLog,
 )
+from topicsvc.workers import admin_pages, merged_lists
+from topicsvc.workers.admin_pages import AskedWorker, WorkersTree
+from topicsvc.workers.merged_metrics import GAUGES
 
 PAGE = "docs/operations.md"
 SCRAPE_LABELS = {"job", "instance"}
@@ -44,6 +52,23 @@ def scrape() -> list[Metric]:
     return list(text_string_to_metric_families(text.decode()))
 
 
+def scrape_workers() -> list[Metric]:
+    """Return the metrics of two workers without clients."""
+    service = TopicService(demo.settings([], None), reactor)
+    _, text = service.metrics.page("")
+    controls = [FakeControl(Clock()) for _ in range(2)]
+    for control in controls:
+        control.answers["/metrics"] = 200, text.decode()
+    workers = [AskedWorker(n, n, True, control) for n, control in enumerate(controls, 1)]
+    clock = Clock()
+    tree = WorkersTree(lambda: workers, 2, dict, clock, OperatorSettings())
+    found: list[Answer] = []
+    tree.respond(AdminRequest(b"GET", b"/metrics")).addCallback(found.append)
+    while not found:
+        clock.advance(0)
+    return list(text_string_to_metric_families(found[0].body.decode()))
+
+
 def labels_of(family: Metric) -> set[str]:
     return {label for sample in family.samples for label in sample.labels} - {"le"}
 
@@ -54,13 +79,43 @@ class PageTests(SynchronousTestCase):
         documented = {
             name: (type_, set(re.findall(r"`(\w+)`", labels))) for name, type_, labels in rows
         }
+        single, merged = scrape(), scrape_workers()
+        names = {family.name for family in single}
         known = {}
-        for family in scrape():
+        for family in [*single, *(each for each in merged if each.name not in names)]:
             if family.name.startswith("topicsvc_"):
                 name = family.name + ("_total" if family.type == "counter" else "")
                 known[name] = (family.type, labels_of(family))
         self.assertEqual(documented, known)
         self.assertGreater(len(known), 20)
+
+    def test_the_page_names_the_metrics_of_each_worker(self) -> None:
+        labelled = {family.name for family in scrape_workers() if "worker" in labels_of(family)} - {
+            "topicsvc_worker_restarts",
+            "topicsvc_workers_unanswered",
+        }
+        expected = {each.name for each in scrape() if each.name.startswith("process_")}
+        self.assertEqual(labelled, expected | {"topicsvc_reactor_lag_seconds"})
+        self.assertIn(
+            "The metrics of a process and `topicsvc_reactor_lag_seconds` have the label `worker`",
+            page(PAGE),
+        )
+        for name, merge in GAUGES.items():
+            if merge is not sum and name != "topicsvc_build_info":
+                workers = page(PAGE).partition("\n### Metrics of workers")[2]
+                self.assertIn(f"`{name}`", workers.partition("\n## ")[0])
+
+    def test_the_figures_about_workers(self) -> None:
+        text = " ".join(page(PAGE).split())
+        topics = [f"{merged_lists.topics_of_each(workers):,}" for workers in (2, 4, 20, 64)]
+        self.assertEqual(topics[2:], ["1,000", "1,000"])
+        for figure in (
+            f"{admin_pages.TIMEOUT:.0f} s for health and metrics, {admin_pages.LIST_TIMEOUT:.0f} s "
+            f"for lists, and {admin_pages.END_TIMEOUT:.0f} s for the end of sessions",
+            f"more than {topics[0]} topics ({topics[1]} with four workers, {topics[2]} with twenty",
+            f"the last {server.MAX_ENDED:,} connections of each worker",
+        ):
+            self.assertIn(figure, text)
 
     def test_the_page_lists_exactly_the_process_metrics(self) -> None:
         documented = set(re.findall(r"`(process_\w+)`", page(PAGE)))
@@ -190,7 +245,7 @@ class PageTests(SynchronousTestCase):
 
 class QueryTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.families = scrape()
+        self.families = scrape_workers()  # these have all metrics, and the label "worker"
         self.samples = {
             sample.name: family for family in self.families for sample in family.samples
         }
@@ -252,7 +307,10 @@ class QueryTests(SynchronousTestCase):
             for target in panel["targets"]:
                 found = self.check(target["expr"])
                 used |= {use.name for use in found.uses}
-                by = set(found.groups) or SCRAPE_LABELS
+                labels = {
+                    label for use in found.uses for label in labels_of(self.samples[use.name])
+                }
+                by = set(found.groups) or SCRAPE_LABELS | labels
                 legend = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
                 self.assertLessEqual(legend, by, panel["title"])
                 for use in found.uses:  # only the processes that the user has selected

@@ -322,6 +322,10 @@ ALERTS: dict[str, tuple[str, str, str]] = {
     # alert: a series, its values when the alert fires, and when it does not, one a minute
     "TopicsvcDown": ('up{job="topicsvc"}', "0x30", "1x30"),
     "TopicsvcBrokerDown": ("topicsvc_broker_up", "0x30", "1x30"),
+    "TopicsvcWorkerNotReady": ("topicsvc_workers_ready", "3x30", "4x30"),
+    "TopicsvcWorkerRestarted": (
+        'topicsvc_worker_restarts_total{worker="2"}', "0x26 1x4", "1x30"
+    ),
     "TopicsvcMessagesMissed": ("topicsvc_broker_gaps_total", "0x26 1x4", "1x30"),
     "TopicsvcTokensCannotBeValidated": (
         'topicsvc_token_checks_total{outcome="unavailable"}', "0+20x30", "0+5x30"
@@ -361,6 +365,7 @@ ALERTS: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 
 OTHER_SERIES = {
+    "TopicsvcWorkerNotReady": [("topicsvc_workers", "4x30")],
     "TopicsvcTokensCannotBeValidated": [
         ('topicsvc_token_checks_total{outcome="granted"}', "0+100x30")
     ],
@@ -502,7 +507,9 @@ class PrometheusTests(MetricsTestCase):
             for target in panel.get("targets", ()):
                 expression = target["expr"].replace("$__rate_interval", "20s")
                 expression = re.sub(r"\$(job|instance)", ".*", expression)
-                if not re.search("limit_hits|refused_tokens|certificate_expiry", expression):
+                if not re.search(
+                    "limit_hits|refused_tokens|certificate_expiry|_worker", expression
+                ):  # tests.integration.test_workers_admin has several workers
                     self.assertTrue(self.query(expression), expression)
                 count += 1
         self.assertGreater(count, 25)

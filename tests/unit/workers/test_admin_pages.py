@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import eventAsText, globalLogPublisher
 
-from tests.support.control import ControlSocket
+from tests.support.control import READY, ControlSocket, FakeControl
 from tests.support.harness import BEARER, SEND_PATH, TOPIC, Client
 from tests.unit.admin.test_inspection import PAGES, InspectionTestCase
 from topicsvc.admin.answers import Answer
 from topicsvc.admin.query import DEFAULT_LIMIT, MAX_LIMIT
 from topicsvc.admin.site import MAX_IN_PROGRESS, AdminSite
-from topicsvc.errors import WorkerUnavailable
 from topicsvc.settings import OperatorSettings
 from topicsvc.workers.admin_pages import (
     END_TIMEOUT,
@@ -26,53 +24,11 @@ from topicsvc.workers.admin_pages import (
     AskedWorker,
     WorkersTree,
 )
-from topicsvc.workers.control import Members, Response, read_request, write_response
+from topicsvc.workers.control import Members, read_request, write_response
 from topicsvc.workers.merged_lists import topics_of_each
 
 TOKEN = "an-operator-token"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
-READY = {"listening": True, "accepting": True, "broker": True}
-
-
-class FakeControl:
-    """Answers requests as told, or not at all.
-
-    Attributes:
-        answers: a status and JSON or text, by path without its query.
-        is_frozen: whether it does not answer: the request fails after its timeout.
-        requests: the requests so far.
-    """
-
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
-        self.answers: dict[str, tuple[int, Any]] = {
-            "/health/live": (200, "alive\n"),
-            "/health/ready": (200, {"ready": True, "parts": READY}),
-            "/metrics": (200, ""),
-        }
-        self.is_frozen = False
-        self.requests: list[tuple[str, str, bytes, dict[str, str], str]] = []
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        caller: str = "",
-        timeout: float = 0,
-    ) -> Deferred[Response]:
-        self.requests.append((method, path, body, dict(headers or {}), caller))
-        if self.is_frozen:
-            late: Deferred[Response] = Deferred()
-
-            def too_late(_: object, seconds: float) -> None:
-                raise WorkerUnavailable(f"no answer within {seconds:g} s")
-
-            return late.addTimeout(timeout, self._clock, too_late)
-        status, content = self.answers[path.partition("?")[0]]
-        text = content if isinstance(content, str) else json.dumps(content)
-        return succeed(Response(status, {}, text.encode()))
 
 
 class WorkersTestCase(InspectionTestCase):

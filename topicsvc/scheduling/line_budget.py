@@ -21,6 +21,9 @@ class LineBudget:
         interval: seconds from the first line that is left out to the report.
         report: called with the lines that were left out, by their key, and with the seconds since
             the first of them. The caller uses few different keys.
+
+    Attributes:
+        per_second: the most lines in a second; may be changed.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class LineBudget:
         report: Callable[[Counter[str], float], None],
     ) -> None:
         self._clock = clock
-        self._per_second = per_second
+        self.per_second = per_second
         self._interval = interval
         self._report = report
         self._full_at = 0.0
@@ -42,7 +45,7 @@ class LineBudget:
     def allow(self, key: str) -> bool:
         """Whether a line may be written now; otherwise it is counted under `key`."""
         now = self._clock.seconds()
-        full_at = consume(self._full_at, now, self._per_second, 1)
+        full_at = consume(self._full_at, now, self.per_second, 1)
         if full_at is not None:
             self._full_at = full_at
             return True

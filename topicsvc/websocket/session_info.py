@@ -12,7 +12,8 @@ class SessionInfo:
     """One session at one moment.
 
     Attributes:
-        number: identifies the session, here and in the log; unique in this process.
+        number: identifies the session, here and in the log; unique in this process, and
+            among workers.
         topic: path of the topic.
         address: address of the client, without a port.
         subject: the subject of its last valid token; None: not known.

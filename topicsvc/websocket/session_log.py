@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import IntEnum
 from itertools import count
+from math import ceil
 from typing import ClassVar
 
 from twisted.internet.interfaces import IReactorTime
@@ -27,6 +28,7 @@ __all__ = [
     "MAX_SUBJECT",
     "UNKNOWN_INTERVAL",
     "UNKNOWN_PER_SECOND",
+    "WORKER_NUMBERS",
     "SessionLog",
     "SessionRecord",
 ]
@@ -42,6 +44,9 @@ UNKNOWN_PER_SECOND = 10
 
 UNKNOWN_INTERVAL = 60.0
 """Seconds after which one line counts the others."""
+
+WORKER_NUMBERS = 1000
+"""Session numbers of several workers differ in their last three digits."""
 
 MAX_SUBJECT = 200
 """Most characters of a subject that are kept and logged."""
@@ -71,7 +76,7 @@ class SessionRecord:
     """One connection in the session log.
 
     Attributes:
-        number: identifies the connection in the log; unique in this process.
+        number: identifies the connection in the log; unique in this process, and among workers.
         peer: address of the client.
         topic: path of the topic.
         opened_at: time of the opening, by the session log's clock.
@@ -160,6 +165,19 @@ class SessionLog:
         self.refusals: Counter[RefusalReason] = Counter()
         self.undelivered = 0
         self.undelivered_size = 0
+
+    def set_worker(self, number: int, workers: int) -> None:
+        """Make this the log of one of several workers. Called before any session is opened.
+
+        Its sessions get numbers that those of other workers do not have, and it writes its share
+        of the lines about clients without a valid token.
+
+        Args:
+            number: of this worker among all that its parent has started, from 1 on.
+            workers: how many there are at the same time.
+        """
+        self._numbers = count(WORKER_NUMBERS + number % WORKER_NUMBERS, WORKER_NUMBERS)
+        self._unknown.per_second = ceil(UNKNOWN_PER_SECOND / workers)
 
     @property
     def states(self) -> dict[str, int]:

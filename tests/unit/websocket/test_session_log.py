@@ -21,6 +21,8 @@ from topicsvc.websocket.session_log import (
     MAX_SUBJECT,
     UNKNOWN_INTERVAL,
     UNKNOWN_PER_SECOND,
+    WORKER_NUMBERS,
+    SessionLog,
 )
 
 KEY = b"a key of the test"
@@ -247,6 +249,32 @@ class SessionLogTests(SessionLogTestCase):
 
 
 AUDIENCE = Refusal(RefusalReason.AUDIENCE, '"a" is required, the token has "b"')
+
+
+class WorkerTests(SessionLogTestCase):
+    """The log of one of several workers."""
+
+    def numbers(self, worker: int) -> list[int]:
+        """The numbers of the first sessions of a worker."""
+        session_log = SessionLog(self.clock, lambda: self.now)
+        session_log.set_worker(worker, 4)
+        return [session_log.open("", "").number for _ in range(100)]
+
+    def test_the_numbers_of_sessions_differ_from_those_of_other_workers(self) -> None:
+        self.assertEqual(self.numbers(3)[:2], [1003, 2003])
+        all_numbers = [number for worker in range(1, 100) for number in self.numbers(worker)]
+        self.assertEqual(len(set(all_numbers)), len(all_numbers))
+
+    def test_a_worker_that_is_started_again_has_other_numbers(self) -> None:
+        self.assertEqual(set(self.numbers(1)) & set(self.numbers(WORKER_NUMBERS - 1)), set())
+        self.assertEqual(self.numbers(WORKER_NUMBERS)[0], WORKER_NUMBERS)
+
+    def test_each_worker_writes_its_share_of_the_lines_about_unknown_clients(self) -> None:
+        self.session_log.set_worker(1, 4)
+        for _ in range(25):
+            self.connect().disconnect()
+        self.assertEqual(len(self.lines), 3)
+        self.assertIn("session 1001 of", self.lines[0])
 
 
 class CauseTests(SessionLogTestCase):

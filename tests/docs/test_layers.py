@@ -39,7 +39,6 @@ PURE = {
     "admin.request",
     "admission.addresses",
     "admission.origins",
-    "cli.silence",
     "client.rules",
     "client.rules.close_codes",
     "client.rules.effects",

@@ -17,9 +17,6 @@ from hyperlink import URL
 from twisted.internet._resolver import GAIResolver
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -30,7 +27,6 @@ from topicsvc.validators.http_client import AsciiUrl
 
 __all__ = [
     "TIMEOUT",
-    "client_endpoint",
     "connection_error",
     "find_token",
     "parse_url",
@@ -116,14 +112,6 @@ def _ascii_host(host: str) -> str:
 def shown(url: URL) -> str:
     """The URL for error messages: without its query, which may have a secret."""
     return url.replace(query=()).to_text()
-
-
-def client_endpoint(reactor: Any, url: URL) -> IStreamClientEndpoint:
-    """An endpoint that connects to the host of `url`, with TLS for ``wss``."""
-    endpoint = HostnameEndpoint(reactor, url.host, url.port or 0, timeout=TIMEOUT)
-    return (
-        wrapClientTLS(optionsForClientTLS(url.host), endpoint) if url.scheme == "wss" else endpoint
-    )
 
 
 def connection_error(url: URL, reason: str) -> CommandFailed:

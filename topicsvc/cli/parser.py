@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -185,11 +186,22 @@ def _add_token(parser: Parser) -> None:
 def _add_subscribe(parser: Parser) -> None:
     parser.add_argument("url", metavar="WS_URL", help="wss://cell1.unit1.example/__topic/...")
     _add_token_options(parser)
+    parser.add_argument(
+        "--since",
+        type=_position,
+        metavar="POSITION",
+        help="go on after this position, or now; nothing is missed from there, or it is said",
+    )
+    parser.add_argument(
+        "--reconnect",
+        action="store_true",
+        help="connect again after the end of a connection, and go on where it ended",
+    )
     parser.add_argument("--count", type=_positive, metavar="N", help="exit after N messages")
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print the messages unchanged on a terminal too, with its control characters",
+        help="print positions, and messages unchanged on a terminal, with control characters",
     )
 
 
@@ -295,6 +307,12 @@ def _rights(text: str) -> tuple[str, ...]:
     if not set(rights) <= set(RIGHTS):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of receive; send; receive,send")
     return rights
+
+
+def _position(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,128}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a position: 1 to 128 visible ASCII")
+    return text
 
 
 def _limit(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from hyperlink import URL
 from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.task import deferLater
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from topicsvc.cli.client import (
@@ -22,7 +23,7 @@ from topicsvc.cli.client import (
 )
 from topicsvc.cli.line_reader import LineReader
 from topicsvc.cli.terminal import CommandFailed, print_error
-from topicsvc.client.rules.responses import status_text
+from topicsvc.client.rules.responses import pause_before_retry, status_text
 from topicsvc.errors import InvalidBody, TokenInactive, ValidatorUnavailable
 from topicsvc.explain import explain
 from topicsvc.strict_json import json_text
@@ -105,11 +106,11 @@ def _send_batch(
             invalid = error
             break
     if len(bodies) == 1:
-        problem = yield sender.post(bodies[0])
+        problem = yield sender.post(bodies[0], is_patient=True)
         if problem:
             raise CommandFailed(f"message {number}: {problem}")
     elif bodies:
-        problem = yield sender.post(b"\n".join(bodies), NDJSON)
+        problem = yield sender.post(b"\n".join(bodies), NDJSON, is_patient=True)
         if problem:
             raise CommandFailed(f"messages {number} to {number + len(bodies) - 1}: {problem}")
     if invalid is not None:
@@ -138,12 +139,15 @@ class Sender:
             self._headers["host"] = host
 
     @inlineCallbacks
-    def post(self, body: bytes, media_type: str = JSON) -> Generator[Deferred[Any], Any, str]:
+    def post(
+        self, body: bytes, media_type: str = JSON, *, is_patient: bool = False
+    ) -> Generator[Deferred[Any], Any, str]:
         """Send one request.
 
         Args:
             body: one JSON value, or one a line.
             media_type: of the body.
+            is_patient: whether to send it again if the service says when (``Retry-After``).
 
         Returns:
             Fires with the reason if the body was not accepted, else with an empty string.
@@ -152,14 +156,23 @@ class Sender:
             CommandFailed: there was no response.
         """
         headers = {**self._headers, "content-type": media_type}
-        sending = self._client.request("POST", self._url.to_text(), headers, body=body)
-        sending.addTimeout(TIMEOUT, self._reactor, self._raise_timeout)
-        try:
-            response = yield sending
-        except ValidatorUnavailable as error:
-            raise connection_error(self._url, str(error).removeprefix("POST: ")) from error
-        if response.status == 200:
-            return ""
+        paused = 0.0
+        while True:
+            sending = self._client.request("POST", self._url.to_text(), headers, body=body)
+            sending.addTimeout(TIMEOUT, self._reactor, self._raise_timeout)
+            try:
+                response = yield sending
+            except ValidatorUnavailable as error:
+                raise connection_error(self._url, str(error).removeprefix("POST: ")) from error
+            if response.status == 200:
+                return ""
+            retry_after = response.header("retry-after")
+            pause = pause_before_retry(response.status, retry_after, paused)
+            if pause is None or not is_patient:
+                break
+            print_error(f"{status_text(response.status, response.body)} Waiting {pause:.0f} s")
+            paused += pause
+            yield deferLater(self._reactor, pause)
         if 300 <= response.status < 400:
             return f"{response.status}: it redirects to {response.header('location')}"
         return status_text(response.status, response.body)

@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import json
-import re
 from argparse import Namespace
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import txaio
-from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from hyperlink import URL
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import connectionDone
-from twisted.internet.task import LoopingCall
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from topicsvc.cli.client import (
-    TIMEOUT,
-    client_endpoint,
-    connection_error,
-    find_token,
-    parse_url,
-    run_reactor,
-)
-from topicsvc.cli.silence import OWN_PING_INTERVAL, Silence
+from topicsvc.cli.client import connection_error, find_token, parse_url, run_reactor
 from topicsvc.cli.terminal import CommandFailed, print_error, print_line
-from topicsvc.client.rules.responses import status_text
-from topicsvc.explain import explain_http_error
-from topicsvc.websocket import messages
+from topicsvc.client import Failed, Gap, Message, Reason, State, TokenRefused, TopicClient
+from topicsvc.client.rules.session import NO_POSITIONS
+from topicsvc.files import read_file
 
-__all__ = ["Subscriber", "make_factory", "run"]
+__all__ = ["NOW", "Subscription", "run"]
 
-CLOSE_TIMEOUT = 2.0
-"""Seconds that the service has to answer a close frame."""
+NOW = "now"
+"""``--since now``: with positions, from now on."""
 
-WATCH_INTERVAL = 1.0
-"""Seconds between two looks at the silence of a connection."""
-
-_DATA = b'{"From":'
-"""How a data message starts; the rest is not parsed, as a body may be any JSON value."""
-
-_HTTP = b"HTTP/"
+POLL_INTERVAL = 1.0
+"""Seconds between two looks at the file of the token, while another token is needed."""
 
 
 def run(options: Namespace) -> None:
-    """Print each message on one line, until the service closes or enough messages have arrived.
+    """Print each message on one line, until the connection has ended or enough have arrived.
+
+    With ``--reconnect``, connect again after the end of a connection.
 
     Raises:
         CommandFailed: the connection failed, ended before enough messages had arrived, or is
@@ -54,238 +40,152 @@ def run(options: Namespace) -> None:
     """
     token = find_token(options)
     url = parse_url(options.url, "ws", "wss")
-    subscription = _Subscription(url, token, options)
-    run_reactor(subscription.begin, subscription.stop)
+    begun: list[Subscription] = []
+
+    def begin(reactor: Any) -> Deferred[None]:
+        begun.append(Subscription(reactor, url, token, options))
+        return begun[0].begin()
+
+    run_reactor(begin, lambda: begun[0].stop())  # noqa: PLW0108, it is not there yet
 
 
-class _Subscription:
-    """One connection of the command, from the beginning to its end."""
-
-    def __init__(self, url: URL, token: str, options: Namespace) -> None:
-        self._url = url
-        self._done: Deferred[None] = Deferred()
-        self._connecting: Deferred[Any] | None = None
-        self._subscriber: Subscriber | None = None
-        self._factory = make_factory(
-            url, lambda: Subscriber(token, self._done, options.count, show)
-        )
-
-        def show(line: str) -> bool:
-            print_line(line, is_raw=options.json)
-            return True
-
-    def begin(self, reactor: Any) -> Deferred[None]:
-        """Connect; fires when the connection has ended as it should."""
-        self._connecting = client_endpoint(reactor, self._url).connect(self._factory)
-        self._connecting.addTimeout(TIMEOUT, reactor)
-        self._connecting.addCallbacks(self._connected, self._failed)
-        return self._done.addErrback(self._explain)
-
-    def stop(self) -> None:
-        """Close the connection, or connect no more."""
-        if self._subscriber is not None:
-            self._subscriber.finish()
-        elif self._connecting is not None:
-            self._connecting.cancel()
-
-    def _connected(self, protocol: Any) -> None:
-        # With TLS the endpoint's protocol is the one inside.
-        self._subscriber = protocol
-
-    def _failed(self, failure: Failure) -> None:
-        if not self._done.called:
-            self._done.errback(failure)
-
-    def _explain(self, failure: Failure) -> None:
-        error: Any = failure.value
-        if isinstance(error, HandshakeFailed):
-            raise connection_error(self._url, error.lines[0]) from error
-        if isinstance(error, CommandFailed):
-            raise error
-        raise connection_error(self._url, explain_http_error(error)) from error
-
-
-def make_factory(url: URL, make_subscriber: Callable[[], Subscriber]) -> Any:
-    """Make a factory whose protocols are subscribers of the topic of `url`."""
-    factory = WebSocketClientFactory(url.to_text())
-    if ":" in url.host:
-        factory.host = f"[{url.host}]"  # Autobahn puts it into the header Host as it is.
-    factory.noisy = False
-    factory.protocol = make_subscriber
-    factory.setProtocolOptions(
-        openHandshakeTimeout=TIMEOUT, closeHandshakeTimeout=CLOSE_TIMEOUT, failByDrop=False
-    )
-    return factory
-
-
-def _print_subscribed(seconds: int) -> None:
-    print_error(f"subscribed for {seconds} seconds")
-
-
-def _print_message(line: str) -> bool:
-    print_line(line)
-    return True
-
-
-class HandshakeFailed(CommandFailed):
-    """The server refused the opening handshake, or its answer is none; the text says why."""
-
-
-class Subscriber(WebSocketClientProtocol):  # type: ignore[misc]
-    """Presents a token and receives messages, until the connection is closed.
+class Subscription:
+    """The client of the command, from its beginning to its end.
 
     Args:
-        token: the token.
-        done: fires when the connection has ended and enough messages have arrived. Fails with
-            `CommandFailed`, or with the error of the connection.
-        count: the number of messages to receive; None: no limit.
-        on_message: called with each message, on one line; returns whether to receive more.
-        on_subscribed: called with the seconds until the token expires, once it is accepted.
-        clock: measures the silence of the connection; None: the reactor.
+        reactor: the reactor.
+        url: the URL of the topic.
+        token: the first token.
+        options: those of the command.
+        endpoint: where to connect; None: to the host of the URL.
     """
-
-    log = txaio.make_logger(level="none")  # type: ignore[attr-defined]
 
     def __init__(
         self,
+        reactor: Any,
+        url: URL,
         token: str,
-        done: Deferred[None],
-        count: int | None = None,
-        on_message: Callable[[str], bool] = _print_message,
-        on_subscribed: Callable[[int], None] = _print_subscribed,
-        clock: Any = None,
+        options: Namespace,
+        endpoint: IStreamClientEndpoint | None = None,
     ) -> None:
-        super().__init__()
-        if clock is None:
-            from twisted.internet import reactor as clock
-        self._on_message = on_message
-        self._on_subscribed = on_subscribed
+        since = None if options.since == NOW else options.since
+        self._url = url
         self._token = token
-        self._left = count
-        self._done = done
-        self._clock = clock
-        self._silence = Silence(clock.seconds())
-        self._timers = [LoopingCall(self._look), LoopingCall(self._ping)]
-        self._is_open = False
-        self._is_finished = False
-        self._refusal = ""
-        self._error: BaseException | None = None
+        self._token_file: Path | None = options.token_file
+        self._is_raw: bool = options.json
+        self._left: int | None = options.count
+        self._reconnects: bool = options.reconnect
+        self._reactor = reactor
+        self._done: Deferred[None] = Deferred()
+        self._client = TopicClient(
+            reactor,
+            url.to_text(),
+            self._get_token,
+            self._on_message,
+            recover=options.reconnect or options.since is not None,
+            since=since,
+            on_gap=self._on_gap,
+            on_state=self._on_state,
+            on_note=self._on_note,
+            endpoint=endpoint,
+        )
 
-    def finish(self) -> None:
-        """Close the connection: no more messages are wanted."""
-        self._is_finished = True
-        if self._is_open:
-            self.sendClose(1000)
-        else:
-            self.transport.abortConnection()
+    def begin(self) -> Deferred[None]:
+        """Connect; fires when the command has done its work, or fails with `CommandFailed`."""
+        self._client.when_ended().addErrback(self._failed)
+        self._client.startService()
+        return self._done
 
-    def dataReceived(self, data: bytes) -> None:
-        self._silence.heard(self._clock.seconds())
-        if not self._is_open and not self._begins_as_http(self.data + data):
-            self._refuse("the answer is not HTTP")
-            self.transport.abortConnection()
-            return
-        super().dataReceived(data)
+    def stop(self) -> None:
+        """Close the connection."""
+        self._end(None)
 
-    def onOpen(self) -> None:
-        self._is_open = True
-        for timer, interval in zip(self._timers, (WATCH_INTERVAL, OWN_PING_INTERVAL), strict=True):
-            timer.clock = self._clock
-            timer.start(interval, now=False)
-        self.sendMessage(messages.token_request(self._token))
+    def _end(self, error: CommandFailed | None) -> None:
+        """Close the connection, and end the command with this error."""
+        if not self._done.called:
+            self._client.stopService().addCallback(lambda _: self._finish(error))
 
-    def onPing(self, payload: bytes) -> None:
-        self._silence.pinged(self._clock.seconds())
-        super().onPing(payload)
-
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        if self._is_finished:  # messages that arrived together with the last one
-            return
-        try:
-            if payload.startswith(_DATA):
-                # In JSON a line break is only whitespace; in strings it is escaped.
-                self._receive(payload.replace(b"\r", b" ").replace(b"\n", b" ").decode("utf-8"))
-            else:
-                self._on_reply(json.loads(payload))
-        except CommandFailed as error:
-            self._error = error
-            self.finish()
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
-            self._refuse("the server sent a message that is not of this protocol")
-            self.sendClose(1000)
-
-    def failHandshake(self, reason: str) -> None:
-        # If the response has a body, it has been received already.
-        head, _, body = self.data.partition(b"\r\n\r\n")
-        status = re.match(rb"HTTP/[\d.]+ (\d{3})\b", head)
-        if status is not None and status[1] != b"101":
-            self._refuse(status_text(int(status[1]), body))
-        else:
-            self._refuse("the answer is not that of a WebSocket server")
-        super().failHandshake(reason)
-
-    def onOpenHandshakeTimeout(self) -> None:
-        self._refuse(f"no response within {TIMEOUT:.0f} s")
-        super().onOpenHandshakeTimeout()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        for timer in self._timers:
-            if timer.running:
-                timer.stop()
-        if not self._is_open and not self._refusal:
-            self._error = reason.value
-        super().connectionLost(reason)
-
-    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+    def _finish(self, error: CommandFailed | None) -> None:
         if self._done.called:
             return
-        if self._is_finished and self._error is None:
+        if error is None:
             self._done.callback(None)
-        elif self._error is not None:
-            self._done.errback(self._error)
-        elif not self._is_open:
-            self._done.errback(HandshakeFailed(self._refusal))
         else:
-            why = self._refusal or self._reason(wasClean, reason)
-            self._done.errback(
-                CommandFailed(f"closed: {why}" + (f" ({code})" if wasClean and code else ""))
+            self._done.errback(error)
+
+    def _failed(self, failure: Failure) -> None:
+        failure.trap(Failed)
+        self._end(self._reason())
+
+    def _reason(self) -> CommandFailed:
+        """Why the last connection ended."""
+        end = self._client.end
+        if end is not None and not end.was_open and not end.reason:
+            return connection_error(self._url, end.detail)
+        return CommandFailed(f"closed: {end}")
+
+    def _get_token(self, reason: Reason) -> Any:
+        if reason == "first":
+            return self._token
+        if self._token_file is not None:
+            return self._wait_for_token(self._token_file)
+        if self._client.state == "live":
+            return Deferred()  # there is no other token: it is used until it expires
+        raise TokenRefused(str(self._client.end))
+
+    async def _wait_for_token(self, file: Path) -> str:
+        """Wait until the file has another token."""
+        has_told = False
+        while (token := _token_in(file)) in ("", self._token):
+            if self._client.state != "live" and not has_told:
+                print_error(f"waiting for another token in {file}")
+                has_told = True
+            await deferLater(self._reactor, POLL_INTERVAL)
+        self._token = token
+        return token
+
+    def _on_message(self, message: Message) -> None:
+        # In JSON a line break is only whitespace; in strings it is escaped.
+        body = message.text.replace("\r", " ").replace("\n", " ")
+        position = ""
+        if self._is_raw and message.position is not None:
+            position = f',"Position":{json.dumps(message.position)}'
+        try:
+            print_line(
+                f'{{"From":{json.dumps(message.sender)},"Body":{body}{position}}}', self._is_raw
             )
-
-    def _reason(self, was_clean: bool, reason: str | None) -> str:
-        """Why the connection ended, in words."""
-        if was_clean:
-            return reason or "the service closed the connection"
-        if self.failedByMe:
-            return "the server sent data that WebSocket does not allow"
-        return "the connection was lost, without a close frame of the service"
-
-    def _begins_as_http(self, data: bytes) -> bool:
-        return _HTTP.startswith(data[: len(_HTTP)])
-
-    def _look(self) -> None:
-        """End the connection if it is dead."""
-        if self._silence.is_dead(self._clock.seconds()):
-            self._refuse(
-                f"nothing has arrived for {self._silence.limit:.0f} s, not even a ping: "
-                "the connection is dead"
-            )
-            self.transport.abortConnection()
-
-    def _ping(self) -> None:
-        self.sendPing(b"")
-
-    def _receive(self, line: str) -> None:
-        wants_more = self._on_message(line)
+        except CommandFailed as error:
+            self._end(error)
+            return
         if self._left is not None:
             self._left -= 1
-        if self._left == 0 or not wants_more:
-            self.finish()
+            if self._left == 0:
+                self._end(None)
 
-    def _on_reply(self, reply: dict[str, Any]) -> None:
-        if reply["Result"] == "Success":
-            self._on_subscribed(int(reply["ExpiresIn"]))
-        else:
-            self._refuse(str(reply["Reason"]))
+    def _on_gap(self, gap: Gap) -> None:
+        print_error(
+            f"messages may have been missed after {gap.since or 'the beginning'}"
+            + (f"; they go on after {gap.position}" if gap.position else "")
+        )
 
-    def _refuse(self, why: str) -> None:
-        self._refusal = self._refusal or why
+    def _on_note(self, text: str) -> None:
+        if text == NO_POSITIONS:  # everything else is the reason for the end of a connection
+            print_error(text)
+
+    def _on_state(self, state: State) -> None:
+        if state == "live":
+            print_error(f"subscribed for {self._client.lifetime:.0f} seconds")
+        elif state == "waiting":
+            reason = self._reason()
+            if self._reconnects:
+                print_error(f"{reason.lines[0]}; connecting again")
+            else:
+                self._end(reason)
+
+
+def _token_in(file: Path) -> str:
+    """The token in the file; empty if there is none now."""
+    try:
+        return read_file(file).decode("utf-8-sig").strip()
+    except (OSError, ValueError):
+        return ""

@@ -159,8 +159,7 @@ class Connection(WebSocketClientProtocol):  # type: ignore[misc]
         if owner is None:
             return
         if wasClean:
-            detail = "" if code else "the service closed the connection"
-            owner.closed(code or _NO_STATUS, reason or "", detail)
+            owner.closed(code or _NO_STATUS, reason or "", "")
         elif self.failedByMe:
             detail = "the server sent data that WebSocket does not allow"
             owner.closed(_PROTOCOL_ERROR, "", detail)

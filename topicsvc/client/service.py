@@ -139,6 +139,11 @@ class TopicClient(Service):
         """Why the last connection ended; None if none has ended."""
         return self._session.end
 
+    @property
+    def lifetime(self) -> float:
+        """The seconds for which the token was granted last."""
+        return self._session.lifetime
+
     def startService(self) -> None:
         """Connect. A client is started once."""
         super().startService()  # type: ignore[no-untyped-call]
@@ -148,7 +153,9 @@ class TopicClient(Service):
         """Close the connection; fires when it is closed."""
         super().stopService()  # type: ignore[no-untyped-call]
         self._do(self._session.close())
-        return DeferredList([each.ended for each in self._leaving]).addCallback(lambda _: None)
+        stopped = self.when_ended().addErrback(lambda _: None)
+        stopped.addCallback(lambda _: DeferredList([each.ended for each in self._leaving]))
+        return stopped.addCallback(lambda _: None)
 
     def refresh(self) -> None:
         """Get a fresh token and present it now; during a pause, connect with it now."""
@@ -239,7 +246,7 @@ class TopicClient(Service):
         self._log.warn("{url}: {text}", url=self._url.replace(query=()).to_text(), text=text)
 
     def _tell_end(self) -> None:
-        if self.state in ("closed", "failed"):
+        if self.state in ("closed", "failed") and not self._is_acting:
             waiting, self._waiting = self._waiting, []
             for each in waiting:
                 if self.state == "closed":

@@ -11,11 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from topicsvc.cli.doctor.report import Reporter
 from topicsvc.cli.send import Sender
-from topicsvc.cli.subscribe import Subscriber, make_factory
+from topicsvc.cli.terminal import CommandFailed
+from topicsvc.client import Message, State, TopicClient
 from topicsvc.errors import TokenInactive, TopicNotFound, Unavailable
 from topicsvc.interfaces import Grant
 from topicsvc.refusals import Refusal
@@ -86,6 +86,20 @@ class RoundTrip(Reporter):
     async def _exchange(self, token: str, topic: TopicAddress, grant: Grant, port: int) -> None:
         nonce = secrets.token_hex(8)
         arrival = _Arrival(nonce)
+        try:
+            await self._send_and_receive(token, topic, grant, port, nonce, arrival)
+        finally:
+            arrival.stop()
+
+    async def _send_and_receive(
+        self,
+        token: str,
+        topic: TopicAddress,
+        grant: Grant,
+        port: int,
+        nonce: str,
+        arrival: _Arrival,
+    ) -> None:
         if grant.may_receive:
             arrival.subscribe(self._reactor, self._host, port, token, topic)
             if not await self._reached("subscribe", topic.path, arrival.subscribed):
@@ -137,6 +151,7 @@ class _Arrival:
 
     def __init__(self, nonce: str) -> None:
         self._nonce = nonce
+        self._client: TopicClient | None = None
         self.subscribed: Deferred[None] = Deferred()
         self.arrived: Deferred[None] = Deferred()
 
@@ -144,24 +159,32 @@ class _Arrival:
         self, reactor: Any, host: str, port: int, token: str, topic: TopicAddress
     ) -> None:
         """Connect and present the token."""
-        done: Deferred[None] = Deferred()
-        done.addBoth(self._end)
-        url = AsciiUrl.from_text(f"ws://{host}:{port}{topic.websocket_path}")
-        factory = make_factory(
-            url, lambda: Subscriber(token, done, None, self._on_message, self._on_subscribed)
+        client = self._client = TopicClient(
+            reactor,
+            f"ws://{host}:{port}{topic.websocket_path}",
+            lambda _: token,
+            self._on_message,
+            recover=False,
+            on_state=lambda state: self._on_state(client, state),
+            endpoint=TCP4ClientEndpoint(reactor, _LOOPBACK, port),
         )
-        connecting = TCP4ClientEndpoint(reactor, _LOOPBACK, port).connect(factory)
-        connecting.addErrback(self._end)
+        client.startService()
 
-    def _on_subscribed(self, _: int) -> None:
-        self.subscribed.callback(None)
+    def stop(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.stopService()
 
-    def _on_message(self, line: str) -> bool:
-        """Return whether to wait for more messages."""
-        return self._nonce not in line
-
-    def _end(self, result: Failure | None) -> None:
-        if not isinstance(result, Failure):
+    def _on_message(self, message: Message) -> None:
+        if self._nonce in message.text and not self.arrived.called:
             self.arrived.callback(None)
-        elif not self.subscribed.called:
-            self.subscribed.errback(result)
+
+    def _on_state(self, client: TopicClient, state: State) -> None:
+        if self.subscribed.called:
+            return
+        if state == "live":
+            self.subscribed.callback(None)
+        elif state in ("waiting", "failed"):
+            end = client.end
+            was_open = end is not None and end.was_open
+            self.subscribed.errback(CommandFailed(f"closed: {end}" if was_open else str(end)))

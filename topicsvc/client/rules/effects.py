@@ -25,6 +25,8 @@ __all__ = [
     "StateChanged",
 ]
 
+_NO_CODE = 1005
+
 State: TypeAlias = Literal["idle", "connecting", "live", "waiting", "closed", "failed"]
 """idle: not started. connecting: gets a token, connects, or waits for the first reply. live:
 messages arrive. waiting: a pause before the next connection. closed: ended by the application.
@@ -44,15 +46,22 @@ class End:
         reason: the reason in the close frame or in the error reply.
         detail: what happened, in words; empty if code and reason say it.
         status: the HTTP status that refused the opening handshake, if one did.
+        was_open: whether the opening handshake had succeeded.
     """
 
     code: int = LOST
     reason: str = ""
     detail: str = ""
     status: int | None = None
+    was_open: bool = True
 
     def __str__(self) -> str:
-        return self.detail or f"{self.reason or 'closed by the service'} ({self.code})"
+        if self.detail:
+            return self.detail
+        if self.code == LOST:
+            return "the connection was lost"
+        what = self.reason or "the service closed the connection"
+        return what if self.code == _NO_CODE else f"{what} ({self.code})"
 
 
 @dataclass(frozen=True, slots=True)

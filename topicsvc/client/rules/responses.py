@@ -18,8 +18,8 @@ __all__ = [
 LONGEST_PAUSE = 60.0
 """Most seconds that one message waits before it is sent, all pauses together."""
 
-_NOT_TAKEN = {429, 503}
-"""The service has not taken the message; ``Retry-After`` says when to send it again."""
+_NOT_TAKEN = 429
+"""The service has not taken the message. After 503 this is not known."""
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _STATUSES = set(map(int, HTTPStatus))
@@ -42,7 +42,7 @@ def pause_before_retry(status: int, retry_after: str, paused: float) -> float | 
         paused: the seconds of the earlier pauses of this message.
     """
     seconds = seconds_of(retry_after)
-    if status not in _NOT_TAKEN or seconds is None or paused + seconds > LONGEST_PAUSE:
+    if status != _NOT_TAKEN or seconds is None or paused + seconds > LONGEST_PAUSE:
         return None
     return max(seconds, 1.0)
 

@@ -99,6 +99,7 @@ class Session:
             handled.
         end: why the last connection ended; None if none has ended.
         is_full: whether no more should be read until messages have been taken.
+        lifetime: seconds for which the token was granted last.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Session:
         self.position = since
         self.end: End | None = None
         self.is_full = False
+        self.lifetime = 0.0
         self._recover = recover
         self._random = random
         self._policy = policy
@@ -223,14 +225,14 @@ class Session:
         if self.state == "live":
             self._renew_later(now)
         else:
-            self._wait(now, End(detail=why))
+            self._wait(now, End(detail=why, was_open=False))
         return self._done()
 
     def no_token(self, why: str) -> list[Effect]:
         """The application will not have a token again."""
         self._is_asking = False
         self._disconnect()
-        self._fail(End(reason=TOKEN_INACTIVE, detail=why))
+        self._fail(End(reason=TOKEN_INACTIVE, detail=why, was_open=False))
         return self._done()
 
     def opened(self, now: float) -> list[Effect]:
@@ -250,7 +252,7 @@ class Session:
             status: the HTTP status that refused the opening handshake; None: there was none.
             retry_after: the seconds in its header ``Retry-After``.
         """
-        end = End(detail=why, status=status)
+        end = End(detail=why, status=status, was_open=False)
         self._forget_connection()
         if after_refusal(status) is Next.GIVE_UP:
             self._fail(end)
@@ -402,8 +404,8 @@ class Session:
             self._reason = "expiring"
             self._renewals = 0
             self._expires_at = self._token_expires_at = now + reply.expires_in
-            life = reply.expires_in
-            self._renew_at = now + max(life - RENEW_BEFORE, life * RENEW_AT)
+            self.lifetime = reply.expires_in
+            self._renew_at = now + max(self.lifetime - RENEW_BEFORE, self.lifetime * RENEW_AT)
         if is_first:
             self._live_at = now
             self._set_state("live")
@@ -508,8 +510,9 @@ class Session:
 
     def _give_up(self, now: float, why: str) -> None:
         """Leave a connection that is of no use any more."""
+        end = End(detail=why, was_open=self._is_connected)
         self._disconnect()
-        self._wait(now, End(detail=why))
+        self._wait(now, end)
 
     def _lose(self, now: float, end: End, following: Next) -> None:
         """Act on the end of a connection."""

@@ -14,16 +14,26 @@ from typing import Any
 
 from twisted.logger import (
     FileLogObserver,
+    ILogObserver,
     LogEvent,
     LogLevel,
     formatEvent,
     formatTime,
 )
 from twisted.python.failure import Failure
+from zope.interface import provider
 
 from topicsvc.printable import printable
 
-__all__ = ["as_json", "as_text", "json_lines", "problem", "text_lines"]
+__all__ = [
+    "as_json",
+    "as_text",
+    "json_lines",
+    "of_worker",
+    "plain_fields",
+    "problem",
+    "text_lines",
+]
 
 _LEGACY = frozenset({"format", "isError", "message", "system", "time", "why"})
 """Keys that Twisted's legacy log adds to its events."""
@@ -42,6 +52,17 @@ def text_lines() -> FileLogObserver:
     return FileLogObserver(sys.stdout, as_text)
 
 
+def of_worker(observer: ILogObserver, number: int) -> ILogObserver:
+    """Return an observer whose lines have the number of a worker: the field ``worker``."""
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        observer({**event, "worker": number})
+
+    observing: ILogObserver = observe
+    return observing
+
+
 def as_text(event: LogEvent) -> str:
     """Format one event as its time, its level and its text.
 
@@ -53,7 +74,9 @@ def as_text(event: LogEvent) -> str:
         return ""
     failure = event.get("log_failure") or event.get("failure")
     level = event.get("log_level", LogLevel.info).name
-    lines = [f"{formatTime(event['log_time'])} {level:<5} {printable(_message(event, failure))}"]
+    worker = f"worker {event['worker']}: " if "worker" in event else ""
+    text = printable(_message(event, failure))
+    lines = [f"{formatTime(event['log_time'])} {level:<5} {worker}{text}"]
     if isinstance(failure, Failure):
         members = _failure(failure)
         lines += [*members.pop("traceback"), ": ".join(members.values())]
@@ -94,13 +117,19 @@ def as_json(event: LogEvent) -> str:
         "system": event.get("log_namespace", "-"),
         "message": _message(event, failure),
     }
-    for key, value in event.items():
-        is_field = key not in _LEGACY and key not in record and not key.startswith("log_")
-        if is_field and _is_plain(value):
-            record[key] = value
+    record.update((key, value) for key, value in plain_fields(event).items() if key not in record)
     if isinstance(failure, Failure):
         record |= _failure(failure)
     return json.dumps(record, separators=(",", ":")) + "\n"
+
+
+def plain_fields(event: LogEvent) -> dict[str, Any]:
+    """The event's own fields that are strings, numbers, booleans or None."""
+    return {
+        key: value
+        for key, value in event.items()
+        if key not in _LEGACY and not key.startswith("log_") and _is_plain(value)
+    }
 
 
 def _message(event: LogEvent, failure: object) -> str:

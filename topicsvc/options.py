@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -14,10 +15,13 @@ from twisted.python import usage
 
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.factory import make_broker
+from topicsvc.config.workers import AUTO, memory_problem, workers_of
 from topicsvc.errors import ConfigError
 from topicsvc.listening.endpoint_string import EndpointString, with_absolute_paths
 from topicsvc.listening.host_checks import host_problem
 from topicsvc.listening.listener import endpoint_problem
+from topicsvc.listening.shared_sockets import sharing_problem
+from topicsvc.process.processors import usable_processors
 from topicsvc.process.setup import fail_to_start
 from topicsvc.settings import Config
 
@@ -37,9 +41,14 @@ MEMORY_BROKER_SHARED = (
 
 
 class Options(usage.Options):
-    """The options of ``twistd topicsvc``."""
+    """The options of ``twistd topicsvc``.
 
-    synopsis = "[--config FILE] [--listen ENDPOINT]... [--admin ENDPOINT] [--demo]"
+    Attributes:
+        directory: the directory that relative paths start from.
+        is_worker: whether the parent has opened the sockets of the endpoints.
+    """
+
+    synopsis = "[--config FILE] [--listen ENDPOINT]... [--admin ENDPOINT] [--workers N] [--demo]"
     longdesc = (
         "Serves the topics of Personium stream collections over WebSocket. "
         "docs/configuration.md describes the file."
@@ -51,6 +60,11 @@ class Options(usage.Options):
             "Serve health and metrics on this endpoint, e.g. tcp:9090:interface=127.0.0.1. "
             "Overrides the file.",
         ],
+        [
+            *("workers", "w", None),
+            "Serve with this number of processes, or with one for each processor: auto. "
+            "Overrides the file.",
+        ],
     ]
     optFlags: ClassVar = [
         ["demo", None, "Run a demo without a file: with a new key, and a token to try it."],
@@ -60,7 +74,8 @@ class Options(usage.Options):
         super().__init__()  # type: ignore[no-untyped-call]
         self["listen"] = []
         # Settings are read again after twistd has changed its directory to --rundir.
-        self._directory = Path.cwd()
+        self.directory = Path.cwd()
+        self.is_worker = False
 
     def opt_listen(self, endpoint: str) -> None:
         """Serve clients on this endpoint, e.g. tcp:8080. May be repeated. Overrides the file."""
@@ -87,7 +102,7 @@ class Options(usage.Options):
         problem = _twistd_problem(getattr(self, "parent", None) or {})
         if problem is not None:
             raise usage.UsageError(problem)
-        for option in ("config", "admin"):
+        for option in ("config", "admin", "workers"):
             if self[option] == "":
                 raise usage.UsageError(f"option --{option} is empty")
         if self["demo"] and self["config"]:
@@ -107,14 +122,30 @@ class Options(usage.Options):
         """
         if self["demo"]:
             settings = demo.settings(self["listen"], self["admin"])
-            return replace(settings, directory=self._directory)
+            self._refuse_workers_of_a_demo()
+            return replace(settings, directory=self.directory)
         return config.read(
             Path(self["config"]),
             self["listen"],
             self["admin"],
-            endpoint_problems,
-            self._directory,
+            partial(endpoint_problems, is_start=not self.is_worker),
+            self.directory,
+            self["workers"],
         )
+
+    def _refuse_workers_of_a_demo(self) -> None:
+        """Refuse several workers: a demo has a memory broker.
+
+        Raises:
+            ConfigError: ``--workers`` is more than 1.
+        """
+        try:
+            count = workers_of(self["workers"] or "1")
+        except ValueError as error:
+            raise ConfigError([f"--workers: {error}"]) from error
+        problem = memory_problem(usable_processors() if count == AUTO else int(count))
+        if problem is not None:
+            raise ConfigError([f"--{problem}"])
 
 
 def _twistd_problem(twistd: Mapping[str, Any]) -> str | None:
@@ -167,6 +198,8 @@ def endpoint_problems(settings: Config, is_start: bool = True) -> list[str]:
     problems = []
     for place, (setting, text) in enumerate(_endpoints(settings)):
         problem = endpoint_problem(text, reactor, is_start, settings.directory)
+        if problem is None and settings.workers > 1 and setting == "listen":
+            problem = sharing_problem(EndpointString.parse(text))
         problem = problem or conflicts.get(place)
         if problem is not None:
             problems.append(f"{setting}: {text!r}: {problem}")

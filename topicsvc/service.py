@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from topicsvc.admin.pages import AdminTree
 from topicsvc.admin.site import AdminSite
 from topicsvc.admission.limits import Limits
 from topicsvc.brokers.factory import make_broker
-from topicsvc.config.changes import Changes, compare
+from topicsvc.config.changes import compare, log_reload
+from topicsvc.config.digest import digest
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import ConfigError
 from topicsvc.explain import explain_listen_error
@@ -56,14 +58,22 @@ from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame
 from topicsvc.websocket.server import CLOSE_TIMEOUT, WebSocketServer
+from topicsvc.workers.command import RELAY, WorkerArguments
+from topicsvc.workers.parent import ParentService
 
 __all__ = ["Options", "TopicService", "makeService"]
 
 SENDS_GRACE = 3.0
 """Seconds that sends in flight may still take when the service stops."""
 
+HANDOVER_GRACE = 0.5
+"""Seconds in which connections that were accepted before the port was closed are still served, if
+another worker has taken over the port."""
+
 STOP_MARGIN = 5.0
 """Seconds for the other steps of a stop: not sends, drain or the last close handshake."""
+
+_DEFAULT_REACTOR = "twisted.internet.epollreactor"
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -84,6 +94,8 @@ def makeService(options: Options) -> IService:
     use_monotonic_clock(reactor)
     try:
         settings = options.settings()
+        if settings.workers > 1:
+            return _make_parent(options, settings, reactor)
         service = TopicService(settings, reactor)
     except ConfigError as error:
         fail_to_start(error.problems)
@@ -94,6 +106,53 @@ def makeService(options: Options) -> IService:
     if options["demo"]:
         service.on_start = lambda ports: demo.announce(settings, ports, time.time())
     return service
+
+
+def _make_parent(options: Options, settings: Config, reactor: Any) -> IService:
+    twistd = getattr(options, "parent", None) or {}
+    if twistd.get("chroot"):
+        fail_to_start(["--chroot: workers cannot be started in it; set workers = 1"])
+    logger = twistd.get("logger")
+    chosen = [
+        f"--config={options['config']}",
+        *(f"--listen={each}" for each in settings.listen),
+        *([f"--admin={settings.admin}"] if settings.admin else []),
+        f"--workers={settings.workers}",
+    ]
+    module = type(reactor).__module__
+
+    def arguments(number: int) -> WorkerArguments:
+        return WorkerArguments(
+            number,
+            settings.workers,
+            len(settings.listen),
+            options.directory,
+            "" if module == _DEFAULT_REACTOR else module,
+            logger.__name__ if logger in (logs.json_lines, logs.text_lines) else RELAY,
+            tuple(chosen),
+        )
+
+    return ParentService(settings, arguments, options.settings, reactor, time.monotonic)
+
+
+@dataclass(slots=True)
+class PreparedReload:
+    """Settings and certificates that have been read and can be applied.
+
+    Attributes:
+        digest: identifies the settings that were read.
+        needs_restart: settings that have changed and stay as they are.
+        applied: what has changed, once `apply` has been called.
+    """
+
+    digest: str
+    needs_restart: tuple[str, ...]
+    _apply: Callable[[], tuple[str, ...]]
+    applied: tuple[str, ...] = ()
+
+    def apply(self) -> None:
+        """Apply them: new connections and new requests use them."""
+        self.applied = self._apply()
 
 
 @implementer(IService)
@@ -107,11 +166,15 @@ class TopicService(Service):
         settings: all settings.
         reactor: the reactor, which is also the clock for durations and timers.
         now: returns the time of day, in seconds since the epoch; token expiry is measured by it.
+        sockets: for each endpoint, a socket that the parent of this worker opened. The parent has
+            the admin endpoint too. None: this process has no parent.
 
     Attributes:
         on_start: called with the ports when the service has started; None: nothing is called.
         read_settings: reads the settings again for a reload; None: no reload on SIGHUP.
         config_file: the file of the settings; None: there is none, as in a demo.
+        hands_over: whether another worker has taken over the ports, so that a stop can close them
+            first and refuse no connection.
 
     Raises:
         ConfigError: an endpoint cannot be used.
@@ -121,11 +184,17 @@ class TopicService(Service):
     _log = Logger()
 
     def __init__(
-        self, settings: Config, reactor: Any, now: Callable[[], float] = time.time
+        self,
+        settings: Config,
+        reactor: Any,
+        now: Callable[[], float] = time.time,
+        sockets: Sequence[int] | None = None,
     ) -> None:
         self.on_start: Any = None
         self.read_settings: Callable[[], Config] | None = None
         self.config_file: Path | None = None
+        self.hands_over = False
+        self._is_worker = sockets is not None
         self._shared_file = SharedFile()
         self._settings = settings
         self._reactor = reactor
@@ -134,7 +203,7 @@ class TopicService(Service):
         self._signals = Signals(reactor)
         self._deadline_clock = DeadlineClock(reactor, time.process_time)
         self._notifier = SystemdNotifier(os.environ, reactor, time.monotonic)
-        problems = endpoint_problems(settings)
+        problems = endpoint_problems(settings, is_start=not self._is_worker)
         if problems:
             raise ConfigError(problems)
         self.broker = make_broker(settings.broker, reactor, now)
@@ -184,9 +253,10 @@ class TopicService(Service):
             self.websocket_server.context.slow_consumers,
             self._deadline_clock,
         )
+        descriptors: Sequence[int | None] = sockets or [None] * len(settings.listen)
         self._listeners = [
-            Listener("listen", text, self._site, reactor, settings.directory)
-            for text in settings.listen
+            Listener("listen", text, self._site, reactor, settings.directory, descriptor)
+            for text, descriptor in zip(settings.listen, descriptors, strict=True)
         ]
         self._admin_listeners: list[Listener] = []
         self._reactor_lag = ReactorLag(reactor)
@@ -211,9 +281,9 @@ class TopicService(Service):
                 },
             )
         )
-        self._admin_tree: AdminTree | None = None
+        self.admin_tree: AdminTree | None = None
         if settings.admin:
-            self._admin_tree = AdminTree(
+            self.admin_tree = AdminTree(
                 self._health_parts,
                 self.metrics,
                 self.websocket_server,
@@ -221,7 +291,8 @@ class TopicService(Service):
                 reactor,
                 settings.operator,
             )
-            admin = AdminSite(self._admin_tree, reactor)
+        if self.admin_tree is not None and settings.admin and not self._is_worker:
+            admin = AdminSite(self.admin_tree, reactor)
             self._admin_listeners.append(
                 Listener("admin", settings.admin, admin, reactor, settings.directory)
             )
@@ -231,6 +302,11 @@ class TopicService(Service):
         """The listening ports, one for each endpoint, in the order of the settings."""
         listeners = [*self._listeners, *self._admin_listeners]
         return [listener.port for listener in listeners if listener.port is not None]
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether a stop has ended."""
+        return self._stopping is not None and self._stopping.called
 
     def _certificate_expiry(self) -> float | None:
         """When the first certificate in use expires; None: there is none."""
@@ -250,7 +326,7 @@ class TopicService(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        if self.read_settings is not None:
+        if self.read_settings is not None and not self._is_worker:
             # Without this handler SIGHUP kills the process, so it is installed first.
             self._signals.handle(signal.SIGHUP, self.reload)
         self._deadline_clock.start()
@@ -261,12 +337,13 @@ class TopicService(Service):
         self.websocket_server.startService()
         for listener in [*self._listeners, *self._admin_listeners]:
             listener.start()
-        self._log.info(
-            "topicsvc {version} serves {count} {ports}",
-            version=__version__,
-            count=len(self.ports),
-            ports="port" if len(self.ports) == 1 else "ports",
-        )
+        if not self._is_worker:
+            self._log.info(
+                "topicsvc {version} serves {count} {ports}",
+                version=__version__,
+                count=len(self.ports),
+                ports="port" if len(self.ports) == 1 else "ports",
+            )
         self._warn_of_other_processes()
         if self.on_start is not None:
             self.on_start(self.ports)
@@ -296,6 +373,8 @@ class TopicService(Service):
 
     def _on_reactor_running(self) -> None:
         """The reactor runs, and has installed its handlers of the signals that stop it."""
+        if self._is_worker:
+            return  # the parent gets them
         for number in _STOP_SIGNALS:
             self._signals.count(number)
         self._notifier.ready()
@@ -306,7 +385,9 @@ class TopicService(Service):
             return
         self._notifier.reloading()
         try:
-            self._reload(compare(self._settings, self.read_settings()))
+            prepared = self.prepare_reload()
+            prepared.apply()
+            log_reload(self._log, prepared.applied, prepared.needs_restart)
         except ConfigError as error:
             for problem in error.problems:
                 self._log.error(
@@ -317,20 +398,29 @@ class TopicService(Service):
         finally:
             self._notifier.ready()
 
-    def _reload(self, changes: Changes) -> None:
+    def prepare_reload(self) -> PreparedReload:
+        """Read settings and certificates again, without a change.
+
+        Raises:
+            ConfigError: a setting or a certificate cannot be used.
+        """
+        assert self.read_settings is not None  # noqa: S101 - checked by the caller
+        settings = self.read_settings()
+        changes = compare(self._settings, settings)
         certificates = self._read_certificates()
         validators = None
         if changes.validation:
             validators = ValidatorStack(
                 changes.settings, self._reactor, self._now, self._check_stats
             )
-        # From here on nothing can fail.
-        self._apply(changes.settings, validators)
-        for what in changes.needs_restart:
-            self._log.warn("{what}: needs a restart; the old value stays in effect", what=what)
-        self._warn_of_other_processes()
-        applied = [*changes.applied, *(replace() for replace in certificates)]
-        self._log.info("reloaded: {what}", what=", ".join(applied) or "nothing has changed")
+
+        def apply() -> tuple[str, ...]:
+            # Here nothing can fail.
+            self._apply(changes.settings, validators)
+            self._warn_of_other_processes()
+            return (*changes.applied, *(replace() for replace in certificates))
+
+        return PreparedReload(digest(settings), changes.needs_restart, apply)
 
     def _read_certificates(self) -> list[Callable[[], str]]:
         """Read the certificates of all endpoints; return the functions that put them in place.
@@ -385,8 +475,8 @@ class TopicService(Service):
         self._tree.set_send(self._send_resource if settings.send.enabled else None)
         self._site.max_body = settings.send.max_body
         self.limits.settings = settings.limits
-        if self._admin_tree is not None:
-            self._admin_tree.configure(settings.operator)
+        if self.admin_tree is not None:
+            self.admin_tree.configure(settings.operator)
 
     def _set_log(self, settings: LogSettings) -> None:
         self.websocket_server.context.session_log.has_subjects = settings.subjects
@@ -410,13 +500,9 @@ class TopicService(Service):
         self._notifier.stopping(timeout)
         stopping: Deferred[None] = self._stop()
         self._stopping = stopping
-
-        def stop_at_once() -> None:
-            self._log.warn("stopping at once: a second signal")
-            stopping.cancel()
-
-        for number in _STOP_SIGNALS:
-            self._signals.handle_once(number, stop_at_once)
+        if not self._is_worker:
+            for number in _STOP_SIGNALS:
+                self._signals.handle_once(number, self.stop_at_once)
 
         def log_timeout(_: object, seconds: float) -> None:
             self._log.error("stopping took longer than {seconds} s: aborted", seconds=seconds)
@@ -434,14 +520,25 @@ class TopicService(Service):
         stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)
         stopping.addBoth(finish)
         if self._signals.counted > 1:  # two signals arrived in one reactor iteration
-            self._reactor.callLater(0, stop_at_once)  # after the iteration that closes the ports
+            # After the iteration that closes the ports.
+            self._reactor.callLater(0, self.stop_at_once)
         return stopping
+
+    def stop_at_once(self) -> None:
+        """Abort a stop that is in progress."""
+        if self._stopping is not None:
+            self._log.warn("stopping at once: a second signal")
+            self._stopping.cancel()
 
     @inlineCallbacks
     def _stop(self) -> Generator[Deferred[Any], Any, None]:
         """Stop the parts in order. The admin site stops last, and reports not ready until then."""
-        self._tree.drain()
+        if not self.hands_over:
+            self._tree.drain()
         yield gatherResults([listener.stop() for listener in self._listeners])
+        if self.hands_over:
+            yield deferLater(self._reactor, HANDOVER_GRACE)
+            self._tree.drain()
         yield self._wait_until_delivered()
         # Before the close frames: later messages would reach no session of this process.
         self._send_resource.cancel_pending()

@@ -396,6 +396,7 @@ class Config:
         unit: the unit's URL and the hosts that are served.
         topics: the topics that exist, for validators that cannot check this; empty: all.
         directory: the directory that relative paths in endpoint strings start from.
+        workers: processes that serve clients; with 1 there is no parent process.
     """
 
     listen: tuple[str, ...]
@@ -412,3 +413,4 @@ class Config:
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
     directory: Path = Path()
+    workers: int = 1

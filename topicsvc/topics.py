@@ -307,13 +307,14 @@ class Unit:
                 raise ValueError(f"{name!r} is not a host name{_as_punycode(name)}")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unit) and self._parts == other._parts
+        return isinstance(other, Unit) and self.identity == other.identity
 
     def __hash__(self) -> int:
-        return hash(self._parts)
+        return hash(self.identity)
 
     @property
-    def _parts(self) -> tuple[object, ...]:
+    def identity(self) -> tuple[object, ...]:
+        """What makes it equal to another."""
         return self._scheme, self._netloc, self._hosts, self._cell_urls
 
     @property

@@ -17,6 +17,7 @@ ROOT = Path(topicsvc.__file__).parent
 
 LAYERS = [
     ["cli"],
+    ["worker_process"],
     ["service"],
     ["workers"],
     ["admin"],
@@ -80,6 +81,7 @@ PURE = {
     "websocket.messages",
     "websocket.session",
     "websocket.session_info",
+    "workers.supervisor",
 }
 """Modules without I/O. They import only the standard library and one another."""
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import fail
-from twisted.logger import Logger, globalLogPublisher
+from twisted.logger import FileLogObserver, Logger, globalLogPublisher
 from twisted.python import log as legacy_log
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.logs import as_json, as_text, json_lines, problem
+from topicsvc.logs import as_json, as_text, json_lines, of_worker, problem
 
 
 class AsJsonTests(SynchronousTestCase):
@@ -131,3 +131,28 @@ class ProblemTests(SynchronousTestCase):
         self.assertIn("--nodaemon", problem({**good, "nodaemon": False}))
         self.assertIn("--logfile", problem({**good, "logfile": "x"}))
         self.assertIn("--syslog", problem({**good, "syslog": True}))
+
+
+class WorkerTests(SynchronousTestCase):
+    """Lines of workers have the number of the worker."""
+
+    def lines(self, number: int | None) -> list[str]:
+        """An event as text and as JSON."""
+        found: list[str] = []
+        for formatter in (as_text, as_json):
+            out = io.StringIO()
+            observer: Any = FileLogObserver(out, formatter)
+            if number is not None:
+                observer = of_worker(observer, number)
+            Logger("x", observer=observer).info("it is {what}", what="lost")
+            found.append(out.getvalue())
+        return found
+
+    def test_text_has_it_in_front_of_the_message(self) -> None:
+        self.assertTrue(self.lines(12)[0].endswith(" info  worker 12: it is lost\n"))
+        self.assertTrue(self.lines(None)[0].endswith(" info  it is lost\n"))
+
+    def test_json_has_a_field(self) -> None:
+        record = json.loads(self.lines(12)[1])
+        self.assertEqual((record["worker"], record["message"]), (12, "it is lost"))
+        self.assertNotIn("worker", json.loads(self.lines(None)[1]))

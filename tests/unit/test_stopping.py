@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -186,6 +186,28 @@ class ServiceStopTests(SynchronousTestCase):
         stopping = self.service.stopService()
         self.clock.advance(0)
         self.successResultOf(stopping)
+
+    def test_if_another_worker_has_taken_over_accepted_connections_are_still_served(self) -> None:
+        tree = self.service._tree
+        closed: list[float] = []
+
+        def close() -> Deferred[None]:
+            closed.append(self.clock.seconds())
+            return succeed(None)
+
+        for listener in self.service._listeners:
+            self.patch(listener, "stop", close)
+        self.service.hands_over = True
+        self.service.stopService()
+        self.assertEqual(len(closed), 1)
+        self.pass_time(service.HANDOVER_GRACE - 0.1)
+        self.assertFalse(tree._is_draining)
+        self.pass_time(0.2)
+        self.assertTrue(tree._is_draining)
+
+    def test_without_another_worker_requests_are_refused_at_once(self) -> None:
+        self.service.stopService()
+        self.assertTrue(self.service._tree._is_draining)
 
     def stops_of_sessions(self) -> list[float]:
         """Record the times at which the closing of sessions begins."""

@@ -146,6 +146,13 @@ def _add_serve(parser: Parser) -> None:
         "overrides the file",
     )
     parser.add_argument(
+        "--workers",
+        "-w",
+        metavar="N",
+        help="serve with this number of processes, or with one for each processor: auto; "
+        "overrides the file",
+    )
+    parser.add_argument(
         "--demo",
         action="store_true",
         help="run a demo without a file, with a new key and a token to try it",

@@ -53,6 +53,8 @@ def _arguments(options: Namespace) -> Iterator[str]:
         yield f"--listen={endpoint}"
     if options.admin is not None:
         yield f"--admin={options.admin}"
+    if options.workers is not None:
+        yield f"--workers={options.workers}"
     if options.demo:
         yield "--demo"
 

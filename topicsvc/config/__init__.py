@@ -16,6 +16,7 @@ from topicsvc.config.limits import read_limits
 from topicsvc.config.toml_table import Table
 from topicsvc.config.topics import read_topics
 from topicsvc.config.validator import CELL_URLS, kind_of, read_checks, read_validator
+from topicsvc.config.workers import read_workers
 from topicsvc.errors import ConfigError
 from topicsvc.files import explain_file_error
 from topicsvc.settings import (
@@ -41,6 +42,7 @@ def read(
     admin: str | None = None,
     extra_check: ExtraCheck | None = None,
     directory: Path = Path(),
+    workers: str | None = None,
 ) -> Config:
     """Read a configuration file; see `load`.
 
@@ -51,9 +53,9 @@ def read(
         text = read_settings_file(path)
     except (OSError, ValueError) as error:
         raise ConfigError([explain_file_error(path, error)]) from error
-    options = {"listen": bool(listen), "admin": bool(admin)}
+    options = {"listen": bool(listen), "admin": bool(admin), "workers": workers is not None}
     try:
-        return load(text, listen, admin, extra_check, directory)
+        return load(text, listen, admin, extra_check, directory, workers)
     except ConfigError as error:
         raise ConfigError([_with_source(line, path, options) for line in error.problems]) from error
 
@@ -70,6 +72,7 @@ def load(
     admin: str | None = None,
     extra_check: ExtraCheck | None = None,
     directory: Path = Path(),
+    workers: str | None = None,
 ) -> Config:
     """Read settings in TOML; command-line options override them.
 
@@ -79,6 +82,7 @@ def load(
         admin: overrides the admin endpoint of the file.
         extra_check: finds problems that need more than the file, to report all at once.
         directory: the directory that relative paths start from.
+        workers: overrides the number of workers of the file.
 
     Raises:
         ConfigError: with all problems.
@@ -92,12 +96,14 @@ def load(
     endpoints = tuple(listen) or from_file
     if not endpoints and not table.has_problem("listen"):
         table.problem("listen", "nothing to listen on", 'an endpoint, ["tcp:8080"]')
-    config = _config(table, endpoints, admin)
+    config = _config(table, endpoints, admin, workers)
     table.raise_problems(() if extra_check is None else extra_check(config))
     return config
 
 
-def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
+def _config(
+    table: Table, listen: tuple[str, ...], admin: str | None, workers: str | None = None
+) -> Config:
     default = SessionSettings()
     if table.given("topics") == []:
         table.problem("topics", "empty", '["/cell1/box1/*"], or leave the setting out')
@@ -107,6 +113,8 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
     stop = table.table("stop")
     log = table.table("log")
     validator = table.table("validator")
+    broker_table = table.table("broker")
+    broker = read_broker(broker_table, read_history(table.table("history")))
     return Config(
         listen=listen,
         admin=admin or admin_from_file,
@@ -129,11 +137,12 @@ def _config(table: Table, listen: tuple[str, ...], admin: str | None) -> Config:
         ),
         validator=read_validator(validator, table),
         checks=read_checks(validator),
-        broker=read_broker(table.table("broker"), read_history(table.table("history"))),
+        broker=broker,
         limits=read_limits(table.table("limits")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
         directory=table.directory,
         log=LogSettings(subjects=log.flag("subjects", True)),
+        workers=read_workers(table, workers, broker, broker_table),
     )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-from topicsvc.settings import (
-    Config,
-)
+from twisted.logger import Logger
 
-__all__ = ["Changes", "compare"]
+from topicsvc.settings import Config
+
+__all__ = ["Changes", "compare", "log_reload"]
 
 _NEEDS_RESTART = {
     "listen": "listen",
     "admin": "admin.listen",
     "unit": "unit_url, hosts or validator.cell_urls",
     "broker": "[broker]",
+    "workers": "workers",
 }
 """The fields of `Config` that cannot change while the service runs, and how the log names them."""
 
@@ -62,3 +64,10 @@ def compare(old: Config, new: Config) -> Changes:
         tuple(sorted(needs_restart)),
         bool(applied & set(_VALIDATION)),
     )
+
+
+def log_reload(log: Logger, applied: Iterable[str], needs_restart: Iterable[str]) -> None:
+    """Log what a reload has changed, and what it has not."""
+    for what in needs_restart:
+        log.warn("{what}: needs a restart; the old value stays in effect", what=what)
+    log.info("reloaded: {what}", what=", ".join(applied) or "nothing has changed")

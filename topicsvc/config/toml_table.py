@@ -107,6 +107,10 @@ class Table:
         """Add a problem: the value of `key` cannot be used."""
         self._add(f"{self._full(key)}: {wrong}; allowed: {allowed}")
 
+    def add(self, line: str) -> None:
+        """Add a problem that is a whole line."""
+        self._add(line)
+
     def raise_problems(self, more: Iterable[str] = ()) -> None:
         """Look for unknown keys, and raise if there is any problem.
 
@@ -188,6 +192,18 @@ class Table:
     def integer(self, key: str, default: int, least: int, most: int) -> int:
         """A whole number from `least` to `most`."""
         return self._bounded(key, default, least, most, (int,), "a whole number")
+
+    def integer_or(self, key: str, default: int, least: int, most: int, word: str) -> int | str:
+        """A whole number from `least` to `most`, or `word`."""
+        value = self._read(key, default)
+        if value == word:
+            return word
+        be = f'"{word}" or a whole number from {least} to {most}'
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:
+            self._must(key, be, value, is_number)
+            return default
+        return int(value)
 
     def choice(self, key: str, allowed: tuple[T, ...], required: bool = False) -> T:
         """One of `allowed`; the first is the default, unless the key is required."""

@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from topicsvc.explain import explain_endpoint_error
 from topicsvc.listening.certificates import read_directory, read_pair
 from topicsvc.listening.endpoint_string import PREFIX, EndpointString
+from topicsvc.listening.inherited_sockets import InheritedEndpoint
 from topicsvc.listening.proxy_protocol import ProxiedEndpoint
-from topicsvc.listening.systemd_sockets import SystemdEndpoint
 from topicsvc.listening.tls import TlsEndpoint
 from topicsvc.listening.tls_contexts import ContextSet
 
@@ -29,8 +29,13 @@ _UNUSABLE = {
 }
 
 
-def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
+def parse(text: str, reactor: Any, descriptor: int | None = None) -> IStreamServerEndpoint:
     """The endpoint that `text` describes.
+
+    Args:
+        text: the endpoint string.
+        reactor: the reactor.
+        descriptor: a socket that the parent opened for this endpoint; None: it opens its own.
 
     Raises:
         ValueError: it describes no endpoint that can be used; the text says why.
@@ -43,12 +48,25 @@ def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
         raise ValueError(f"{port} is not a port from 0 to 65535")
     if string.is_tls:
         lower, contexts = _tls(string, reactor)
+        if descriptor is not None:
+            lower = InheritedEndpoint(descriptor, reactor)
         for _ in range(string.proxies):
             lower = ProxiedEndpoint(lower)
         return TlsEndpoint(lower, contexts, reactor)
+    if descriptor is None:
+        endpoint = _own(string, reactor)
+    else:
+        endpoint = InheritedEndpoint(descriptor, reactor)
+    for _ in range(string.proxies):
+        endpoint = ProxiedEndpoint(endpoint)
+    return endpoint
+
+
+def _own(string: EndpointString, reactor: Any) -> IStreamServerEndpoint:
+    """The endpoint without TLS and without PROXY headers."""
     try:
         endpoint: IStreamServerEndpoint = serverFromString(
-            reactor, text.removeprefix(PREFIX * string.proxies)
+            reactor, string.text.removeprefix(PREFIX * string.proxies)
         )
     except Exception as error:  # endpoint parsers raise exceptions of many types
         if string.kind == "systemd" and isinstance(error, LookupError):
@@ -57,9 +75,7 @@ def parse(text: str, reactor: Any) -> IStreamServerEndpoint:
             ) from error
         raise _not_an_endpoint(error) from error
     if isinstance(endpoint, AdoptedStreamServerEndpoint):
-        endpoint = SystemdEndpoint(endpoint, reactor)
-    for _ in range(string.proxies):
-        endpoint = ProxiedEndpoint(endpoint)
+        return InheritedEndpoint(endpoint.fileno, reactor)
     return endpoint
 
 

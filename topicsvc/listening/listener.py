@@ -58,6 +58,7 @@ class Listener:
         factory: makes a protocol for each connection.
         reactor: the reactor.
         directory: the directory that relative paths in `text` start from.
+        descriptor: a socket that the parent opened for this endpoint; None: it opens its own.
 
     Attributes:
         port: the listening port; None: not yet listening, or no longer.
@@ -73,13 +74,14 @@ class Listener:
         factory: IProtocolFactory,
         reactor: Any,
         directory: Path = Path(),
+        descriptor: int | None = None,
     ) -> None:
         self.setting = setting
         self.text = text
         self.port: IListeningPort | None = None
         self._is_bound = False
         self._absolute_text = with_absolute_paths(text, directory)
-        endpoint = parse(self._absolute_text, reactor)
+        endpoint = parse(self._absolute_text, reactor, descriptor)
         self._contexts = endpoint.contexts if isinstance(endpoint, TlsEndpoint) else None
         # A service of strports raises if its endpoint cannot listen; others log that only.
         self._service: StreamServerEndpointService = strports.service("tcp:0", factory, reactor)

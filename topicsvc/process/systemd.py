@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from math import ceil
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -27,6 +28,8 @@ class SystemdNotifier:
         environment: gives ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
         clock: schedules the watchdog's messages.
         monotonic: returns the seconds of ``CLOCK_MONOTONIC``, which systemd compares with.
+        probe: called with the seconds until the next message to the watchdog; the message is sent
+            when its Deferred has fired, and not if that fails. None: it is sent at once.
     """
 
     _log = Logger()
@@ -36,14 +39,16 @@ class SystemdNotifier:
         environment: Mapping[str, str],
         clock: IReactorTime,
         monotonic: Callable[[], float],
+        probe: Callable[[float], Deferred[object]] | None = None,
     ) -> None:
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self._monotonic = monotonic
+        self._probe = probe
         self._has_warned = False
         self._watchdog: LoopingCall | None = None
         timeout = _watchdog_timeout(environment)
         if self._address and timeout:
-            self._watchdog = LoopingCall(self._notify, "WATCHDOG=1")
+            self._watchdog = LoopingCall(self._feed)
             self._watchdog.clock = clock
             # sd_watchdog_enabled(3) recommends half of the timeout.
             self._interval = timeout / 2
@@ -66,6 +71,15 @@ class SystemdNotifier:
         """The service has stopped: the watchdog gets no more messages."""
         if self._watchdog is not None and self._watchdog.running:
             self._watchdog.stop()
+
+    def _feed(self) -> None:
+        """Tell the watchdog that the service works, if it does."""
+        if self._probe is None:
+            self._notify("WATCHDOG=1")
+            return
+        self._probe(self._interval).addCallbacks(
+            lambda _: self._notify("WATCHDOG=1"), lambda _: None
+        )
 
     def _notify(self, *assignments: str) -> None:
         """Send one datagram. The first failure is logged, later ones are ignored."""

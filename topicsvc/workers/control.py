@@ -32,6 +32,7 @@ __all__ = [
     "Response",
     "WorkerControl",
     "WorkerEnd",
+    "encode_event",
     "read_request",
     "write_response",
 ]
@@ -258,6 +259,12 @@ class WorkerEnd(_Messages):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_lost()
+
+
+def encode_event(event: str, **members: Any) -> bytes:
+    """An event as `WorkerEnd.tell` sends it, for a worker whose reactor does not run."""
+    text = json.dumps({"event": event, **members}).encode("ascii")
+    return b"%d:%s," % (len(text), text)
 
 
 def read_request(members: Members) -> AdminRequest:

@@ -7,6 +7,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -85,6 +86,28 @@ class SystemdNotifierTests(SynchronousTestCase):
         notifier.stopped()
         self.clock.advance(60)
         self.assertEqual(self.received(), [])
+
+    def test_the_watchdog_is_fed_only_if_the_probe_succeeds(self) -> None:
+        probes: list[Deferred[object]] = []
+
+        def probe(seconds: float) -> Deferred[object]:
+            self.assertEqual(seconds, 5)
+            probes.append(Deferred())
+            return probes[-1]
+
+        environment = {"NOTIFY_SOCKET": self.systemd.getsockname(), "WATCHDOG_USEC": "10000000"}
+        notifier = SystemdNotifier(environment, self.clock, lambda: 12.5, probe)
+        self.addCleanup(notifier.stopped)
+        notifier.ready()
+        self.assertEqual(self.received(), ["READY=1"])
+        probes[0].callback(None)
+        self.assertEqual(self.received(), ["WATCHDOG=1"])
+        self.clock.advance(5)
+        probes[1].errback(ZeroDivisionError())
+        self.assertEqual(self.received(), [])
+        self.clock.advance(5)
+        probes[2].callback(None)
+        self.assertEqual(self.received(), ["WATCHDOG=1"])
 
     def test_the_watchdog_of_another_process_is_not_fed(self) -> None:
         self.notifier(WATCHDOG_USEC="30000000", WATCHDOG_PID="1").ready()

@@ -1,4 +1,4 @@
-"""Sockets that systemd opened are used as what they are."""
+"""Sockets that systemd or the parent opened are used as what they are."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
-from topicsvc.listening.systemd_sockets import SystemdEndpoint
+from topicsvc.listening.inherited_sockets import InheritedEndpoint
 
 
 class SystemdSocketTests(TestCase):
@@ -32,16 +31,15 @@ class SystemdSocketTests(TestCase):
 
         self.factory = Factory.forProtocol(Accepted)
 
-    def endpoint(self, listening: socket.socket, domain: int) -> SystemdEndpoint:
-        """The endpoint of an inherited descriptor; ``domain=`` may be wrong."""
-        adopted = AdoptedStreamServerEndpoint(reactor, listening.detach(), domain)
-        return SystemdEndpoint(adopted, reactor)
+    def endpoint(self, listening: socket.socket) -> InheritedEndpoint:
+        """The endpoint of an inherited descriptor."""
+        return InheritedEndpoint(listening.detach(), reactor)
 
     @inlineCallbacks
-    def peer(self, listening: socket.socket, domain: int, target: Any) -> Any:
+    def peer(self, listening: socket.socket, target: Any) -> Any:
         """The address that the service sees for a client that connects to `target`."""
         family = listening.family
-        port = yield self.endpoint(listening, domain).listen(self.factory)
+        port = yield self.endpoint(listening).listen(self.factory)
         if family == socket.AF_UNIX:
             client = socket.socket(socket.AF_UNIX)
             client.connect(target)
@@ -54,46 +52,42 @@ class SystemdSocketTests(TestCase):
             return peer, client.getsockname()
 
     @inlineCallbacks
-    def test_a_dual_stack_socket_with_the_wrong_domain(self) -> Any:
+    def test_a_dual_stack_socket_is_used_as_one(self) -> Any:
         """``ListenStream=8081`` makes an IPv6 socket, which gets IPv4 clients too."""
         listening = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
         target = ("127.0.0.1", listening.getsockname()[1])
-        peer, local = yield self.peer(listening, socket.AF_INET, target)
+        peer, local = yield self.peer(listening, target)
         self.assertEqual((peer.host, peer.port), (f"::ffff:{local[0]}", local[1]))
 
     @inlineCallbacks
-    def test_an_ipv4_socket_with_the_wrong_domain(self) -> Any:
+    def test_an_ipv4_socket_is_used_as_one(self) -> Any:
         listening = socket.create_server(("127.0.0.1", 0))
         target = listening.getsockname()
-        peer, local = yield self.peer(listening, socket.AF_INET6, target)
+        peer, local = yield self.peer(listening, target)
         self.assertEqual((peer.host, peer.port), local)
 
     @inlineCallbacks
     def test_a_unix_socket_keeps_its_file_and_its_mode(self) -> Any:
         path = Path(os.path.relpath(self.mktemp()))
-        for domain in (socket.AF_UNIX, socket.AF_INET):
-            self.accepted, self.lost = Deferred(), Deferred()
-            listening = socket.socket(socket.AF_UNIX)
-            listening.bind(str(path))
-            listening.listen()
-            path.chmod(0o620)
-            yield self.peer(listening, domain, str(path))
-            self.assertEqual(path.stat().st_mode & 0o777, 0o620)
-            self.assertTrue(path.is_socket(), "the file is systemd's")
-            path.unlink()
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        listening.listen()
+        path.chmod(0o620)
+        yield self.peer(listening, str(path))
+        self.assertEqual(path.stat().st_mode & 0o777, 0o620)
+        self.assertTrue(path.is_socket(), "the file is systemd's")
 
     @inlineCallbacks
     def test_what_does_not_listen_is_refused(self) -> Any:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
             opened = socket.socket(socket.AF_INET, kind)
             descriptor = opened.fileno()
-            listening = self.endpoint(opened, socket.AF_INET).listen(self.factory)
+            listening = self.endpoint(opened).listen(self.factory)
             failure = yield self.assertFailure(listening, ValueError)
             self.assertIn("needs ListenStream=", str(failure))
             os.close(descriptor)
         read, write = os.pipe()
         os.close(write)
-        adopted = AdoptedStreamServerEndpoint(reactor, read, socket.AF_INET)
-        listening = SystemdEndpoint(adopted, reactor).listen(self.factory)
+        listening = InheritedEndpoint(read, reactor).listen(self.factory)
         yield self.assertFailure(listening, OSError)
         os.close(read)

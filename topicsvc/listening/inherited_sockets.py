@@ -1,4 +1,4 @@
-"""Listens on sockets that systemd opened, as what they are."""
+"""Listens on sockets that systemd or the parent process opened, as what they are."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from zope.interface import implementer
 
-__all__ = ["SystemdEndpoint"]
+__all__ = ["InheritedEndpoint"]
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 @implementer(IStreamServerEndpoint)
-class SystemdEndpoint:
-    """A socket that systemd passed, with the family that it has.
+class InheritedEndpoint:
+    """A socket that systemd or the parent passed, with the family that it has.
 
     Twisted believes the family in the endpoint string. The socket of ``ListenStream=8081`` is one
     of IPv6 that takes IPv4 too. With ``domain=INET``, Twisted would read the addresses of its
     clients from memory that nobody has written.
 
     Args:
-        endpoint: Twisted's endpoint, which is used for the number of the descriptor.
+        descriptor: the number of the descriptor.
         reactor: the reactor.
     """
 
-    def __init__(self, endpoint: AdoptedStreamServerEndpoint, reactor: Any) -> None:
-        self._descriptor = endpoint.fileno
+    def __init__(self, descriptor: int, reactor: Any) -> None:
+        self.descriptor = descriptor
         self._reactor = reactor
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """See `IStreamServerEndpoint`."""
         try:
-            family = _family(self._descriptor)
+            family = _family(self.descriptor)
         except (OSError, ValueError) as error:
             return fail(error)
         if family == socket.AF_UNIX:
-            return succeed(_listen_unix(self._descriptor, factory, self._reactor))
+            return succeed(_listen_unix(self.descriptor, factory, self._reactor))
         endpoint: IStreamServerEndpoint = AdoptedStreamServerEndpoint(
-            self._reactor, self._descriptor, family
+            self._reactor, self.descriptor, family
         )
         return endpoint.listen(factory)
 
@@ -68,7 +68,7 @@ def _family(descriptor: int) -> int:
 
 
 def _listen_unix(descriptor: int, factory: IProtocolFactory, reactor: Any) -> IListeningPort:
-    """Listen on a UNIX socket, and leave its file to systemd.
+    """Listen on a UNIX socket, and leave its file to the process that opened it.
 
     Twisted would change the mode and the backlog that the .socket unit sets, and remove the file
     at the end. It does not, if the name of the socket is abstract.

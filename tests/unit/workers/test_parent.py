@@ -1,0 +1,315 @@
+"""The parent carries out the decisions about workers: in memory and in virtual time."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.control import ControlSocket
+from topicsvc.errors import ConfigError
+from topicsvc.process.setup import CannotStart
+from topicsvc.settings import Config, LocalSettings, RedisSettings, StopSettings
+from topicsvc.topics import Unit
+from topicsvc.workers import parent
+from topicsvc.workers.command import WorkerArguments
+from topicsvc.workers.control import Members
+from topicsvc.workers.parent import CHECK_TIMEOUT, DRAIN_MARGIN, START_TIMEOUT, ParentService
+
+SETTINGS = Config(
+    ("tcp:0:interface=127.0.0.1",),
+    Unit("https://unit1.example/"),
+    LocalSettings(b"key"),
+    broker=RedisSettings("localhost"),
+    stop=StopSettings(drain=2),
+    workers=3,
+)
+
+
+class FakeReactor(Clock):
+    """A reactor in virtual time; `iterate` passes time, and lets workers become ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each_iteration: Callable[[], None] = lambda: None
+        self.when_running: list[Callable[[], None]] = []
+
+    def iterate(self, delay: float) -> None:
+        self.advance(delay)
+        self.each_iteration()
+
+    def callWhenRunning(self, call: Callable[[], None]) -> None:
+        self.when_running.append(call)
+
+    def callFromThread(self, call: Callable[[], None]) -> None:
+        call()
+
+
+class FakeWorker:
+    """Takes the place of `WorkerProcess`: a worker in this process."""
+
+    def __init__(
+        self,
+        test: ParentTests,
+        arguments: WorkerArguments,
+        ready: Callable[[str], None],
+        ended: Callable[[str], None],
+    ) -> None:
+        self.number = arguments.number
+        self.pid = 1000 + len(test.started)
+        self.ready, self.ended = ready, ended
+        self.done: list[str] = []
+        self.problems: list[str] = []
+        self.digest = "new"
+        self.is_silent = False
+        self.sockets: list[int] = []
+        self.killed = 0
+        actions = {
+            name: lambda members, name=name: self.act(name, members)
+            for name in ("ping", "check", "apply", "drop", "drain", "stop_at_once")
+        }
+        self.socket = ControlSocket(test.reactor, actions)
+        self.control = self.socket.parent
+        test.started.append(self)
+
+    def act(self, name: str, members: Members) -> Any:
+        self.done.append(f"{name} {members}" if members else name)
+        if self.is_silent:
+            return Deferred()
+        if name == "check":
+            return {"problems": self.problems, "digest": self.digest}
+        return {"applied": ["[session]"], "needs_restart": ["listen"]}
+
+    def start(self, sockets: list[int], environment: dict[str, str]) -> None:
+        self.sockets = sockets
+        self.environment = environment
+
+    def kill(self) -> None:
+        self.killed += 1
+
+
+class ParentTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.started: list[FakeWorker] = []
+        self.patch(parent, "reapAllProcesses", lambda: None)
+        self.patch(
+            parent,
+            "WorkerProcess",
+            lambda arguments, reactor, ready, ended: FakeWorker(self, arguments, ready, ended),
+        )
+        self.settings = SETTINGS
+        self.parent = ParentService(
+            SETTINGS,
+            lambda number: WorkerArguments(number, 3, 1, Path("/"), "", "relay", ()),
+            self.read,
+            self.reactor,
+            lambda: 0,
+        )
+        self.log: list[str] = []
+        self.patch(self.parent, "_log", self)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.parent.privilegedStartService()
+        self.addCleanup(lambda: [each.close() for each in self.parent._sockets])
+
+    def info(self, text: str, **fields: Any) -> None:
+        self.log.append(text.format(**fields))
+
+    warn = error = info
+
+    def failure(self, text: str, *_: Any) -> None:
+        self.log.append(text)
+
+    def read(self) -> Config:
+        if isinstance(self.settings, Config):
+            return self.settings
+        raise self.settings
+
+    def start(self) -> None:
+        """Start; all workers become ready one after another."""
+        waiting = [1, 2, 3]
+
+        def iteration() -> None:
+            if waiting:
+                self.started[waiting.pop() - 1].ready("old")
+
+        self.reactor.each_iteration = iteration
+        self.parent.startService()
+        self.log.clear()
+
+    def pump(self) -> None:
+        for each in self.started:
+            each.socket.pump()
+
+    def done(self) -> list[list[str]]:
+        """What each worker has done since the last call."""
+        self.pump()
+        done = [each.done for each in self.started]
+        for each in self.started:
+            each.done = []
+        return done
+
+    # Starting
+
+    def test_the_start_ends_when_all_workers_are_ready(self) -> None:
+        self.start()
+        self.assertEqual([each.number for each in self.started], [1, 2, 3])
+        sockets = [each.sockets for each in self.started]
+        self.assertEqual(len({tuple(each) for each in sockets}), 3)
+        self.assertEqual(list(self.parent.controls.values()), [e.control for e in self.started])
+        self.assertEqual(self.parent.pids, {1: 1000, 2: 1001, 3: 1002})
+
+    def test_a_worker_that_fails_ends_the_start_with_its_reason(self) -> None:
+        reasons = ["key: Permission denied"]
+
+        def iteration() -> None:
+            if reasons:
+                self.started[1].ended(reasons.pop())
+
+        self.reactor.each_iteration = iteration
+        error = self.assertRaises(CannotStart, self.parent.startService)
+        self.assertEqual(error.problems, ("worker 2: key: Permission denied",))
+        self.assertEqual([each.killed for each in self.started], [1, 0, 1])
+
+    def test_workers_that_are_never_ready_end_the_start(self) -> None:
+        error = self.assertRaises(CannotStart, self.parent.startService)
+        self.assertEqual(error.problems, (f"the workers: not ready within {START_TIMEOUT:.0f} s",))
+        self.assertEqual([each.killed for each in self.started], [1, 1, 1])
+
+    # Crashes
+
+    def test_a_crashed_worker_is_started_again_with_the_same_sockets(self) -> None:
+        self.start()
+        self.started[1].ended("signal 9")
+        self.assertEqual(self.log, ["worker 2 has ended: signal 9; the next one starts in 0.1 s"])
+        self.assertIsNone(self.parent.controls[2])
+        self.reactor.advance(0.1)
+        self.assertEqual(self.started[3].sockets, self.started[1].sockets)
+        self.started[3].ready("old")
+        self.assertIs(self.parent.controls[2], self.started[3].control)
+
+    # Reload
+
+    def test_all_workers_check_before_all_change(self) -> None:
+        self.start()
+        signal.raise_signal(signal.SIGHUP)
+        for each in self.started[:2]:
+            each.socket.pump()
+        self.assertEqual([each.done for each in self.started], [["check"], ["check"], []])
+        self.pump()
+        self.assertEqual(self.done(), [["check", "apply"]] * 3)
+        self.assertEqual(
+            self.log,
+            [
+                "listen: needs a restart; the old value stays in effect",
+                "reloaded: [session]",
+            ],
+        )
+
+    def test_a_problem_of_one_worker_keeps_all_from_changing(self) -> None:
+        self.start()
+        self.started[2].problems = ["tls: no file"]
+        self.parent.reload()
+        self.pump()
+        self.assertEqual(self.done(), [["check", "drop"]] * 3)
+        self.assertEqual(self.log, ["not reloaded, the old settings stay in effect: tls: no file"])
+
+    def test_a_problem_that_the_parent_finds_is_not_asked_of_the_workers(self) -> None:
+        self.start()
+        self.settings: Any = ConfigError(["listen: bad"])
+        self.parent.reload()
+        self.assertEqual(self.done(), [[], [], []])
+        self.assertEqual(self.log, ["not reloaded, the old settings stay in effect: listen: bad"])
+
+    def test_a_worker_that_does_not_answer_keeps_all_from_changing(self) -> None:
+        self.start()
+        self.started[0].is_silent = True
+        self.parent.reload()
+        self.done()
+        self.reactor.advance(CHECK_TIMEOUT)
+        self.assertEqual(self.done()[1:], [["drop"], ["drop"]])
+        self.assertIn("a worker: no answer within 60 s", self.log[0])
+
+    # Rolling restart
+
+    def test_a_rolling_restart_drains_each_worker_when_the_next_is_ready(self) -> None:
+        self.start()
+        signal.raise_signal(signal.SIGUSR2)
+        for old in range(3):
+            new = self.started[-1]
+            self.assertEqual(new.number, old + 1)
+            self.assertEqual(self.done()[old], [])
+            new.ready("old")
+            self.assertEqual(self.done()[old], ["drain {'is_replaced': True}"])
+            self.started[old].ended("exit code 0")
+        self.assertEqual(self.log[-1], "rolling restart: all workers are new")
+
+    def test_a_worker_that_does_not_end_is_killed(self) -> None:
+        self.start()
+        self.parent.roll()
+        self.started[3].ready("old")
+        self.done()
+        self.reactor.advance(2 + DRAIN_MARGIN)
+        self.assertEqual(self.started[0].killed, 1)
+
+    # Stopping
+
+    def test_a_stop_drains_all_workers_and_waits_for_them(self) -> None:
+        self.start()
+        stopped = self.parent.stopService()
+        self.assertEqual(self.done(), [["drain {'is_replaced': False}"]] * 3)
+        for each in self.started:
+            self.assertNoResult(stopped)
+            each.ended("exit code 0")
+        self.successResultOf(stopped)
+        self.assertEqual(self.log, ["stopping: 3 workers"])
+
+    def test_a_second_signal_stops_all_at_once(self) -> None:
+        self.start()
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        self.parent.stopService()
+        self.done()
+        signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(self.done(), [["stop_at_once"]] * 3)
+        for each in self.started:
+            each.ended("exit code 0")
+
+    def test_signals_during_a_stop_change_nothing(self) -> None:
+        self.start()
+        self.parent.stopService()
+        self.done()
+        self.parent.reload()
+        self.parent.roll()
+        self.assertEqual(self.done(), [[], [], []])
+        for each in self.started:
+            each.ended("exit code 0")
+
+    # systemd's watchdog
+
+    def test_the_probe_succeeds_when_all_workers_have_answered(self) -> None:
+        self.start()
+        answer = self.parent._probe(5)
+        self.assertNoResult(answer)
+        self.pump()
+        self.successResultOf(answer)
+
+    def test_the_probe_fails_if_one_worker_does_not_answer(self) -> None:
+        self.start()
+        self.started[1].is_silent = True
+        answer = self.parent._probe(5)
+        self.pump()
+        self.reactor.advance(5)
+        self.failureResultOf(answer)
+
+    def test_a_worker_that_is_started_again_is_not_asked(self) -> None:
+        self.start()
+        self.started[1].ended("signal 11")
+        answer = self.parent._probe(5)
+        self.pump()
+        self.successResultOf(answer)

@@ -1,0 +1,328 @@
+"""The rules for workers: restarts, reloads, rolling restarts and stops, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.workers.supervisor import (
+    MAX_DELAY,
+    MIN_DELAY,
+    STABLE,
+    Apply,
+    Check,
+    Crashed,
+    Drain,
+    Drop,
+    Effect,
+    Fail,
+    NotReloaded,
+    OtherSettings,
+    Reloaded,
+    RollEnded,
+    RollFailed,
+    Start,
+    Started,
+    StartLater,
+    Stopped,
+    Supervisor,
+)
+
+
+class SupervisorTestCase(SynchronousTestCase):
+    """A supervisor with 3 places; workers 1, 2 and 3 are ready."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.supervisor = Supervisor(3)
+        self.supervisor.start()
+        for worker in (1, 2, 3):
+            self.ready(worker)
+
+    def ready(self, worker: int, digest: str = "old") -> list[Effect]:
+        return self.supervisor.ready(worker, digest, self.clock.seconds())
+
+    def ended(self, worker: int, reason: str = "exit code 1") -> list[Effect]:
+        return self.supervisor.ended(worker, reason, self.clock.seconds())
+
+    def check(
+        self, workers: Iterable[int], problems: Iterable[str] = (), digest: str = "new"
+    ) -> list[Effect]:
+        """The workers have checked; return the effects of the last one."""
+        effects: list[Effect] = []
+        for worker in workers:
+            self.assertEqual(effects, [])
+            effects = self.supervisor.checked(worker, problems, digest)
+        return effects
+
+
+class StartTests(SupervisorTestCase):
+    def test_a_worker_is_started_at_each_place_and_all_must_be_ready(self) -> None:
+        supervisor = Supervisor(2)
+        self.assertEqual(supervisor.start(), [Start(1, 1), Start(2, 2)])
+        self.assertEqual(supervisor.ready(2, "old", 0), [])
+        self.assertFalse(supervisor.is_started)
+        self.assertEqual(supervisor.ready(1, "old", 0), [Started()])
+        self.assertTrue(supervisor.is_started)
+        self.assertEqual(supervisor.serving, {1: 1, 2: 2})
+
+    def test_a_worker_that_fails_before_all_are_ready_ends_all_with_its_reason(self) -> None:
+        supervisor = Supervisor(2)
+        supervisor.start()
+        supervisor.ready(1, "old", 0)
+        self.assertEqual(supervisor.ended(2, "no such file", 0), [Fail(2, "no such file")])
+
+    def test_neither_a_reload_nor_a_rolling_restart_begins_before_all_are_ready(self) -> None:
+        supervisor = Supervisor(2)
+        supervisor.start()
+        self.assertEqual(supervisor.roll(), [])
+        self.assertEqual(supervisor.reload(), [])
+        self.assertEqual(supervisor.ready(1, "old", 0), [])
+        self.assertEqual(supervisor.ready(2, "old", 0), [Started(), Check((1, 2))])
+
+
+class CrashTests(SupervisorTestCase):
+    def crash(self, worker: int) -> float:
+        """Return the delay until the next start."""
+        [crashed, later] = self.ended(worker, "signal 9")
+        assert isinstance(later, StartLater)
+        self.assertEqual(crashed, Crashed(later.place, "signal 9", later.delay))
+        self.clock.advance(later.delay)
+        return later.delay
+
+    def start_again(self, place: int) -> int:
+        [start] = self.supervisor.start_again(place)
+        assert isinstance(start, Start)
+        self.assertEqual(start.place, place)
+        return start.worker
+
+    def test_a_crashed_worker_is_replaced_after_a_delay(self) -> None:
+        self.clock.advance(STABLE)
+        self.assertEqual(self.crash(2), MIN_DELAY)
+        self.assertEqual(self.supervisor.serving, {1: 1, 2: None, 3: 3})
+        self.assertEqual(self.start_again(2), 4)
+        self.assertEqual(self.ready(4), [])
+        self.assertEqual(self.supervisor.serving, {1: 1, 2: 4, 3: 3})
+
+    def test_the_delay_doubles_up_to_its_most_while_workers_do_not_become_ready(self) -> None:
+        delays = [self.crash(2)]
+        for _ in range(8):
+            delays.append(self.crash(self.start_again(2)))
+        self.assertEqual(delays, [0.1, 0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0, 3.0])
+        self.assertEqual((delays[0], delays[-1]), (MIN_DELAY, MAX_DELAY))
+
+    def test_the_delay_doubles_for_workers_that_are_ready_only_for_a_moment(self) -> None:
+        self.crash(1)
+        worker = self.start_again(1)
+        self.ready(worker)
+        self.clock.advance(STABLE - 0.001)
+        self.assertEqual(self.crash(worker), 2 * MIN_DELAY)
+
+    def test_a_worker_that_was_stable_counts_as_a_first_crash(self) -> None:
+        self.crash(1)
+        self.crash(self.start_again(1))
+        worker = self.start_again(1)
+        self.ready(worker)
+        self.clock.advance(STABLE)
+        self.assertEqual(self.crash(worker), MIN_DELAY)
+
+    def test_places_count_their_crashes_for_themselves(self) -> None:
+        self.crash(1)
+        self.crash(self.start_again(1))
+        self.assertEqual(self.supervisor.crashes, {1: 2, 2: 0, 3: 0})
+        self.assertEqual(self.crash(2), MIN_DELAY)
+
+    def test_a_worker_that_starts_with_other_settings_is_reported(self) -> None:
+        self.crash(1)
+        worker = self.start_again(1)
+        self.assertEqual(self.ready(worker, "edited"), [OtherSettings(1)])
+        self.crash(2)
+        self.assertEqual(self.ready(self.start_again(2), "old"), [])
+
+
+class ReloadTests(SupervisorTestCase):
+    def test_all_check_first_and_then_all_apply(self) -> None:
+        self.assertEqual(self.supervisor.reload(), [Check((1, 2, 3))])
+        self.assertEqual(self.check((2, 3, 1)), [Apply((2, 3, 1)), Reloaded()])
+
+    def test_one_problem_keeps_all_from_changing(self) -> None:
+        self.supervisor.reload()
+        self.check((1,))
+        self.supervisor.checked(2, ["limits: bad"], "")
+        effects = self.supervisor.checked(3, ["limits: bad", "tls: bad"], "")
+        expected = [Drop((1, 2, 3)), NotReloaded(("limits: bad", "tls: bad"))]
+        self.assertEqual(effects, expected)
+
+    def test_workers_that_have_read_different_files_do_not_change(self) -> None:
+        self.supervisor.reload()
+        self.check((1, 2))
+        effects = self.check((3,), digest="newer")
+        self.assertEqual(effects[0], Drop((1, 2, 3)))
+        self.assertIsInstance(effects[1], NotReloaded)
+
+    def test_a_worker_that_ends_is_left_out(self) -> None:
+        self.supervisor.reload()
+        self.check((1, 2))
+        crashed, later, *effects = self.ended(3)
+        self.assertIsInstance(crashed, Crashed)
+        self.assertEqual(later, StartLater(3, MIN_DELAY))
+        self.assertEqual(effects, [Apply((1, 2)), Reloaded()])
+
+    def test_a_worker_that_ends_after_its_check_is_not_told_to_apply(self) -> None:
+        self.supervisor.reload()
+        self.check((1, 2))
+        self.ended(1)
+        self.assertEqual(self.check((3,)), [Apply((2, 3)), Reloaded()])
+
+    def test_a_reload_waits_for_workers_that_start(self) -> None:
+        self.ended(2)
+        self.supervisor.start_again(2)
+        self.assertEqual(self.supervisor.reload(), [])
+        self.assertEqual(self.ready(4), [Check((1, 4, 3))])
+
+    def test_a_worker_does_not_start_while_the_others_check(self) -> None:
+        self.supervisor.reload()
+        self.ended(2)
+        self.assertEqual(self.supervisor.start_again(2), [])
+        self.assertEqual(self.check((1, 3)), [Apply((1, 3)), Reloaded(), Start(4, 2)])
+
+    def test_reloads_during_a_reload_are_one_more(self) -> None:
+        self.supervisor.reload()
+        for _ in range(5):
+            self.assertEqual(self.supervisor.reload(), [])
+        effects = self.check((1, 2, 3))
+        self.assertEqual(effects, [Apply((1, 2, 3)), Reloaded(), Check((1, 2, 3))])
+        self.assertEqual(self.check((1, 2, 3)), [Apply((1, 2, 3)), Reloaded()])
+
+    def test_an_answer_that_nobody_waits_for_changes_nothing(self) -> None:
+        self.assertEqual(self.supervisor.checked(1, [], "new"), [])
+        self.supervisor.reload()
+        self.check((1,))
+        self.assertEqual(self.supervisor.checked(1, ["late"], "new"), [])
+
+    def test_workers_that_start_after_a_reload_have_its_settings(self) -> None:
+        self.supervisor.reload()
+        self.check((1, 2, 3))
+        self.ended(1)
+        self.supervisor.start_again(1)
+        self.assertEqual(self.ready(4, "new"), [])
+
+    def test_without_workers_a_reload_waits_for_the_next_one(self) -> None:
+        for worker in (1, 2, 3):
+            self.ended(worker)
+        self.assertEqual(self.supervisor.reload(), [])
+        self.supervisor.start_again(1)
+        self.assertEqual(self.ready(4), [Check((4,))])
+
+
+class RollTests(SupervisorTestCase):
+    def test_each_new_worker_is_ready_before_the_old_one_drains(self) -> None:
+        effects = self.supervisor.roll()
+        for old, new in ((1, 4), (2, 5), (3, 6)):
+            self.assertEqual(effects, [Start(new, old)])
+            self.assertEqual(self.supervisor.serving[old], old)
+            self.assertEqual(self.ready(new), [Drain(old, is_replaced=True)])
+            effects = self.ended(old, "")
+        self.assertEqual(effects, [RollEnded()])
+        self.assertEqual(self.supervisor.serving, {1: 4, 2: 5, 3: 6})
+
+    def test_workers_that_drain_are_still_there_and_those_that_start_are_not_yet(self) -> None:
+        self.supervisor.roll()
+        serving = [(1, 1, True), (2, 2, True), (3, 3, True)]
+        self.assertEqual(self.supervisor.have_been_ready, serving)
+        self.ready(4)
+        self.assertEqual(
+            self.supervisor.have_been_ready,
+            [(1, 1, False), (2, 2, True), (3, 3, True), (4, 1, True)],
+        )
+
+    def test_if_a_new_worker_fails_the_old_ones_stay(self) -> None:
+        self.supervisor.roll()
+        self.assertEqual(self.ended(4, "bad file"), [RollFailed(1, "bad file")])
+        self.assertEqual(self.supervisor.serving, {1: 1, 2: 2, 3: 3})
+        self.assertEqual(self.supervisor.roll(), [Start(5, 1)])
+
+    def test_a_further_rolling_restart_follows_when_the_first_has_ended(self) -> None:
+        self.supervisor.roll()
+        for _ in range(3):
+            self.assertEqual(self.supervisor.roll(), [])
+        for old, new in ((1, 4), (2, 5), (3, 6)):
+            self.ready(new)
+            effects = self.ended(old, "")
+        self.assertEqual(effects, [RollEnded(), Start(7, 1)])
+
+    def test_an_old_worker_that_crashes_is_replaced_by_the_new_one(self) -> None:
+        self.supervisor.roll()
+        self.assertEqual(self.ended(1), [Crashed(1, "exit code 1", 0)])
+        self.assertEqual(self.ready(4), [Start(5, 2)])
+
+    def test_another_place_may_crash_meanwhile(self) -> None:
+        self.supervisor.roll()
+        _, later = self.ended(2)
+        self.assertEqual(later, StartLater(2, MIN_DELAY))
+        self.assertEqual(self.ready(4), [Drain(1, is_replaced=True)])
+        self.assertEqual(self.supervisor.start_again(2), [Start(5, 2)])
+        self.assertEqual(self.ended(1, ""), [])  # one start at a time
+        self.assertEqual(self.ready(5), [Start(6, 2)])
+
+    def test_a_place_without_a_worker_is_left_out(self) -> None:
+        self.ended(2)
+        self.supervisor.roll()
+        self.ready(4)
+        self.assertEqual(self.ended(1, ""), [Start(5, 3)])
+
+    def test_a_reload_waits_for_the_new_worker_and_the_roll_for_the_reload(self) -> None:
+        self.supervisor.roll()
+        self.assertEqual(self.supervisor.reload(), [])
+        effects = self.ready(4)
+        self.assertEqual(effects, [Drain(1, is_replaced=True), Check((4, 2, 3))])
+        self.assertEqual(self.ended(1, ""), [])
+        self.assertEqual(self.check((4, 2, 3)), [Apply((4, 2, 3)), Reloaded(), Start(5, 2)])
+
+    def test_a_rolling_restart_brings_new_settings_without_a_report(self) -> None:
+        self.supervisor.roll()
+        for old, new in ((1, 4), (2, 5), (3, 6)):
+            self.assertEqual(self.ready(new, "new"), [Drain(old, is_replaced=True)])
+            self.ended(old, "")
+        self.ended(4)
+        self.supervisor.start_again(1)
+        self.assertEqual(self.ready(7, "new"), [])
+
+
+class StopTests(SupervisorTestCase):
+    def test_all_drain_together_and_nothing_starts_again(self) -> None:
+        effects = self.supervisor.stop()
+        self.assertEqual(effects, [Drain(worker, is_replaced=False) for worker in (1, 2, 3)])
+        self.assertEqual(self.ended(2), [])
+        self.assertEqual(self.supervisor.start_again(2), [])
+        self.assertEqual(self.ended(1), [])
+        self.assertEqual(self.ended(3), [Stopped()])
+
+    def test_workers_that_start_and_those_that_drain_already_are_waited_for(self) -> None:
+        self.supervisor.roll()
+        self.ready(4)
+        self.ended(2)
+        self.supervisor.start_again(2)
+        drains = {each.worker for each in self.supervisor.stop() if isinstance(each, Drain)}
+        self.assertEqual(drains, {1, 3, 4, 5})
+        self.assertEqual(set(self.supervisor.alive), drains)
+        self.assertEqual(self.ready(5), [])
+
+    def test_without_workers_a_stop_ends_at_once(self) -> None:
+        for worker in (1, 2, 3):
+            self.ended(worker)
+        self.assertEqual(self.supervisor.stop(), [Stopped()])
+
+    def test_reloads_and_rolling_restarts_are_over(self) -> None:
+        self.supervisor.reload()
+        self.supervisor.stop()
+        self.assertEqual(self.supervisor.checked(1, [], "new"), [])
+        self.assertEqual((self.supervisor.reload(), self.supervisor.roll()), ([], []))
+
+    def test_a_failure_before_all_are_ready_is_no_reason_during_a_stop(self) -> None:
+        supervisor = Supervisor(1)
+        supervisor.start()
+        supervisor.stop()
+        self.assertEqual(supervisor.ended(1, "", 0), [Stopped()])

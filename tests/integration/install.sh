@@ -12,6 +12,7 @@ npm ci --prefix oidc --no-audit --no-fund
 
 # test_javascript_client: Node.js 22 and 24, Bun, Deno, TypeScript, esbuild and other clients.
 npm ci --prefix javascript --ignore-scripts --no-audit --no-fund
+apt-get install -y -qq --no-install-recommends firefox-esr
 
 # test_activemq, test_stop, test_doctor: ActiveMQ, and a JDK for the JMS client in jms/.
 apt-get install -y -qq --no-install-recommends activemq

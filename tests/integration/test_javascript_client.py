@@ -1,16 +1,29 @@
-"""The JavaScript client: scripted servers in each runtime, its types and its size."""
+"""The JavaScript client in each runtime, with scripted servers and with the real service."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import time
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.resource import Resource
 
+from tests.integration.support.browsers import Browser, Call, Chromium, Firefox, Reports, WebPort
 from tests.integration.support.requirements import need
+from tests.support.processes import Deployment, Process, TopicsvcServer, until
+from tests.support.twistd_case import SEND_PATH, WEBSOCKET_PATH
+
+Test = Generator[Deferred[Any], Any, None]
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients/javascript"
@@ -27,6 +40,18 @@ RUNTIMES = {
 
 MAX_GZIPPED = 3584
 """Bytes: 3.5 KiB."""
+
+BROWSER_START = 120.0
+"""Seconds."""
+
+SEND_PAUSE = 0.05
+"""Seconds between two messages of a sender."""
+
+
+def scripted_cases() -> int:
+    """Return how many cases a client can have that sees no HTTP status."""
+    table = json.loads((ROOT / "clients/scripted_servers.json").read_text("utf-8"))
+    return sum("status" not in case.get("needs", ()) for case in table["cases"])
 
 
 def runtime(name: str) -> list[str]:
@@ -55,10 +80,8 @@ class ScriptedServerTests(SynchronousTestCase):
     """Each runtime runs all cases that a client without HTTP status can have."""
 
     def check(self, name: str) -> None:
-        table = json.loads((ROOT / "clients/scripted_servers.json").read_text("utf-8"))
-        cases = [case for case in table["cases"] if "status" not in case.get("needs", ())]
         result = json.loads(run([*runtime(name), str(SUITE / "run_scripted.js")]))
-        self.assertEqual(result, {"ran": len(cases), "failures": []})
+        self.assertEqual(result, {"ran": scripted_cases(), "failures": []})
 
     def test_node_22(self) -> None:
         self.check("node22")
@@ -126,3 +149,266 @@ class PackageTests(SynchronousTestCase):
             {"LICENSE", "README.md", "package.json", "topicsvc-client.d.ts", "topicsvc-client.js"},
         )
         self.assertEqual((CLIENT / "LICENSE").read_text(), (ROOT / "LICENSE").read_text())
+
+
+class BrowserScriptedServerTests(TestCase):
+    """Each browser runs the same cases."""
+
+    timeout = 300
+
+    @inlineCallbacks
+    def check(self, make: Callable[[Path], Browser]) -> Test:
+        root = Reports()
+        site = WebPort(root)
+        yield site.start()
+        self.addCleanup(site.stop)
+        browser = make(Path(self.mktemp()).absolute())
+        browser.start(f"{site.url}/tests/integration/javascript/scripted.html")
+        self.addCleanup(browser.stop)
+        yield until(lambda: root.reports, "the result", BROWSER_START)
+        self.assertEqual(root.reports, [{"ran": scripted_cases(), "failures": []}])
+
+    def test_chromium(self) -> Any:
+        return self.check(Chromium)
+
+    def test_firefox(self) -> Any:
+        return self.check(Firefox)
+
+
+class Reporter:
+    """What a client with the real service reported."""
+
+    def __init__(self, read: Callable[[], Sequence[Any]]) -> None:
+        self._read = read
+
+    def of(self, kind: str) -> list[Any]:
+        """Return the values of one kind, in order."""
+        return [value for each, value in self._read() if each == kind]
+
+    @property
+    def states(self) -> list[str]:
+        return self.of("state")
+
+    @property
+    def numbers(self) -> list[int]:
+        return [int(text) for text in self.of("message")]
+
+    def until(self, kind: str, count: int, seconds: float = 60) -> Deferred[float]:
+        """Wait until there are `count` values of a kind."""
+        return until(
+            lambda: len(self.of(kind)) >= count, f"{count} of {kind}: {self._read()}", seconds
+        )
+
+
+class Sender:
+    """Sends the numbers from 0 on, one after the other, until it is stopped.
+
+    Args:
+        send: sends one body and returns the HTTP status; called in a thread.
+    """
+
+    def __init__(self, send: Callable[[bytes], int]) -> None:
+        self.send = send
+        self.accepted = 0
+        self._stopping = False
+        self._done = self._run()
+
+    @inlineCallbacks
+    def _run(self) -> Test:
+        while not self._stopping:
+            status = yield deferToThread(self.send, b"%d" % self.accepted)
+            assert status == 200, status
+            self.accepted += 1
+            yield deferLater(reactor, SEND_PAUSE)
+
+    def stop(self) -> Deferred[None]:
+        self._stopping = True
+        return self._done
+
+
+class ServiceTestCase(TestCase):
+    """Fixture: the service, and an authorization server.
+
+    Attributes:
+        lifetime: seconds that each new token lives; 0: tokens are not valid.
+    """
+
+    timeout = 300
+    broker = 'kind = "memory"'
+    lifetime = 3600
+
+    @inlineCallbacks
+    def setUp(self) -> Test:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.deployment = Deployment(self.directory, self.broker)
+        root = Resource()
+        root.putChild(b"token", Call(self._token))
+        self.tokens = WebPort(root)
+        yield self.tokens.start()
+        self.addCleanup(self.tokens.stop)
+
+    def _token(self, reason: bytes) -> bytes:
+        return (self.deployment.token(self.lifetime) if self.lifetime else "nonsense").encode()
+
+    @inlineCallbacks
+    def start_service(self) -> Generator[Deferred[Any], Any, TopicsvcServer]:
+        service = TopicsvcServer(self.deployment)
+        self.addCleanup(service.program.stop)
+        yield service.start()
+        return service
+
+    def setup(self, port: int, **options: Any) -> str:
+        """Return the argument of a receiver."""
+        return json.dumps(
+            {
+                "url": f"ws://127.0.0.1:{port}/cell1{WEBSOCKET_PATH}",
+                "tokens": f"{self.tokens.url}/token",
+                "options": options,
+            }
+        )
+
+    def receive(self, name: str, port: int, **options: Any) -> Reporter:
+        """Start to receive in a runtime."""
+        script = str(SUITE / "run_receiver.js")
+        process = Process([*runtime(name), script, self.setup(port, **options)])
+        self.addCleanup(process.stop)
+        return Reporter(lambda: [json.loads(line) for line in process.output])
+
+    def send_to(self, service: TopicsvcServer) -> Callable[[bytes], int]:
+        return lambda body: service.send(f"/cell1{SEND_PATH}", body)
+
+    def check_all(self, client: Reporter, sender: Sender) -> Deferred[Any]:
+        """Check that the client has each message once, in the order of sending."""
+        wanted = list(range(sender.accepted))
+        waited = until(lambda: len(client.numbers) >= len(wanted), "all messages")
+        return waited.addBoth(lambda _: self.assertEqual(client.numbers, wanted))
+
+
+class RuntimeTests(ServiceTestCase):
+    """The runtimes' own WebSocket classes."""
+
+    @inlineCallbacks
+    def test_each_runtime_comes_back_after_a_restart_and_fails_after_a_refusal(self) -> Test:
+        """They see the code and the reason of the close frame, and a port that is closed."""
+        service = yield self.start_service()
+        clients = {
+            name: self.receive(name, service.port, recover=False, maxDelay=1000)
+            for name in RUNTIMES
+        }
+        for client in clients.values():
+            yield client.until("state", 2)
+        yield deferToThread(self.send_to(service), b"1")
+        for client in clients.values():
+            yield client.until("message", 1)
+        service.program.stop()
+        for client in clients.values():
+            # The first connection after the stop is refused.
+            yield until(lambda each=client: each.states.count("waiting") > 1, "a second pause")
+        yield service.start()
+        for name, client in clients.items():
+            yield until(lambda each=client: each.states[-1] == "live", f"{name} is back")
+            self.assertEqual(client.of("getToken"), ["first"])
+        yield deferToThread(self.send_to(service), b"2")
+        self.lifetime = 0
+        for client in clients.values():
+            yield client.until("message", 2)
+        service.program.stop()
+        self.deployment.key_file.write_text(Deployment(self.other(), "").key_file.read_text())
+        yield service.start()
+        for name, client in clients.items():
+            yield until(lambda each=client: each.states[-1] == "failed", f"{name} has failed")
+            self.assertEqual(client.of("getToken"), ["first", "refused"], name)
+            self.assertEqual(client.of("error"), ["refused"], name)
+            self.assertEqual(client.numbers, [1, 2], name)
+
+    def other(self) -> Path:
+        other = self.directory / "other"
+        other.mkdir()
+        return other
+
+    @inlineCallbacks
+    def test_the_token_is_rotated_while_messages_arrive(self) -> Test:
+        """Tokens of a few seconds: one connection, and no message is missed or doubled."""
+        self.lifetime = 4
+        service = yield self.start_service()
+        client = self.receive("node24", service.port, recover=False)
+        yield client.until("state", 2)
+        sender = Sender(self.send_to(service))
+        yield client.until("getToken", 5)
+        yield sender.stop()
+        yield self.check_all(client, sender)
+        self.assertEqual(client.states, ["connecting", "live"])
+        self.assertEqual(client.of("error"), [])
+
+    @inlineCallbacks
+    def test_the_authorization_server_is_away_when_the_token_should_be_renewed(self) -> Test:
+        """It is back before the token expires: the connection stays."""
+        self.lifetime = 10
+        service = yield self.start_service()
+        client = self.receive("node22", service.port, recover=False)
+        yield client.until("state", 2)
+        expiry = time.monotonic() + self.lifetime
+        yield self.tokens.stop()
+        sender = Sender(self.send_to(service))
+        yield until(lambda: "getToken" in client.of("error"), "a renewal fails")
+        yield self.tokens.start()
+        yield until(lambda: time.monotonic() > expiry, "the first token has expired")
+        yield sender.stop()
+        yield self.check_all(client, sender)
+        self.assertEqual(client.states, ["connecting", "live"])
+
+
+class BrowserTests(ServiceTestCase):
+    @inlineCallbacks
+    def show(self, browser: Browser, port: int, **options: Any) -> Any:
+        """Start to receive in a page; fires with its reports."""
+        root = Reports()
+        site = WebPort(root)
+        yield site.start()
+        self.addCleanup(site.stop)
+        page = f"{site.url}/tests/integration/javascript/receiver.html"
+        browser.start(f"{page}#{quote(self.setup(port, **options))}")
+        self.addCleanup(browser.stop)
+        client = Reporter(lambda: root.reports)
+        yield client.until("state", 2, BROWSER_START)
+        return client
+
+    @inlineCallbacks
+    def test_firefox_comes_back_after_a_restart(self) -> Test:
+        service = yield self.start_service()
+        browser = Firefox(self.directory / "firefox")
+        client = yield self.show(browser, service.port, recover=False)
+        yield deferToThread(self.send_to(service), b"1")
+        yield client.until("message", 1)
+        service.program.stop()
+        yield client.until("state", 3)
+        yield service.start()
+        yield until(lambda: client.states[-1] == "live", "it is back")
+        yield deferToThread(self.send_to(service), b"2")
+        yield client.until("message", 2)
+        self.assertEqual(client.numbers, [1, 2])
+
+    @inlineCallbacks
+    def test_a_hidden_page_renews_its_token_in_time(self) -> Test:
+        """Chromium throttles its timers; messages make the client look at the clock."""
+        self.lifetime = 8
+        service = yield self.start_service()
+        browser = Chromium(
+            self.directory / "chromium",
+            "--enable-features=IntensiveWakeUpThrottling:grace_period_seconds/1",
+        )
+        client = yield self.show(browser, service.port, recover=False)
+        page = browser.page()
+        browser.control("Target.createTarget", url="about:blank")
+        yield until(lambda: client.of("page") == ["hidden"], "the page is hidden")
+        ticks, began = len(client.of("tick")), time.monotonic()
+        sender = Sender(self.send_to(service))
+        yield client.until("getToken", 4)
+        per_second = (len(client.of("tick")) - ticks) / (time.monotonic() - began)
+        self.assertLess(per_second, 2, "timers are throttled")
+        browser.control("Target.activateTarget", targetId=page)
+        yield until(lambda: client.of("page") == ["hidden", "visible"], "the page is visible")
+        yield sender.stop()
+        yield self.check_all(client, sender)
+        self.assertEqual(client.states, ["connecting", "live"])

@@ -72,13 +72,7 @@ class Redis:
 
     def command(self, *words: str) -> str:
         """Run one command with redis-cli; return its output."""
-        return subprocess.run(
-            ["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), *words],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        ).stdout.strip()
+        return run_redis_cli(self.port, *words)
 
     def _listens(self) -> bool:
         assert self.program.runs, self.program.log
@@ -88,3 +82,61 @@ class Redis:
         """Kill the server and remove its files."""
         self.program.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Sentinel:
+    """A Sentinel that watches one primary and promotes its replica after a second.
+
+    Args:
+        port: of the primary.
+    """
+
+    def __init__(self, port: int) -> None:
+        need_redis()
+        self._directory = Path(tempfile.mkdtemp(prefix="topicsvc-sentinel-"))
+        atexit.register(self.remove)
+        self.port = free_port()
+        configuration = self._directory / "sentinel.conf"
+        configuration.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self._directory}\n"
+            f"sentinel monitor main 127.0.0.1 {port} 1\n"
+            "sentinel down-after-milliseconds main 1000\n"
+            "sentinel failover-timeout main 10000\n"
+        )
+        self.program = Program(
+            ["redis-server", str(configuration), "--sentinel"], self._directory / "log"
+        )
+
+    def start(self) -> Any:
+        """Start it; fires when its port is open."""
+        self.program.start()
+        return until(lambda: listens(self.port), "Sentinel listens", 30)
+
+    @property
+    def primary(self) -> int:
+        """The port of the primary."""
+        return int(self._ask("GET-MASTER-ADDR-BY-NAME", "main").splitlines()[1])
+
+    @property
+    def replicas(self) -> int:
+        """The number of replicas that it knows."""
+        return self._ask("REPLICAS", "main").splitlines().count("runid")
+
+    def _ask(self, *words: str) -> str:
+        return run_redis_cli(self.port, "SENTINEL", *words)
+
+    def remove(self) -> None:
+        """Kill it and remove its files."""
+        self.program.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def run_redis_cli(port: int, *words: str) -> str:
+    """Run one command with redis-cli; return its output."""
+    return subprocess.run(
+        ["redis-cli", "-h", "127.0.0.1", "-p", str(port), *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout.strip()

@@ -288,7 +288,7 @@ class RedisConnection(TwistedProtocol):
                 return  # the connection is lost, or INFO is no longer allowed
             unusable = self._client.identify(reply)
             if unusable or self._client.identity != known:
-                self.abort(unusable or "it has other data than before")
+                self.abort(unusable or "its identity has changed")
 
         self.request(IDENTIFY, on_reply)
 

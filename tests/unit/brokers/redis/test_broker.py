@@ -636,7 +636,7 @@ class IdentityTests(RedisTests):
         self.server.run_id = "b" * 40
         self.pass_time(client.PROBE_INTERVAL + 0.5)
         self.assertTrue(reader.is_closed)
-        self.assertEqual(len(self.log_of("it has other data than before")), 2)
+        self.assertEqual(len(self.log_of("its identity has changed")), 2)
         self.pass_time(BACK)
         self.assertEqual(self.bodies, [b"1", b"MISSED"])
 

@@ -205,25 +205,6 @@ class ActiveMQSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class KafkaSettings:
-    """Messages go through Kafka.
-
-    Attributes:
-        bootstrap: ``host:port`` of some of the brokers, joined by commas.
-        login: user name and password; None: no login.
-        authorities: trusted certificate authorities, in PEM; None: no TLS.
-        closes_on_loss: whether sessions are closed when the broker connection is lost.
-    """
-
-    kind: ClassVar = "kafka"
-
-    bootstrap: str
-    login: Login | None = None
-    authorities: str | None = None
-    closes_on_loss: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class HistorySettings:
     """The messages of a topic that are kept.
 
@@ -236,6 +217,27 @@ class HistorySettings:
     seconds: int = 120
     messages: int = 1000
     bytes: int = 524288
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """Messages go through Kafka.
+
+    Attributes:
+        bootstrap: ``host:port`` of some of the brokers, joined by commas.
+        login: user name and password; None: no login.
+        authorities: trusted certificate authorities, in PEM; None: no TLS.
+        closes_on_loss: whether sessions are closed when the broker connection is lost.
+        history: what is read back of a topic.
+    """
+
+    kind: ClassVar = "kafka"
+
+    bootstrap: str
+    login: Login | None = None
+    authorities: str | None = None
+    closes_on_loss: bool = False
+    history: HistorySettings = field(default_factory=HistorySettings)
 
 
 @dataclass(frozen=True, slots=True)

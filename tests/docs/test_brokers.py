@@ -7,7 +7,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.docs.test_docs import page
 from topicsvc.brokers import in_flight, reconnection, subscriptions
 from topicsvc.brokers.activemq import broker, stomp_client, stomp_frames
-from topicsvc.brokers.kafka import liveness, options, reader, record_queue
+from topicsvc.brokers.kafka import (
+    lanes,
+    liveness,
+    log_reader,
+    metadata,
+    options,
+    reader,
+    recall,
+    record_queue,
+)
 from topicsvc.brokers.redis import client as redis
 from topicsvc.delivery import hub
 
@@ -47,6 +56,12 @@ class FigureTests(SynchronousTestCase):
             f"After {options.PRODUCER['message.timeout.ms'] / 1000:.0f} s the broker does not",
             f"one reply or message of Redis | {redis.MAX_REPLY >> 20} MiB |",
             f"does not respond within {redis.PROBE_INTERVAL * (redis.MAX_UNANSWERED + 1):g} s",
+            f"cannot be read back within {log_reader.TIMEOUT:g} s",
+            f"Positions have at most {lanes.MAX_POSITION} characters",
+            f"at most {metadata.TIMEOUT:g} s, {recall.MAX_HELD_RECORDS:,} records or "
+            f"{recall.MAX_HELD_BYTES >> 20} MiB",
+            f"| topics that are read back together | {recall.MAX_TOPICS_READ}; others wait |",
+            {60: "for up to a minute, a topic that was deleted"}[reader.PARTITION_CHECK_INTERVAL],
             {60: "reads the new ones within a minute"}[reader.PARTITION_CHECK_INTERVAL],
         ):
             self.assertTrue(figure in text, figure)

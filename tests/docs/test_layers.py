@@ -48,6 +48,7 @@ PURE = {
     "client.rules.responses",
     "client.rules.session",
     "brokers.activemq.stomp_frames",
+    "brokers.kafka.lanes",
     "brokers.kafka.options",
     "brokers.redis.identity",
     "brokers.redis.scripts",
@@ -87,6 +88,7 @@ PURE = {
 
 NO_SOCKETS = {
     "admission",
+    "brokers.kafka.batches",
     "delivery.hub",
     "delivery.send_queue",
     "delivery.slow_consumers",

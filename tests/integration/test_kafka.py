@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from time import time
 from typing import Any
 
 from confluent_kafka import Producer
@@ -34,17 +35,22 @@ from tests.integration.support.broker_cases import (
     figure,
 )
 from tests.integration.support.kafka_server import Kafka, need_kafka
-from tests.support.broker_contract import BrokerContract, Inbox
+from tests.support.broker_contract import BrokerContract, Inbox, LogContract
 from tests.support.certificates import Authority
 from tests.support.processes import Deployment, Shared, TopicsvcServer, until
 from topicsvc.brokers.kafka.broker import KafkaBroker
-from topicsvc.brokers.kafka.options import connection_options
+from topicsvc.brokers.kafka.options import Options, connection_options
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Message
-from topicsvc.settings import Login
+from topicsvc.settings import HistorySettings, Login
 from topicsvc.topics import TopicAddress
 
 shared = Shared(Kafka)
+
+
+def make_broker(options: Options) -> KafkaBroker:
+    """Make the broker under test, in this process."""
+    return KafkaBroker(options, reactor, time, HistorySettings())
 
 
 class KafkaTestCase(TestCase):
@@ -55,7 +61,7 @@ class KafkaTestCase(TestCase):
     @inlineCallbacks
     def setUp(self) -> Any:
         self.server: Kafka = yield shared.get()
-        self.broker = KafkaBroker(connection_options(self.server.bootstrap), reactor)
+        self.broker = make_broker(connection_options(self.server.bootstrap))
         self.broker.startService()
         self.addCleanup(self.broker.stopService)
         yield until(lambda: self.broker.is_up, "the broker is up", 15)
@@ -63,6 +69,16 @@ class KafkaTestCase(TestCase):
 
 class KafkaContractTests(BrokerContract, KafkaTestCase):
     name = "contract"
+
+
+class KafkaLogTests(LogContract, KafkaTestCase):
+    @inlineCallbacks
+    def make_other(self) -> Any:
+        broker = make_broker(connection_options(self.server.bootstrap))
+        broker.startService()
+        self.addCleanup(broker.stopService)
+        yield until(lambda: broker.is_up, "the broker is up", 15)
+        return broker
 
 
 class PressureTests(PressureCases, KafkaTestCase):
@@ -247,7 +263,7 @@ class NoTopicsTests(TestCase):
         server = Kafka({"auto.create.topics.enable": "false"})
         self.addCleanup(server.remove)
         yield server.start()
-        broker = KafkaBroker(connection_options(server.bootstrap), reactor)
+        broker = make_broker(connection_options(server.bootstrap))
         broker.startService()
         yield until(lambda: broker.is_up, "the broker is up", 15)
         topic = TopicAddress("cell1", "box1", ("missing",), "name")
@@ -308,7 +324,7 @@ class TlsAndLoginTests(TestCase):
 
     def broker(self, password: str, pem: str | None) -> KafkaBroker:
         login = Login("topicsvc", password)
-        broker = KafkaBroker(connection_options(self.server.bootstrap, login, pem), reactor)
+        broker = make_broker(connection_options(self.server.bootstrap, login, pem))
         broker.startService()
         self.addCleanup(broker.stopService)
         return broker

@@ -8,10 +8,15 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 
+from topicsvc.brokers.kafka.lanes import Description, Entry
+from topicsvc.brokers.kafka.log_reader import LogRequest
 from topicsvc.brokers.kafka.metadata import EndOffsets, NoSuchTopic
 from topicsvc.brokers.kafka.producer import OnDelivery, Position
 from topicsvc.brokers.kafka.record_queue import Record
 from topicsvc.errors import BrokerUnavailable
+
+CLEAN = Description("k1", is_clean=True, is_whole=True)
+"""A topic of which Kafka keeps all accepted records."""
 
 
 class ScriptedKafka:
@@ -26,7 +31,9 @@ class ScriptedKafka:
         held: while it is a list, responses wait in it.
         requested: the names in each request for end offsets.
         probes: the partitions of each probe.
-        consumer, producer: the other clients.
+        described: the description of each topic; others are described as `CLEAN`.
+        descriptions: the names in each request for descriptions.
+        consumer, producer, log: the other clients.
     """
 
     def __init__(self, test: Any, module: Any) -> None:
@@ -38,10 +45,14 @@ class ScriptedKafka:
         self.held: list[tuple[Deferred[Any], Any]] | None = None
         self.requested: list[list[str]] = []
         self.probes: list[list[tuple[str, int]]] = []
+        self.described: dict[str, Description] = {}
+        self.descriptions: list[list[str]] = []
         self.producer = FakeProducer()
+        self.log = FakeLogReader()
         self.consumer = FakeConsumer()
         test.patch(module, "MetadataClient", lambda *_: self)
         test.patch(module, "Producer", lambda *_: self.producer)
+        test.patch(module, "LogReader", lambda *_: self.log)
         test.patch(
             module, "Consumer", lambda _options, _reactor, handler: self.consumer.of(handler)
         )
@@ -68,6 +79,11 @@ class ScriptedKafka:
 
     def partitions(self, names: Sequence[str]) -> Deferred[dict[str, list[int]]]:
         existing = {name: sorted(self.topics[name]) for name in names if name in self.topics}
+        return self._respond(existing)
+
+    def describe(self, names: Sequence[str]) -> Deferred[dict[str, Description]]:
+        self.descriptions.append(list(names))
+        existing = {name: self.described.get(name, CLEAN) for name in names if name in self.topics}
         return self._respond(existing)
 
     def release(self) -> None:
@@ -144,8 +160,17 @@ class FakeConsumer:
     def id(self, name: str, partition: int = 0) -> str:
         return self.positions[name, partition][0]
 
-    def deliver(self, name: str, value: bytes | None, cell: bytes | None = None) -> None:
-        self.handler.on_record(Record(self.id(name), value, cell))
+    def deliver(
+        self,
+        name: str,
+        value: bytes | None,
+        cell: bytes | None = None,
+        partition: int = 0,
+        offset: int = 7,
+        epoch: int | None = 0,
+    ) -> None:
+        id_ = self.id(name, partition)
+        self.handler.on_record(Record(id_, value, cell, partition, offset, epoch))
 
     def has_delivered(self, offsets: Mapping[tuple[str, int], int]) -> bool:
         self.expected = dict(offsets)
@@ -172,3 +197,40 @@ class FakeProducer:
     def accept(self, offset: int = 0, partition: int = 0) -> None:
         """Accept the oldest message without a result, at this position."""
         self.callbacks.pop(0)(Position(partition, offset))
+
+
+@dataclass
+class FakeLogReader:
+    """Returns the records of the test.
+
+    Attributes:
+        records: those of each partition; None: they cannot be read in time.
+        held: while it is a list, responses wait in it.
+        requests: each call: the floors of each topic, and the time.
+        is_responding: otherwise every request fails at once.
+    """
+
+    records: dict[tuple[str, int], list[Entry] | None] = field(default_factory=dict)
+    held: list[tuple[Deferred[Any], Any]] | None = None
+    requests: list[tuple[dict[str, dict[int, int]], float]] = field(default_factory=list)
+    is_responding: bool = True
+
+    def read(self, requests: Mapping[str, LogRequest], since: float) -> Deferred[Any]:
+        floors = {name: dict(request.floors) for name, request in requests.items()}
+        self.requests.append((floors, since))
+        if not self.is_responding:
+            return fail(BrokerUnavailable("simulated"))
+        if self.held is None:
+            return succeed(self.records)
+        result: Deferred[Any] = Deferred()
+        self.held.append((result, self.records))
+        return result
+
+    def release(self) -> None:
+        """Send the responses that were held, and hold no more."""
+        held, self.held = self.held or [], None
+        for result, records in held:
+            result.callback(records)
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)

@@ -68,7 +68,7 @@ def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]
             from topicsvc.brokers.kafka.options import connection_options
 
             options = connection_options(settings.bootstrap, settings.login, settings.authorities)
-            return KafkaBroker(options, reactor, settings.closes_on_loss)
+            return KafkaBroker(options, reactor, now, settings.history, settings.closes_on_loss)
         case RedisSettings():
             from topicsvc.brokers.redis.broker import RedisBroker
             from topicsvc.brokers.redis.client import Session

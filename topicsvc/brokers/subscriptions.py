@@ -72,6 +72,11 @@ class Subscriptions:
         topic = self._topics.get(address)
         return topic is not None and topic.is_confirmed
 
+    def confirmed(self, address: TopicAddress) -> TopicSubscription | None:
+        """The topic with this address; None: the broker has not confirmed it."""
+        topic = self._topics.get(address)
+        return topic if topic is not None and topic.is_confirmed else None
+
     def subscribe(
         self,
         address: TopicAddress,

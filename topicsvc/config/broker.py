@@ -37,7 +37,7 @@ def read_broker(table: Table, history: HistorySettings) -> BrokerSettings:
         case "activemq":
             return _activemq(table, closes_on_loss)
         case "kafka":
-            return _kafka(table, closes_on_loss)
+            return _kafka(table, closes_on_loss, history)
         case "redis":
             return _redis(table, closes_on_loss, history)
         case _:
@@ -100,7 +100,7 @@ def read_history(table: Table) -> HistorySettings:
     )
 
 
-def _kafka(table: Table, closes_on_loss: bool) -> BrokerSettings:
+def _kafka(table: Table, closes_on_loss: bool, history: HistorySettings) -> BrokerSettings:
     is_installed = find_spec("confluent_kafka") is not None
     if not is_installed:
         table.problem(
@@ -117,7 +117,7 @@ def _kafka(table: Table, closes_on_loss: bool) -> BrokerSettings:
     if not is_installed:
         # Further checks make the broker, which would import the library.
         return MemorySettings()
-    return KafkaSettings(bootstrap, login, authorities, closes_on_loss)
+    return KafkaSettings(bootstrap, login, authorities, closes_on_loss, history)
 
 
 _SERVER = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}"

@@ -7,6 +7,7 @@ unless the broker itself has lost it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
@@ -14,6 +15,7 @@ from twisted.internet.defer import Deferred, fail, gatherResults
 
 from topicsvc.brokers.in_flight import InFlightLimit, OnResult
 from topicsvc.brokers.kafka.consumer import Consumer
+from topicsvc.brokers.kafka.log_reader import LogReader
 from topicsvc.brokers.kafka.metadata import MetadataClient
 from topicsvc.brokers.kafka.options import Options, is_topic_name
 from topicsvc.brokers.kafka.producer import DeliveryResult, Position, Producer
@@ -22,6 +24,7 @@ from topicsvc.brokers.subscriptions import Deliver, OnLost, OnMissed
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
 from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
 from topicsvc.refusals import Refusal, RefusalReason
+from topicsvc.settings import HistorySettings
 from topicsvc.topics import TopicAddress
 
 __all__ = ["KafkaBroker"]
@@ -36,17 +39,27 @@ class KafkaBroker(Service):
     Args:
         options: see `topicsvc.brokers.kafka.options.connection_options`.
         reactor: the time and timers; the threads report to its thread.
+        now: the time of day, in seconds since the epoch.
+        history: the messages that are read back for clients that return.
         closes_on_loss: whether subscribers are notified when the broker is lost; otherwise they
             stay subscribed, and get the messages of the outage when the broker is back.
     """
 
     name = "kafka broker"
 
-    def __init__(self, options: Options, reactor: Any, closes_on_loss: bool = False) -> None:
+    def __init__(
+        self,
+        options: Options,
+        reactor: Any,
+        now: Callable[[], float],
+        history: HistorySettings,
+        closes_on_loss: bool = False,
+    ) -> None:
         self.losses = Losses()
         self._options = options
         self._reactor = reactor
-        self._reader = Reader(reactor, closes_on_loss, self.losses)
+        self._history = history
+        self._reader = Reader(reactor, now, history, closes_on_loss, self.losses)
         self._in_flight = InFlightLimit()
 
     @property
@@ -83,7 +96,11 @@ class KafkaBroker(Service):
         return self._reader.subscribe(topic, deliver, lost, missed)
 
     def recall(self, topic: TopicAddress) -> Deferred[TopicLog] | None:
-        """See `topicsvc.interfaces.Broker`."""
+        """See `topicsvc.interfaces.Broker`.
+
+        Returns:
+            None: `history` keeps nothing, or the positions of so many partitions are too long.
+        """
         return self._reader.recall(topic)
 
     def publish(self, message: Message) -> Deferred[None]:
@@ -127,13 +144,15 @@ class KafkaBroker(Service):
         self._metadata.start()
         self._producer.start()
         self._consumer.start()
-        self._reader.start(self._consumer, self._metadata)
+        self._log_reader = LogReader(self._options, self._reactor, self._history)
+        self._reader.start(self._consumer, self._metadata, self._log_reader)
 
     def stopService(self) -> Deferred[None]:
         """Close all clients; fires when they are closed, or after a few seconds."""
         super().stopService()  # type: ignore[no-untyped-call]
         self._reader.stop()
-        closing = [each.stop() for each in (self._consumer, self._producer, self._metadata)]
+        clients = (self._consumer, self._producer, self._metadata, self._log_reader)
+        closing = [each.stop() for each in clients]
         done: Deferred[None] = Deferred()
         force = self._reactor.callLater(STOP_TIMEOUT, done.callback, None)
 

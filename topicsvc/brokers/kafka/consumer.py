@@ -22,7 +22,7 @@ from topicsvc.brokers.kafka.options import CONSUMER, Options
 from topicsvc.brokers.kafka.producer import CELL_HEADER
 from topicsvc.brokers.kafka.record_queue import Record, RecordQueue
 
-__all__ = ["Consumer", "ConsumerHandler"]
+__all__ = ["Consumer", "ConsumerHandler", "cell_header"]
 
 POLL_TIMEOUT = 0.02
 """Seconds between two checks for new commands without records. Records are processed at once."""
@@ -249,9 +249,11 @@ class Consumer:
                 self._on_message_error(error, message, position)
             elif position is None:
                 self._notify(self._handler.on_misrouted, message.topic())
-            elif message.offset() >= position.next:
-                position.next = message.offset() + 1
-                records.append(Record(position.id, message.value(), _cell(message.headers())))
+            elif (offset := message.offset()) >= position.next:
+                position.next = offset + 1
+                cell = cell_header(message.headers())
+                partition, epoch = message.partition(), message.leader_epoch()
+                records.append(Record(position.id, message.value(), cell, partition, offset, epoch))
         if records:
             self._queue.put(records)
 
@@ -278,7 +280,7 @@ class Consumer:
         self._reactor.callFromThread(callback, *arguments)
 
 
-def _cell(headers: Iterable[tuple[str, bytes | None]] | None) -> bytes | None:
+def cell_header(headers: Iterable[tuple[str, bytes | None]] | None) -> bytes | None:
     """The last header with this name, as Java's ``lastHeader`` returns it."""
     found = None
     for name, value in headers or ():

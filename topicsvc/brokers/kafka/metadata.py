@@ -9,16 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from topicsvc.brokers.kafka.lanes import Description, topic_epoch
 from topicsvc.brokers.kafka.options import CONSUMER, Options
 from topicsvc.errors import BrokerUnavailable
 
-__all__ = ["EndOffsets", "MetadataClient", "NoSuchTopic"]
+__all__ = ["EndOffsets", "MetadataClient", "NoSuchTopic", "to_unavailable"]
 
 TIMEOUT = 4.0
 """Seconds that one request may take."""
@@ -53,14 +62,22 @@ class MetadataClient:
         options: see `topicsvc.brokers.kafka.options.connection_options`.
         reactor: in whose thread the Deferreds fire.
         make: makes librdkafka's client.
+        make_admin: makes the client that describes topics, when it is needed first.
     """
 
     def __init__(
-        self, options: Options, reactor: Any, make: Callable[[Options], Any] = Consumer
+        self,
+        options: Options,
+        reactor: Any,
+        make: Callable[[Options], Any] = Consumer,
+        make_admin: Callable[[Options], Any] = AdminClient,
     ) -> None:
+        self._connection = options
         self._options = {**options, **CONSUMER}
         self._reactor = reactor
         self._make = make
+        self._make_admin = make_admin
+        self._admin: Any = None
         self._pool: ThreadPool | None = None
         self._client: Any = None
 
@@ -123,11 +140,22 @@ class MetadataClient:
         """
         return self._run(self._partitions, names)
 
+    def describe(self, names: Sequence[str]) -> Deferred[dict[str, Description]]:
+        """The descriptions of topics, without those that do not exist.
+
+        The settings of a topic need the right `DescribeConfigs`. Without it, Kafka is taken to
+        lose records.
+
+        Fails with:
+            BrokerUnavailable: the broker does not respond.
+        """
+        return self._run(self._describe, names)
+
     def _run(self, request: Callable[..., T], *arguments: Any) -> Deferred[T]:
         if self._pool is None:
             return fail(BrokerUnavailable("stopping"))
         running: Deferred[T] = deferToThreadPool(self._reactor, self._pool, request, *arguments)
-        return running.addErrback(_to_unavailable)
+        return running.addErrback(to_unavailable)
 
     # In the thread.
 
@@ -192,6 +220,40 @@ class MetadataClient:
         topics = self._client.list_topics(timeout=TIMEOUT).topics
         return {name: sorted(topics[name].partitions) for name in names if name in topics}
 
+    def _describe(self, names: Sequence[str]) -> dict[str, Description]:
+        if self._admin is None:
+            self._admin = self._make_admin(self._connection)
+        # librdkafka asks the server that is named as the controller. With KRaft, Kafka names any
+        # server, also one that was lost some seconds ago: ask again, and get another name.
+        deadline = self._reactor.seconds() + TIMEOUT
+        while True:
+            try:
+                return self._describe_once(names)
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_RESPONSE:
+                    raise
+                if self._reactor.seconds() > deadline - 2 * SHORT_TIMEOUT:
+                    raise
+
+    def _describe_once(self, names: Sequence[str]) -> dict[str, Description]:
+        cluster = self._admin.list_topics(names[0], timeout=SHORT_TIMEOUT).cluster_id
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        topics = self._admin.describe_topics(
+            TopicCollection(list(names)), request_timeout=SHORT_TIMEOUT
+        )
+        settings = self._admin.describe_configs(resources, request_timeout=SHORT_TIMEOUT)
+        found: dict[str, Description] = {}
+        for name, resource in zip(names, resources, strict=True):
+            topic = _result(topics[name])
+            if topic is not None:
+                known = _result(settings[resource]) or {}
+                found[name] = Description(
+                    _epoch(topic.topic_id, cluster, name),
+                    _setting(known, "unclean.leader.election.enable") == "false",
+                    "compact" not in _setting(known, "cleanup.policy", "compact"),
+                )
+        return found
+
     def _topics(self, names: Sequence[str]) -> dict[str, Any]:
         """The broker's description of each topic."""
         known: dict[str, Any] = {}
@@ -201,6 +263,27 @@ class MetadataClient:
 
     def _topic(self, name: str) -> Any:
         return self._client.list_topics(name, timeout=TIMEOUT).topics[name]
+
+
+def _result(request: Any) -> Any:
+    """The result of a request for one topic; None: the broker refuses it."""
+    try:
+        return request.result(timeout=TIMEOUT)
+    except KafkaException as error:
+        if error.args[0].code() in _NO_RESPONSE:
+            raise
+        return None
+
+
+def _epoch(topic_id: Any, cluster: str, name: str) -> str:
+    """Name a topic. A broker before Kafka 2.8 has no topic ids."""
+    bits = topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()
+    return topic_epoch(str(topic_id) if any(bits) else f"{cluster}/{name}")
+
+
+def _setting(settings: Mapping[str, Any], name: str, default: str = "") -> str:
+    value = settings[name].value if name in settings else None
+    return default if value is None else str(value)
 
 
 def _topic_error(topic: Any) -> BrokerUnavailable | None:
@@ -214,7 +297,8 @@ def _topic_error(topic: Any) -> BrokerUnavailable | None:
     return None
 
 
-def _to_unavailable(failure: Failure) -> NoReturn:
+def to_unavailable(failure: Failure) -> NoReturn:
+    """Raise BrokerUnavailable for an error of librdkafka."""
     failure.trap(KafkaException)
     error: KafkaError = failure.value.args[0]  # type: ignore[union-attr]
     raise BrokerUnavailable(error.str())

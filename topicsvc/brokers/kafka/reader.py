@@ -10,18 +10,20 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka.consumer import Consumer
+from topicsvc.brokers.kafka.lanes import Lane, place_id
 from topicsvc.brokers.kafka.liveness import LivenessProbe
+from topicsvc.brokers.kafka.log_reader import LogReader, make_message
 from topicsvc.brokers.kafka.metadata import EndOffsets, MetadataClient, NoSuchTopic
 from topicsvc.brokers.kafka.producer import Position
+from topicsvc.brokers.kafka.recall import Recall
 from topicsvc.brokers.kafka.record_queue import Record
-from topicsvc.brokers.message_text import json_body
 from topicsvc.brokers.subscriptions import (
     Deliver,
     OnLost,
@@ -30,8 +32,9 @@ from topicsvc.brokers.subscriptions import (
     TopicSubscription,
 )
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
+from topicsvc.interfaces import Losses, Mark, Message, Subscription, TopicLog
 from topicsvc.scheduling.log_throttle import LogThrottle
+from topicsvc.settings import HistorySettings
 from topicsvc.topics import TopicAddress
 
 __all__ = ["Reader"]
@@ -59,7 +62,9 @@ class Reader:
 
     Args:
         clock: the time and timers.
-        closes_on_loss: see `topicsvc.brokers.kafka.broker.KafkaBroker`.
+        now: the time of day, in seconds since the epoch.
+        history: see `topicsvc.brokers.kafka.broker.KafkaBroker`.
+        closes_on_loss: see there.
         losses: the counters of losses.
 
     Attributes:
@@ -70,14 +75,24 @@ class Reader:
     _consumer: Consumer
     _metadata: MetadataClient
 
-    def __init__(self, clock: IReactorTime, closes_on_loss: bool, losses: Losses) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        history: HistorySettings,
+        closes_on_loss: bool,
+        losses: Losses,
+    ) -> None:
         self._clock = clock
         self._closes_on_loss = closes_on_loss
         self._losses = losses
         self._subscriptions = Subscriptions(
             clock, broker_name, self._request_topic, self._unsubscribe
         )
-        self._partitions: dict[tuple[str, int], str] = {}  # assigned ones, and their ids
+        self._recall = Recall(clock, now, history, self._subscriptions, self)
+        self._watched = self._recall.watched
+        self._partitions: dict[tuple[str, int], Lane] = {}  # assigned ones
+        self._lanes: dict[str, dict[int, Lane]] = {}  # the same, by their ids
         self._expected_offsets: dict[tuple[str, int], int] = {}  # of the last accepted messages
         self._liveness = LivenessProbe(
             clock, self._probe, self._on_up, self._on_down, self.on_error
@@ -101,7 +116,8 @@ class Reader:
 
     @property
     def is_settled(self) -> bool:
-        return self._consumer.has_delivered(self._expected_offsets)
+        is_delivered = self._consumer.has_delivered(self._expected_offsets)
+        return is_delivered and not self._recall.is_holding
 
     def expect_echo(self, name: str, position: Position) -> None:
         """A message sent from here is at this position: if the topic is read, it comes back."""
@@ -120,10 +136,14 @@ class Reader:
         return self._subscriptions.subscribe(address, deliver, lost, missed)
 
     def recall(self, address: TopicAddress) -> Deferred[TopicLog] | None:
-        return None
+        topic = self._subscriptions.confirmed(address)
+        if topic is None:
+            return fail(BrokerUnavailable("the topic is not subscribed"))
+        return self._recall.recall(topic, self.is_up)
 
-    def start(self, consumer: Consumer, metadata: MetadataClient) -> None:
+    def start(self, consumer: Consumer, metadata: MetadataClient, log_reader: LogReader) -> None:
         self._consumer, self._metadata = consumer, metadata
+        self._recall.start(metadata, log_reader)
         self._liveness.start()
         self._partition_check.start(PARTITION_CHECK_INTERVAL, now=False).addErrback(
             lambda failure: self._log.failure(
@@ -133,6 +153,7 @@ class Reader:
 
     def stop(self) -> None:
         self._liveness.stop()
+        self._recall.stop()
         self._subscriptions.fail(self._subscriptions, BrokerUnavailable("stopping"))
         self._partition_check.stop()
         for call in self._delayed_calls:
@@ -198,7 +219,13 @@ class Reader:
             self._subscriptions.confirm(topic)
 
     def _assign(self, topic: TopicSubscription, offsets: EndOffsets) -> None:
-        self._partitions |= {(topic.name, each): topic.id for each in offsets}
+        lanes = self._lanes.setdefault(topic.id, {})
+        for partition, offset in offsets.items():
+            lane = lanes.get(partition)
+            if lane is None:
+                lanes[partition] = self._partitions[topic.name, partition] = Lane(offset)
+            else:
+                lane.next = offset
         self._consumer.assign(topic.id, topic.name, offsets)
 
     def _refuse(self, topic: TopicSubscription, why: BrokerUnavailable) -> None:
@@ -206,10 +233,11 @@ class Reader:
         self._subscriptions.refuse(topic, why)
 
     def _unsubscribe(self, topic: TopicSubscription) -> None:
-        ended = [partition for partition, id_ in self._partitions.items() if id_ == topic.id]
+        self._recall.forget(topic.id)
+        ended = self._lanes.pop(topic.id, {})
         for partition in ended:
-            del self._partitions[partition]
-            self._expected_offsets.pop(partition, None)
+            del self._partitions[topic.name, partition]
+            self._expected_offsets.pop((topic.name, partition), None)
         if ended:
             self._consumer.unassign(topic.id, topic.name)
 
@@ -227,7 +255,9 @@ class Reader:
                 new = {each: 0 for each in existing if (topic.name, each) not in known}
                 if new and topic.is_confirmed:
                     self._assign(topic, new)
+                    self._recall.on_new_partitions(topic)
 
+        self._recall.check_topics()
         requested.addCallbacks(succeeded, lambda failure: failure.trap(BrokerUnavailable))
 
     def _call_later(self, seconds: float, function: Callable[..., None], *arguments: Any) -> None:
@@ -281,6 +311,21 @@ class Reader:
         if self._closes_on_loss:
             self._subscriptions.notify_lost(topics)
 
+    # Called by `Recall`.
+
+    def lanes(self, topic: TopicSubscription) -> dict[int, Lane]:
+        return self._lanes[topic.id]
+
+    def deliver(self, topic: TopicSubscription, record: Record) -> Message:
+        """Deliver a record, and move the place in its partition."""
+        _, value, cell, partition, offset, epoch = record
+        lane = self._lanes[record.id][partition]
+        place = place_id(epoch, offset)
+        lane.next, lane.epoch, lane.place = offset + 1, epoch, place
+        message = make_message(topic.address, value, cell, Mark(partition, place))
+        topic.deliver(message)
+        return message
+
     # Called by the consumer.
 
     def on_disconnected(self) -> None:
@@ -296,8 +341,11 @@ class Reader:
         topic = self._subscriptions.by_id(record.id)
         if topic is None:
             return  # it was in the queue when the topic was unsubscribed
-        sender = (record.cell or b"").decode("utf-8", "replace") or None
-        topic.deliver(Message(topic.address, sender, json_body(record.value or b"")))
+        watched = self._watched.get(record.id)
+        if watched is None:
+            self.deliver(topic, record)
+        else:
+            self._recall.take(watched, self._lanes[record.id][record.partition], record)
 
     def on_misrouted(self, name: str) -> None:
         self._losses.misrouted += 1
@@ -329,6 +377,7 @@ class Reader:
                 high=high,
                 offset=offset,
             )
+            self._recall.on_missed(topic, partition)
             self._assign(topic, {partition: min(max(offset, low), high)})
             if self._closes_on_loss:
                 self._subscriptions.notify_lost([topic])

@@ -35,11 +35,17 @@ class Record(NamedTuple):
         id: of the subscription.
         value: as it was sent; None: the record has no value.
         cell: the header with the sender; None: the record has no such header.
+        partition: its partition.
+        offset: its offset.
+        epoch: its leader epoch; None: the broker does not tell it.
     """
 
     id: str
     value: bytes | None
     cell: bytes | None
+    partition: int
+    offset: int
+    epoch: int | None
 
 
 class RecordQueue:

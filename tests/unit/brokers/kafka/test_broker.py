@@ -2,99 +2,30 @@
 
 from __future__ import annotations
 
+from time import time
 from typing import Any
 
 from confluent_kafka import Consumer as KafkaConsumer
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
-from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
 from tests.support.broker_contract import Inbox
-from tests.support.kafka_fakes import ScriptedKafka
+from tests.support.kafka_case import KafkaTestCase, broker_name, topic
 from tests.support.mock_kafka import PARTITIONS, SENDER, address, bootstrap
 from tests.support.processes import until
-from tests.support.scripted_broker import log_lines
 from topicsvc.brokers import in_flight, subscriptions
-from topicsvc.brokers.kafka import broker, reader, record_queue
+from topicsvc.brokers.kafka import reader, record_queue
 from topicsvc.brokers.kafka.broker import KafkaBroker
-from topicsvc.brokers.kafka.liveness import PROBE_INTERVAL, PROBE_RETRY_DELAY
+from topicsvc.brokers.kafka.liveness import PROBE_INTERVAL
 from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.errors import BrokerUnavailable, TopicNotFound
-from topicsvc.interfaces import Message, Subscription
+from topicsvc.interfaces import Message
+from topicsvc.settings import HistorySettings
 from topicsvc.topics import TopicAddress
 
 
-def topic(name: str = "name") -> TopicAddress:
-    return TopicAddress("cell1", "box1", ("col",), name)
-
-
-def broker_name(name: str = "name") -> str:
-    return f"cell1.box1.col.topic.{name}"
-
-
-class KafkaTests(SynchronousTestCase):
-    """The broker under test, with a scripted Kafka."""
-
-    closes_on_loss = False
-
-    def setUp(self) -> None:
-        self.events: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
-        self.clock = Clock()
-        self.server = ScriptedKafka(self, broker)
-        self.consumer, self.producer = self.server.consumer, self.server.producer
-        self.broker = KafkaBroker({}, self.clock, self.closes_on_loss)
-        self.inbox: list[Message] = []
-        self.losses = 0
-        self.broker.startService()
-        self.addCleanup(self.stop)
-
-    def stop(self) -> None:
-        if self.broker.running:
-            self.successResultOf(self.broker.stopService())
-        self.assertEqual(self.clock.getDelayedCalls(), [], "delayed calls are left")
-
-    def pass_time(self, seconds: float) -> None:
-        for _ in range(round(seconds * 10)):
-            self.clock.advance(0.1)
-
-    def on_lost(self) -> None:
-        self.losses += 1
-
-    def subscribe(self, name: str = "name") -> Deferred[Subscription]:
-        subscribed = self.broker.subscribe(topic(name), self.inbox.append, self.on_lost)
-        self.clock.advance(0)
-        return subscribed
-
-    def subscribed(self, name: str = "name", ends: dict[int, int] | None = None) -> Subscription:
-        self.server.topics.setdefault(broker_name(name), ends or {0: 7})
-        return self.successResultOf(self.subscribe(name))
-
-    def publish(self, body: bytes = b"1", name: str = "name") -> Deferred[None]:
-        return self.broker.publish(Message(topic(name), SENDER, body))
-
-    def shut_down(self) -> None:
-        """The broker stops responding, and all connections are lost."""
-        self.server.is_responding = False
-        self.consumer.handler.on_disconnected()
-        self.clock.advance(0)
-
-    def come_back(self) -> None:
-        self.server.is_responding = True
-        self.pass_time(PROBE_RETRY_DELAY)
-
-    @property
-    def bodies(self) -> list[bytes]:
-        return [message.body for message in self.inbox]
-
-    def log_of(self, word: str) -> list[str]:
-        return log_lines(self.events, word)
-
-
-class PauseTests(KafkaTests):
+class PauseTests(KafkaTestCase):
     def test_records_wait_and_requests_are_processed(self) -> None:
         self.subscribed()
         self.broker.pause()
@@ -109,7 +40,7 @@ class PauseTests(KafkaTests):
         self.assertFalse(self.consumer.is_paused)
 
 
-class SubscribeTests(KafkaTests):
+class SubscribeTests(KafkaTestCase):
     def test_reading_begins_at_the_end_of_the_topic(self) -> None:
         self.subscribed(ends={0: 7, 1: 0, 2: 11})
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 7, 1: 0, 2: 11})
@@ -206,7 +137,7 @@ class SubscribeTests(KafkaTests):
         old = self.consumer.id(broker_name())
         self.pass_time(subscriptions.UNSUBSCRIBE_DELAY + 1)
         self.subscribed()
-        self.consumer.handler.on_record(reader.Record(old, b"1", None))
+        self.consumer.handler.on_record(reader.Record(old, b"1", None, 0, 7, 0))
         self.consumer.deliver(broker_name(), b"1")
         self.assertEqual(self.bodies, [b"1"])
 
@@ -229,7 +160,7 @@ class SubscribeTests(KafkaTests):
         self.assertEqual(self.consumer.offsets(broker_name()), {0: 7, 1: 0})
 
 
-class DeliverTests(KafkaTests):
+class DeliverTests(KafkaTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.subscribed()
@@ -257,7 +188,7 @@ class DeliverTests(KafkaTests):
         self.assertEqual(len(self.log_of("a message of another: dropped")), 1)
 
 
-class PublishTests(KafkaTests):
+class PublishTests(KafkaTestCase):
     def test_it_fires_when_the_broker_has_accepted_the_message(self) -> None:
         accepted = self.publish(b"[1]")
         self.assertNoResult(accepted)
@@ -285,7 +216,7 @@ class PublishTests(KafkaTests):
         self.assertEqual(self.producer.sent, [])
 
 
-class SettlingTests(KafkaTests):
+class SettlingTests(KafkaTestCase):
     """It is settled when the messages sent from here have reached the subscribers here."""
 
     def accepted(self, *places: tuple[int, int], name: str = "name") -> None:
@@ -322,11 +253,11 @@ class SettlingTests(KafkaTests):
         self.assert_expected({})
 
 
-class LossTests(KafkaTests):
+class LossTests(KafkaTestCase):
     def test_it_is_down_until_the_first_response(self) -> None:
         self.successResultOf(self.broker.stopService())
         self.server.is_responding = False
-        self.broker = KafkaBroker({}, self.clock)
+        self.broker = KafkaBroker({}, self.clock, self.now, self.history)
         self.broker.startService()
         self.failureResultOf(self.subscribe(), BrokerUnavailable)
         self.pass_time(10)
@@ -417,7 +348,7 @@ class LossTests(KafkaTests):
         self.failureResultOf(self.publish(), BrokerUnavailable)
 
 
-class MissingMessagesTests(KafkaTests):
+class MissingMessagesTests(KafkaTestCase):
     """The broker does not have the next messages any more."""
 
     def missing(self, low: int, high: int, next_: int) -> int:
@@ -462,7 +393,7 @@ class MissingMessagesTests(KafkaTests):
         self.assertEqual(self.broker.losses.gaps, 0)
 
 
-class CloseOnLossTests(KafkaTests):
+class CloseOnLossTests(KafkaTestCase):
     closes_on_loss = True
 
     def test_all_subscribers_are_notified_at_once(self) -> None:
@@ -491,7 +422,7 @@ class MockClusterTests(TestCase):
 
     @inlineCallbacks
     def setUp(self) -> Any:
-        self.broker = KafkaBroker(connection_options(bootstrap()), reactor)
+        self.broker = KafkaBroker(connection_options(bootstrap()), reactor, time, HistorySettings())
         self.broker.startService()
         self.addCleanup(self.broker.stopService)
         yield until(lambda: self.broker.is_up, "the broker is up")

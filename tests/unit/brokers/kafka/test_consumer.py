@@ -62,7 +62,7 @@ class ConsumerTests(TestCase):
         yield until(lambda: len(self.handler.records) == 3, "all records are read")
         self.consumer.assign("2", "again", {0: 2})
         yield until(lambda: len(self.handler.records) == 4, "the last record is read again")
-        self.assertEqual(self.handler.records[-1], Record("2", b"2", None))
+        self.assertEqual(self.handler.records[-1], Record("2", b"2", None, 0, 2, 0))
 
     @inlineCallbacks
     def test_has_delivered_is_exact_to_the_record(self) -> Any:
@@ -109,7 +109,7 @@ class ConsumerTests(TestCase):
         send("forgotten", 0, b"1")
         send("other", 0, b"2")
         yield until(lambda: self.handler.records, "the other topic's record is delivered")
-        self.assertEqual(self.handler.records, [Record("2", b"2", None)])
+        self.assertEqual(self.handler.records, [Record("2", b"2", None, 0, 0, 0)])
 
 
 class FakeMessage:
@@ -117,7 +117,7 @@ class FakeMessage:
 
     def __init__(self, name: str, offset: int, value: bytes = b"", **more: Any) -> None:
         self._parts = {"topic": name, "partition": 0, "offset": offset, "value": value}
-        self._parts |= {"headers": None, "error": None, **more}
+        self._parts |= {"headers": None, "error": None, "leader_epoch": 3, **more}
 
     def __getattr__(self, name: str) -> Any:
         return lambda: self._parts[name]
@@ -180,7 +180,7 @@ class UnexpectedMessageTests(TestCase):
     def test_a_message_of_another_topic_is_dropped(self) -> Any:
         self.client.add(FakeMessage("other", 5, b"1"), FakeMessage("mine", 5, b"2"))
         yield self.process_all()
-        self.assertEqual(self.handler.records, [Record("1", b"2", None)])
+        self.assertEqual(self.handler.records, [Record("1", b"2", None, 0, 5, 3)])
         self.assertEqual(self.handler.events, [("on_misrouted", "other")])
 
     @inlineCallbacks

@@ -27,7 +27,7 @@ class ThreadedClock(Clock):
 
 
 def records(*numbers: int, size: int = 1) -> list[Record]:
-    return [Record("1", b"%d" % number * size, None) for number in numbers]
+    return [Record("1", b"%d" % number * size, None, 0, number, 0) for number in numbers]
 
 
 class RecordQueueTests(SynchronousTestCase):

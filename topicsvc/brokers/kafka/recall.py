@@ -1,0 +1,420 @@
+"""Reads back what Kafka has kept of a topic, and notices where messages may have been lost.
+
+A topic is watched from the first call of `recall` on. If the leader of one of its partitions has
+changed, its records wait until the cluster has said whether the election may have lost some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import ClassVar, Protocol
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from topicsvc.brokers.kafka.batches import Batches
+from topicsvc.brokers.kafka.lanes import Description, Entry, Lane, fits, join_log
+from topicsvc.brokers.kafka.log_reader import LogReader, LogRequest
+from topicsvc.brokers.kafka.metadata import MetadataClient
+from topicsvc.brokers.kafka.record_queue import Record
+from topicsvc.brokers.subscriptions import Subscriptions, TopicSubscription
+from topicsvc.errors import BrokerUnavailable
+from topicsvc.interfaces import Message, TopicLog
+from topicsvc.scheduling.call_queue import CallQueue
+from topicsvc.scheduling.log_throttle import LogThrottle
+from topicsvc.settings import HistorySettings
+
+__all__ = ["Lanes", "Recall"]
+
+MAX_TOPICS_READ = 32
+"""Topics that are read back together. Each may take `history.bytes` for each partition."""
+
+MAX_TOPICS_DESCRIBED = 100
+"""Topics that are described together."""
+
+MAX_HELD_BYTES = 4194304
+MAX_HELD_RECORDS = 2000
+"""Most records of all topics that wait for a description; above this, none is waited for."""
+
+RECALLS_PER_ITERATION = 4
+"""Topics whose log is made in one reactor iteration: some milliseconds each."""
+
+_WARNING_INTERVAL = 60.0
+_RECORD_OVERHEAD = 200
+
+
+class Lanes(Protocol):
+    """What reads the topics. See `topicsvc.brokers.kafka.reader`."""
+
+    def lanes(self, topic: TopicSubscription) -> dict[int, Lane]:
+        """The partitions of a topic that are read."""
+        ...
+
+    def deliver(self, topic: TopicSubscription, record: Record) -> Message:
+        """Deliver a record to the subscribers, and return its message."""
+        ...
+
+
+class _Recall:
+    """One call of `recall`, or several at the same time.
+
+    Attributes:
+        waiting: the results.
+        floors: for each partition the offset of the first record that belongs to `live`.
+        read: what was read back; None: not yet.
+        live: the records that were delivered meanwhile.
+        size: their bytes.
+        is_void: whether messages may have been missed meanwhile: the log begins behind them.
+    """
+
+    __slots__ = ("floors", "is_void", "live", "read", "size", "waiting")
+
+    def __init__(self, floors: dict[int, int]) -> None:
+        self.waiting: list[Deferred[TopicLog]] = []
+        self.floors = floors
+        self.read: dict[int, list[Entry] | None] | None = None
+        self.live: list[Entry] = []
+        self.size = 0
+        self.is_void = False
+
+
+class _Watched:
+    """A topic that is watched.
+
+    Attributes:
+        topic: its subscription.
+        description: the last one; None: it was not described yet.
+        recall: the call in progress.
+        held: records that wait for a description; None: none waits.
+        is_missed: whether messages are missing before the held records.
+    """
+
+    __slots__ = ("description", "held", "is_missed", "recall", "topic")
+
+    def __init__(self, topic: TopicSubscription) -> None:
+        self.topic = topic
+        self.description: Description | None = None
+        self.recall: _Recall | None = None
+        self.held: list[Record] | None = None
+        self.is_missed = False
+
+
+class Recall:
+    """The watched topics.
+
+    Args:
+        clock: the time and timers.
+        now: the time of day, in seconds since the epoch.
+        history: what to read back.
+        subscriptions: all topics.
+        lanes: reads them.
+
+    Attributes:
+        watched: for each subscription id its watched topic, for `take`.
+    """
+
+    _log: ClassVar[Logger] = Logger()
+    _metadata: MetadataClient
+    _log_reader: LogReader
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        history: HistorySettings,
+        subscriptions: Subscriptions,
+        lanes: Lanes,
+    ) -> None:
+        self._clock = clock
+        self._now = now
+        self._history = history
+        self._subscriptions = subscriptions
+        self._lanes = lanes
+        self.watched: dict[str, _Watched] = {}
+        self._held_size = 0
+        self._held_records = 0
+        self._reads = Batches(clock, self._read_some, MAX_TOPICS_READ)
+        self._descriptions = Batches(clock, self._describe_some, MAX_TOPICS_DESCRIBED)
+        self._finishing = CallQueue(clock, RECALLS_PER_ITERATION)
+        self._warnings = LogThrottle(_WARNING_INTERVAL)
+
+    def start(self, metadata: MetadataClient, log_reader: LogReader) -> None:
+        self._metadata, self._log_reader = metadata, log_reader
+
+    def stop(self) -> None:
+        """Fail all calls in progress."""
+        self._reads.stop()
+        self._descriptions.stop()
+        for id_ in list(self.watched):
+            self.forget(id_)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether records wait for a description."""
+        return self._held_records > 0
+
+    def recall(self, topic: TopicSubscription, is_up: bool) -> Deferred[TopicLog] | None:
+        """See `topicsvc.interfaces.Broker`.
+
+        Args:
+            topic: a confirmed subscription.
+            is_up: whether the broker is up.
+        """
+        lanes = self._lanes.lanes(topic)
+        if self._history.seconds == 0:
+            return None
+        if not fits(lane.next for lane in lanes.values()):
+            if self._warnings.allow(topic.name, self._clock.seconds()):
+                self._log.warn(
+                    "{topic} has too many partitions for positions of other processes: {count}",
+                    topic=topic.name,
+                    count=len(lanes),
+                )
+            return None
+        if not is_up:
+            return fail(BrokerUnavailable("the broker is not connected"))
+        watched = self.watched.get(topic.id)
+        if watched is None:
+            watched = self.watched[topic.id] = _Watched(topic)
+        if watched.recall is None:
+            watched.recall = _Recall({each: lane.next for each, lane in lanes.items()})
+            self._reads.add(topic.id)
+        result: Deferred[TopicLog] = Deferred()
+        watched.recall.waiting.append(result)
+        return result
+
+    def forget(self, id_: str) -> None:
+        """A topic is not subscribed any more."""
+        watched = self.watched.pop(id_, None)
+        if watched is not None:
+            self._fail(watched, BrokerUnavailable("the topic is not subscribed any more"))
+            self._take_held(watched)
+
+    # Called by the reader.
+
+    def take(self, watched: _Watched, lane: Lane, record: Record) -> None:
+        """Deliver a record of a watched topic, or let it wait for a description."""
+        if watched.held is not None:
+            self._hold(watched, watched.held, record)
+        elif watched.recall is None and record.epoch != lane.epoch:
+            watched.held = []
+            self._hold(watched, watched.held, record)
+            self._descriptions.add(watched.topic.id)
+        else:
+            self._deliver(watched, record)
+
+    def on_new_partitions(self, topic: TopicSubscription) -> None:
+        """Partitions of a topic are read from their beginning on."""
+        watched = self.watched.get(topic.id)
+        if watched is None:
+            return
+        lanes = self._lanes.lanes(topic)
+        if not fits(lane.next for lane in lanes.values()):
+            self.forget(topic.id)
+            self._subscriptions.notify_missed(topic, None)
+        elif watched.recall is not None:
+            for partition, lane in lanes.items():
+                watched.recall.floors.setdefault(partition, lane.next)
+
+    def on_missed(self, topic: TopicSubscription, partition: int) -> None:
+        """The next records of a partition are missing, and those behind them follow."""
+        watched = self.watched.get(topic.id)
+        if watched is None:
+            return
+        lane = self._lanes.lanes(topic)[partition]
+        lane.place = lane.epoch = None
+        watched.is_missed = True
+        if watched.held is None:
+            watched.held = []
+        self._descriptions.add(topic.id)
+
+    def check_topics(self) -> None:
+        """Find topics that were deleted and created again."""
+        for id_ in self.watched:
+            self._descriptions.add(id_)
+
+    # Reading back.
+
+    def _read_some(self, ids: list[str]) -> Deferred[None]:
+        recalls = {
+            id_: (watched.topic, watched.recall)
+            for id_ in ids
+            if (watched := self.watched.get(id_)) and watched.recall
+        }
+        if not recalls:
+            return succeed(None)
+        requests = {
+            topic.name: LogRequest(topic.address, recall.floors)
+            for topic, recall in recalls.values()
+        }
+        since = self._now() - self._history.seconds
+        reading = self._log_reader.read(requests, since)
+
+        def succeeded(records: Mapping[tuple[str, int], list[Entry] | None]) -> None:
+            for id_, (topic, recall) in recalls.items():
+                recall.read = {
+                    partition: records.get((topic.name, partition)) for partition in recall.floors
+                }
+                if id_ in self.watched:
+                    self._descriptions.add(id_)
+
+        def failed(failure: Failure) -> None:
+            why = self._unavailable(failure, "topics could not be read back")
+            for id_ in recalls:
+                if id_ in self.watched:
+                    self._fail(self.watched[id_], why)
+
+        return reading.addCallbacks(succeeded, failed)
+
+    def _describe_some(self, ids: list[str]) -> Deferred[None]:
+        topics = {watched.topic.name: watched for id_ in ids if (watched := self.watched.get(id_))}
+        if not topics:
+            return succeed(None)
+
+        def succeeded(descriptions: Mapping[str, Description]) -> None:
+            missing = BrokerUnavailable("the broker does not have the topic")
+            self._finishing.run(
+                partial(self._described, watched, descriptions.get(name), missing)
+                for name, watched in topics.items()
+            )
+
+        def failed(failure: Failure) -> None:
+            why = self._unavailable(failure, "topics could not be described")
+            for watched in topics.values():
+                self._described(watched, None, why)
+
+        return self._metadata.describe(list(topics)).addCallbacks(succeeded, failed)
+
+    def _described(
+        self, watched: _Watched, description: Description | None, why: BrokerUnavailable
+    ) -> None:
+        """A topic was described; or it was not, for the reason `why`."""
+        if self.watched.get(watched.topic.id) is not watched:
+            return
+        before = watched.description
+        if description is not None:
+            watched.description = description
+            if before is not None and before.epoch != description.epoch:
+                self._on_another_topic(watched)
+        self._release(watched, description)
+        recall = watched.recall
+        if recall is None or recall.read is None:
+            return
+        if description is None:
+            self._fail(watched, why)
+        else:
+            self._finish(watched, recall, recall.read, description)
+
+    def _on_another_topic(self, watched: _Watched) -> None:
+        """The topic was deleted and created again."""
+        self._log.warn(
+            "{topic} was deleted and created again: messages may be missing",
+            topic=watched.topic.name,
+        )
+        for lane in self._lanes.lanes(watched.topic).values():
+            lane.place = lane.epoch = None
+        watched.is_missed = True
+        if watched.held is None:
+            watched.held = []
+
+    def _finish(
+        self,
+        watched: _Watched,
+        recall: _Recall,
+        read: Mapping[int, list[Entry] | None],
+        description: Description,
+    ) -> None:
+        topic, watched.recall = watched.topic, None
+        for partition, lane in self._lanes.lanes(topic).items():
+            records = read.get(partition)
+            if lane.place is None and records:  # nothing was delivered yet
+                lane.place, lane.epoch = records[-1].place, records[-1].epoch
+        if recall.is_void:
+            log = self._log_from_here(topic, description)
+        else:
+            now = self._now()
+            log = join_log(description, recall.floors, read, recall.live, self._history, now)
+            for partition, lane in self._lanes.lanes(topic).items():
+                if lane.place is None:
+                    lane.place = log.start[partition]
+        for waiting in recall.waiting:
+            waiting.callback(log)
+
+    def _fail(self, watched: _Watched, why: BrokerUnavailable) -> None:
+        recall, watched.recall = watched.recall, None
+        for waiting in recall.waiting if recall is not None else ():
+            waiting.errback(why)
+
+    def _unavailable(self, failure: Failure, what: str) -> BrokerUnavailable:
+        if not failure.check(BrokerUnavailable):
+            self._log.failure("internal error: {what}", failure, what=what)
+        return BrokerUnavailable(failure.getErrorMessage())
+
+    # Records that wait.
+
+    def _deliver(self, watched: _Watched, record: Record) -> None:
+        recall = watched.recall  # a subscriber may call `recall` while it gets the message
+        message = self._lanes.deliver(watched.topic, record)
+        if recall is None:
+            return
+        time = self._now()
+        recall.live.append(Entry(record.partition, record.epoch, record.offset, time, message))
+        recall.size += len(message.body)
+        if len(recall.live) > self._history.messages or recall.size > self._history.bytes:
+            # More has arrived than is kept: what was read back is not needed.
+            recall.is_void = True
+            recall.live.clear()
+            recall.size = 0
+
+    def _hold(self, watched: _Watched, held: list[Record], record: Record) -> None:
+        held.append(record)
+        self._held_records += 1
+        self._held_size += _size(record)
+        if self._held_records > MAX_HELD_RECORDS or self._held_size > MAX_HELD_BYTES:
+            self._release(watched, None)
+
+    def _take_held(self, watched: _Watched) -> list[Record]:
+        held, watched.held = watched.held or [], None
+        self._held_records -= len(held)
+        self._held_size -= sum(map(_size, held))
+        return held
+
+    def _release(self, watched: _Watched, description: Description | None) -> None:
+        """Deliver the records that wait; tell before each where messages may be missing."""
+        if watched.held is None:
+            return
+        held = self._take_held(watched)
+        is_clean = description is not None and description.is_clean
+        if watched.is_missed:
+            self._tell_missed(watched)
+        for record in held:
+            lane = self._lanes.lanes(watched.topic)[record.partition]
+            if record.epoch != lane.epoch and not is_clean:
+                lane.place = None
+                self._tell_missed(watched)
+            self._deliver(watched, record)
+
+    def _tell_missed(self, watched: _Watched) -> None:
+        topic, watched.is_missed = watched.topic, False
+        if watched.recall is not None:
+            watched.recall.is_void = True
+            watched.recall.live.clear()
+        if watched.description is not None:
+            self._log.warn(
+                "{topic}: messages may be missing; sessions with positions are told",
+                topic=topic.name,
+            )
+            log = self._log_from_here(topic, watched.description)
+            self._subscriptions.notify_missed(topic, log)
+
+    def _log_from_here(self, topic: TopicSubscription, description: Description) -> TopicLog:
+        lanes = self._lanes.lanes(topic)
+        places = [lanes[partition].named_place() for partition in sorted(lanes)]
+        return TopicLog(description.epoch, tuple(places))
+
+
+def _size(record: Record) -> int:
+    return _RECORD_OVERHEAD + len(record.value or b"")

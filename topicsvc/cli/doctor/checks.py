@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
 
@@ -16,10 +16,12 @@ from topicsvc.brokers.factory import make_broker
 from topicsvc.cli.doctor.endpoints import EndpointChecks
 from topicsvc.cli.doctor.report import Reporter
 from topicsvc.cli.doctor.round_trip import TIMEOUT, RoundTrip
+from topicsvc.config.shares import divide
 from topicsvc.errors import TokenInactive, ValidatorUnavailable
 from topicsvc.explain import NO_ADDRESS, explain
 from topicsvc.listening.endpoint_string import EndpointString
 from topicsvc.options import endpoint_conflicts
+from topicsvc.process.processors import usable_processors
 from topicsvc.settings import (
     IntrospectionSettings,
     JwtSettings,
@@ -76,6 +78,7 @@ class Checks(Reporter):
             await self._attempt("validator", self._validator(stack, topic))
             await self._attempt("clock", self._clock(stack, self._settings.validator))
             await stack.stop()
+        self.workers()
         self._files()
         if token is not None and topic is not None:
             round_trip = RoundTrip(self._settings, self._reactor, self.report)
@@ -191,10 +194,26 @@ class Checks(Reporter):
         else:
             self.ok("clock", f"at most {CLOCK_WARNING} s from {url}")
 
+    def workers(self, processors: Callable[[], int] = usable_processors) -> None:
+        """Compare the number of workers with that of processors; nothing with one worker."""
+        count = self._settings.workers
+        if count == 1:
+            return
+        usable = processors()
+        text = f"{count} workers for {usable} {'processor' if usable == 1 else 'processors'}"
+        if count > usable:
+            self.warn(
+                "workers", f'{text}: more workers serve no more clients; set workers = "auto"'
+            )
+        else:
+            self.ok("workers", text)
+
     def _files(self) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        configured = self._settings.limits.connections
-        text = f"at most {files} open files here (a systemd service has LimitNOFILE=)"
+        workers = self._settings.workers
+        configured = divide(self._settings.limits.connections, workers)
+        each = " for each worker" if workers > 1 else ""
+        text = f"at most {files} open files here{each} (a systemd service has LimitNOFILE=)"
         if configured and configured + RESERVED_FILES > files:
             self.fail("files", f"{text}; limits.connections needs {configured + RESERVED_FILES}")
         elif files < MIN_FILES:

@@ -86,6 +86,7 @@ UNAVAILABLE = ApiError(503, "PR503-SV-0002", "Server connection error.")
 TOO_MANY_FAILED_TOKENS = ApiError(503, "PR503-SV-0003", "Too many tokens were no good.")
 
 ANY_ORIGIN: Header = (b"Access-Control-Allow-Origin", b"*")
+_EXPOSED: Header = (b"Access-Control-Expose-Headers", b"Retry-After")
 
 
 class Response:
@@ -164,7 +165,8 @@ def too_many_failed_tokens(seconds: float, headers: tuple[Header, ...] = ()) -> 
 
 def too_many_sends(seconds: float, headers: tuple[Header, ...] = ()) -> Response:
     """Return the response that the same messages may be sent in `seconds`."""
-    return _retry_later(TOO_MANY_SENDS, seconds, headers)
+    # Scripts of pages cannot read other headers of a response from another origin.
+    return _retry_later(TOO_MANY_SENDS, seconds, (*headers, _EXPOSED))
 
 
 def _retry_later(error: ApiError, seconds: float, headers: tuple[Header, ...]) -> Response:

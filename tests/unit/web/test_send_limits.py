@@ -37,6 +37,8 @@ class SendLimitTestCase(HttpTestCase):
         if client.status == 429:
             self.assertEqual(json.loads(answer), TOO_MANY)
             self.assertEqual(client.headers["access-control-allow-origin"], ["*"])
+            # A script of another origin can read the time to wait.
+            self.assertEqual(client.headers["access-control-expose-headers"], ["Retry-After"])
         return client.status, client.headers.get("retry-after", [None])[0]
 
     def send_lines(self, count: int, token: str = "a-token") -> tuple[int, str | None]:

@@ -1,6 +1,3 @@
-/** A value that JSON can hold. */
-export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
-
 /** `idle` until the next microtask; `closed` and `failed` are final. */
 export type State = "idle" | "connecting" | "live" | "waiting" | "closed" | "failed";
 
@@ -159,7 +156,7 @@ export class Topic extends EventTarget implements AsyncIterable<MessageEvent> {
 export interface SendOptions {
   /** Return an access token that may send. */
   getToken(request: { reason: "first" | "refused"; signal?: AbortSignal }): string | Promise<string>;
-  /** Ends the request, and pauses before the next one. */
+  /** Ends the request, and a pause before the next one. */
   signal?: AbortSignal;
 }
 
@@ -173,10 +170,11 @@ export interface SendError extends Error {
 /**
  * Send one JSON value to a topic. Resolves when the broker has accepted it.
  *
- * A response 429 or 503 is tried again after `Retry-After`, at most five times, if it is certain
- * that nothing was sent.
+ * After 401, `getToken` is called once with `refused`. After 429, the message is sent again after
+ * `Retry-After`, for at most 60 s. After 503 it is not certain that the message was not sent.
  *
  * @param url the send URL of the topic.
+ * @param value what `JSON.stringify` takes.
  * @throws SendError the service refused it.
  */
-export function send(url: string | URL, value: Json, options: SendOptions): Promise<void>;
+export function send(url: string | URL, value: unknown, options: SendOptions): Promise<void>;

@@ -1,6 +1,14 @@
 // topicsvc-client: receives from a topic of topicsvc, and sends to one.
 // The policy is in clients/README.md; the states and options are in README.md beside this file.
 
+const DEFAULTS = {
+  recover: true,
+  minDelay: 500,
+  maxDelay: 30000,
+  connectTimeout: 10000,
+  replyTimeout: 15000,
+  buffer: 1000,
+};
 /** Close codes after which another connection would end in the same way. */
 const FINAL = [1002, 1003, 1007, 1009];
 /** Reasons of 1008 after which another connection is made. */
@@ -14,6 +22,8 @@ const QUIET = 15000;
 /** Milliseconds between two looks at the clock, and how late a timer is only after a sleep. */
 const LOOK = 60000;
 const SLEPT = 75000;
+/** Seconds: most that `send` waits before it sends again, all pauses together. */
+const LONGEST_PAUSE = 60;
 /** What stands before the body in a data message. */
 const BEFORE_BODY = /^\s*\{\s*"From"\s*:\s*(?:null|"(?:[^"\\]|\\.)*")\s*,\s*"Body"\s*:/;
 
@@ -102,16 +112,9 @@ export class Topic extends EventTarget {
     super();
     if (typeof options?.getToken !== "function") throw new TypeError("getToken is not a function");
     this.url = String(url);
-    this.#options = {
-      recover: true,
-      minDelay: 500,
-      maxDelay: 30000,
-      connectTimeout: 10000,
-      replyTimeout: 15000,
-      buffer: 1000,
-      WebSocket: globalThis.WebSocket,
-      ...options,
-    };
+    this.#options = { ...options };
+    for (const [name, value] of Object.entries(DEFAULTS)) this.#options[name] ??= value;
+    this.#options.WebSocket ??= globalThis.WebSocket;
     this.#clock = options.clock ?? makeClock();
     this.#position = this.#received = options.since ?? null;
     const until = { signal: this.#over.signal };
@@ -467,25 +470,29 @@ export class Topic extends EventTarget {
 
 /** Send one JSON value to a topic; resolves when the broker has accepted it. */
 export async function send(url, value, { getToken, signal, clock = makeClock() }) {
+  const body = JSON.stringify(value);
   let reason = "first";
-  for (let tries = 0; ; tries++) {
-    const response = await fetch(url, {
-      method: "POST",
-      headers: {
-        Authorization: `Bearer ${await getToken({ reason, signal })}`,
-        "Content-Type": "application/json",
-      },
-      body: JSON.stringify(value),
-      signal,
-    });
+  let token = await getToken({ reason, signal });
+  for (let paused = 0; ; ) {
+    const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json" };
+    const response = await fetch(url, { method: "POST", headers, body, signal });
     const { status } = response;
     if (response.ok) return;
-    const body = await response.json().catch(() => null);
-    const wait = Number(response.headers.get("Retry-After") ?? 1);
-    // Of the other refusals with Retry-After it is certain that nothing was sent.
-    const again = (status === 429 || status === 503) && body?.code !== "PR503-SV-0002";
-    if (status === 401 && reason === "first") reason = "refused";
-    else if (again && tries < 5) await new Promise((done) => clock.setTimeout(done, wait * 1000));
-    else throw problem(body?.code, `HTTP ${status}: ${body?.message?.value}`, { status });
+    const pause = Math.max(Number(response.headers.get("Retry-After")) || 1, 1);
+    const error = await response.json().catch(() => {});
+    if (status === 401 && reason === "first") {
+      token = await getToken({ reason: (reason = "refused"), signal });
+    } else if (status === 429 && (paused += pause) <= LONGEST_PAUSE) {
+      // The service did not take the message. After 503 this is not certain.
+      await new Promise((done, stop) => {
+        const timer = clock.setTimeout(done, pause * 1000);
+        signal?.addEventListener("abort", () => {
+          clock.clearTimeout(timer);
+          stop(signal.reason);
+        });
+      });
+    } else {
+      throw problem(error?.code, `HTTP ${status}: ${error?.message?.value ?? ""}`, { status });
+    }
   }
 }

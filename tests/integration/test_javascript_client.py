@@ -117,6 +117,24 @@ class ScriptedServerTests(SynchronousTestCase):
         self.assertIn("close 1001 Going away while live", str(caught.exception))
 
 
+class CaseTests(SynchronousTestCase):
+    """Cases that the table of scripted servers does not have, in virtual time."""
+
+    def check(self, name: str) -> None:
+        script = SUITE / f"{name}_cases.js"
+        cases = script.read_text("utf-8").count('\n  async "')
+        for each in ("node22", "bun"):
+            self.assertEqual(int(run([*runtime(each), str(script)])), cases)
+
+    def test_send(self) -> None:
+        """Refused tokens, pauses after 429, errors, and the signal."""
+        self.check("send")
+
+    def test_loops_listeners_and_options(self) -> None:
+        """What `for await` reads, and listeners that close the topic."""
+        self.check("loop")
+
+
 class PackageTests(SynchronousTestCase):
     def test_the_types_are_valid_and_fit_an_example(self) -> None:
         """Each use in the example has its type, and each mistake in it is found."""
@@ -258,15 +276,17 @@ class ServiceTestCase(TestCase):
         yield service.start()
         return service
 
-    def setup(self, port: int, **options: Any) -> str:
-        """Return the argument of a receiver."""
-        return json.dumps(
-            {
-                "url": f"ws://127.0.0.1:{port}/cell1{WEBSOCKET_PATH}",
-                "tokens": f"{self.tokens.url}/token",
-                "options": options,
-            }
-        )
+    def setup(self, port: int, sends: int | None = None, **options: Any) -> str:
+        """Return the argument of a receiver, which sends a number whenever it is live."""
+        setup = {
+            "url": f"ws://127.0.0.1:{port}/cell1{WEBSOCKET_PATH}",
+            "tokens": f"{self.tokens.url}/token",
+            "options": options,
+        }
+        if sends is not None:
+            url = f"http://127.0.0.1:{port}/cell1{SEND_PATH}"
+            setup["sends"] = {"url": url, "value": sends}
+        return json.dumps(setup)
 
     def receive(self, name: str, port: int, **options: Any) -> Reporter:
         """Start to receive in a runtime."""
@@ -375,19 +395,19 @@ class BrowserTests(ServiceTestCase):
         return client
 
     @inlineCallbacks
-    def test_firefox_comes_back_after_a_restart(self) -> Test:
+    def test_firefox_sends_receives_and_comes_back_after_a_restart(self) -> Test:
+        """The page is from another origin, so the browser asks before it sends."""
         service = yield self.start_service()
         browser = Firefox(self.directory / "firefox")
-        client = yield self.show(browser, service.port, recover=False)
-        yield deferToThread(self.send_to(service), b"1")
+        client = yield self.show(browser, service.port, recover=False, sends=1)
         yield client.until("message", 1)
         service.program.stop()
         yield client.until("state", 3)
         yield service.start()
         yield until(lambda: client.states[-1] == "live", "it is back")
-        yield deferToThread(self.send_to(service), b"2")
         yield client.until("message", 2)
-        self.assertEqual(client.numbers, [1, 2])
+        self.assertEqual(client.numbers, [1, 1])
+        self.assertEqual(client.of("sent"), [1, 1])
 
     @inlineCallbacks
     def test_a_hidden_page_renews_its_token_in_time(self) -> Test:

@@ -60,7 +60,7 @@ try {
 new Topic("wss://cell1.unit1.example/", {});
 // @ts-expect-error: not a state
 const unknown: State = "open";
-// @ts-expect-error: a function is no JSON value
-await send("https://cell1.unit1.example/", () => 1, { getToken: () => "t" });
+// @ts-expect-error: a token is a string
+await send("https://cell1.unit1.example/", 1, { getToken: () => 1 });
 // @ts-expect-error: read-only
 topic.position = unknown;

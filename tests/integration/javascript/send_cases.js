@@ -1,0 +1,93 @@
+// Cases of `send` with a scripted server, in virtual time; prints how many ran.
+import assert from "node:assert/strict";
+import { send } from "../../../clients/javascript/topicsvc-client.js";
+
+const URL = "https://cell1.unit1.example/box1/col/topic/name";
+
+/** Send with these responses; returns what happened. */
+async function script(responses, value = { n: 1 }, signal = undefined) {
+  const seen = { requests: [], reasons: [], pauses: [] };
+  globalThis.fetch = async (url, { method, headers, body }) => {
+    seen.requests.push([method, url, headers.Authorization, headers["Content-Type"], body]);
+    const [status, retryAfter, code] = responses.shift();
+    const message = code && JSON.stringify({ code, message: { lang: "en", value: "No." } });
+    return new Response(message, { status, headers: retryAfter ? { "Retry-After": retryAfter } : {} });
+  };
+  const clock = {
+    setTimeout(call, ms) {
+      seen.pauses.push(ms);
+      if (!signal) call();
+      return "timer";
+    },
+    clearTimeout(timer) {
+      seen.cleared = timer;
+    },
+  };
+  const getToken = async ({ reason }) => {
+    seen.reasons.push(reason);
+    return `token-${reason}`;
+  };
+  try {
+    await send(URL, value, { getToken, clock, signal });
+  } catch (error) {
+    seen.error = error;
+  }
+  return seen;
+}
+
+const cases = {
+  async "an accepted message is sent once"() {
+    const { requests, reasons, error } = await script([[200]], { n: [1, null] });
+    assert.deepEqual(requests, [
+      ["POST", URL, "Bearer token-first", "application/json", '{"n":[1,null]}'],
+    ]);
+    assert.deepEqual([reasons, error], [["first"], undefined]);
+  },
+  async "a refused token is replaced once"() {
+    const { requests, reasons, error } = await script([[401, null, "PR401-AU-0006"], [200]]);
+    assert.deepEqual(requests.map(([, , token]) => token), ["Bearer token-first", "Bearer token-refused"]);
+    assert.deepEqual([reasons, error], [["first", "refused"], undefined]);
+  },
+  async "a second refused token is an error"() {
+    const { reasons, error } = await script([[401], [401, null, "PR401-AU-0006"]]);
+    assert.deepEqual(reasons, ["first", "refused"]);
+    assert.deepEqual([error.status, error.code, error.message], [401, "PR401-AU-0006", "HTTP 401: No."]);
+  },
+  async "429 is tried again after Retry-After"() {
+    const { requests, pauses, error } = await script([[429, "7"], [429, "20"], [200]]);
+    assert.deepEqual([requests.length, pauses, error], [3, [7000, 20000], undefined]);
+  },
+  async "429 without a readable Retry-After is tried again after 1 s"() {
+    const { pauses, error } = await script([[429], [429, "soon"], [200]]);
+    assert.deepEqual([pauses, error], [[1000, 1000], undefined]);
+  },
+  async "pauses of more than 60 s together are an error"() {
+    const { pauses, error } = await script([[429, "40"], [429, "21", "PR429-SV-0001"]]);
+    assert.deepEqual([pauses, error.status, error.code], [[40000], 429, "PR429-SV-0001"]);
+  },
+  async "503 is an error: the message may have been sent"() {
+    const { requests, error } = await script([[503, "1", "PR503-SV-0002"]]);
+    assert.deepEqual([requests.length, error.status, error.code], [1, 503, "PR503-SV-0002"]);
+  },
+  async "a response that is not JSON is an error with its status"() {
+    const { error } = await script([[502]]);
+    assert.deepEqual([error.status, error.code, error.message], [502, undefined, "HTTP 502: "]);
+  },
+  async "the signal ends a pause"() {
+    const abort = new AbortController();
+    const sent = script([[429, "50"]], 1, abort.signal);
+    await new Promise((done) => setTimeout(done));
+    abort.abort();
+    const { requests, error, cleared } = await sent;
+    assert.deepEqual([requests.length, error.name, cleared], [1, "AbortError", "timer"]);
+  },
+};
+
+for (const [name, run] of Object.entries(cases)) {
+  try {
+    await run();
+  } catch (error) {
+    throw new Error(name, { cause: error });
+  }
+}
+console.log(Object.keys(cases).length);

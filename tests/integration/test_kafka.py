@@ -7,12 +7,13 @@ from itertools import pairwise
 from time import time
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
     AclPermissionType,
     AdminClient,
+    NewPartitions,
     NewTopic,
     ResourcePatternType,
     ResourceType,
@@ -34,23 +35,21 @@ from tests.integration.support.broker_cases import (
     directory,
     figure,
 )
+from tests.integration.support.kafka_clients import OtherSender, make_broker
 from tests.integration.support.kafka_server import Kafka, need_kafka
 from tests.support.broker_contract import BrokerContract, Inbox, LogContract
 from tests.support.certificates import Authority
 from tests.support.processes import Deployment, Shared, TopicsvcServer, until
+from topicsvc.brokers.kafka import reader
 from topicsvc.brokers.kafka.broker import KafkaBroker
-from topicsvc.brokers.kafka.options import Options, connection_options
+from topicsvc.brokers.kafka.lanes import place_id
+from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.errors import BrokerUnavailable
-from topicsvc.interfaces import Message
-from topicsvc.settings import HistorySettings, Login
+from topicsvc.interfaces import Mark, Message, TopicLog
+from topicsvc.settings import Login
 from topicsvc.topics import TopicAddress
 
 shared = Shared(Kafka)
-
-
-def make_broker(options: Options) -> KafkaBroker:
-    """Make the broker under test, in this process."""
-    return KafkaBroker(options, reactor, time, HistorySettings())
 
 
 class KafkaTestCase(TestCase):
@@ -83,47 +82,6 @@ class KafkaLogTests(LogContract, KafkaTestCase):
 
 class PressureTests(PressureCases, KafkaTestCase):
     pass
-
-
-class OtherSender:
-    """Another client of the broker; it sends numbered messages until they are accepted."""
-
-    def __init__(self, server: Kafka, topic: TopicAddress) -> None:
-        self._name = topic.broker_name
-        self._client = Producer(
-            {
-                "bootstrap.servers": server.bootstrap,
-                "enable.idempotence": True,
-                "message.timeout.ms": 120000,
-                "reconnect.backoff.max.ms": 200,
-                "linger.ms": 0,
-                "log_level": 0,
-            }
-        )
-        self.accepted: list[int] = []
-
-    def send(self, number: int, partition: int = -1) -> None:
-        def delivered(error: object, _: object) -> None:
-            assert error is None, error
-            self.accepted.append(number)
-
-        while True:
-            try:
-                self._client.produce(
-                    self._name,
-                    b'{"number":%d}' % number,
-                    headers=[("__PERSONIUM_CELL", CELL.encode())],
-                    on_delivery=delivered,
-                    partition=partition,
-                )
-            except BufferError:
-                self._client.poll(0.1)
-            else:
-                break
-        self._client.poll(0)
-
-    def finish(self) -> None:
-        assert self._client.flush(60) == 0
 
 
 class KeepOnLossTests(KeepOnLossCases, TestCase):
@@ -253,6 +211,227 @@ class TopicsTests(KafkaTestCase):
         self.assertTrue(self.broker.is_up)
 
 
+class PositionTests(KafkaTestCase):
+    """Positions in topics that change."""
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        self.patch(reader, "PARTITION_CHECK_INTERVAL", 0.5)
+        yield super().setUp()
+        self.admin = AdminClient({"bootstrap.servers": self.server.bootstrap, "log_level": 0})
+        self.inbox = Inbox()
+        self.gaps: list[tuple[TopicLog | None, int]] = []
+
+    @inlineCallbacks
+    def create(self, name: str, partitions: int = 1) -> Any:
+        self.topic = TopicAddress("cell1", "box1", ("positions",), name)
+        new = NewTopic(self.topic.broker_name, partitions, 1)
+        [made] = self.admin.create_topics([new]).values()
+        yield deferToThread(made.result)
+
+    @inlineCallbacks
+    def delete(self) -> Any:
+        [deleted] = self.admin.delete_topics([self.topic.broker_name]).values()
+        yield deferToThread(deleted.result)
+
+    def join(self) -> Any:
+        return self.broker.subscribe(self.topic, self.inbox, None, self.on_missed)
+
+    def on_missed(self, log: TopicLog | None) -> None:
+        self.gaps.append((log, len(self.inbox.messages)))
+
+    def recall(self, broker: KafkaBroker | None = None) -> Any:
+        recalled = (broker or self.broker).recall(self.topic)
+        assert recalled is not None
+        return recalled
+
+    @inlineCallbacks
+    def another(self) -> Any:
+        """Start another process, which joins; fires with what it has read back."""
+        broker = make_broker(connection_options(self.server.bootstrap))
+        broker.startService()
+        self.addCleanup(broker.stopService)
+        yield until(lambda: broker.is_up, "the broker is up", 15)
+        yield broker.subscribe(self.topic, Inbox())
+        return (yield self.recall(broker))
+
+    @inlineCallbacks
+    def send(self, numbers: range, partition: int = -1) -> Any:
+        sender = OtherSender(self.server, self.topic)
+        for number in numbers:
+            sender.send(number, partition)
+        yield deferToThread(sender.finish)
+
+    @inlineCallbacks
+    def send_and_receive(self, numbers: range, partition: int = -1) -> Any:
+        count = len(self.inbox.messages) + len(numbers)
+        yield self.send(numbers, partition)
+        yield self.inbox.holds(count)
+
+    def lane(self, log: TopicLog, partition: int = 0) -> list[int]:
+        """The numbers of a partition's messages."""
+        return [
+            json.loads(message.body)["number"]
+            for message, _ in log.messages
+            if message.mark is not None and message.mark.lane == partition
+        ]
+
+    @inlineCallbacks
+    def test_what_was_sent_while_no_process_listened_follows_the_last_position(self) -> Any:
+        yield self.create("restart", 3)
+        subscription = yield self.join()
+        log = yield self.recall()
+        self.assertEqual(log.start, ("", "", ""))
+        for partition in range(3):
+            yield self.send_and_receive(range(10), partition)
+        last = {each.mark.lane: each.mark for each in self.inbox.messages if each.mark}
+        yield subscription.stop()
+        for partition in (0, 2):
+            yield self.send(range(10, 15), partition)
+        log = yield self.another()
+        for partition, kept in ((0, 15), (1, 10), (2, 15)):
+            self.assertEqual(self.lane(log, partition), list(range(kept)))
+        marks = [message.mark for message, _ in log.messages]
+        for partition, missed in ((0, 5), (1, 0), (2, 5)):
+            lane = [mark for mark in marks if mark is not None and mark.lane == partition]
+            self.assertEqual(len(lane) - 1 - lane.index(last[partition]), missed)
+
+    @inlineCallbacks
+    def test_more_messages_than_are_kept_are_read_from_behind(self) -> Any:
+        yield self.create("many")
+        yield self.send(range(3000))
+        log = yield self.another()
+        self.assertEqual(self.lane(log), list(range(2000, 3000)))
+        self.assertEqual(log.start, (place_id(0, 1999),))
+
+    @inlineCallbacks
+    def test_a_topic_that_is_created_again_has_another_epoch(self) -> Any:
+        yield self.create("again")
+        yield self.join()
+        before = yield self.recall()
+        yield self.send_and_receive(range(5))
+        yield self.delete()
+        yield self.create("again")
+        yield until(lambda: self.gaps, "it is told", 30)
+        [(log, count), *_] = self.gaps
+        self.assertEqual(count, 5)
+        self.assertNotEqual(log.epoch, before.epoch)
+        other = yield self.another()
+        self.assertEqual((other.epoch, other.start, other.messages), (log.epoch, ("",), ()))
+
+    @inlineCallbacks
+    def test_so_has_one_that_has_more_messages_than_before(self) -> Any:
+        """Librdkafka goes on at the old offset of the new topic, and reports no error."""
+        yield self.create("more")
+        yield self.join()
+        before = yield self.recall()
+        yield self.send_and_receive(range(5))
+        yield self.delete()
+        yield self.create("more")
+        yield self.send(range(100))
+        yield until(lambda: self.gaps, "it is told", 30)
+        self.assertNotEqual(self.gaps[-1][0].epoch, before.epoch)
+        other = yield self.another()
+        self.assertEqual(other.epoch, self.gaps[-1][0].epoch)
+        self.assertEqual(self.lane(other), list(range(100)))
+
+    @inlineCallbacks
+    def test_a_new_partition_begins_with_the_empty_place(self) -> Any:
+        yield self.create("grows")
+        yield self.join()
+        yield self.send_and_receive(range(5))
+        yield self.recall()
+        more = NewPartitions(self.topic.broker_name, 2)
+        [made] = self.admin.create_partitions([more]).values()
+        yield deferToThread(made.result)
+        yield self.send_and_receive(range(5, 8), 1)
+        self.assertEqual(self.gaps, [])
+        self.assertEqual(self.inbox.messages[5].mark, Mark(1, place_id(0, 0)))
+        other = yield self.another()
+        self.assertEqual(other.start, ("", ""))
+        self.assertEqual(self.lane(other, 1), [5, 6, 7])
+
+    @inlineCallbacks
+    def test_deleted_records_are_no_part_of_the_log(self) -> Any:
+        """As after a retention that is shorter than the history."""
+        yield self.create("deleted")
+        yield self.send(range(10))
+        below = TopicPartition(self.topic.broker_name, 0, 6)
+        [deleted] = self.admin.delete_records([below]).values()
+        yield deferToThread(deleted.result)
+        log = yield self.another()
+        self.assertEqual((log.start, self.lane(log)), ((place_id(0, 6),), [7, 8, 9]))
+
+    @inlineCallbacks
+    def test_without_any_record_left_the_place_is_known_to_this_process_only(self) -> Any:
+        yield self.create("empty")
+        yield self.send(range(10))
+        below = TopicPartition(self.topic.broker_name, 0, 10)
+        [deleted] = self.admin.delete_records([below]).values()
+        yield deferToThread(deleted.result)
+        one = yield self.another()
+        two = yield self.another()
+        self.assertEqual((one.messages, two.messages), ((), ()))
+        self.assertNotEqual(one.start, two.start)
+
+    @inlineCallbacks
+    def test_markers_of_transactions_are_no_gaps(self) -> Any:
+        yield self.create("transactions")
+        yield self.join()
+        yield self.recall()
+        yield deferToThread(self.send_transactions)
+        yield self.inbox.holds(6)
+        self.assertEqual([json.loads(each)["number"] for each in self.inbox.bodies], [*range(6)])
+        self.assertEqual(self.gaps, [])
+        other = yield self.another()
+        self.assertEqual((other.start, self.lane(other)), (("",), [*range(6)]))
+        quiet = yield self.recall()
+        self.assertEqual(quiet.messages[-1][0].mark, self.inbox.messages[-1].mark)
+
+    def send_transactions(self) -> None:
+        """Send committed and aborted messages, the last of them aborted."""
+        producer = Producer(
+            {
+                "bootstrap.servers": self.server.bootstrap,
+                "log_level": 0,
+                "transactional.id": "transactions",
+            }
+        )
+        producer.init_transactions(30)
+        for number in (0, 1, 2, 3, 4, 5, -1, -2):
+            producer.begin_transaction()
+            body = b'{"number":%d}' % number
+            producer.produce(self.topic.broker_name, body, partition=0)
+            producer.flush(30)
+            (producer.commit_transaction if number >= 0 else producer.abort_transaction)(30)
+
+    @inlineCallbacks
+    def test_old_records_are_left_out(self) -> Any:
+        """Their time is that of their sender."""
+        yield self.create("old")
+        producer = Producer({"bootstrap.servers": self.server.bootstrap, "log_level": 0})
+        now = time()
+        for number, age in enumerate((600, 300, 130, 60, 200, 5)):
+            milliseconds = int((now - age) * 1000)
+            body = b'{"number":%d}' % number
+            producer.produce(self.topic.broker_name, body, partition=0, timestamp=milliseconds)
+        yield deferToThread(producer.flush, 30)
+        log = yield self.another()
+        self.assertEqual((log.start, self.lane(log)), ((place_id(0, 2),), [3, 4, 5]))
+        ages = [round(age / 10) for _, age in log.messages]
+        self.assertEqual(ages[:2], [6, 6])
+
+    @inlineCallbacks
+    def test_a_record_without_a_value_has_a_place(self) -> Any:
+        yield self.create("none")
+        producer = Producer({"bootstrap.servers": self.server.bootstrap, "log_level": 0})
+        producer.produce(self.topic.broker_name, None, partition=0)
+        yield deferToThread(producer.flush, 30)
+        log = yield self.another()
+        [(message, _)] = log.messages
+        self.assertEqual((message.body, message.mark), (b'{"content":""}', Mark(0, place_id(0, 0))))
+
+
 class NoTopicsTests(TestCase):
     """A broker that does not create topics by itself, and then stops responding."""
 
@@ -283,6 +462,10 @@ class NoTopicsTests(TestCase):
         figure("stopping with a frozen broker", ticks[-1] - began)
         longest = max(after - before for before, after in pairwise(ticks))
         self.assertLess(longest, 1, "the reactor was blocked")
+
+
+RIGHTS = (AclOperation.DESCRIBE, AclOperation.READ, AclOperation.WRITE, AclOperation.CREATE)
+"""The rights that docs/brokers.md names, without `DescribeConfigs`."""
 
 
 class TlsAndLoginTests(TestCase):
@@ -330,8 +513,8 @@ class TlsAndLoginTests(TestCase):
         return broker
 
     @inlineCallbacks
-    def allow(self, prefix: str) -> Any:
-        """Grant the rights that docs/brokers.md names, on topics with this prefix."""
+    def allow(self, prefix: str, *operations: AclOperation) -> Any:
+        """Grant these rights on topics with this prefix."""
         admin = AdminClient(
             connection_options(self.server.bootstrap, Login("admin", "admin"), self.pem)
         )
@@ -345,15 +528,21 @@ class TlsAndLoginTests(TestCase):
                 operation,
                 AclPermissionType.ALLOW,
             )
-            for operation in (
-                AclOperation.DESCRIBE,
-                AclOperation.READ,
-                AclOperation.WRITE,
-                AclOperation.CREATE,
-            )
+            for operation in operations
         ]
         for made in admin.create_acls(rights).values():
             yield deferToThread(made.result)
+
+    @inlineCallbacks
+    def check_rights(self, broker: KafkaBroker, topic: TopicAddress) -> Any:
+        """Positions need no other rights, but elections end them without `DescribeConfigs`."""
+        log = yield broker.recall(topic)
+        self.assertEqual([message.body for message, _ in log.messages], [b"1"])
+        for is_known in (False, True):
+            described = yield broker._metadata.describe([topic.broker_name])
+            description = described[topic.broker_name]
+            self.assertEqual((description.is_clean, description.is_whole), (is_known,) * 2)
+            yield self.allow("cell1.", AclOperation.DESCRIBE_CONFIGS)
 
     @inlineCallbacks
     def test_only_trusted_servers_valid_logins_and_granted_topics(self) -> Any:
@@ -361,7 +550,7 @@ class TlsAndLoginTests(TestCase):
         globalLogPublisher.addObserver(events.append)
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
         # Granted first, as by an operator: an idempotent producer needs the rights at its start.
-        yield self.allow("cell1.")
+        yield self.allow("cell1.", *RIGHTS)
         broker = self.broker("open:sesame", self.other_pem + self.pem)
         others = [
             self.broker("wrong", self.pem),
@@ -377,6 +566,7 @@ class TlsAndLoginTests(TestCase):
         foreign = TopicAddress("cell2", "box1", ("tls",), "name")
         yield self.assertFailure(broker.subscribe(foreign, inbox), BrokerUnavailable)
         yield self.assertFailure(broker.publish(Message(foreign, CELL, b"1")), BrokerUnavailable)
+        yield self.check_rights(broker, topic)
         yield deferLater(reactor, 2)
         for other in others:
             self.assertFalse(other.is_up)

@@ -156,10 +156,16 @@ class KafkaCluster:
     def settings(self) -> str:
         return f'kind = "kafka"\nbootstrap = "{self.bootstrap}"'
 
+    @property
+    def program(self) -> Program:
+        """The controller."""
+        return self.nodes[1].program
+
     @inlineCallbacks
     def start(self) -> Any:
-        """Start all brokers; fires when the ports of all are open."""
-        yield gatherResults([node.start() for node in self.nodes.values()])
+        """Start the brokers that do not run; fires when the ports of all are open."""
+        stopped = [node for node in self.nodes.values() if not node.program.runs]
+        yield gatherResults([node.start() for node in stopped])
 
     def remove(self) -> None:
         """Kill all brokers and remove their files."""

@@ -18,6 +18,8 @@ __all__ = [
     "Mark",
     "Member",
     "Message",
+    "Place",
+    "Receiver",
     "Revocation",
     "Subscription",
     "TokenValidator",
@@ -125,6 +127,25 @@ class Losses:
     gaps: int = 0
     seconds: float = 0
     misrouted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place of a session with positions in the messages of its topic.
+
+    Attributes:
+        position: the position behind which the data begins; None: positions are off.
+        is_missed: whether messages between the client's position and this one may be missing.
+        heartbeat: seconds after which the client gets its position if it has got nothing else.
+        frames: the frames of the messages that the client has missed, joined.
+        count: the number of these messages.
+    """
+
+    position: str | None
+    is_missed: bool
+    heartbeat: float
+    frames: bytes = b""
+    count: int = 0
 
 
 class TokenValidator(Protocol):
@@ -273,6 +294,18 @@ class Member(Protocol):
     def broker_lost(self) -> None:
         """Messages may have been missed, and no more follow: close with an error."""
         ...
+
+
+class Receiver(Member, Protocol):
+    """The send queue of a session with positions, as the hub sees it.
+
+    Attributes:
+        deliver_until: the time, in seconds since the epoch, from which on no data is delivered.
+        has_dropped: whether data that was delivered has been dropped since.
+    """
+
+    deliver_until: float
+    has_dropped: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from topicsvc.admission.limits import Limits
 from topicsvc.brokers.factory import make_broker
 from topicsvc.config.changes import compare, log_reload
 from topicsvc.config.digest import digest
+from topicsvc.delivery.history import History
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import ConfigError
 from topicsvc.explain import explain_listen_error
@@ -56,7 +57,7 @@ from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
-from topicsvc.websocket.messages import data_frame
+from topicsvc.websocket.messages import data_frame, positioned
 from topicsvc.websocket.server import CLOSE_TIMEOUT, WebSocketServer
 from topicsvc.workers.command import RELAY, WorkerArguments
 from topicsvc.workers.parent import ParentService
@@ -212,7 +213,8 @@ class TopicService(Service):
         self._had_keys = False
         validator = self._validators.validator
         self.limits = Limits(reactor, now, settings.limits, max_open_files(), self._deadline_clock)
-        self._hub = Hub(self.broker, reactor, now, data_frame)
+        history = History(settings.history, reactor) if settings.history.seconds else None
+        self._hub = Hub(self.broker, reactor, now, data_frame, positioned, history)
         self.websocket_server = WebSocketServer(
             validator,
             self._hub,
@@ -543,6 +545,7 @@ class TopicService(Service):
         # Before the close frames: later messages would reach no session of this process.
         self._send_resource.cancel_pending()
         yield maybeDeferred(self.websocket_server.stopService)
+        self._hub.stop()
         yield self._validators.stop()
         yield maybeDeferred(self.broker.stopService)
         yield gatherResults([listener.stop() for listener in self._admin_listeners])

@@ -206,17 +206,19 @@ class ActiveMQSettings:
 
 @dataclass(frozen=True, slots=True)
 class HistorySettings:
-    """The messages of a topic that are kept.
+    """The messages that are kept for clients that return.
 
     Attributes:
-        seconds: how long a message is kept.
+        seconds: how long a message is kept; 0: none is kept for clients.
         messages: most messages of one topic.
-        bytes: most bytes of one topic; its newest message is kept, whatever its length.
+        bytes: most bytes of one topic.
+        total: most bytes of memory for all topics.
     """
 
     seconds: int = 120
     messages: int = 1000
     bytes: int = 524288
+    total: int = 64 * MEBIBYTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +397,7 @@ class Config:
         listen: endpoint strings for clients, at least one.
         admin: endpoint string of the admin site; None: no admin site.
         operator: the rest of ``[admin]``.
+        history: what is kept for clients that return.
         unit: the unit's URL and the hosts that are served.
         topics: the topics that exist, for validators that cannot check this; empty: all.
         directory: the directory that relative paths in endpoint strings start from.
@@ -411,6 +414,7 @@ class Config:
     session: SessionSettings = field(default_factory=SessionSettings)
     send: SendSettings = field(default_factory=SendSettings)
     broker: BrokerSettings = field(default_factory=MemorySettings)
+    history: HistorySettings = field(default_factory=HistorySettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)

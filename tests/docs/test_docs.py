@@ -173,7 +173,7 @@ class OperationTests(SynchronousTestCase):
 
     def test_the_page_lists_the_settings_that_need_a_restart(self) -> None:
         [row] = re.findall(
-            r"^\| (`listen`.*?) \| nothing: see below", page("docs/configuration.md"), re.MULTILINE
+            r"^\| (`listen`.*?) \| nothing \(below\)", page("docs/configuration.md"), re.MULTILINE
         )
         documented = set(re.findall(r"`\[?([\w.]+)\]?`", row))
         known = " ".join(changes._NEEDS_RESTART.values()).replace(" or ", " ")

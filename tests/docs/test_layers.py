@@ -54,6 +54,7 @@ PURE = {
     "brokers.redis.scripts",
     "brokers.message_text",
     "delivery.frames",
+    "delivery.ring",
     "errors",
     "histogram",
     "interfaces",

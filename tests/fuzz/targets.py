@@ -55,7 +55,7 @@ from topicsvc.validators.jwt.validator import JwtValidator
 from topicsvc.validators.jwt.walk import walk
 from topicsvc.validators.personium import methods
 from topicsvc.validators.propfind import TopicReader
-from topicsvc.websocket.messages import parse_token
+from topicsvc.websocket.messages import parse_request
 
 __all__ = ["CUT", "SEEDS", "TARGETS"]
 
@@ -144,7 +144,7 @@ def _check_topic(topic: TopicAddress) -> None:
 def message(data: bytes) -> None:
     """The content of a WebSocket message or of an HTTP body."""
     with contextlib.suppress(InvalidMessage):
-        token = parse_token(data)
+        token = parse_request(data).token
         assert token.isascii()
         assert token.isprintable()
     with contextlib.suppress(InvalidBody):

@@ -25,16 +25,17 @@ from zope.interface import implementer
 
 from tests.support.fakes import FakeBroker, FakeValidator, WallClock
 from topicsvc.admission.limits import Limits
+from topicsvc.delivery.history import History
 from topicsvc.delivery.hub import Hub
 from topicsvc.interfaces import Message, Revocation
-from topicsvc.settings import LimitSettings, LocalSettings, SessionSettings
+from topicsvc.settings import HistorySettings, LimitSettings, LocalSettings, SessionSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
 from topicsvc.web.site import TopicSite, TopicTree
-from topicsvc.websocket.messages import data_frame
+from topicsvc.websocket.messages import data_frame, positioned
 from topicsvc.websocket.server import WebSocketServer
 
 EPOCH = 1518612600.0
@@ -223,8 +224,8 @@ class Client:
     def send_text(self, text: str) -> None:
         self.send_frame(1, text.encode())
 
-    def present(self, token: str) -> None:
-        self.send_text(json.dumps({"AccessToken": token}))
+    def present(self, token: str, **more: Any) -> None:
+        self.send_text(json.dumps({"AccessToken": token, **more}))
 
     def disconnect(self) -> None:
         self.transport.lose(ConnectionDone())
@@ -312,6 +313,7 @@ class ServiceTestCase(SynchronousTestCase):
     recheck = 0.0
     rechecks_at_once = 2
     limits_settings = LimitSettings()
+    history = HistorySettings()
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -319,7 +321,8 @@ class ServiceTestCase(SynchronousTestCase):
         self.wall = WallClock(self.clock, EPOCH)
         self.validator = FakeValidator()
         self.broker = FakeBroker()
-        self.hub = Hub(self.broker, self.clock, self.wall, data_frame)
+        history = History(self.history, self.clock) if self.history.seconds else None
+        self.hub = Hub(self.broker, self.clock, self.wall, data_frame, positioned, history)
         self.rechecker = FakeValidator()
         revocation = Revocation(self.rechecker, self.recheck, self.rechecks_at_once)
         self.limits = Limits(self.clock, self.wall, self.limits_settings)

@@ -408,7 +408,7 @@ class TargetTests(SynchronousTestCase):
             raise ZeroDivisionError("injected by the test")
 
         for name, function in (("introspection", "read_claims"), ("propfind", "TopicReader"),
-                               ("message", "parse_token"), ("stomp", "json_body")):  # fmt: skip
+                               ("message", "parse_request"), ("stomp", "json_body")):  # fmt: skip
             self.patch(targets, function, fails)
             self.assertRaises(ZeroDivisionError, TARGETS[name], SEEDS[name][0])
 

@@ -158,6 +158,7 @@ class _Service(Collector):
         yield self._build_info()
         yield from self._sessions()
         yield from self._data()
+        yield from self._positions()
         yield from self._slow_readers()
         yield from self._checks()
         yield from self._broker()
@@ -242,6 +243,46 @@ class _Service(Collector):
             "topicsvc_fan_out_seconds",
             "From the receipt of a message until it was delivered to its last session.",
             hub.fan_out,
+        )
+
+    def _positions(self) -> Iterator[Metric]:
+        stats, history = self._sources.hub.position_stats, self._sources.hub.history
+        yield _labelled(
+            CounterMetricFamily,
+            "topicsvc_returns",
+            "Sessions that started behind a position, by whether messages may be missing.",
+            "missed",
+            {"false": stats.proved, "true": stats.missed},
+        )
+        yield CounterMetricFamily(
+            "topicsvc_replayed_messages",
+            "Messages sent to sessions that had missed them.",
+            stats.replayed,
+        )
+        yield CounterMetricFamily(
+            "topicsvc_gaps_told",
+            "Sessions with positions told that messages may be missing while they were connected.",
+            stats.gaps,
+        )
+        yield GaugeMetricFamily(
+            "topicsvc_history_topics",
+            "Topics with kept messages.",
+            0 if history is None else len(history),
+        )
+        yield GaugeMetricFamily(
+            "topicsvc_history_messages",
+            "Messages kept for sessions that return.",
+            0 if history is None else history.messages,
+        )
+        yield GaugeMetricFamily(
+            "topicsvc_history_bytes",
+            "Memory for these messages; at most history.total.",
+            0 if history is None else history.memory,
+        )
+        yield CounterMetricFamily(
+            "topicsvc_history_evictions",
+            "Times that a topic's kept messages were removed because of history.total.",
+            0 if history is None else history.evicted,
         )
 
     def _slow_readers(self) -> Iterator[Metric]:

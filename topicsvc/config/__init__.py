@@ -112,9 +112,19 @@ def _config(
     send = table.table("send")
     stop = table.table("stop")
     log = table.table("log")
+    history = table.table("history")
+    send_queue = session.integer("send_queue", default.send_queue, 65536, 2**30)
+    kept = read_history(history, send_queue)
+    if kept.seconds and kept.bytes > send_queue // 2:
+        history.problem(
+            "bytes",
+            f"{kept.bytes} is more than half of session.send_queue, {send_queue}; a client that "
+            "returns would be closed as a slow consumer",
+            f"at most {send_queue // 2}, or a longer session.send_queue",
+        )
     validator = table.table("validator")
     broker_table = table.table("broker")
-    broker = read_broker(broker_table, read_history(table.table("history")))
+    broker = read_broker(broker_table, kept)
     return Config(
         listen=listen,
         admin=admin or admin_from_file,
@@ -126,7 +136,7 @@ def _config(
             ping_interval=session.number("ping_interval", default.ping_interval, 1, DAY),
             ping_limit=session.integer("ping_limit", default.ping_limit, 1, 1000),
             max_message=session.integer("max_message", default.max_message, 1024, MEBIBYTE),
-            send_queue=session.integer("send_queue", default.send_queue, 65536, 2**30),
+            send_queue=send_queue,
             timestamps=session.choice("timestamps", ("seconds", "milliseconds")),
         ),
         send=SendSettings(
@@ -138,6 +148,7 @@ def _config(
         validator=read_validator(validator, table),
         checks=read_checks(validator),
         broker=broker,
+        history=kept,
         limits=read_limits(table.table("limits")),
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
         directory=table.directory,

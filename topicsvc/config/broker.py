@@ -90,13 +90,14 @@ _BROKER_ENDPOINT = re.compile(r"(tcp|tls):[^:]")
 _BROKER_PORT = re.compile(r":(?:port=)?(-?\d+)(?=:|$)")
 
 
-def read_history(table: Table) -> HistorySettings:
-    """Read ``[history]``."""
+def read_history(table: Table, send_queue: int) -> HistorySettings:
+    """Read ``[history]``; the default of ``bytes`` is at most half of `send_queue`."""
     default = HistorySettings()
     return HistorySettings(
         seconds=table.integer("seconds", default.seconds, 0, DAY),
-        messages=table.integer("messages", default.messages, 1, 10**6),
-        bytes=table.integer("bytes", default.bytes, 1024, 2**30),
+        messages=table.integer("messages", default.messages, 1, 10**5),
+        bytes=table.integer("bytes", min(default.bytes, send_queue // 2), 1024, 2**30),
+        total=table.integer("total", default.total, 65536, 2**40),
     )
 
 

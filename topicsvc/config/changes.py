@@ -16,6 +16,7 @@ _NEEDS_RESTART = {
     "admin": "admin.listen",
     "unit": "unit_url, hosts or validator.cell_urls",
     "broker": "[broker]",
+    "history": "[history]",
     "workers": "workers",
 }
 """The fields of `Config` that cannot change while the service runs, and how the log names them."""

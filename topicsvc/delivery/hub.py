@@ -5,6 +5,8 @@ once, and written once for each member. Delivery to many members is spread over 
 iterations, and so are notifications about a subscription. Pings, handshakes and health checks are
 handled in between. When the queues exceed the high-water mark, the hub pauses the broker, and
 sends are refused until the low-water mark is reached.
+
+`topicsvc.delivery.positions` has what only sessions with positions need.
 """
 
 from __future__ import annotations
@@ -19,10 +21,18 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from topicsvc.delivery.history import History
+from topicsvc.delivery.positions import (
+    EncodePosition,
+    PositionedMember,
+    PositionStats,
+    TopicPositions,
+)
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.histogram import Histogram
-from topicsvc.interfaces import Broker, Member, Message, Subscription
+from topicsvc.interfaces import Broker, Member, Message, Place, Receiver, Subscription, TopicLog
 from topicsvc.scheduling.call_queue import CallQueue
+from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.scheduling.minute_counts import TICK, MinuteCounts
 from topicsvc.topics import TopicAddress
 
@@ -66,6 +76,9 @@ It is far below the high-water mark, so that pauses are rare. It is far above 0,
 messages to deliver until the broker has resumed.
 """
 
+MAX_UNUSED_POSITIONS = 10000
+"""The most topics whose messages are kept after the last session with positions has left."""
+
 FAN_OUT_BOUNDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0),
@@ -100,8 +113,12 @@ class Hub:
         clock: the reactor, or a clock in its place.
         now: the time of day, for members (`topicsvc.interfaces.Member`).
         encode: makes the frame of a message.
+        encode_position: adds a position to such a frame.
+        history: keeps messages for sessions with positions; None: positions are off.
 
     Attributes:
+        history: see above.
+        position_stats: counts of sessions with positions.
         messages: messages that the broker delivered for topics with members.
         offered: messages passed to members, counted once for each member. A member whose session
             has ended or expired does not send them.
@@ -120,11 +137,16 @@ class Hub:
         clock: IReactorTime,
         now: Callable[[], float],
         encode: Callable[[Message], bytes],
+        encode_position: EncodePosition | None = None,
+        history: History | None = None,
     ) -> None:
         self._broker = broker
         self._clock = clock
         self._now = now
         self._encode = encode
+        self._encode_position = encode_position
+        self.history = history
+        self.position_stats = PositionStats()
         self.messages = 0
         self.offered = 0
         self.offered_size = 0
@@ -138,11 +160,18 @@ class Hub:
         self._iteration_ends = 0.0
         self._tick = 0  # for `MinuteCounts`
         self._notifications = CallQueue(clock, NOTIFY_PER_ITERATION)
+        self._unused = Deadlines[_Channel](
+            clock, history.seconds if history is not None else 0, self._drop_positions
+        )
 
     @property
     def topics(self) -> int:
         """The number of topics with members, or with members that are joining."""
-        return len(self._channels)
+        return sum(
+            1
+            for channel in self._channels.values()
+            if channel not in self._unused or channel.sessions
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -155,22 +184,23 @@ class Hub:
         Topics may come and go meanwhile: a topic that loses its last member is left out.
         """
         for channel in tuple(self._channels.values()):
-            if channel.members:
+            if channel.sessions:
                 yield self._activity(channel)
 
     def activity(self, topic: TopicAddress) -> TopicActivity | None:
         """The activity of one topic; None: it has no members."""
         channel = self._channels.get(topic)
-        return self._activity(channel) if channel is not None and channel.members else None
+        return self._activity(channel) if channel is not None and channel.sessions else None
 
     def members(self, topic: TopicAddress) -> tuple[Member, ...]:
-        """The members of a topic."""
+        """The members of a topic; of sessions with positions, their send queues."""
         channel = self._channels.get(topic)
-        return () if channel is None else tuple(channel.members)
+        members = () if channel is None else channel.all_members()
+        return tuple(each.queue if isinstance(each, PositionedMember) else each for each in members)
 
     def _activity(self, channel: _Channel) -> TopicActivity:
         messages, size = channel.last_minute(self._clock.seconds())
-        return TopicActivity(channel.topic, len(channel.members), messages, size, channel.queued)
+        return TopicActivity(channel.topic, channel.sessions, messages, size, channel.queued)
 
     def join(self, topic: TopicAddress, member: Member) -> Deferred[None]:
         """Make `member` a member of `topic`.
@@ -200,6 +230,185 @@ class Hub:
             self._subscribe(channel)
         return joining
 
+    def positioned(
+        self, queue: Receiver, heartbeat: float, on_missed: Callable[[Place], bool]
+    ) -> PositionedMember:
+        """Make a member for `return_to`; see `topicsvc.delivery.positions.PositionedMember`."""
+        return PositionedMember(queue, heartbeat, self._clock.seconds, on_missed)
+
+    def return_to(
+        self, topic: TopicAddress, member: PositionedMember, since: str | None
+    ) -> Deferred[Place]:
+        """Make a session with positions a member of `topic`.
+
+        Fires when the broker has confirmed the subscription, and what it has kept is read. In the
+        reactor iteration in which it fires, the caller must deliver what `member` has missed.
+        Cancelling the Deferred withdraws the request.
+
+        Args:
+            topic: the topic.
+            member: made by `positioned`.
+            since: the position of the client; None: it begins now.
+
+        Fails with:
+            BrokerUnavailable: the broker cannot confirm now, or does not return what it has kept.
+        """
+        place = self.return_to_now(topic, member, since)
+        if place is not None:
+            return succeed(place)
+        if self.history is None:
+            off = Place(None, since is not None, member.heartbeat)
+            return self.join(topic, member).addCallback(lambda _: off)
+        channel = self._channels.get(topic)
+        if channel is not None and channel.subscription is not None and not self._broker.is_up:
+            return fail(BrokerUnavailable("the broker cannot confirm now"))
+        is_new = channel is None
+        if channel is None:
+            channel = self._channels[topic] = _Channel(topic)
+        positions = self._positions(channel)
+
+        def withdraw(_: Deferred[Place]) -> None:
+            positions.waiting.pop(member, None)
+            self._check_unused(channel)
+
+        joining: Deferred[Place] = Deferred(withdraw)
+        positions.waiting[member] = since, joining
+        self._unused.cancel(channel)
+        if is_new:
+            self._subscribe(channel)
+        return joining
+
+    def return_to_now(
+        self, topic: TopicAddress, member: PositionedMember, since: str | None
+    ) -> Place | None:
+        """Make `member` a member of `topic` as `return_to` does, but without a Deferred.
+
+        Returns:
+            None: this is not possible at once, and nothing was done; call `return_to`.
+        """
+        if self.history is None:
+            joined = self.join_now(topic, member)
+            return Place(None, since is not None, member.heartbeat) if joined else None
+        channel = self._channels.get(topic)
+        if channel is None or channel.subscription is None or not self._broker.is_up:
+            return None
+        positions = self._positions(channel)
+        if positions.ring is None and not positions.is_recalling:
+            self._recall(channel, positions)
+        return None if positions.ring is None else self._join_positions(channel, member, since)
+
+    def _join_positions(
+        self, channel: _Channel, member: PositionedMember, since: str | None
+    ) -> Place:
+        place = self._positions(channel).join(member, since)
+        self._unused.cancel(channel)
+        self.offered += place.count
+        self.offered_size += len(place.frames)
+        return place
+
+    def _positions(self, channel: _Channel) -> TopicPositions:
+        """The positions of a topic, from now on if there were none."""
+        positions = channel.positions
+        if positions is None:
+            assert self.history is not None and self._encode_position is not None  # noqa: S101
+            positions = channel.positions = TopicPositions(
+                self.history,
+                self.position_stats,
+                self._encode,
+                self._encode_position,
+                sum(1 for frame in channel.frames if frame),
+            )
+        return positions
+
+    def _recall(self, channel: _Channel, positions: TopicPositions) -> None:
+        """Ask the broker for what it has kept; then let waiting sessions join."""
+        positions.is_recalling = True
+        recalling = self._broker.recall(channel.topic)
+        if recalling is None:
+            positions.start(None)
+            self._complete_returns(channel, positions)
+            return
+
+        def recalled(log: TopicLog) -> None:
+            def start() -> None:
+                if channel.positions is positions:
+                    positions.start(log)
+                    self._complete_returns(channel, positions)
+
+            # The log ends with the last message that waits.
+            if channel.positions is positions:
+                self._add_step(channel, _Step(start))
+
+        def failed(failure: Failure) -> None:
+            if not failure.check(BrokerUnavailable):
+                self._log.failure("internal error: a topic's log could not be read", failure)
+            if channel.positions is positions:
+                channel.positions = None
+                self._unsubscribe_if_empty(channel)
+            self._notifications.run(
+                [partial(_fail_return, positions, member, failure) for member in positions.waiting]
+            )
+
+        recalling.addCallbacks(recalled, failed)
+        recalling.addErrback(
+            lambda failure: self._log.failure("internal error: positions failed", failure)
+        )
+
+    def _complete_returns(self, channel: _Channel, positions: TopicPositions) -> None:
+        self._notifications.run(
+            [partial(self._complete_return, channel, member) for member in positions.waiting]
+        )
+        self._check_unused(channel)
+
+    def _complete_return(self, channel: _Channel, member: PositionedMember) -> None:
+        positions = channel.positions
+        if positions is None:
+            return
+        since, joining = positions.waiting.pop(member, (None, None))
+        if joining is None:
+            return  # withdrawn
+        if channel.subscription is None or not self._broker.is_up:
+            joining.errback(BrokerUnavailable("the broker was lost again"))
+        else:
+            joining.callback(self._join_positions(channel, member, since))
+        self._check_unused(channel)
+
+    def _check_unused(self, channel: _Channel) -> None:
+        """When no session with positions is left, keep the messages for a time."""
+        if channel.positions is not None and channel.positions.is_unused:
+            self._unused.start(channel)
+            if len(self._unused) > MAX_UNUSED_POSITIONS:
+                self._drop_positions(next(iter(self._unused)))
+
+    def _drop_positions(self, channel: _Channel) -> None:
+        self._stop_positions(channel)
+        self._unsubscribe_if_empty(channel)
+
+    def _stop_positions(self, channel: _Channel) -> None:
+        self._unused.cancel(channel)
+        if channel.positions is not None:
+            channel.positions.stop()
+            channel.positions = None
+
+    def _missed(self, channel: _Channel, log: TopicLog | None) -> None:
+        """Messages may be missing behind those that wait."""
+        positions = channel.positions
+
+        if positions is None:
+            return
+
+        def notices() -> Iterator[Member] | None:
+            return positions.missed(log) if channel.positions is positions else None
+
+        self._add_step(channel, _Step(notices))
+
+    def _add_step(self, channel: _Channel, step: _Step) -> None:
+        """Do `step` when all messages that wait have been delivered."""
+        if not channel.frames:
+            self._arrived_at = channel.arrived_at = self._arrived_at or self._clock.seconds()
+        channel.frames.append(step)
+        self._set_ready(channel)
+
     def join_now(self, topic: TopicAddress, member: Member) -> bool:
         """Make `member` a member of `topic` as `join` does, but without a Deferred.
 
@@ -217,6 +426,9 @@ class Hub:
         channel = self._channels.get(topic)
         if channel is not None:
             channel.members.pop(member, None)
+            if channel.positions is not None and isinstance(member, PositionedMember):
+                channel.positions.leave(member)
+                self._check_unused(channel)
             self._unsubscribe_if_empty(channel)
 
     def _subscribe(self, channel: _Channel) -> None:
@@ -225,6 +437,7 @@ class Hub:
             channel.topic,
             lambda message: self._on_message(channel, message),
             lambda: self._subscription_lost(channel),
+            lambda log: self._missed(channel, log),
         )
         subscribing.addCallbacks(
             lambda subscription: self._subscribed(channel, subscription),
@@ -238,6 +451,8 @@ class Hub:
         self._notifications.run(
             [partial(self._complete_join, channel, member) for member in channel.waiting]
         )
+        if channel.positions is not None:
+            self._recall(channel, channel.positions)
 
     def _complete_join(self, channel: _Channel, member: Member) -> None:
         joining = channel.waiting.pop(member, None)  # None: withdrawn
@@ -251,14 +466,25 @@ class Hub:
 
     def _subscribe_failed(self, channel: _Channel, failure: Failure) -> None:
         del self._channels[channel.topic]
+        positions = channel.positions
+        self._stop_positions(channel)
         self._notifications.run(
             [partial(_fail_join, channel, member, failure) for member in channel.waiting]
         )
+        if positions is not None:
+            self._notifications.run(
+                [partial(_fail_return, positions, member, failure) for member in positions.waiting]
+            )
 
     def _unsubscribe_if_empty(self, channel: _Channel) -> None:
         """End the subscription of a topic without members."""
         subscription = channel.subscription
-        if channel.members or channel.waiting or subscription is None:
+        if (
+            channel.members
+            or channel.waiting
+            or channel.positions is not None
+            or subscription is None
+        ):
             return
         self._unsubscribe(channel, subscription)
 
@@ -274,11 +500,20 @@ class Hub:
         """Messages may be missed: notify all members, from the next iteration on."""
         if self._channels.get(channel.topic) is channel and channel.subscription is not None:
             self._unsubscribe(channel, channel.subscription)
-            self._notifications.defer(partial(_notify_lost, member) for member in channel.members)
+            members = channel.all_members()
+            positions = channel.positions
+            self._stop_positions(channel)
+            self._notifications.defer(partial(_notify_lost, member) for member in members)
+            if positions is not None:
+                lost = Failure(BrokerUnavailable("the broker was lost again"))
+                self._notifications.defer(
+                    [partial(_fail_return, positions, member, lost) for member in positions.waiting]
+                )
 
     def _on_message(self, channel: _Channel, message: Message) -> None:
         """Queue a message that the broker delivered."""
-        if not channel.members and not channel.waiting:
+        positions = channel.positions
+        if not channel.members and not channel.waiting and positions is None:
             return
         try:
             frame = self._encode(message)
@@ -289,15 +524,27 @@ class Hub:
         if not channel.frames:
             self._arrived_at = channel.arrived_at = self._arrived_at or self._clock.seconds()
         channel.frames.append(frame)
-        if not channel.ready:
-            channel.ready = True
-            self._ready.append(channel)
-            self._schedule()
+        if positions is not None:
+            positions.marks.append(message.mark)
+        self._set_ready(channel)
         channel.queued += len(frame)
         self.queued += len(frame)
         if self.queued > HIGH_WATER and not self.is_full:
             self.is_full = True
             self._broker.pause()
+
+    def stop(self) -> None:
+        """Keep no messages any more."""
+        for channel in self._unused:
+            self._drop_positions(channel)
+        if self.history is not None:
+            self.history.stop()
+
+    def _set_ready(self, channel: _Channel) -> None:
+        if not channel.ready:
+            channel.ready = True
+            self._ready.append(channel)
+            self._schedule()
 
     def _schedule(self) -> None:
         if self._next_delivery is None:
@@ -328,7 +575,9 @@ class Hub:
         """Deliver to at most `quantum` members of a topic; return the used part of the budget."""
         batch = channel.batch
         if batch is None:
-            batch = channel.batch = _Batch(channel)
+            batch = channel.batch = _next_batch(channel)
+            if batch is None:
+                return 1
             if channel.tick != self._tick:
                 channel.start_tick(self._tick)
             channel.messages += batch.count
@@ -354,13 +603,19 @@ class Hub:
             if delivered == quantum:
                 break
         else:
-            channel.batch = None
-            channel.queued -= len(frames)
-            self.queued -= len(frames)
-            self.fan_out.observe((at or seconds()) - batch.arrived_at)
+            self._part_delivered(channel, batch, at or seconds())
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
         return MAX_DELIVERIES_PER_ITERATION if at >= self._iteration_ends else max(1, delivered)
+
+    def _part_delivered(self, channel: _Channel, batch: _Batch, now: float) -> None:
+        """All members have the frames; those with positions may follow."""
+        if not batch.start_positioned():
+            channel.batch = None
+            channel.queued -= batch.size
+            self.queued -= batch.size
+            if batch.size:
+                self.fan_out.observe(now - batch.arrived_at)
 
 
 def _notify_lost(member: Member) -> None:
@@ -373,6 +628,12 @@ def _fail_join(channel: _Channel, member: Member, failure: Failure) -> None:
         joining.errback(failure)
 
 
+def _fail_return(positions: TopicPositions, member: PositionedMember, failure: Failure) -> None:
+    _, joining = positions.waiting.pop(member, (None, None))
+    if joining is not None:
+        joining.errback(failure)
+
+
 class _Channel(MinuteCounts):
     """One topic: its members, its subscription, its counts and the frames that wait."""
 
@@ -381,6 +642,7 @@ class _Channel(MinuteCounts):
         "batch",
         "frames",
         "members",
+        "positions",
         "queued",
         "ready",
         "subscription",
@@ -393,6 +655,7 @@ class _Channel(MinuteCounts):
         self.topic = topic
         self.members: dict[Member, None] = {}
         self.waiting: dict[Member, Deferred[None]] = {}
+        self.positions: TopicPositions | None = None
         self.subscription: Subscription | None = None
         self.frames: deque[bytes] = deque()
         self.queued = 0  # bytes of frames that have not been passed to all members
@@ -400,21 +663,92 @@ class _Channel(MinuteCounts):
         self.ready = False
         self.batch: _Batch | None = None
 
+    @property
+    def sessions(self) -> int:
+        """The number of members."""
+        positions = self.positions
+        return len(self.members) + (0 if positions is None else len(positions.members))
+
+    def all_members(self) -> tuple[Member, ...]:
+        """The members, those with positions last."""
+        positions = self.positions
+        return (*self.members, *(() if positions is None else positions.members))
+
+
+class _Step(bytes):
+    """Stands between the frames that wait: something to do when those before it are delivered.
+
+    Args:
+        run: does it; returns what is delivered to, in place of members; None: nothing is.
+    """
+
+    run: Callable[[], Iterator[Member] | None]
+
+    def __new__(cls, run: Callable[[], Iterator[Member] | None]) -> _Step:
+        step = super().__new__(cls)
+        step.run = run
+        return step
+
 
 class _Batch:
-    """Frames that are being delivered to the members that the topic had at the start."""
+    """Frames that are being delivered to the members that the topic had at the start.
 
-    __slots__ = ("arrived_at", "check_every", "count", "frames", "members")
+    Args:
+        frames: the frames, joined.
+        count: the number of messages.
+        members: they get `frames`.
+        arrived_at: when the first message arrived.
+        positioned: sessions with positions, and the frames that they get after `members`.
+    """
 
-    def __init__(self, channel: _Channel) -> None:
-        taken = [channel.frames.popleft()]
-        size = len(taken[0])
-        while channel.frames and size + len(channel.frames[0]) <= MAX_JOINED:
-            taken.append(channel.frames.popleft())
-            size += len(taken[-1])
-        self.frames = b"".join(taken)
-        self.count = len(taken)
-        self.check_every = max(1, min(CLOCK_CHECK_EVERY, CLOCK_CHECK_BYTES // len(self.frames)))
-        # Frames that stay queued keep this time: their own is rather too long than too short.
-        self.arrived_at = channel.arrived_at
-        self.members: Iterator[Member] = iter(tuple(channel.members))
+    __slots__ = ("_positioned", "arrived_at", "check_every", "count", "frames", "members", "size")
+
+    def __init__(
+        self,
+        frames: bytes,
+        count: int,
+        members: Iterator[Member],
+        arrived_at: float,
+        positioned: tuple[Iterator[Member], bytes] | None = None,
+    ) -> None:
+        self.frames = frames
+        self.count = count
+        self.members = members
+        self.arrived_at = arrived_at
+        self.size = len(frames)
+        self._positioned = positioned
+        self.check_every = max(
+            1, min(CLOCK_CHECK_EVERY, CLOCK_CHECK_BYTES // max(1, len(self.frames)))
+        )
+
+    def start_positioned(self) -> bool:
+        """All `members` have got the frames; whether sessions with positions follow."""
+        if self._positioned is None:
+            return False
+        self.members, self.frames = self._positioned
+        self._positioned = None
+        return True
+
+
+def _next_batch(channel: _Channel) -> _Batch | None:
+    """Take the next frames of a topic; None: there was a step, and it delivers nothing."""
+    frames = channel.frames
+    first = frames.popleft()
+    if isinstance(first, _Step):
+        members = first.run()
+        return None if members is None else _Batch(b"", 0, members, 0.0)
+    taken = [first]
+    size = len(first)
+    while frames and 0 < len(frames[0]) <= MAX_JOINED - size:
+        taken.append(frames.popleft())
+        size += len(taken[-1])
+    positions = channel.positions
+    # Frames that stay queued keep the time of the first one: their own is rather too long than
+    # too short.
+    return _Batch(
+        b"".join(taken),
+        len(taken),
+        iter(tuple(channel.members)),
+        channel.arrived_at,
+        None if positions is None else positions.take(taken),
+    )

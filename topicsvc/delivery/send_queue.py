@@ -49,6 +49,7 @@ class SendQueue(ABC):
         is_blocked: whether something waits for `drained`.
         send_until: the time from which on data that waits is dropped; 0: no data was delivered.
         on_undelivered: called with the number of messages and bytes that are not delivered.
+        has_dropped: whether data was dropped after it had been delivered. The owner resets it.
         on_empty: called when no bytes wait any more.
         address: the client's address, for the log; None: not known.
         broker_lost: see `topicsvc.interfaces.Member`; set by the owner.
@@ -66,6 +67,7 @@ class SendQueue(ABC):
         "address",
         "broker_lost",
         "deliver_until",
+        "has_dropped",
         "is_blocked",
         "messages",
         "on_empty",
@@ -82,7 +84,7 @@ class SendQueue(ABC):
         self.address: str | None = None
         self.on_undelivered: Callable[[int, int], None] = _ignore
         self.deliver_until = self.send_until = 0.0
-        self.is_blocked = False
+        self.is_blocked = self.has_dropped = False
         self.broker_lost: Callable[[], None] = _nothing
         self.on_empty: Callable[[], None] = _nothing
         self._limit = limit
@@ -185,9 +187,13 @@ class SendQueue(ABC):
     def drop_data(self) -> None:
         """Drop the data that waits."""
         if self._rest or self._queue:
+            waiting = self._queue or ()
+            kept: deque[bytes] = deque(each for each in waiting if isinstance(each, _Kept))
+            if self._rest or len(kept) < len(waiting):
+                self.has_dropped = True
             self._rest = b""
-            self._queue = deque(each for each in self._queue or () if isinstance(each, _Kept))
-            self._queued = sum(map(len, self._queue))
+            self._queue = kept
+            self._queued = sum(map(len, kept))
             if self._on_slow_consumer is not None:
                 self._slow_consumers.update(self, self.waiting)
 

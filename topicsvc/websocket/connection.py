@@ -23,10 +23,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.admission.client_quota import ClientQuota
+from topicsvc.delivery.positions import PositionedMember
 from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.transports import make_send_queue
 from topicsvc.errors import BrokerUnavailable, TokenInactive, TooManySessions, Unavailable
-from topicsvc.interfaces import Grant
+from topicsvc.interfaces import Grant, Place
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.close_reasons import CONNECTION_LOST, ENDED_BY_OPERATOR, NO_CAUSE, Cause
 from topicsvc.websocket.context import ConnectionContext
@@ -49,7 +50,9 @@ from topicsvc.websocket.session import (
     Effect,
     Join,
     Recheck,
+    Replay,
     Reply,
+    Resume,
     Session,
     State,
     Validate,
@@ -133,6 +136,9 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     frame_data: list[bytearray] | None = None
     CONFIG_ATTRS = ()  # the options are class attributes: see `topicsvc.websocket.server`
 
+    positioned: PositionedMember | None = None
+    """Its membership, if the client asks for positions."""
+
     has_initial_state: ClassVar[bool] = False
     """Whether the class has the attributes that Autobahn would set on each connection."""
 
@@ -181,6 +187,12 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                 self._perform(self._session.close(POLICY_VIOLATION, "No pong"))
             else:
                 self.sendPing(ping)
+
+    def position_due(self) -> None:
+        """Nothing was sent for the time of a heartbeat: tell the client its position."""
+        if self.positioned is not None:
+            self.positioned.touch()
+            self._perform(self._session.position_due(self._now(), self.positioned.position))
 
     def set_keeps_token(self, keeps: bool) -> None:
         """Set whether the next token that the client presents is kept for later checks."""
@@ -429,7 +441,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             match effect:
                 case Begin():
                     self._context.session_log.begin(self._record)
-                case Reply(frame):
+                case Reply(frame, False):
                     self._send_queue.write(frame)
                 case Close():
                     self._close(effect)
@@ -440,12 +452,33 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
                     check = maybeDeferred(self._context.revalidate, token, self.topic)
                     self._wait_for(check, self._validated)
                 case Join():
-                    self._join()
+                    self._join(effect)
+                case _:
+                    self._perform_with_positions(effect)
         until = self._session.deliver_until
         self._send_queue.deliver_until = until
         if until:  # messages that wait when the session ends are sent until the expiry
             self._send_queue.send_until = until
         self._update_reading()
+
+    def _perform_with_positions(self, effect: Effect) -> None:
+        """Carry out an effect that only sessions with positions have."""
+        match effect:
+            case Resume():
+                if self.positioned is not None:
+                    place = self.positioned.resume()
+                    self._perform(self._session.resumed(self._now(), place))
+            case Reply(frame):
+                self._deliver(frame, 0)
+            case Replay(frames, count):
+                self._deliver(frames, count)
+
+    def _deliver(self, frames: bytes, count: int) -> None:
+        """Send data of this session alone."""
+        self._send_queue.deliver_until = self._session.deliver_until
+        self._send_queue.deliver(frames, count, self._now())
+        if self.positioned is not None:
+            self.positioned.touch()
 
     def _update_reading(self) -> None:
         """Pause reading while a check is in progress and too many bytes wait for its result."""
@@ -482,18 +515,32 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         else:
             self._call(self._validated, grant)
 
-    def _join(self) -> None:
+    def _join(self, effect: Join) -> None:
         hub = self._context.hub
         try:
             self._quota.enter_cell(self.topic.cell)
         except TooManySessions:
             self._failed(Failure())
             return
-        if hub.join_now(self.topic, self._send_queue):
+        if effect.has_positions:
+            self._return_to(effect.since)
+        elif hub.join_now(self.topic, self._send_queue):
             self._call(self._joined, None)
         else:
             joining = maybeDeferred(hub.join, self.topic, self._send_queue)
             self._wait_for(joining, self._joined)
+
+    def _return_to(self, since: str | None) -> None:
+        """Join with positions."""
+        hub = self._context.hub
+        heartbeat = self._context.settings.ping_interval
+        member = hub.positioned(self._send_queue, heartbeat, self._missed)
+        self.positioned = member
+        place = hub.return_to_now(self.topic, member, since)
+        if place is not None:
+            self._call(self._joined, place)
+        else:
+            self._wait_for(maybeDeferred(hub.return_to, self.topic, member, since), self._joined)
 
     def _call(self, on_result: Callable[[Any], None], result: Any) -> None:
         """Continue with a result that is known at once, as `_wait_for` does."""
@@ -518,11 +565,17 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._record.set_subject(grant.subject)
         self._perform(self._session.granted(grant, self._now()))
 
-    def _joined(self, _: None) -> None:
+    def _joined(self, place: Place | None) -> None:
         self._done()
         self.is_member = True
         self._observer.joined(self)
-        self._perform(self._session.joined(self._now()))
+        self._perform(self._session.joined(self._now(), place))
+
+    def _missed(self, place: Place) -> bool:
+        """Messages may be missing: tell the client; return whether it could be told."""
+        effects = self._session.missed(self._now(), place)
+        self._perform(effects)
+        return bool(effects)
 
     def _failed(self, failure: Failure) -> None:
         self._done()
@@ -561,7 +614,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         if self.is_member:
             self.is_member = False
             self._observer.left(self)
-            self._context.hub.leave(self.topic, self._send_queue)
+            self._context.hub.leave(self.topic, self.positioned or self._send_queue)
 
     def _close(self, effect: Close) -> None:
         if effect.drops_data:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from topicsvc.errors import InvalidMessage
-from topicsvc.interfaces import Message
+from topicsvc.interfaces import Message, Place
 from topicsvc.settings import Timestamps
 from topicsvc.strict_json import compact, ignore_number, reject_constant, reject_duplicates
 
@@ -23,11 +23,14 @@ __all__ = [
     "SESSION_EXPIRED",
     "TOKEN_BLANKS",
     "TOKEN_INACTIVE",
+    "TokenRequest",
     "data_frame",
     "ends_with_close",
     "error_reply",
-    "parse_token",
+    "parse_request",
     "pong_frame",
+    "position_frame",
+    "positioned",
     "success_reply",
     "text_frame",
     "token_request",
@@ -55,6 +58,8 @@ MAX_SENDERS = 1024
 """Most cell URLs whose JSON form is cached."""
 
 _TOKEN_KEY = "AccessToken"
+_SINCE_KEY = "Since"
+_SINCE = re.compile(r"[!-~]{1,128}")
 _TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}")
 
 _request_decoder = json.JSONDecoder(
@@ -65,14 +70,29 @@ _request_decoder = json.JSONDecoder(
 )
 
 
-def parse_token(payload: bytes) -> str:
-    """Return the token of a token message, without blanks and line ends around it.
+class TokenRequest(NamedTuple):
+    """A token message.
+
+    Attributes:
+        token: the token, without blanks and line ends around it.
+        has_since: whether the client asks for positions.
+        since: the position behind which it wants to go on; None: it begins now.
+    """
+
+    token: str
+    has_since: bool = False
+    since: str | None = None
+
+
+def parse_request(payload: bytes) -> TokenRequest:
+    """Parse a token message.
 
     Args:
         payload: the payload of a text message.
 
     Raises:
-        InvalidMessage: it is not one JSON object with a well-formed ``AccessToken``.
+        InvalidMessage: it is not one JSON object with a well-formed ``AccessToken``, or its
+            ``Since`` is not well-formed.
     """
     try:
         members = _request_decoder.decode(payload.decode("utf-8"))
@@ -84,7 +104,12 @@ def parse_token(payload: bytes) -> str:
     token = token.strip(TOKEN_BLANKS)
     if not _TOKEN.fullmatch(token):
         raise InvalidMessage("no token in it")
-    return token
+    if _SINCE_KEY not in members:
+        return TokenRequest(token)
+    since = members[_SINCE_KEY]
+    if since is not None and not (isinstance(since, str) and _SINCE.fullmatch(since)):
+        raise InvalidMessage("no position in it")
+    return TokenRequest(token, True, since)
 
 
 def token_request(token: str) -> bytes:
@@ -92,12 +117,32 @@ def token_request(token: str) -> bytes:
     return compact({_TOKEN_KEY: token})
 
 
-def success_reply(expires_in: int, now: float, timestamps: Timestamps) -> bytes:
-    """The frame that reports that a token was granted for `expires_in` more seconds."""
-    return text_frame(
-        b'{"Response":"AccessToken","Result":"Success","ExpiresIn":%d,"Timestamp":%d}'
-        % (expires_in, _timestamp(now, timestamps))
+def success_reply(
+    expires_in: int, now: float, timestamps: Timestamps, place: Place | None = None
+) -> bytes:
+    """The frame that reports that a token was granted for `expires_in` more seconds.
+
+    Args:
+        expires_in: whole seconds.
+        now: the time of day, in seconds since the epoch.
+        timestamps: the unit of ``Timestamp``.
+        place: of a session with positions.
+    """
+    timestamp = _timestamp(now, timestamps)
+    payload = b'{"Response":"AccessToken","Result":"Success","ExpiresIn":%d,"Timestamp":%d}' % (
+        expires_in,
+        timestamp,
     )
+    if place is not None:
+        members = {
+            "Position": place.position,
+            "Missed": place.is_missed,
+            "Heartbeat": int(place.heartbeat)
+            if place.heartbeat == int(place.heartbeat)
+            else place.heartbeat,
+        }
+        payload = payload[:-1] + b"," + compact(members)[1:]
+    return text_frame(payload)
 
 
 def error_reply(reason: str, now: float, timestamps: Timestamps) -> bytes:
@@ -119,6 +164,22 @@ def _timestamp(now: float, timestamps: Timestamps) -> int:
 def data_frame(message: Message) -> bytes:
     """The frame that delivers `message` to a client: ``{"From":...,"Body":...}``."""
     return text_frame(b'{"From":%s,"Body":%s}' % (_sender(message.sender), message.body))
+
+
+def positioned(frame: bytes, position: str) -> bytes:
+    """Add a position to the frame of a message: ``{"From":...,"Body":...,"Position":...}``.
+
+    Args:
+        frame: what `data_frame` has returned.
+        position: visible ASCII that JSON does not escape.
+    """
+    payload = frame[2 if frame[1] < 126 else 4 if frame[1] == 126 else 10 : -1]
+    return text_frame(b'%s,"Position":"%s"}' % (payload, position.encode("ascii")))
+
+
+def position_frame(position: str | None) -> bytes:
+    """The heartbeat of a session with positions: ``{"Position":...}``; None: they are off."""
+    return text_frame(compact({"Position": position}))
 
 
 @lru_cache(MAX_SENDERS)

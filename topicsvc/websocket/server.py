@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from math import inf
 from random import Random
 from typing import Any
 
@@ -21,6 +22,7 @@ from topicsvc.delivery.hub import Hub
 from topicsvc.delivery.slow_consumers import SlowConsumers
 from topicsvc.interfaces import Revocation, TokenValidator
 from topicsvc.scheduling.deadlines import Deadlines
+from topicsvc.scheduling.due_times import DueTimes
 from topicsvc.scheduling.timing_wheel import SLOTS, TimingWheel
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
@@ -111,6 +113,9 @@ class WebSocketServer(Service):
         self._wheel: TimingWheel[TopicConnection] = TimingWheel()
         self._heartbeat = LoopingCall.withCount(self._advance_wheel)
         self._heartbeat.clock = clock
+        self._heartbeats = DueTimes[TopicConnection](
+            clock, _heartbeat_at, lambda connection: connection.position_due()
+        )
         self._is_stopping = False
         self._scheduled_closes: deque[tuple[float, TopicConnection]] = deque()
         self._next_close: IDelayedCall | None = None
@@ -241,9 +246,13 @@ class WebSocketServer(Service):
         """See `topicsvc.websocket.connection.ConnectionObserver`."""
         if self._revalidation is not None:
             self._revalidation.add(connection)
+        if connection.positioned is not None:
+            self._heartbeats.add(connection)
 
     def left(self, connection: TopicConnection) -> None:
         """See `topicsvc.websocket.connection.ConnectionObserver`."""
+        if connection.positioned is not None:
+            self._heartbeats.discard(connection)
         if self._revalidation is not None:
             self._revalidation.discard(connection)
 
@@ -311,6 +320,11 @@ class WebSocketServer(Service):
                     connection.heartbeat(now)
                 except Exception:
                     self._log.failure("the heartbeat of {peer} failed", peer=connection.peer)
+
+
+def _heartbeat_at(connection: TopicConnection) -> float:
+    positioned = connection.positioned
+    return inf if positioned is None else positioned.heartbeat_at
 
 
 def _websocket_factory(settings: SessionSettings) -> WebSocketServerFactory:

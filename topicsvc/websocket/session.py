@@ -22,7 +22,7 @@ from enum import Enum, auto
 from math import floor
 
 from topicsvc.errors import InvalidMessage, Unavailable
-from topicsvc.interfaces import Grant
+from topicsvc.interfaces import Grant, Place
 from topicsvc.refusals import Refusal, RefusalReason
 from topicsvc.settings import Timestamps
 from topicsvc.websocket import messages
@@ -42,7 +42,9 @@ __all__ = [
     "Effect",
     "Join",
     "Recheck",
+    "Replay",
     "Reply",
+    "Resume",
     "Session",
     "State",
     "Validate",
@@ -84,7 +86,20 @@ class Recheck:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Subscribe to the topic; then call ``joined``, ``refused``, ``undecided`` or ``failed``."""
+    """Subscribe to the topic; then call ``joined``, ``refused``, ``undecided`` or ``failed``.
+
+    Attributes:
+        has_positions: whether the client asks for positions; ``joined`` then needs its place.
+        since: the client's position; None: it begins now.
+    """
+
+    has_positions: bool = False
+    since: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Find out what a session with positions has not got; then call ``resumed``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +109,22 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Write `frame`."""
+    """Write `frame`.
+
+    A frame that names a position is `data`: if the messages before it are dropped, it is dropped
+    too.
+    """
 
     frame: bytes
+    is_data: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Deliver `count` messages that the client has missed."""
+
+    frames: bytes
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +141,10 @@ class Close:
     drops_data: bool = False
 
 
-Effect = Validate | Recheck | Join | Begin | Reply | Close
+Effect = Validate | Recheck | Join | Resume | Begin | Reply | Replay | Close
+
+
+_PLAIN_JOIN = Join()
 
 
 class _Check(Enum):
@@ -152,6 +183,7 @@ class Session:
         "_check",
         "_expires_at",
         "_is_recheck_due",
+        "_join",
         "_presented_token",
         "_state",
         "_timestamps",
@@ -169,6 +201,7 @@ class Session:
         self.deliver_until = 0.0
         self._check = _Check.NONE
         self._is_recheck_due = False
+        self._join = _PLAIN_JOIN
         self._presented_token: str | None = None
         self._token: str | None = None
         self._waiting: deque[tuple[bytes, bool, float]] | None = None
@@ -216,11 +249,11 @@ class Session:
         self._is_recheck_due = False
         if self._state is State.CHECKING:
             self._state = State.JOINING
-            return [Join()]
-        return self._success(now)
+            return [self._join]
+        return [Resume()] if self._join.has_positions else self._success(now)
 
-    def joined(self, now: float) -> list[Effect]:
-        """The broker has confirmed the subscription."""
+    def joined(self, now: float, place: Place | None = None) -> list[Effect]:
+        """The broker has confirmed the subscription; `place` is that of a client with positions."""
         if self._state is not State.JOINING:
             return []
         if self._expires_at <= now:
@@ -228,7 +261,24 @@ class Session:
             return self.refused(now, while_joining)
         self._state = State.ACTIVE
         self.deliver_until = self._expires_at
-        return [Begin(), *self._success(now)]
+        return [Begin(), *self._success(now, place)]
+
+    def resumed(self, now: float, place: Place) -> list[Effect]:
+        """The place from which a session with positions goes on under its new grant."""
+        return self._success(now, place) if self._state is State.ACTIVE else []
+
+    def missed(self, now: float, place: Place) -> list[Effect]:
+        """Messages may be missing, and a session with positions goes on from `place`.
+
+        Returns:
+            No effects: the client cannot be told now, because its grant has expired.
+        """
+        return [self._success_reply(now, place)] if self._may_deliver(now) else []
+
+    def position_due(self, now: float, position: str | None) -> list[Effect]:
+        """The client has got nothing for the time of a heartbeat: tell it its position."""
+        frame = messages.position_frame(position)
+        return [Reply(frame, is_data=True)] if self._may_deliver(now) else []
 
     def refused(self, now: float, refusal: Refusal) -> list[Effect]:
         """The token is refused, or the topic cannot exist. `refusal` is for the log."""
@@ -307,7 +357,7 @@ class Session:
         if is_binary:
             return self._refuse(messages.INVALID_MESSAGE, now, UNSUPPORTED_DATA)
         try:
-            token = messages.parse_token(payload)
+            token, has_since, since = messages.parse_request(payload)
         except InvalidMessage:
             return self._refuse(messages.INVALID_MESSAGE, now)
         if self.keeps_token:
@@ -316,12 +366,23 @@ class Session:
             self._check = _Check.REQUESTED
         else:
             self._state = State.CHECKING
+            if has_since:
+                self._join = Join(True, since)
         return [Validate(token)]
 
-    def _success(self, now: float) -> list[Effect]:
+    def _may_deliver(self, now: float) -> bool:
+        return self._state is State.ACTIVE and now < self._expires_at
+
+    def _success(self, now: float, place: Place | None = None) -> list[Effect]:
+        effects: list[Effect] = [self._success_reply(now, place)]
+        if place is not None and place.count:
+            effects.append(Replay(place.frames, place.count))
+        return [*effects, *self._next(now)]
+
+    def _success_reply(self, now: float, place: Place | None) -> Reply:
         expires_in = max(1, floor(self._expires_at - now))
-        reply = Reply(messages.success_reply(expires_in, now, self._timestamps))
-        return [reply, *self._next(now)]
+        frame = messages.success_reply(expires_in, now, self._timestamps, place)
+        return Reply(frame, is_data=place is not None)
 
     def _unavailable(self, code: int, reason: str, now: float, cause: Cause) -> list[Effect]:
         if self._state is State.CLOSED:

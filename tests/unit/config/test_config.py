@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc import config
 from topicsvc.errors import ConfigError
-from topicsvc.settings import Config
+from topicsvc.settings import Config, HistorySettings
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import make_key, write_key
 
@@ -85,6 +85,11 @@ class ValidConfigTests(ConfigTestCase):
             trust_via = true
             [broker]
             kind = "memory"
+            [history]
+            seconds = 60
+            messages = 500
+            bytes = 50000
+            total = 1000000
             [limits]
             connections = 20000
             per_address = 50
@@ -113,6 +118,7 @@ class ValidConfigTests(ConfigTestCase):
         self.assertEqual(settings.session.timestamps, "milliseconds")
         self.assertEqual((settings.send.enabled, settings.send.trust_via), (False, True))
         self.assertEqual(settings.stop.drain, 0)
+        self.assertEqual(settings.history, HistorySettings(60, 500, 50000, 1000000))
         self.assertFalse(settings.log.subjects)
         limits = settings.limits
         self.assertEqual((limits.connections, limits.per_address), (20000, 50))
@@ -124,6 +130,13 @@ class ValidConfigTests(ConfigTestCase):
         self.assertEqual([str(each) for each in limits.trusted_proxies], proxies)
         self.assertEqual(limits.allowed_origins, {"https://app.example", "null"})
         self.assertTrue(settings.topics[1].matches(TopicAddress("cell2", "b", ("c",), "t")))
+
+    def test_what_is_kept_of_a_topic_fits_twice_into_a_send_queue(self) -> None:
+        short = self.load("[session]\nsend_queue = 100000")
+        self.assertEqual(short.history.bytes, 50000)
+        self.assertEqual(self.load("[history]\nbytes = 524288").history.bytes, 524288)
+        off = self.load("[history]\nseconds = 0\nbytes = 1048576")
+        self.assertEqual(off.history.bytes, 1048576)
 
     def test_options_override_the_file(self) -> None:
         settings = config.load(self.text(), ["tcp:1", "tcp:2"], "tcp:3")
@@ -215,6 +228,11 @@ class InvalidConfigTests(ConfigTestCase):
                 '"null"',
             ),
             ("[sesion]\nping_interval = 1", "sesion: there is no such", "session"),
+            (
+                "[session]\nsend_queue = 1000000\n[history]\nbytes = 500001",
+                "history.bytes: 500001 is more than half of session.send_queue, 1000000",
+                "at most 500000",
+            ),
         ):
             with self.subTest(changes=changes):
                 self.assert_problems(self.text(changes), beginning)

@@ -10,12 +10,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.strategies import json_values
 from topicsvc.errors import InvalidMessage
-from topicsvc.interfaces import Message
+from topicsvc.interfaces import Message, Place
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket import messages
 
 NOW = 1518612600.987
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")
+SENDER = "https://cell1.unit1.example/"
 
 
 def payload_of(frame: bytes) -> bytes:
@@ -38,6 +39,36 @@ class FrameTests(SynchronousTestCase):
             b'{"Response":"AccessToken","Result":"Success","ExpiresIn":3599,'
             b'"Timestamp":1518612600}',
         )
+
+    def test_success_of_a_session_with_positions(self) -> None:
+        for place, golden in (
+            (
+                Place("m4x7.1041", False, 60),
+                b'"Position":"m4x7.1041","Missed":false,"Heartbeat":60',
+            ),
+            (Place("m4x7.9", True, 60.0), b'"Position":"m4x7.9","Missed":true,"Heartbeat":60'),
+            (Place(None, True, 20.5), b'"Position":null,"Missed":true,"Heartbeat":20.5'),
+        ):
+            with self.subTest(place=place):
+                self.assertEqual(
+                    payload_of(messages.success_reply(3599, NOW, "seconds", place)),
+                    b'{"Response":"AccessToken","Result":"Success","ExpiresIn":3599,'
+                    b'"Timestamp":1518612600,%s}' % golden,
+                )
+
+    def test_the_heartbeat_of_a_session_with_positions(self) -> None:
+        self.assertEqual(payload_of(messages.position_frame("m4x7.2")), b'{"Position":"m4x7.2"}')
+        self.assertEqual(payload_of(messages.position_frame(None)), b'{"Position":null}')
+
+    def test_a_position_is_added_behind_the_body_of_a_message_of_any_length(self) -> None:
+        for length in (0, 60, 80, 90, 100, 125, 126, 65400, 65480, 65500, 65536, 70000):
+            with self.subTest(length=length):
+                message = Message(TOPIC, SENDER, b'"%s"' % (b"x" * length))
+                plain = payload_of(messages.data_frame(message))
+                positioned = payload_of(
+                    messages.positioned(messages.data_frame(message), "m4x7.1042")
+                )
+                self.assertEqual(positioned, plain[:-1] + b',"Position":"m4x7.1042"}')
 
     def test_errors(self) -> None:
         for reason, response in (
@@ -101,7 +132,20 @@ class TokenMessageTests(SynchronousTestCase):
             (b'{"n":%s,"AccessToken":"x"}' % (b"9" * 5000), "x"),
         ):
             with self.subTest(payload=payload[:60]):
-                self.assertEqual(messages.parse_token(payload), token)
+                self.assertEqual(messages.parse_request(payload), (token, False, None))
+
+    def test_the_position_in_a_token_message(self) -> None:
+        for more, expected in (
+            (b"", (False, None)),
+            (b',"Since":null', (True, None)),
+            (b',"Since":"m4x7.1041"', (True, "m4x7.1041")),
+            (b',"Since":"%s"' % (b"!" * 128), (True, "!" * 128)),
+            (b',"Since":"\\u007e"', (True, "~")),
+            (b',"since":1', (False, None)),
+        ):
+            with self.subTest(more=more):
+                request = messages.parse_request(b'{"AccessToken":"x"%s}' % more)
+                self.assertEqual(request[1:], expected)
 
     def test_invalid_messages(self) -> None:
         for payload in (
@@ -140,14 +184,24 @@ class TokenMessageTests(SynchronousTestCase):
             b"\xff",
             b"[" * 60000,
             b'{"a":' * 10000,
+            b'{"AccessToken":"x","Since":""}',
+            b'{"AccessToken":"x","Since":0}',
+            b'{"AccessToken":"x","Since":false}',
+            b'{"AccessToken":"x","Since":["a.1"]}',
+            b'{"AccessToken":"x","Since":{}}',
+            b'{"AccessToken":"x","Since":"a b"}',
+            b'{"AccessToken":"x","Since":"a\\n"}',
+            b'{"AccessToken":"x","Since":"\\u00e9"}',
+            b'{"AccessToken":"x","Since":"%s"}' % (b"a" * 129),
+            b'{"AccessToken":"x","Since":"a.1","Since":null}',
         ):
             with self.subTest(payload=payload[:60]), self.assertRaises(InvalidMessage):
-                messages.parse_token(payload)
+                messages.parse_request(payload)
 
     @given(st.text() | json_values.map(json.dumps))
     def test_any_text_is_a_token_message_or_invalid(self, text: str) -> None:
         try:
-            token = messages.parse_token(text.encode("utf-8", "surrogatepass"))
+            token = messages.parse_request(text.encode("utf-8", "surrogatepass")).token
         except InvalidMessage:
             return
         self.assertRegex(token, r"\A[!-~]+\Z")

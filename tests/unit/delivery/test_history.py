@@ -1,0 +1,141 @@
+"""`History`: the limits of all kept messages."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from topicsvc.delivery.history import MAX_REPLAYS, SWEEP_INTERVAL, History
+from topicsvc.delivery.ring import Ring
+from topicsvc.interfaces import TopicLog
+from topicsvc.settings import HistorySettings
+
+
+class HistoryTests(SynchronousTestCase):
+    settings = HistorySettings(seconds=100, messages=10, bytes=1000, total=20000)
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.history = History(self.settings, self.clock)
+
+    def ring(self) -> Ring:
+        return self.history.new_ring(None)
+
+    def keep(self, ring: Ring, *frames: bytes) -> None:
+        for frame in frames:
+            mark, _ = ring.advance(None)
+            self.history.keep(ring, frame, mark)
+
+    def test_two_topics_of_one_process_have_different_epochs(self) -> None:
+        first, second = self.ring(), self.ring()
+        self.assertIsNone(self.history.replay(second, first.position))
+        other_process = History(self.settings, self.clock).new_ring(None)
+        self.assertIsNone(self.history.replay(other_process, first.position))
+
+    def test_the_limits_of_a_topic(self) -> None:
+        ring = self.ring()
+        self.keep(ring, *[b"x"] * 12)
+        self.assertEqual((len(ring), self.history.messages), (10, 10))
+        self.keep(ring, b"y" * 995)
+        self.assertEqual((len(ring), ring.size), (6, 1000))
+        self.keep(ring, b"z" * 1001)  # it is too long to be kept at all
+        self.assertEqual((len(ring), self.history.memory, len(self.history)), (0, 0, 0))
+        self.assertEqual(self.history.replay(ring, ring.position), (b"", 0))
+
+    def test_over_the_total_the_least_recently_used_topic_goes_whole(self) -> None:
+        rings = [self.ring() for _ in range(4)]
+        for ring in rings:
+            self.keep(ring, *[b"x"] * 10)
+        self.assertEqual(self.history.evicted, 0)
+        starts = [ring.position for ring in rings]
+        self.history.replay(rings[0], starts[0])  # used
+        self.keep(self.ring(), b"x")
+        self.assertEqual([len(ring) for ring in rings], [10, 0, 10, 10])
+        self.assertEqual(self.history.evicted, 1)
+        self.assertLessEqual(self.history.memory, self.settings.total)
+        # Its newest position stays provable.
+        self.assertEqual(self.history.replay(rings[1], starts[1]), (b"", 0))
+
+    def test_the_search_for_old_messages_does_not_count_as_use(self) -> None:
+        first, second = self.ring(), self.ring()
+        self.keep(first, b"x")
+        self.keep(second, b"x")
+        self.clock.advance(SWEEP_INTERVAL)
+        for _ in range(40):
+            self.keep(self.ring(), *[b"x"] * 2)
+            if not len(first):
+                break
+        self.assertEqual((len(first), len(second)), (0, 1))
+
+    def test_messages_that_are_too_old_leave_without_being_asked_for(self) -> None:
+        rings = [self.ring() for _ in range(3)]
+        for ring in rings:
+            self.keep(ring, b"x")
+            self.clock.advance(1)
+        self.clock.advance(96)
+        self.assertEqual(self.history.messages, 3)
+        for _ in range(4):
+            self.clock.advance(1)
+        self.assertEqual((self.history.messages, self.history.memory), (0, 0))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_message_of_the_broker_s_log_has_its_age(self) -> None:
+        ring = self.history.new_ring(TopicLog("k", ("a",)))
+        mark, _ = ring.advance(None)
+        self.history.keep(ring, b"x", mark, age=99.5)
+        self.assertEqual(self.history.replay(ring, "k.a"), (b"x", 1))
+        self.clock.pump([0.5])
+        self.assertIsNone(self.history.replay(ring, "k.a"))
+
+    def test_few_replays_are_kept(self) -> None:
+        ring = self.ring()
+        positions = [ring.position]
+        for _ in range(MAX_REPLAYS + 2):
+            self.keep(ring, b"x")
+            positions.append(ring.position)
+        for position in positions:
+            self.history.replay(ring, position)
+        self.assertEqual(len(self.history._replays), MAX_REPLAYS)
+        self.clock.advance(SWEEP_INTERVAL)
+        self.assertEqual(len(self.history._replays), 0)
+
+    def test_a_replay_is_made_again_when_the_kept_messages_have_changed(self) -> None:
+        ring = self.ring()
+        start = ring.position
+        self.keep(ring, b"x")
+        self.assertEqual(self.history.replay(ring, start), (b"x", 1))
+        self.keep(ring, b"y")
+        self.assertEqual(self.history.replay(ring, start), (b"xy", 2))
+        self.history.clear(ring)
+        self.assertIsNone(self.history.replay(ring, start))
+
+    def test_no_timer_runs_after_stop(self) -> None:
+        self.keep(self.ring(), b"x")
+        self.history.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class MemoryTests(SynchronousTestCase):
+    def test_the_memory_of_10_000_topics_is_not_underestimated(self) -> None:
+        for size in (50, 1000):
+            with self.subTest(size=size):
+                total = 8 * 1048576
+                history = History(HistorySettings(total=total), Clock())
+                gc.collect()
+                tracemalloc.start()
+                self.addCleanup(tracemalloc.stop)
+                rings = [history.new_ring(None) for _ in range(10000)]
+                bare, _ = tracemalloc.get_traced_memory()
+                number = 0
+                while not history.evicted:
+                    for ring in rings[number % 7 :: 7]:
+                        number += 1
+                        mark, _ = ring.advance(None)
+                        history.keep(ring, b"%08d" % number * (size // 8), mark)
+                used, _ = tracemalloc.get_traced_memory()
+                tracemalloc.stop()
+                self.assertGreater(history.memory, 0.9 * total)
+                self.assertLess(used, 1.1 * total + bare)

@@ -19,6 +19,7 @@ from topicsvc.config.toml_table import Table
 from topicsvc.delivery import hub
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
 from topicsvc.errors import ConfigError
+from topicsvc.interfaces import Place
 from topicsvc.listening.listener import MAX_ACCEPTS
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.process import memory
@@ -29,6 +30,7 @@ from topicsvc.validators.local import make_key, write_key
 from topicsvc.validators.wrappers import concurrency
 from topicsvc.web import http_connection, http_parser, responses, send, site
 from topicsvc.websocket import messages, server
+from topicsvc.websocket.close_reasons import CLOSE_REASONS
 from topicsvc.websocket.session import (
     GOING_AWAY,
     INTERNAL_ERROR,
@@ -173,7 +175,7 @@ class OperationTests(SynchronousTestCase):
 
     def test_the_page_lists_the_settings_that_need_a_restart(self) -> None:
         [row] = re.findall(
-            r"^\| (`listen`.*?) \| nothing \(below\)", page("docs/configuration.md"), re.MULTILINE
+            r"^\| (`listen`.*?) \| nothing \|", page("docs/configuration.md"), re.MULTILINE
         )
         documented = set(re.findall(r"`\[?([\w.]+)\]?`", row))
         known = " ".join(changes._NEEDS_RESTART.values()).replace(" or ", " ")
@@ -247,6 +249,23 @@ class ProtocolTests(SynchronousTestCase):
             messages.error_reply("Invalid message", 1518612600, "seconds"),
         ):
             self.assertIn("    " + reply[2:].decode() + "\n", text)
+        place = Place("m4x7.1041", False, 60)
+        reply = messages.success_reply(3599, 1518612600, "seconds", place)[4:].decode()
+        self.assertIn(reply, text.replace(",\n     ", ","))
+        self.assertIn("    " + messages.position_frame("m4x7.1042")[2:].decode() + "\n", text)
+
+    def test_the_page_says_what_to_do_after_each_close(self) -> None:
+        text = page("docs/protocol.md")
+        _, _, rest = text.partition("### What to do after a close")
+        table = rest.partition("\n\n* ")[0]
+        _, _, codes = text.partition("## Close codes")
+        for reason in CLOSE_REASONS:
+            if f"| {reason} |" in codes or f", {reason}" in codes:
+                known = reason in ("Internal error", "Service unavailable")  # 1011 and 1013
+                self.assertTrue(known or f"`{reason}`" in table, reason)
+        documented = set(re.findall(r"^\| (1\d{3}(?:, 1\d{3})*) \|", codes, re.MULTILINE))
+        for code in ", ".join(documented).split(", "):
+            self.assertIn(code, table)
 
 
 class SecurityTests(SynchronousTestCase):

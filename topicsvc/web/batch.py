@@ -17,7 +17,7 @@ from topicsvc.interfaces import Broker, Message
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.strict_json import json_text
 
-__all__ = ["MEDIA_TYPE", "Batch", "InvalidLine", "TooManyLines", "count_lines"]
+__all__ = ["MEDIA_TYPE", "Batch", "InvalidLine", "count_lines"]
 
 MEDIA_TYPE: Final = b"application/x-ndjson"
 
@@ -40,18 +40,6 @@ class InvalidLine(InvalidBody):
         self.number = number
 
 
-class TooManyLines(InvalidBody):
-    """The batch has too many lines.
-
-    Attributes:
-        allowed: the most lines.
-    """
-
-    def __init__(self, allowed: int) -> None:
-        super().__init__(f"more than {allowed} lines")
-        self.allowed = allowed
-
-
 def count_lines(body: bytes) -> int:
     """The number of lines of a body; the last one may end with a newline."""
     return body.count(b"\n") + (not body.endswith(b"\n"))
@@ -62,21 +50,18 @@ class Batch:
 
     Args:
         body: the lines; the last one may end with a newline.
-        max_lines: most lines.
         make: makes the message of a line.
         broker: accepts the messages.
         budget: the time for work on requests in one reactor iteration.
     """
 
     __slots__ = (
-        "_body",
         "_broker",
         "_budget",
         "_done",
         "_is_waiting",
         "_lines",
         "_make",
-        "_max_lines",
         "_next",
         "_unconfirmed",
     )  # fmt: skip
@@ -84,14 +69,11 @@ class Batch:
     def __init__(
         self,
         body: bytes,
-        max_lines: int,
         make: Callable[[bytes], Message],
         broker: Broker,
         budget: WorkBudget,
     ) -> None:
-        self._body = body.removesuffix(b"\n")
-        self._lines: list[bytes] = []
-        self._max_lines = max_lines
+        self._lines = body.removesuffix(b"\n").split(b"\n")
         self._make = make
         self._broker = broker
         self._budget = budget
@@ -106,18 +88,12 @@ class Batch:
         Cancelling stops it.
 
         Fails with:
-            InvalidLine, TooManyLines: nothing was sent.
+            InvalidLine: nothing was sent.
             BrokerUnavailable, TopicNotFound: the broker refused a message. The earlier messages
                 were sent. Of the later ones, only those were sent that waited for their
                 confirmation at the same time.
         """
-        # Counted before they are split: a list of empty lines takes 40 times their bytes.
-        if self._body.count(b"\n") >= self._max_lines:
-            self._done.errback(TooManyLines(self._max_lines))
-        else:
-            self._lines = self._body.split(b"\n")
-            self._body = b""
-            self._check()
+        self._check()
         return self._done
 
     def _check(self) -> None:

@@ -10,6 +10,7 @@ from tests.support.harness import HOST, MAX_BATCH, SEND_PATH, Client, ServiceTes
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Grant, Message
 from topicsvc.web import batch
+from topicsvc.web.senders import Senders
 
 NDJSON = {"Authorization": "Bearer t", "Content-Type": "application/x-ndjson"}
 
@@ -69,6 +70,17 @@ class BatchTests(ServiceTestCase):
         self.broker.published.clear()
         text = f"The body has more than {MAX_BATCH} lines."
         self.assert_error(b"1\n" * (MAX_BATCH + 1), 413, "PR413-SV-0002", text)
+
+    def test_the_lines_of_a_batch_are_counted_once_and_those_of_a_message_never(self) -> None:
+        counted: list[bytes] = []
+        count_lines = batch.count_lines
+        self.patch(batch, "count_lines", lambda body: counted.append(body) or count_lines(body))
+        resource = self.site.resource._send
+        resource.senders = Senders(self.clock)
+        self.send(b"1\n2\n")
+        self.send(b"3", {"Authorization": "Bearer t"})
+        self.assertEqual((counted, self.bodies), ([b"1\n2\n"], [b"1", b"2", b"3"]))
+        self.assertEqual([each.messages for each in resource.senders.top(9)], [3])
 
     def test_a_long_batch_is_spread_over_reactor_iterations(self) -> None:
         self.site.resource._send.max_batch = 10_000

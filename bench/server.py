@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -31,17 +32,42 @@ def topic(number: int) -> TopicAddress:
     return TopicAddress("cell1", "box1", ("col",), f"t{number}")
 
 
+class Iterations:
+    """Measures the processor time of each reactor iteration, in seconds."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self._last = time.thread_time()
+        self._timeout = reactor.timeout
+        # The main loop calls it once in each iteration.
+        reactor.timeout = self._measure
+
+    def take(self) -> list[float]:
+        """Return the times since the last call."""
+        times, self._times = self._times, []
+        return times
+
+    def _measure(self) -> float | None:
+        now = time.thread_time()
+        self._times.append(now - self._last)
+        self._last = now
+        return self._timeout()
+
+
 class Control(LineOnlyReceiver):
     """The control port: one command on each line.
 
     ``burst N`` publishes one message to each of the first N topics, without HTTP, to measure
     the fan-out alone. ``memory`` returns the resident memory in bytes. ``lag`` returns the
     longest delay of a timer since the last ``lag``, in microseconds; the first one starts it.
+    ``iterations`` returns the processor time of each reactor iteration since the last
+    ``iterations``, in microseconds; the first one starts it.
     """
 
     delimiter = b"\n"
     max_lag = 0.0
     is_measuring = False
+    iterations: Iterations | None = None
 
     def lineReceived(self, line: bytes) -> None:
         if line == b"memory":
@@ -55,6 +81,11 @@ class Control(LineOnlyReceiver):
             if not self.is_measuring:
                 self.is_measuring = True
                 self.measure(reactor.seconds())
+            return
+        if line == b"iterations":
+            if self.iterations is None:
+                self.iterations = Iterations()
+            self.sendLine(b" ".join(b"%d" % (1e6 * each) for each in self.iterations.take()))
             return
         for number in range(int(line.split()[1])):
             self.factory.broker.publish(Message(topic(number), SENDER, body()))

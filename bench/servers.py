@@ -113,6 +113,11 @@ class Topicsvc:
         self._control.sendall(b"lag\n")
         return int(self._control.makefile("rb").readline()) / 1e6
 
+    def iterations(self) -> list[float]:
+        """Return the processor time of each reactor iteration since the last call, in seconds."""
+        self._control.sendall(b"iterations\n")
+        return [int(word) / 1e6 for word in self._control.makefile("rb").readline().split()]
+
     def _request(self, topic: int, body: int) -> bytes:
         head = (
             f"POST {TOPIC % topic} HTTP/1.1\r\nHost: {HOST}\r\n"

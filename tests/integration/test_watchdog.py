@@ -1,26 +1,24 @@
-"""Floods of requests from 100 connections: systemd's watchdog is fed throughout each of them.
+"""Floods of requests from 1 and 100 connections: systemd's watchdog is fed throughout each.
 
 The watchdog of this test has 2 s, where examples/systemd/topicsvc.service has 30 s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.certificates import Authority
+from tests.support.http_floods import HttpFlood, attack, http_floods
 from tests.support.processes import TwistdProcess
 from tests.support.raw_client import TEXT, RawClient, frame
 from topicsvc.topics import TopicAddress
@@ -35,44 +33,9 @@ SECONDS = 2.5
 WATCHDOG = 2.0
 """Seconds without a message after which systemd would kill the service."""
 
-PIECE = 65536
 PING = 9
 PONG = 10
-HOST_LINE = f"Host: {HOST}\r\n".encode()
 UNIT = Path(__file__).parent.parent.parent / "examples/systemd/topicsvc.service"
-
-
-@dataclass
-class Flood:
-    """What each connection sends: `first` once, then `unit` again and again.
-
-    Attributes:
-        tls: whether each `unit` is a TLS record of its own.
-        reads: whether the responses are read.
-    """
-
-    name: str
-    unit: bytes
-    first: bytes = b""
-    tls: bool = False
-    reads: bool = True
-
-
-def floods(token: str) -> list[Flood]:
-    send = f"POST {TOPIC.send_path} HTTP/1.1\r\nAuthorization: Bearer {token}\r\n".encode()
-    send += HOST_LINE
-    get = b"GET / HTTP/1.1\r\n" + HOST_LINE
-    return [
-        Flood("pipelined GETs", get + b"\r\n"),
-        Flood("HEADs", b"HEAD /x?access_token=a HTTP/1.1\r\n" + HOST_LINE + b"\r\n"),
-        Flood("headers", get + b"X: 1\r\n" * 95 + b"\r\n"),
-        Flood("chunks", b"1\r\nx\r\n", send + b"Transfer-Encoding: chunked\r\n\r\n"),
-        Flood("empty lines", b"\r\n"),
-        Flood("one-byte TLS records", b"x", send + b"Content-Length: 1000000\r\n\r\n", tls=True),
-        Flood("unwanted bodies", b"x" * 1000,
-              b"POST /nowhere HTTP/1.1\r\n" + HOST_LINE + b"Content-Length: 1000000\r\n\r\n"),
-        Flood("unread responses", b"GET /nowhere HTTP/1.1\r\n" + HOST_LINE + b"\r\n", reads=False),
-    ]  # fmt: skip
 
 
 class WatchdogTests(SynchronousTestCase):
@@ -118,7 +81,13 @@ class WatchdogTests(SynchronousTestCase):
         self.addCleanup(self.service.stop)
         self.plain_port, self.tls_port = self.service.ports
 
-    def test_the_watchdog_is_fed_throughout_each_flood(self) -> None:
+    def test_the_watchdog_is_fed_throughout_each_flood_from_1_connection(self) -> None:
+        self.check_floods(1)
+
+    def test_the_watchdog_is_fed_throughout_each_flood_from_100_connections(self) -> None:
+        self.check_floods(CONNECTIONS)
+
+    def check_floods(self, connections: int) -> None:
         [seconds] = re.findall(r"^WatchdogSec=(\d+)$", UNIT.read_text(), re.MULTILINE)
         self.assertGreater(float(seconds), WATCHDOG, "the example is less strict than this test")
         subscriber = RawClient(self.plain_port)
@@ -126,18 +95,24 @@ class WatchdogTests(SynchronousTestCase):
         self.assertEqual(subscriber.upgrade(TOPIC.websocket_path, HOST), 101)
         subscriber.write(frame(TEXT, b'{"AccessToken":"%s"}' % self.token.encode()))
         self.assertIn(b"Success", (subscriber.read_frame() or (0, b""))[1])
-        for flood in floods(self.token):
-            gap, trips = self.measure(flood, subscriber)
+        for flood in http_floods(HOST, TOPIC.send_path, self.token):
+            gap, trips = self.measure(flood, connections, subscriber)
             with self.subTest(flood=flood.name):
                 self.assertLess(gap, WATCHDOG, "systemd would kill the service")
                 self.assertGreater(len(trips), 3)
                 self.assertLess(max(trips), WATCHDOG)
         self.assertNotIn("Traceback", self.service.text)
 
-    def measure(self, flood: Flood, subscriber: RawClient) -> tuple[float, list[float]]:
+    def measure(
+        self, flood: HttpFlood, connections: int, subscriber: RawClient
+    ) -> tuple[float, list[float]]:
         """Return the longest time between two feeds, and the round trips of pings, in seconds."""
         end = time.monotonic() + SECONDS
-        attacker = threading.Thread(target=self.attack, args=(flood, end))
+        port, context = (self.tls_port, self.context) if flood.tls else (self.plain_port, None)
+        attacker = threading.Thread(
+            target=attack,
+            args=(flood, lambda: RawClient(port, context, HOST).socket, connections, end),
+        )
         feeds = [time.monotonic()]
         watcher = threading.Thread(target=lambda: feeds.extend(self.feeds(end)))
         attacker.start()
@@ -160,34 +135,3 @@ class WatchdogTests(SynchronousTestCase):
             is_ready = select.select([self.systemd], [], [], left)[0]
             if is_ready and b"WATCHDOG=1" in self.systemd.recv(1000):
                 yield time.monotonic()
-
-    def attack(self, flood: Flood, end: float) -> None:
-        """Keep `CONNECTIONS` connections that send as much as they can, until `end`."""
-        data = flood.unit if flood.tls else flood.unit * (PIECE // len(flood.unit))
-        clients: dict[socket.socket, bytes] = {}
-        while time.monotonic() < end:
-            while len(clients) < CONNECTIONS and time.monotonic() < end:
-                port = self.tls_port if flood.tls else self.plain_port
-                with contextlib.suppress(OSError):
-                    client = RawClient(port, self.context if flood.tls else None, HOST).socket
-                    client.setblocking(False)
-                    clients[client] = flood.first
-            for client, first in list(clients.items()):
-                try:
-                    if first:
-                        clients[client] = first[client.send(first) :]
-                    else:
-                        for _ in range(200 if flood.tls else 1):
-                            client.send(data)
-                    if flood.reads and not client.recv(PIECE):
-                        raise ConnectionError
-                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    if flood.reads:
-                        with contextlib.suppress(OSError):
-                            client.recv(PIECE)
-                except OSError:
-                    client.close()
-                    del clients[client]
-            time.sleep(0.001)
-        for client in clients:
-            client.close()

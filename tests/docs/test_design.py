@@ -18,7 +18,7 @@ from tests.docs.test_docs import page
 from tests.docs.test_layers import LAYERS, ROOT, modules
 from topicsvc import service
 from topicsvc.admission import limits, token_attempts
-from topicsvc.delivery import hub
+from topicsvc.delivery import channel, hub
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
 from topicsvc.scheduling import timing_wheel
 from topicsvc.settings import SessionSettings
@@ -71,7 +71,7 @@ class FigureTests(SynchronousTestCase):
             f"{hub.MAX_DELIVERIES_PER_ITERATION} deliveries or {1e3 * hub.MAX_DELIVERY_TIME:g} ms",
             f"high-water mark, {hub.HIGH_WATER >> 20} MiB",
             f"low-water mark, {hub.LOW_WATER >> 20} MiB",
-            f"at most {hub.MAX_JOINED >> 10} KiB",
+            f"at most {channel.MAX_JOINED >> 10} KiB",
             f"topics take turns of {hub.TOPIC_QUANTUM} deliveries",
             f"informs at most {hub.NOTIFY_PER_ITERATION} members",
             f"a timing wheel with {timing_wheel.SLOTS} slots",

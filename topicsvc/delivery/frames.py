@@ -24,7 +24,7 @@ def frame_end(frames: bytes, position: int) -> int:
 
 
 # The same bytes go to all members of a topic, one after another. They are at most
-# `topicsvc.delivery.hub.MAX_JOINED`, because a longer message is not joined with others.
+# `topicsvc.delivery.channel.MAX_JOINED`, because a longer message is not joined with others.
 @lru_cache(maxsize=1)
 def _ends(frames: bytes) -> tuple[int, ...]:
     ends = []

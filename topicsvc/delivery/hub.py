@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from topicsvc.delivery.channel import Batch, Channel, Step, next_batch
 from topicsvc.delivery.history import History
 from topicsvc.delivery.positions import (
     EncodePosition,
@@ -33,7 +34,7 @@ from topicsvc.histogram import Histogram
 from topicsvc.interfaces import Broker, Member, Message, Place, Receiver, Subscription, TopicLog
 from topicsvc.scheduling.call_queue import CallQueue
 from topicsvc.scheduling.deadlines import Deadlines
-from topicsvc.scheduling.minute_counts import TICK, MinuteCounts
+from topicsvc.scheduling.minute_counts import TICK
 from topicsvc.topics import TopicAddress
 
 __all__ = ["HIGH_WATER", "LOW_WATER", "MAX_DELIVERIES_PER_ITERATION", "Hub", "TopicActivity"]
@@ -47,20 +48,8 @@ MAX_DELIVERY_TIME = 0.01
 TOPIC_QUANTUM = 100
 """The most deliveries for one topic before those for the next one."""
 
-CLOCK_CHECK_EVERY = 16
-"""The most deliveries between two readings of the clock: a fraction of a millisecond."""
-
-CLOCK_CHECK_BYTES = 65536
-"""The most bytes between two readings of the clock, unless one delivery has more."""
-
 NOTIFY_PER_ITERATION = 100
 """The most members notified about a subscription in one iteration: each may start a session."""
-
-MAX_JOINED = 262144
-"""The most bytes of messages that are joined in one batch; a longer message is a batch itself.
-
-So a client that keeps up never gets more in one iteration than it can read before the next.
-"""
 
 HIGH_WATER = 67108864
 """The high-water mark: with more bytes of frames in all queues, the hub pauses the broker.
@@ -154,13 +143,13 @@ class Hub:
         self.is_full = False
         self._arrived_at = 0.0  # when the first message of this iteration arrived
         self.fan_out = Histogram(FAN_OUT_BOUNDS)
-        self._channels: dict[TopicAddress, _Channel] = {}
-        self._ready: deque[_Channel] = deque()
+        self._channels: dict[TopicAddress, Channel] = {}
+        self._ready: deque[Channel] = deque()
         self._next_delivery: IDelayedCall | None = None
         self._iteration_ends = 0.0
         self._tick = 0  # for `MinuteCounts`
         self._notifications = CallQueue(clock, NOTIFY_PER_ITERATION)
-        self._unused = Deadlines[_Channel](
+        self._unused = Deadlines[Channel](
             clock, history.seconds if history is not None else 0, self._drop_positions
         )
 
@@ -198,7 +187,7 @@ class Hub:
         members = () if channel is None else channel.all_members()
         return tuple(each.queue if isinstance(each, PositionedMember) else each for each in members)
 
-    def _activity(self, channel: _Channel) -> TopicActivity:
+    def _activity(self, channel: Channel) -> TopicActivity:
         messages, size = channel.last_minute(self._clock.seconds())
         return TopicActivity(channel.topic, channel.sessions, messages, size, channel.queued)
 
@@ -218,7 +207,7 @@ class Hub:
             return fail(BrokerUnavailable("the broker cannot confirm now"))
         is_new = channel is None
         if channel is None:
-            channel = self._channels[topic] = _Channel(topic)
+            channel = self._channels[topic] = Channel(topic)
         waiting = channel.waiting
 
         def withdraw(_: Deferred[None]) -> None:
@@ -264,7 +253,7 @@ class Hub:
             return fail(BrokerUnavailable("the broker cannot confirm now"))
         is_new = channel is None
         if channel is None:
-            channel = self._channels[topic] = _Channel(topic)
+            channel = self._channels[topic] = Channel(topic)
         positions = self._positions(channel)
 
         def withdraw(_: Deferred[Place]) -> None:
@@ -298,7 +287,7 @@ class Hub:
         return None if positions.ring is None else self._join_positions(channel, member, since)
 
     def _join_positions(
-        self, channel: _Channel, member: PositionedMember, since: str | None
+        self, channel: Channel, member: PositionedMember, since: str | None
     ) -> Place:
         place = self._positions(channel).join(member, since)
         self._unused.cancel(channel)
@@ -306,7 +295,7 @@ class Hub:
         self.offered_size += len(place.frames)
         return place
 
-    def _positions(self, channel: _Channel) -> TopicPositions:
+    def _positions(self, channel: Channel) -> TopicPositions:
         """The positions of a topic, from now on if there were none."""
         positions = channel.positions
         if positions is None:
@@ -320,7 +309,7 @@ class Hub:
             )
         return positions
 
-    def _recall(self, channel: _Channel, positions: TopicPositions) -> None:
+    def _recall(self, channel: Channel, positions: TopicPositions) -> None:
         """Ask the broker for what it has kept; then let waiting sessions join."""
         positions.is_recalling = True
         recalling = self._broker.recall(channel.topic)
@@ -337,7 +326,7 @@ class Hub:
 
             # The log ends with the last message that waits.
             if channel.positions is positions:
-                self._add_step(channel, _Step(start))
+                self._add_step(channel, Step(start))
 
         def failed(failure: Failure) -> None:
             if not failure.check(BrokerUnavailable):
@@ -354,13 +343,13 @@ class Hub:
             lambda failure: self._log.failure("internal error: positions failed", failure)
         )
 
-    def _complete_returns(self, channel: _Channel, positions: TopicPositions) -> None:
+    def _complete_returns(self, channel: Channel, positions: TopicPositions) -> None:
         self._notifications.run(
             [partial(self._complete_return, channel, member) for member in positions.waiting]
         )
         self._check_unused(channel)
 
-    def _complete_return(self, channel: _Channel, member: PositionedMember) -> None:
+    def _complete_return(self, channel: Channel, member: PositionedMember) -> None:
         positions = channel.positions
         if positions is None:
             return
@@ -373,24 +362,24 @@ class Hub:
             joining.callback(self._join_positions(channel, member, since))
         self._check_unused(channel)
 
-    def _check_unused(self, channel: _Channel) -> None:
+    def _check_unused(self, channel: Channel) -> None:
         """When no session with positions is left, keep the messages for a time."""
         if channel.positions is not None and channel.positions.is_unused:
             self._unused.start(channel)
             if len(self._unused) > MAX_UNUSED_POSITIONS:
                 self._drop_positions(next(iter(self._unused)))
 
-    def _drop_positions(self, channel: _Channel) -> None:
+    def _drop_positions(self, channel: Channel) -> None:
         self._stop_positions(channel)
         self._unsubscribe_if_empty(channel)
 
-    def _stop_positions(self, channel: _Channel) -> None:
+    def _stop_positions(self, channel: Channel) -> None:
         self._unused.cancel(channel)
         if channel.positions is not None:
             channel.positions.stop()
             channel.positions = None
 
-    def _missed(self, channel: _Channel, log: TopicLog | None) -> None:
+    def _missed(self, channel: Channel, log: TopicLog | None) -> None:
         """Messages may be missing behind those that wait."""
         positions = channel.positions
 
@@ -400,9 +389,9 @@ class Hub:
         def notices() -> Iterator[Member] | None:
             return positions.missed(log) if channel.positions is positions else None
 
-        self._add_step(channel, _Step(notices))
+        self._add_step(channel, Step(notices))
 
-    def _add_step(self, channel: _Channel, step: _Step) -> None:
+    def _add_step(self, channel: Channel, step: Step) -> None:
         """Do `step` when all messages that wait have been delivered."""
         if not channel.frames:
             self._arrived_at = channel.arrived_at = self._arrived_at or self._clock.seconds()
@@ -431,7 +420,7 @@ class Hub:
                 self._check_unused(channel)
             self._unsubscribe_if_empty(channel)
 
-    def _subscribe(self, channel: _Channel) -> None:
+    def _subscribe(self, channel: Channel) -> None:
         subscribing = maybeDeferred(
             self._broker.subscribe,
             channel.topic,
@@ -445,7 +434,7 @@ class Hub:
         )
         subscribing.addErrback(lambda failure: self._log.failure("subscribing failed", failure))
 
-    def _subscribed(self, channel: _Channel, subscription: Subscription) -> None:
+    def _subscribed(self, channel: Channel, subscription: Subscription) -> None:
         channel.subscription = subscription
         self._unsubscribe_if_empty(channel)
         self._notifications.run(
@@ -454,7 +443,7 @@ class Hub:
         if channel.positions is not None:
             self._recall(channel, channel.positions)
 
-    def _complete_join(self, channel: _Channel, member: Member) -> None:
+    def _complete_join(self, channel: Channel, member: Member) -> None:
         joining = channel.waiting.pop(member, None)  # None: withdrawn
         if joining is not None:
             if channel.subscription is None or not self._broker.is_up:
@@ -464,7 +453,7 @@ class Hub:
                 joining.callback(None)
         self._unsubscribe_if_empty(channel)
 
-    def _subscribe_failed(self, channel: _Channel, failure: Failure) -> None:
+    def _subscribe_failed(self, channel: Channel, failure: Failure) -> None:
         del self._channels[channel.topic]
         positions = channel.positions
         self._stop_positions(channel)
@@ -476,7 +465,7 @@ class Hub:
                 [partial(_fail_return, positions, member, failure) for member in positions.waiting]
             )
 
-    def _unsubscribe_if_empty(self, channel: _Channel) -> None:
+    def _unsubscribe_if_empty(self, channel: Channel) -> None:
         """End the subscription of a topic without members."""
         subscription = channel.subscription
         if (
@@ -488,7 +477,7 @@ class Hub:
             return
         self._unsubscribe(channel, subscription)
 
-    def _unsubscribe(self, channel: _Channel, subscription: Subscription) -> None:
+    def _unsubscribe(self, channel: Channel, subscription: Subscription) -> None:
         channel.subscription = None
         del self._channels[channel.topic]
         stopping = maybeDeferred(subscription.stop)
@@ -496,7 +485,7 @@ class Hub:
             lambda failure: self._log.failure("ending a subscription failed", failure)
         )
 
-    def _subscription_lost(self, channel: _Channel) -> None:
+    def _subscription_lost(self, channel: Channel) -> None:
         """Messages may be missed: notify all members, from the next iteration on."""
         if self._channels.get(channel.topic) is channel and channel.subscription is not None:
             self._unsubscribe(channel, channel.subscription)
@@ -510,7 +499,7 @@ class Hub:
                     [partial(_fail_return, positions, member, lost) for member in positions.waiting]
                 )
 
-    def _on_message(self, channel: _Channel, message: Message) -> None:
+    def _on_message(self, channel: Channel, message: Message) -> None:
         """Queue a message that the broker delivered."""
         positions = channel.positions
         if not channel.members and not channel.waiting and positions is None:
@@ -540,7 +529,7 @@ class Hub:
         if self.history is not None:
             self.history.stop()
 
-    def _set_ready(self, channel: _Channel) -> None:
+    def _set_ready(self, channel: Channel) -> None:
         if not channel.ready:
             channel.ready = True
             self._ready.append(channel)
@@ -571,11 +560,11 @@ class Hub:
             self.is_full = False
             self._broker.resume()
 
-    def _deliver_batch(self, channel: _Channel, quantum: int) -> int:
+    def _deliver_batch(self, channel: Channel, quantum: int) -> int:
         """Deliver to at most `quantum` members of a topic; return the used part of the budget."""
         batch = channel.batch
         if batch is None:
-            batch = channel.batch = _next_batch(channel)
+            batch = channel.batch = next_batch(channel)
             if batch is None:
                 return 1
             if channel.tick != self._tick:
@@ -608,7 +597,7 @@ class Hub:
         self.offered_size += delivered * len(frames)
         return MAX_DELIVERIES_PER_ITERATION if at >= self._iteration_ends else max(1, delivered)
 
-    def _part_delivered(self, channel: _Channel, batch: _Batch, now: float) -> None:
+    def _part_delivered(self, channel: Channel, batch: Batch, now: float) -> None:
         """All members have the frames; those with positions may follow."""
         if not batch.start_positioned():
             channel.batch = None
@@ -622,7 +611,7 @@ def _notify_lost(member: Member) -> None:
     member.broker_lost()  # looked up now: closing the member may have replaced it
 
 
-def _fail_join(channel: _Channel, member: Member, failure: Failure) -> None:
+def _fail_join(channel: Channel, member: Member, failure: Failure) -> None:
     joining = channel.waiting.pop(member, None)
     if joining is not None:
         joining.errback(failure)
@@ -632,123 +621,3 @@ def _fail_return(positions: TopicPositions, member: PositionedMember, failure: F
     _, joining = positions.waiting.pop(member, (None, None))
     if joining is not None:
         joining.errback(failure)
-
-
-class _Channel(MinuteCounts):
-    """One topic: its members, its subscription, its counts and the frames that wait."""
-
-    __slots__ = (
-        "arrived_at",
-        "batch",
-        "frames",
-        "members",
-        "positions",
-        "queued",
-        "ready",
-        "subscription",
-        "topic",
-        "waiting",
-    )
-
-    def __init__(self, topic: TopicAddress) -> None:
-        super().__init__()
-        self.topic = topic
-        self.members: dict[Member, None] = {}
-        self.waiting: dict[Member, Deferred[None]] = {}
-        self.positions: TopicPositions | None = None
-        self.subscription: Subscription | None = None
-        self.frames: deque[bytes] = deque()
-        self.queued = 0  # bytes of frames that have not been passed to all members
-        self.arrived_at = 0.0  # when the first of the frames arrived
-        self.ready = False
-        self.batch: _Batch | None = None
-
-    @property
-    def sessions(self) -> int:
-        """The number of members."""
-        positions = self.positions
-        return len(self.members) + (0 if positions is None else len(positions.members))
-
-    def all_members(self) -> tuple[Member, ...]:
-        """The members, those with positions last."""
-        positions = self.positions
-        return (*self.members, *(() if positions is None else positions.members))
-
-
-class _Step(bytes):
-    """Stands between the frames that wait: something to do when those before it are delivered.
-
-    Args:
-        run: does it; returns what is delivered to, in place of members; None: nothing is.
-    """
-
-    run: Callable[[], Iterator[Member] | None]
-
-    def __new__(cls, run: Callable[[], Iterator[Member] | None]) -> _Step:
-        step = super().__new__(cls)
-        step.run = run
-        return step
-
-
-class _Batch:
-    """Frames that are being delivered to the members that the topic had at the start.
-
-    Args:
-        frames: the frames, joined.
-        count: the number of messages.
-        members: they get `frames`.
-        arrived_at: when the first message arrived.
-        positioned: sessions with positions, and the frames that they get after `members`.
-    """
-
-    __slots__ = ("_positioned", "arrived_at", "check_every", "count", "frames", "members", "size")
-
-    def __init__(
-        self,
-        frames: bytes,
-        count: int,
-        members: Iterator[Member],
-        arrived_at: float,
-        positioned: tuple[Iterator[Member], bytes] | None = None,
-    ) -> None:
-        self.frames = frames
-        self.count = count
-        self.members = members
-        self.arrived_at = arrived_at
-        self.size = len(frames)
-        self._positioned = positioned
-        self.check_every = max(
-            1, min(CLOCK_CHECK_EVERY, CLOCK_CHECK_BYTES // max(1, len(self.frames)))
-        )
-
-    def start_positioned(self) -> bool:
-        """All `members` have got the frames; whether sessions with positions follow."""
-        if self._positioned is None:
-            return False
-        self.members, self.frames = self._positioned
-        self._positioned = None
-        return True
-
-
-def _next_batch(channel: _Channel) -> _Batch | None:
-    """Take the next frames of a topic; None: there was a step, and it delivers nothing."""
-    frames = channel.frames
-    first = frames.popleft()
-    if isinstance(first, _Step):
-        members = first.run()
-        return None if members is None else _Batch(b"", 0, members, 0.0)
-    taken = [first]
-    size = len(first)
-    while frames and 0 < len(frames[0]) <= MAX_JOINED - size:
-        taken.append(frames.popleft())
-        size += len(taken[-1])
-    positions = channel.positions
-    # Frames that stay queued keep the time of the first one: their own is rather too long than
-    # too short.
-    return _Batch(
-        b"".join(taken),
-        len(taken),
-        iter(tuple(channel.members)),
-        channel.arrived_at,
-        None if positions is None else positions.take(taken),
-    )

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from tests.support.processes import Deployment, Server, TopicsvcServer, until
 from tests.support.subscriber import Subscriber
-from topicsvc.delivery import hub
+from topicsvc.delivery import channel, hub
 from topicsvc.errors import PathRefused
 from topicsvc.interfaces import Broker, Message
 from topicsvc.topics import TopicAddress
@@ -303,7 +303,7 @@ class PressureCases:
     def test_the_queue_is_bounded_and_all_messages_arrive_in_order(self) -> Any:
         self.patch(hub, "HIGH_WATER", self.high_water)
         self.patch(hub, "LOW_WATER", self.high_water // 2)
-        self.patch(hub, "MAX_JOINED", 0)  # one message per reactor iteration
+        self.patch(channel, "MAX_JOINED", 0)  # one message per reactor iteration
         self.patch(hub, "MAX_DELIVERIES_PER_ITERATION", 1)
         topic = TopicAddress("cell1", "box1", (self.name,), "name")
         clock = _HeldClock()

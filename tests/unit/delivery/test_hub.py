@@ -10,10 +10,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeBroker
+from topicsvc.delivery import channel
 from topicsvc.delivery import hub as module
+from topicsvc.delivery.channel import MAX_JOINED
 from topicsvc.delivery.hub import (
     MAX_DELIVERIES_PER_ITERATION,
-    MAX_JOINED,
     NOTIFY_PER_ITERATION,
     TOPIC_QUANTUM,
     Hub,
@@ -430,7 +431,7 @@ class BackpressureTests(HubTestCase):
         super().setUp()
         self.patch(module, "HIGH_WATER", 30)
         self.patch(module, "LOW_WATER", 12)
-        self.patch(module, "MAX_JOINED", 10)
+        self.patch(channel, "MAX_JOINED", 10)
 
     def publish_many(self, count: int, topic: TopicAddress = TOPIC) -> bytes:
         """Publish messages of ten bytes; return all bytes that a member gets."""

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.process.setup import fail_to_start, max_open_files, tune_gc, use_monotonic_clock
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import SystemdNotifier
-from topicsvc.settings import Config, LogSettings, MemorySettings
+from topicsvc.settings import Config, LogSettings, MemorySettings, StopSettings
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.stats import TokenCheckStats
 from topicsvc.web.handshake import UpgradeResource
@@ -525,6 +525,11 @@ class TopicService(Service):
             # After the iteration that closes the ports.
             self._reactor.callLater(0, self.stop_at_once)
         return stopping
+
+    def drain_at_once(self) -> None:
+        """Let a stop that begins later close all sessions at once."""
+        self._settings = replace(self._settings, stop=StopSettings(drain=0))
+        self.websocket_server.set_drain(0)
 
     def stop_at_once(self) -> None:
         """Abort a stop that is in progress."""

@@ -44,6 +44,9 @@ __all__ = ["Worker", "main"]
 ORPHAN_TIMEOUT = 1.5
 """Seconds that a worker may still take when its parent has ended."""
 
+ORPHAN_GRACE = 1.0
+"""Seconds of these for sends in flight and for the close frames of sessions."""
+
 _IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -213,8 +216,9 @@ class Worker:
             return
         self._log.error("the parent process has ended: stopping at once")
         self._reactor.callLater(ORPHAN_TIMEOUT, os._exit, 1)
+        self._reactor.callLater(ORPHAN_GRACE, self._service.stop_at_once)
+        self._service.drain_at_once()
         self._stop()
-        self._reactor.callLater(0, self._service.stop_at_once)
 
 
 class _One(Factory):

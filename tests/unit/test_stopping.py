@@ -209,6 +209,14 @@ class ServiceStopTests(SynchronousTestCase):
         self.service.stopService()
         self.assertTrue(self.service._tree._is_draining)
 
+    def test_without_its_parent_a_worker_closes_all_sessions_at_once(self) -> None:
+        self.service.drain_at_once()
+        self.assertEqual(self.service.websocket_server._drain, 0)
+        stopping = self.service.stopService()
+        self.pass_time(service.SENDS_GRACE + 0.5)
+        self.service.stop_at_once()
+        self.successResultOf(stopping)
+
     def stops_of_sessions(self) -> list[float]:
         """Record the times at which the closing of sessions begins."""
         stops: list[float] = []

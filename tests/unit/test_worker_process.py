@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.admin_case import AdminTestCase
 from topicsvc.errors import ConfigError
 from topicsvc.service import PreparedReload
-from topicsvc.worker_process import ORPHAN_TIMEOUT, Worker
+from topicsvc.worker_process import ORPHAN_GRACE, ORPHAN_TIMEOUT, Worker
 from topicsvc.workers.control import WorkerControl
 
 
@@ -67,7 +67,7 @@ class FakeService:
         self.hands_over = self.has_stopped = False
         self.problems: list[str] = []
         self.applied = 0
-        self.aborted = 0
+        self.aborted = self.drains = 0
 
     def prepare_reload(self) -> PreparedReload:
         if self.problems:
@@ -81,6 +81,9 @@ class FakeService:
 
     def stop_at_once(self) -> None:
         self.aborted += 1
+
+    def drain_at_once(self) -> None:
+        self.drains += 1
 
 
 class WorkerTests(SynchronousTestCase):
@@ -143,10 +146,10 @@ class WorkerTests(SynchronousTestCase):
 
     def test_without_its_parent_it_ends_within_its_time(self) -> None:
         self.reactor.end.connectionLost(Failure(ConnectionDone()))
-        self.assertEqual(self.reactor.stops, 1)
-        self.reactor.advance(0)
-        self.assertEqual(self.service.aborted, 1)
-        self.reactor.advance(ORPHAN_TIMEOUT)
+        self.assertEqual((self.reactor.stops, self.service.drains), (1, 1))
+        self.reactor.advance(ORPHAN_GRACE)
+        self.assertEqual((self.service.aborted, self.exits), (1, []))
+        self.reactor.advance(ORPHAN_TIMEOUT - ORPHAN_GRACE)
         self.assertEqual(self.exits, [1])
         self.assertLess(ORPHAN_TIMEOUT, 2)
 

@@ -123,6 +123,10 @@ class WebSocketServer(Service):
         self._revalidation: Revalidation[TopicConnection] | None = None
         self.configure(validator, settings, drain, revocation)
 
+    def set_drain(self, drain: float) -> None:
+        """Set the seconds over which the close frames are spread when the service stops."""
+        self._drain = drain
+
     def configure(
         self,
         validator: TokenValidator,
@@ -143,7 +147,7 @@ class WebSocketServer(Service):
             self._factory = _websocket_factory(settings)
         self.context.validator = validator
         self.context.settings = settings
-        self._drain = drain
+        self.set_drain(drain)
         self.context.token_deadlines.set_length(settings.token_timeout)
         if self._heartbeat.running:
             self._heartbeat.stop()

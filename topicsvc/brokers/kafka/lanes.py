@@ -51,13 +51,29 @@ class Lane:
         place: the place before the next record; None: it has no name yet.
     """
 
-    __slots__ = ("epoch", "next", "place")
+    __slots__ = ("_block", "_head", "_head_epoch", "epoch", "next", "place")
 
     def __init__(self, next_: int) -> None:
+        self._head = ""
+        self._head_epoch: int | None = None
+        self._block = -1
         self.next = next_
         # Before offset 0 is no record, and the first leader has the epoch 0.
         self.epoch: int | None = None if next_ else 0
         self.place: str | None = None if next_ else ""
+
+    def advance(self, epoch: int | None, offset: int) -> str:
+        """Move behind a record, and return the place there. Equal to `place_id`, but faster."""
+        block, rest = divmod(offset, _BASE)
+        if block != self._block or epoch != self._head_epoch or block == 0:
+            place = place_id(epoch, offset)
+            self._block, self._head_epoch, self._head = block, epoch, place[:-2]
+        else:
+            place = self._head + _PAIRS[rest]
+        self.next = offset + 1
+        self.epoch = epoch
+        self.place = place
+        return place
 
     def named_place(self) -> str:
         """The place before the next record."""

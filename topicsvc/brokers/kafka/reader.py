@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka.consumer import Consumer
-from topicsvc.brokers.kafka.lanes import Lane, place_id
+from topicsvc.brokers.kafka.lanes import Lane
 from topicsvc.brokers.kafka.liveness import LivenessProbe
 from topicsvc.brokers.kafka.log_reader import LogReader, make_message
 from topicsvc.brokers.kafka.metadata import EndOffsets, MetadataClient, NoSuchTopic
@@ -319,9 +319,7 @@ class Reader:
     def deliver(self, topic: TopicSubscription, record: Record) -> Message:
         """Deliver a record, and move the place in its partition."""
         _, value, cell, partition, offset, epoch = record
-        lane = self._lanes[record.id][partition]
-        place = place_id(epoch, offset)
-        lane.next, lane.epoch, lane.place = offset + 1, epoch, place
+        place = self._lanes[record.id][partition].advance(epoch, offset)
         message = make_message(topic.address, value, cell, Mark(partition, place))
         topic.deliver(message)
         return message

@@ -78,6 +78,17 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual((Lane(0).place, Lane(0).epoch), ("", 0))
         self.assertEqual((Lane(5).place, Lane(5).epoch), (None, None))
 
+    @given(st.lists(st.tuples(st.none() | st.integers(0, 3), st.integers(0, 2**30)), max_size=9))
+    def test_a_partition_advances_to_the_place_of_each_record(
+        self, records: list[tuple[int | None, int]]
+    ) -> None:
+        lane = Lane(0)
+        for epoch, start in records:
+            for offset in (start, start + 1, start + 2000):
+                self.assertEqual(lane.advance(epoch, offset), place_id(epoch, offset))
+                self.assertEqual(lane.place, place_id(epoch, offset))
+                self.assertEqual((lane.epoch, lane.next), (epoch, offset + 1))
+
     def test_an_unknown_place_keeps_its_name(self) -> None:
         lane = Lane(5)
         self.assertEqual(lane.named_place(), lane.named_place())

@@ -99,7 +99,7 @@ class History:
         """
         self.clear(ring)
         if log is None:
-            ring.reset(self._new_epoch(), ("0",))
+            ring.reset(self._new_epoch(), ("0",), is_numbered=True)
         else:
             ring.reset(log.epoch, log.start)
 

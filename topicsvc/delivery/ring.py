@@ -66,8 +66,9 @@ class Ring:
         self.size = 0
         self.version += 1
 
-    def reset(self, epoch: str, start: Iterable[str]) -> None:
+    def reset(self, epoch: str, start: Iterable[str], is_numbered: bool = False) -> None:
         """Messages may be missing: no earlier position is provable any more."""
+        self._is_numbered = is_numbered
         self._reset(epoch, start)
 
     def __len__(self) -> int:

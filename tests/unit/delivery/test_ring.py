@@ -98,6 +98,13 @@ class LanesTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.ring = Ring("k", ("a", "b"))
 
+    def test_without_a_log_from_here_on_it_numbers_messages_itself(self) -> None:
+        """The broker's marks would make the positions too long."""
+        self.ring.reset("m4x8", ("0",), is_numbered=True)
+        self.assertEqual(add(self.ring, b"1", Mark(1, "b1")), "m4x8.1")
+        self.ring.reset("k", ("a", "b"))
+        self.assertEqual(add(self.ring, b"2", Mark(1, "b2")), "k.a_b2")
+
     def test_a_position_has_the_place_in_each_lane(self) -> None:
         self.assertEqual(self.ring.position, "k.a_b")
         self.assertEqual(add(self.ring, b"1", Mark(1, "b1")), "k.a_b1")

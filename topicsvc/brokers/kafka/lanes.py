@@ -22,7 +22,9 @@ __all__ = [
     "Entry",
     "Lane",
     "fits",
+    "is_short",
     "join_log",
+    "longer_from",
     "place_id",
     "topic_epoch",
     "unknown_place",
@@ -49,14 +51,16 @@ class Lane:
         next: the offset of the next record.
         epoch: leader epoch of the last record; None: not known.
         place: the place before the next record; None: it has no name yet.
+        longer_from: the offset from which on places may be longer than the last one.
     """
 
-    __slots__ = ("_block", "_head", "_head_epoch", "epoch", "next", "place")
+    __slots__ = ("_block", "_head", "_head_epoch", "epoch", "longer_from", "next", "place")
 
     def __init__(self, next_: int) -> None:
         self._head = ""
         self._head_epoch: int | None = None
         self._block = -1
+        self.longer_from = 0
         self.next = next_
         # Before offset 0 is no record, and the first leader has the epoch 0.
         self.epoch: int | None = None if next_ else 0
@@ -144,8 +148,17 @@ def fits(offsets: Iterable[int]) -> bool:
     Args:
         offsets: the next offset of each partition.
     """
-    widths = [max(_MIN_WIDTH, len(f"zz-{_compact(offset)}0")) for offset in offsets]
-    return _MAX_EPOCH_LENGTH + sum(width + 1 for width in widths) <= MAX_POSITION
+    return is_short(f"zz-{_compact(offset)}0".ljust(_MIN_WIDTH) for offset in offsets)
+
+
+def is_short(places: Iterable[str]) -> bool:
+    """Whether a position of these places is short enough."""
+    return _MAX_EPOCH_LENGTH + sum(len(place) + 1 for place in places) <= MAX_POSITION
+
+
+def longer_from(offset: int) -> int:
+    """The next offset whose name is longer than that of `offset`."""
+    return int(36 ** len(_compact(offset)))
 
 
 def join_log(

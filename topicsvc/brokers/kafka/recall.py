@@ -16,7 +16,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.brokers.kafka.batches import Batches
-from topicsvc.brokers.kafka.lanes import Description, Entry, Lane, fits, join_log
+from topicsvc.brokers.kafka.lanes import (
+    Description,
+    Entry,
+    Lane,
+    fits,
+    is_short,
+    join_log,
+    longer_from,
+    place_id,
+)
 from topicsvc.brokers.kafka.log_reader import LogReader, LogRequest
 from topicsvc.brokers.kafka.metadata import MetadataClient
 from topicsvc.brokers.kafka.record_queue import Record
@@ -167,12 +176,7 @@ class Recall:
         if self._history.seconds == 0:
             return None
         if not fits(lane.next for lane in lanes.values()):
-            if self._warnings.allow(topic.name, self._clock.seconds()):
-                self._log.warn(
-                    "{topic} has too many partitions for positions of other processes: {count}",
-                    topic=topic.name,
-                    count=len(lanes),
-                )
+            self._warn_of_partitions(topic)
             return None
         if not is_up:
             return fail(BrokerUnavailable("the broker is not connected"))
@@ -204,7 +208,7 @@ class Recall:
             self._hold(watched, watched.held, record)
             self._descriptions.add(watched.topic.id)
         else:
-            self._deliver(watched, record)
+            self._deliver(watched, lane, record)
 
     def on_new_partitions(self, topic: TopicSubscription) -> None:
         """Partitions of a topic are read from their beginning on."""
@@ -213,8 +217,7 @@ class Recall:
             return
         lanes = self._lanes.lanes(topic)
         if not fits(lane.next for lane in lanes.values()):
-            self.forget(topic.id)
-            self._subscriptions.notify_missed(topic, None)
+            self._give_up(topic)
         elif watched.recall is not None:
             for partition, lane in lanes.items():
                 watched.recall.floors.setdefault(partition, lane.next)
@@ -292,7 +295,7 @@ class Recall:
         self, watched: _Watched, description: Description | None, why: BrokerUnavailable
     ) -> None:
         """A topic was described; or it was not, for the reason `why`."""
-        if self.watched.get(watched.topic.id) is not watched:
+        if not self._is_watched(watched):
             return
         before = watched.description
         if description is not None:
@@ -301,7 +304,7 @@ class Recall:
                 self._on_another_topic(watched)
         self._release(watched, description)
         recall = watched.recall
-        if recall is None or recall.read is None:
+        if not self._is_watched(watched) or recall is None or recall.read is None:
             return
         if description is None:
             self._fail(watched, why)
@@ -355,7 +358,9 @@ class Recall:
 
     # Records that wait.
 
-    def _deliver(self, watched: _Watched, record: Record) -> None:
+    def _deliver(self, watched: _Watched, lane: Lane, record: Record) -> None:
+        if record.offset >= lane.longer_from or record.epoch != lane.epoch:
+            self._check_length(watched, lane, record)
         recall = watched.recall  # a subscriber may call `recall` while it gets the message
         message = self._lanes.deliver(watched.topic, record)
         if recall is None:
@@ -368,6 +373,33 @@ class Recall:
             recall.is_void = True
             recall.live.clear()
             recall.size = 0
+
+    def _check_length(self, watched: _Watched, lane: Lane, record: Record) -> None:
+        """Give up the positions of a topic that would become too long with a record."""
+        lane.longer_from = longer_from(record.offset)
+        others = [each for each in self._lanes.lanes(watched.topic).values() if each is not lane]
+        places = [each.named_place() for each in others]
+        if self._is_watched(watched) and not is_short(
+            [*places, place_id(record.epoch, record.offset)]
+        ):
+            self._give_up(watched.topic)
+
+    def _give_up(self, topic: TopicSubscription) -> None:
+        """Positions are too long from now on: they become those of the process."""
+        self.forget(topic.id)
+        self._warn_of_partitions(topic)
+        self._subscriptions.notify_missed(topic, None)
+
+    def _warn_of_partitions(self, topic: TopicSubscription) -> None:
+        if self._warnings.allow(topic.name, self._clock.seconds()):
+            self._log.warn(
+                "{topic} has too many partitions for positions of other processes: {count}",
+                topic=topic.name,
+                count=len(self._lanes.lanes(topic)),
+            )
+
+    def _is_watched(self, watched: _Watched) -> bool:
+        return self.watched.get(watched.topic.id) is watched
 
     def _hold(self, watched: _Watched, held: list[Record], record: Record) -> None:
         held.append(record)
@@ -392,10 +424,10 @@ class Recall:
             self._tell_missed(watched)
         for record in held:
             lane = self._lanes.lanes(watched.topic)[record.partition]
-            if record.epoch != lane.epoch and not is_clean:
+            if record.epoch != lane.epoch and not is_clean and self._is_watched(watched):
                 lane.place = None
                 self._tell_missed(watched)
-            self._deliver(watched, record)
+            self._deliver(watched, lane, record)
 
     def _tell_missed(self, watched: _Watched) -> None:
         topic, watched.is_missed = watched.topic, False

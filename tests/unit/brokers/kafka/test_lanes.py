@@ -16,6 +16,7 @@ from topicsvc.brokers.kafka.lanes import (
     Lane,
     fits,
     join_log,
+    longer_from,
     place_id,
     topic_epoch,
     unknown_place,
@@ -102,6 +103,12 @@ class FitTests(SynchronousTestCase):
     def test_more_partitions_fit_if_they_have_few_records(self) -> None:
         self.assertTrue(fits([1000] * 14))
         self.assertFalse(fits([1000] * 15))
+
+    @given(st.integers(0, 2**62))
+    def test_the_next_longer_name_is_known(self, offset: int) -> None:
+        longer = longer_from(offset)
+        self.assertEqual(len(place_id(0, longer - 1)), len(place_id(0, offset)))
+        self.assertEqual(len(place_id(0, longer)), len(place_id(0, offset)) + 1)
 
     @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 1295))
     def test_positions_that_fit_are_short_enough(self, offsets: list[int], epoch: int) -> None:

@@ -198,6 +198,23 @@ class NoLogTests(RecallTestCase):
         self.pass_time(reader.PARTITION_CHECK_INTERVAL)
         self.assertEqual(self.missed, [(None, 0)])
 
+    def test_if_offsets_grow_until_positions_are_too_long_sessions_are_told(self) -> None:
+        """Before the first record whose position would be too long."""
+        partitions = range(14)
+        self.subscribed(ends=dict.fromkeys(partitions, 0))
+        self.recalled()
+        for partition in partitions:
+            self.deliver(36**5 - 1, partition=partition)
+        for partition in range(5):
+            self.deliver(36**5, partition=partition)
+        self.assertEqual(self.missed, [])
+        self.deliver(36**5, partition=5)
+        self.assertEqual(self.missed, [(None, len(partitions) + 5)])
+        self.deliver(36**5 + 1)
+        self.assertEqual((len(self.missed), len(self.inbox)), (1, len(partitions) + 7))
+        self.assertIsNone(self.broker.recall(topic()))
+        self.assertEqual(len(self.log_of("has too many partitions for positions")), 1)
+
     def test_it_fails_while_the_broker_is_down(self) -> None:
         self.subscribed()
         self.shut_down()

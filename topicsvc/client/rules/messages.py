@@ -15,7 +15,7 @@ _TAIL = re.compile(rf',"Position":({_STRING})\}}\Z')
 _LONGEST_TAIL = 1024
 """Characters at the end of a data message in which its position stands."""
 
-_BLANKS = " \t\r\n"
+_BLANKS = {" ", "\t", "\r", "\n"}
 _decoder = json.JSONDecoder(parse_int=str, parse_float=str)
 """Finds the end of a value. Numbers are not converted: they may have any length."""
 
@@ -132,34 +132,31 @@ def _text(value: Any) -> str | None:
 def _members(text: str) -> dict[str, str]:
     """Return the members of a JSON object: the text of each value, by key."""
     found: dict[str, str] = {}
-    index = _expect(text, 0, "{")
-    if text[index] == "}":
-        return found
-    while True:
-        key, index = _decoder.raw_decode(text, index)
-        begin = _expect(text, _skip(text, index), ":")
-        _, end = _decoder.raw_decode(text, begin)
-        if not isinstance(key, str):
+    index = _behind(text, 0, "{")
+    while text[index] != "}":
+        if found:
+            index = _behind(text, index, ",")
+        if text[index] != '"':
             raise ValueError("a key that is not a string")
+        key, index = _decoder.raw_decode(text, index)
+        begin = _behind(text, _skip_blanks(text, index), ":")
+        _, end = _decoder.raw_decode(text, begin)
         found[key] = text[begin:end]
-        index = _skip(text, end)
-        if text[index] == "}":
-            break
-        index = _expect(text, index, ",")
-    if text[index + 1 :].strip(_BLANKS):
+        index = _skip_blanks(text, end)
+    if _skip_blanks(text, index + 1) != len(text):
         raise ValueError("text behind the object")
     return found
 
 
-def _expect(text: str, index: int, character: str) -> int:
+def _behind(text: str, index: int, character: str) -> int:
     """Return where the text goes on behind this character, which must come next."""
-    index = _skip(text, index)
+    index = _skip_blanks(text, index)
     if text[index] != character:
         raise ValueError(f"no {character} at character {index}")
-    return _skip(text, index + 1)
+    return _skip_blanks(text, index + 1)
 
 
-def _skip(text: str, index: int) -> int:
-    while text[index : index + 1] in tuple(_BLANKS):
+def _skip_blanks(text: str, index: int) -> int:
+    while text[index : index + 1] in _BLANKS:
         index += 1
     return index

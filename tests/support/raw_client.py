@@ -7,6 +7,8 @@ import ssl
 import struct
 from dataclasses import dataclass, field
 
+from topicsvc.client.rules.messages import token_message
+
 TIMEOUT = 10.0
 MASK = b"\x0f\xf0\x55\xaa"
 
@@ -199,3 +201,8 @@ class RawClient:
         """Close the connection with a reset (RST)."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+
+def token_request(token: str) -> bytes:
+    """The message with which a client of the plain protocol presents a token."""
+    return token_message(token, None, recover=False).encode("ascii")

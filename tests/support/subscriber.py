@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
-from topicsvc.websocket.messages import token_request
+from tests.support.raw_client import token_request
 
 
 class Subscriber(Protocol):

@@ -8,11 +8,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import FakeValidator, WallClock
 from tests.support.harness import SEND_PATH, Client, ServiceTestCase
+from tests.support.raw_client import token_request
 from topicsvc.process import setup
 from topicsvc.settings import LimitSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.wrappers.cache import GrantCache
-from topicsvc.websocket.messages import token_request
 from topicsvc.websocket.server import CLOSE_TIMEOUT
 
 HOUR = 3600.0

@@ -33,7 +33,6 @@ __all__ = [
     "positioned",
     "success_reply",
     "text_frame",
-    "token_request",
     "whole_text",
 ]
 
@@ -110,11 +109,6 @@ def parse_request(payload: bytes) -> TokenRequest:
     if since is not None and not (isinstance(since, str) and _SINCE.fullmatch(since)):
         raise InvalidMessage("no position in it")
     return TokenRequest(token, True, since)
-
-
-def token_request(token: str) -> bytes:
-    """The message with which a client presents `token`."""
-    return compact({_TOKEN_KEY: token})
 
 
 def success_reply(

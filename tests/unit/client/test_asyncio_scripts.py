@@ -7,87 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.frames import Close
-from websockets.http11 import Response
-
+from tests.support.fake_websockets import FakeWebSocket
 from tests.support.python_client import client
 from tests.support.scripted_servers import ScriptedClient, ScriptedServerTestCase, add_cases
 from tests.support.virtual_loop import VirtualLoop
-
-
-class FakeConnection:
-    """A connection in memory, for the client and for the script."""
-
-    def __init__(self, runner: ScriptedClient) -> None:
-        self.on_data: Callable[[], None] | None = None
-        self._runner = runner
-        self._handshake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._arrived: asyncio.Queue[str | bytes | ConnectionClosed] = asyncio.Queue()
-        self._is_over = False
-
-    # For the client.
-
-    async def open(self) -> FakeConnection:
-        self._runner.connected(self)
-        try:
-            await self._handshake
-        except asyncio.CancelledError:
-            self._runner.closed("handshake")
-            raise
-        return self
-
-    async def recv(self) -> str | bytes:
-        item = await self._arrived.get()
-        if isinstance(item, ConnectionClosed):
-            raise item
-        return item
-
-    async def send(self, text: str) -> None:
-        self._runner.sent(text)
-
-    async def ping(self) -> None:
-        if self.on_data is not None:
-            self.on_data()  # each server answers at once
-
-    async def close(self) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._runner.closed(1000)
-
-    # For the script.
-
-    def accept(self) -> None:
-        if not self._handshake.done():
-            self._handshake.set_result(None)
-
-    def refuse(self, status: int, retry_after: int | None) -> None:
-        headers = Headers() if retry_after is None else Headers({"Retry-After": str(retry_after)})
-        self._handshake.set_exception(InvalidStatus(Response(status, "", headers)))
-
-    def send_text(self, text: str) -> None:
-        self._arrive(text)
-
-    def send_binary(self, data: bytes) -> None:
-        self._arrive(data)
-
-    def cut(self, code: int, reason: str) -> None:
-        self._arrive(ConnectionClosed(Close(code, reason), None))
-        self._is_over = True
-
-    def drop(self) -> None:
-        if not self._handshake.done():
-            self._handshake.set_exception(ConnectionRefusedError("refused"))
-        else:
-            self._arrive(ConnectionClosed(None, None))
-            self._is_over = True
-
-    def _arrive(self, item: str | bytes | ConnectionClosed) -> None:
-        if not self._is_over:
-            if self.on_data is not None:
-                self.on_data()
-            self._arrived.put_nowait(item)
 
 
 class _Future:
@@ -149,7 +72,9 @@ class AsyncioClient(ScriptedClient):
             _random = staticmethod(self.random)
 
             async def _connect(_) -> Any:  # noqa: N805
-                return await FakeConnection(self).open()
+                socket = FakeWebSocket(self.sent, self.closed)
+                self.connected(socket)
+                return await socket.open()
 
         self._topic = ScriptedTopic(
             "ws://localhost/",

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from topicsvc.client.rules.messages import Beat, Granted, Message, Refused, parse, token_message
 from topicsvc.interfaces import Message as ServiceMessage
 from topicsvc.topics import TopicAddress
-from topicsvc.websocket.messages import data_frame, parse_token
+from topicsvc.websocket.messages import TokenRequest, data_frame, parse_request
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -94,12 +94,11 @@ class ReplyTests(SynchronousTestCase):
 
 class RequestTests(SynchronousTestCase):
     def test_a_token_message_is_what_the_service_reads(self) -> None:
-        text = token_message("t1", None, recover=False)
-        self.assertEqual(text, '{"AccessToken":"t1"}')
-        parse_token(text.encode())
-        self.assertEqual(
-            token_message("t1", None, recover=True), '{"AccessToken":"t1","Since":null}'
-        )
-        self.assertEqual(
-            token_message("t1", "a.1", recover=True), '{"AccessToken":"t1","Since":"a.1"}'
-        )
+        for since, recover, text, request in (
+            (None, False, '{"AccessToken":"t1"}', TokenRequest("t1")),
+            ("a.1", False, '{"AccessToken":"t1"}', TokenRequest("t1")),
+            (None, True, '{"AccessToken":"t1","Since":null}', TokenRequest("t1", True)),
+            ("a.1", True, '{"AccessToken":"t1","Since":"a.1"}', TokenRequest("t1", True, "a.1")),
+        ):
+            self.assertEqual(token_message("t1", since, recover=recover), text)
+            self.assertEqual(parse_request(text.encode()), request)

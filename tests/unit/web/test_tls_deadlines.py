@@ -19,11 +19,10 @@ from tests.support.harness import (
     MemoryTransport,
     ServiceTestCase,
 )
-from tests.support.raw_client import TEXT, frame
+from tests.support.raw_client import TEXT, frame, token_request
 from topicsvc.admission.limits import MAX_POLITE_REFUSALS
 from topicsvc.settings import LimitSettings
 from topicsvc.web import site
-from topicsvc.websocket.messages import token_request
 from topicsvc.websocket.server import CLOSE_TIMEOUT, FAILURE_TIMEOUT
 
 

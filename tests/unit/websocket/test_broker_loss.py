@@ -10,13 +10,14 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fakes import INJECTED, FakeBroker, FakeValidator
+from tests.support.raw_client import token_request
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import TopicNotFound
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
-from topicsvc.websocket.messages import data_frame, token_request
+from topicsvc.websocket.messages import data_frame
 from topicsvc.websocket.server import WebSocketServer
 
 TOPIC = TopicAddress("cell1", "box1", ("col",), "name")

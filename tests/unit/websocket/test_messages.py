@@ -206,9 +206,6 @@ class TokenMessageTests(SynchronousTestCase):
             return
         self.assertRegex(token, r"\A[!-~]+\Z")
 
-    def test_the_request_of_topicsvc_s_own_client(self) -> None:
-        self.assertEqual(messages.token_request("x"), b'{"AccessToken":"x"}')
-
 
 class WholeTextTests(SynchronousTestCase):
     """`whole_text`: a text message that is read in one piece needs no frame parser."""

@@ -196,6 +196,10 @@ class Session:
             self._gap = None
             self._gap_failures = 0
 
+    def gap_interrupted(self) -> None:
+        """The application has stopped to load its state. `take` returns the gap again."""
+        self._offer_gap_again()
+
     def gap_failed(self, now: float) -> None:
         """The application could not load its state. `take` returns the gap again later."""
         if self._gap is not None:
@@ -206,9 +210,11 @@ class Session:
 
     def token(self, now: float, token: str) -> list[Effect]:
         """The token that was asked for."""
-        self._is_asking = False
+        if not self._is_asking:  # it was cancelled
+            return self._done()
         if not token:
             return self.token_failed(now, "there is no token")
+        self._is_asking = False
         self._token = token
         self._token_expires_at = None
         if self.state == "live":
@@ -220,6 +226,8 @@ class Session:
 
     def token_failed(self, now: float, why: str) -> list[Effect]:
         """There is no token at present."""
+        if not self._is_asking:
+            return self._done()
         self._is_asking = False
         self._effects.append(Note(why))
         if self.state == "live":
@@ -230,6 +238,8 @@ class Session:
 
     def no_token(self, why: str) -> list[Effect]:
         """The application will not have a token again."""
+        if not self._is_asking:
+            return self._done()
         self._is_asking = False
         self._disconnect()
         self._fail(End(reason=TOKEN_INACTIVE, detail=why, was_open=False))

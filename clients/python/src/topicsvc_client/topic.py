@@ -169,8 +169,11 @@ class Topic:
             handling = self._handling = self._spawn(self._call_on_gap(self._on_gap, gap))
             try:
                 await asyncio.wait([handling])
-            finally:
+            except asyncio.CancelledError:  # the iteration is cancelled; the next one handles it
                 handling.cancel()
+                self._session.gap_interrupted()
+                raise
+            finally:
                 self._handling = None
             if handling.cancelled():
                 return  # for another gap, or because the topic is closed

@@ -1,0 +1,256 @@
+"""The asyncio client, where the scripted servers do not reach: mostly in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.fake_websockets import FakeWebSocket
+from tests.support.python_client import client
+from tests.support.virtual_loop import VirtualLoop
+
+URL = "ws://localhost/cell1/__topic/box1/col.topic.name"
+GRANTED = {"Response": "AccessToken", "Result": "Success", "ExpiresIn": 3600, "Timestamp": 1}
+PLACED = {**GRANTED, "Position": "a.0", "Missed": False, "Heartbeat": 60}
+
+
+class TopicTestCase(SynchronousTestCase):
+    """Fixture: a loop in virtual time, and topics whose connections are fakes."""
+
+    def setUp(self) -> None:
+        self.loop = VirtualLoop()
+        self.addCleanup(self.loop.close)
+        self.sockets: list[FakeWebSocket] = []
+        self.records: list[logging.LogRecord] = []
+        handler = logging.Handler()
+        handler.emit = self.records.append  # type: ignore[method-assign]
+        logger = logging.getLogger("topicsvc_client")
+        self.patch(logger, "handlers", [handler])
+        self.patch(logger, "propagate", False)
+        logger.setLevel(logging.DEBUG)
+        self.addCleanup(logger.setLevel, logging.NOTSET)
+
+    def run_test(self, test: Coroutine[Any, Any, None]) -> None:
+        self.loop.run_until_complete(test)
+
+    def topic(self, get_token: Callable[[str], Any] = lambda _: "t1", **options: Any) -> Any:
+        case = self
+
+        class FakedTopic(client.Topic):
+            async def _connect(self) -> Any:
+                case.sockets.append(FakeWebSocket())
+                return await case.sockets[-1].open()
+
+        return FakedTopic(URL, get_token, **options)
+
+    async def live(self, reply: dict[str, Any] = PLACED) -> FakeWebSocket:
+        """Accept the newest connection and grant its token."""
+        await asyncio.sleep(0.001)
+        self.sockets[-1].accept()
+        await asyncio.sleep(0.001)
+        self.send(reply)
+        await asyncio.sleep(0.001)
+        return self.sockets[-1]
+
+    def send(self, *messages: dict[str, Any]) -> None:
+        for message in messages:
+            self.sockets[-1].send_text(json.dumps(message, separators=(",", ":")))
+
+    def numbers(self, *numbers: int) -> None:
+        self.send(*({"From": None, "Body": each, "Position": f"a.{each}"} for each in numbers))
+
+
+class IterationTests(TopicTestCase):
+    def test_no_more_is_read_than_the_application_takes(self) -> None:
+        """The service then sees a slow consumer, and the client comes back behind the last one."""
+
+        async def test() -> None:
+            async with self.topic(policy=client.Policy(buffer=4)) as topic:
+                await self.live()
+                self.numbers(*range(1, 11))
+                await asyncio.sleep(3600)
+                self.assertEqual(self.sockets[0].unread, 6)
+                self.assertEqual(topic.state, "live")
+                taken = [(await anext(topic)).body for _ in range(10)]
+                self.assertEqual(taken, list(range(1, 11)))
+                self.assertEqual((topic.position, self.sockets[0].unread), ("a.10", 0))
+
+        self.run_test(test())
+
+    def test_an_iteration_that_is_cancelled_can_begin_anew(self) -> None:
+        async def test() -> None:
+            async with self.topic() as topic:
+                await self.live()
+                with self.assertRaises(TimeoutError):
+                    async with asyncio.timeout(5):
+                        await anext(topic)
+                self.numbers(1)
+                self.assertEqual((await anext(topic)).body, 1)
+
+        self.run_test(test())
+
+    def test_a_gap_whose_handling_is_cancelled_is_handled_again(self) -> None:
+        calls: list[Any] = []
+
+        async def on_gap(gap: Any) -> None:
+            calls.append(gap)
+            await asyncio.sleep(10)
+
+        async def test() -> None:
+            async with self.topic(since="b.1", on_gap=on_gap) as topic:
+                await self.live({**PLACED, "Missed": True})
+                self.numbers(1)
+                with self.assertRaises(TimeoutError):
+                    async with asyncio.timeout(5):
+                        await anext(topic)
+                self.assertEqual(topic.position, "b.1")
+                self.assertEqual((await anext(topic)).body, 1)
+
+        self.run_test(test())
+        self.assertEqual(calls, [client.Gap("b.1", "a.0")] * 2)
+
+    def test_messages_that_arrived_before_the_failure_are_returned_before_it(self) -> None:
+        async def test() -> None:
+            async with self.topic() as topic:
+                await self.live()
+                self.numbers(1, 2)
+                self.sockets[-1].cut(1003, "Invalid message")
+                await asyncio.sleep(1)
+                self.assertEqual([(await anext(topic)).body for _ in range(2)], [1, 2])
+                with self.assertRaises(client.Failed) as caught:
+                    await anext(topic)
+                self.assertEqual(str(caught.exception), "Invalid message (1003)")
+                self.assertEqual(caught.exception.end.code, 1003)
+
+        self.run_test(test())
+
+    def test_leaving_the_block_closes_the_connection(self) -> None:
+        async def test() -> None:
+            async with self.topic() as topic:
+                socket = await self.live()
+            self.assertEqual((topic.state, socket.closed), ("closed", [1000]))
+            with self.assertRaises(StopAsyncIteration):
+                await anext(topic)
+
+        self.run_test(test())
+
+
+class TokenTests(TopicTestCase):
+    def test_an_application_without_a_token_ends_the_topic(self) -> None:
+        def get_token(_: str) -> str:
+            raise client.TokenRefused("signed out")
+
+        async def test() -> None:
+            async with self.topic(get_token) as topic:
+                with self.assertRaises(client.TokenRefused) as caught:
+                    await anext(topic)
+                self.assertEqual(str(caught.exception), "signed out")
+
+        self.run_test(test())
+
+    def test_the_text_of_an_error_of_get_token_is_not_logged_as_a_warning(self) -> None:
+        """It may have a secret, as those of HTTP clients have the URL."""
+
+        def get_token(_: str) -> str:
+            raise OSError("https://as.example/?client_secret=secret")
+
+        async def test() -> None:
+            async with self.topic(get_token):
+                await asyncio.sleep(1)
+
+        self.run_test(test())
+        warnings = [each.getMessage() for each in self.records if each.levelno >= logging.WARNING]
+        self.assertEqual(set(warnings), {"get_token failed: OSError"})
+
+    def test_no_token_is_in_the_log(self) -> None:
+        async def test() -> None:
+            async with self.topic(lambda _: "secret"):
+                await self.live()
+                self.sockets[-1].cut(1001, "Going away")
+                await asyncio.sleep(5)
+
+        self.run_test(test())
+        self.assertNotIn("secret", "".join(each.getMessage() for each in self.records))
+        self.assertGreater(len(self.records), 3)
+
+
+class StateTests(TopicTestCase):
+    def test_an_on_state_that_fails_is_logged(self) -> None:
+        def on_state(_: str) -> None:
+            raise ValueError("a fault of the application")
+
+        async def test() -> None:
+            async with self.topic(on_state=on_state) as topic:
+                await self.live()
+                self.assertEqual(topic.state, "live")
+
+        self.run_test(test())
+        failed = [each for each in self.records if each.getMessage() == "on_state failed"]
+        self.assertGreater(len(failed), 1)
+
+    def test_wrong_urls(self) -> None:
+        for url in ("http://localhost/", "ws://", "localhost", "wss://me:secret@localhost/"):
+            with self.assertRaises(ValueError) as caught:
+                client.Topic(url, str)
+            self.assertNotIn("secret", str(caught.exception))
+
+
+class WebSocketsTests(SynchronousTestCase):
+    """With the library's own connections, on a loopback port."""
+
+    def meet(self, *answers: bytes, **options: Any) -> tuple[list[bytes], Any]:
+        """Answer connections of a topic with these bytes; return the requests and its failure."""
+        requests: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            requests.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(answers[len(requests) - 1])
+            writer.close()
+
+        async def run() -> Any:
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            async with server:
+                port = server.sockets[0].getsockname()[1]
+                url = f"ws://127.0.0.1:{port}/x"
+                policy = client.Policy(min_delay=0.001)
+                with self.assertRaises(client.Failed) as caught:
+                    async with client.Topic(url, lambda _: "t1", policy=policy, **options) as topic:
+                        await anext(topic)
+                return caught.exception
+
+        return requests, asyncio.run(run())
+
+    def test_a_refusal_has_the_reason_of_the_service(self) -> None:
+        body = b'{"code":"PR404-DV-0001","message":{"lang":"en","value":"Resource not found."}}'
+        head = b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n" % len(body)
+        _, failed = self.meet(head + body)
+        self.assertEqual((str(failed), failed.end.status), ("404 Resource not found.", 404))
+
+    def test_no_redirect_is_followed(self) -> None:
+        """The token is for the server of the URL."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            head = b"HTTP/1.1 307 X\r\nLocation: ws://127.0.0.1:%d/\r\nContent-Length: 0\r\n\r\n"
+            _, failed = self.meet(head % port)
+            other.setblocking(False)
+            self.assertRaises(BlockingIOError, other.accept)
+        self.assertEqual(failed.end.status, 307)
+
+    def test_what_is_no_websocket_server_is_tried_again(self) -> None:
+        requests, _ = self.meet(b"SSH-2.0\r\n", b"", b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n")
+        self.assertEqual(len(requests), 3)
+
+    def test_an_untrusted_certificate_is_not_accepted(self) -> None:
+        context = ssl.create_default_context()
+        topic = client.Topic("wss://localhost/", lambda _: "t1", ssl=context)
+        self.assertIs(topic._ssl, context)
+        topic = client.Topic("wss://localhost/", lambda _: "t1")
+        self.assertEqual(topic._ssl.verify_mode, ssl.CERT_REQUIRED)
+        self.assertTrue(topic._ssl.check_hostname)

@@ -305,6 +305,18 @@ class TopicService(Service):
         listeners = [*self._listeners, *self._admin_listeners]
         return [listener.port for listener in listeners if listener.port is not None]
 
+    def join_log_of_workers(self, number: int, workers: int, token_id_key: bytes) -> None:
+        """Make the log of this worker one with the logs of the others. Called before the start.
+
+        Args:
+            number: of this worker among all that its parent has started, from 1 on.
+            workers: how many there are at the same time.
+            token_id_key: the key of the identifiers of tokens, the same for all workers.
+        """
+        context = self.websocket_server.context
+        context.session_log.set_worker(number, workers)
+        context.token_ids.use_key(token_id_key)
+
     @property
     def has_stopped(self) -> bool:
         """Whether a stop has ended."""

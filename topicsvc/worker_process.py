@@ -37,6 +37,7 @@ from topicsvc.workers.control import (
     read_request,
     write_response,
 )
+from topicsvc.workers.identity import WorkerIdentity
 from topicsvc.workers.relay import relay_to
 
 __all__ = ["Worker", "main"]
@@ -120,6 +121,8 @@ def _make_service(chosen: Options, arguments: WorkerArguments, control: socket.s
     except ConfigError as error:
         fail_to_start(error.problems)
     service.read_settings = read
+    identity = WorkerIdentity.take(os.environ)
+    service.join_log_of_workers(identity.number, arguments.count, identity.token_id_key)
     Worker(service, digest(settings), reactor, control)
     tune_gc()
     return service

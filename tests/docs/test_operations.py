@@ -61,7 +61,7 @@ def scrape_workers() -> list[Metric]:
         control.answers["/metrics"] = 200, text.decode()
     workers = [AskedWorker(n, n, True, control) for n, control in enumerate(controls, 1)]
     clock = Clock()
-    tree = WorkersTree(lambda: workers, 2, dict, clock, OperatorSettings())
+    tree = WorkersTree(lambda: workers, 2, dict, lambda: None, clock, OperatorSettings())
     found: list[Answer] = []
     tree.respond(AdminRequest(b"GET", b"/metrics")).addCallback(found.append)
     while not found:

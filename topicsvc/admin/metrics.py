@@ -33,7 +33,7 @@ from topicsvc.web.site import TopicSite
 from topicsvc.websocket import close_reasons
 from topicsvc.websocket.server import WebSocketServer
 
-__all__ = ["Metrics", "ProcessMetrics", "Sources", "encode"]
+__all__ = ["Metrics", "ProcessMetrics", "Sources", "certificate_metric", "encode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,19 @@ class Metrics:
         """
         self._process.open_files = open_files
         return encode(self.registry.collect(), accept)
+
+
+def certificate_metric(expiry: float | None) -> Metric:
+    """The metric of the first certificate that expires.
+
+    Args:
+        expiry: when, in seconds since the epoch; None: there is no certificate.
+    """
+    return GaugeMetricFamily(
+        "topicsvc_certificate_expiry_timestamp_seconds",
+        "When the first certificate in use expires; NaN without TLS.",
+        nan if expiry is None else expiry,
+    )
 
 
 def encode(metrics: Iterable[Metric], accept: str) -> tuple[str, bytes]:
@@ -170,12 +183,7 @@ class _Service(Collector):
             "limit",
             self._sources.limits.refusals,
         )
-        expiry = self._sources.certificate_expiry()
-        yield GaugeMetricFamily(
-            "topicsvc_certificate_expiry_timestamp_seconds",
-            "When the first certificate in use expires; NaN without TLS.",
-            nan if expiry is None else expiry,
-        )
+        yield certificate_metric(self._sources.certificate_expiry())
         yield _histogram(
             "topicsvc_reactor_lag_seconds",
             "Delay of a timer of the reactor.",

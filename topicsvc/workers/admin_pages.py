@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from topicsvc.admin.answers import Answer, error_answer, json_answer, text_answer
 from topicsvc.admin.inspection import NO_SESSION, NO_TOPIC
-from topicsvc.admin.metrics import ProcessMetrics, encode
+from topicsvc.admin.metrics import ProcessMetrics, certificate_metric, encode
 from topicsvc.admin.query import (
     MAX_LIMIT,
     read_end,
@@ -116,6 +116,8 @@ class WorkersTree(PageTree):
         workers: returns the workers that have been ready and have not ended.
         places: how many workers there shall be.
         restarts: returns how many workers of each place have ended by themselves.
+        certificate_expiry: returns when the first certificate of the parent expires, in seconds
+            since the epoch; None: it has none.
         clock: the reactor, or a clock in its place.
         settings: which pages for operators there are.
     """
@@ -127,6 +129,7 @@ class WorkersTree(PageTree):
         workers: Callable[[], Sequence[AskedWorker]],
         places: int,
         restarts: Callable[[], Mapping[int, int]],
+        certificate_expiry: Callable[[], float | None],
         clock: IReactorTime,
         settings: OperatorSettings,
     ) -> None:
@@ -134,6 +137,7 @@ class WorkersTree(PageTree):
         self._workers = workers
         self._places = range(1, places + 1)
         self._restarts = restarts
+        self._certificate_expiry = certificate_expiry
         self._clock = clock
         self._metrics = MergedMetrics()
         self._process = ProcessMetrics()
@@ -259,7 +263,7 @@ class WorkersTree(PageTree):
             place = str(worker.place)
             scrapes.append(Scrape(worker.number, place, not worker.is_serving, families))
         self._process.open_files = yield from count_open_files()
-        own = tuple(self._process.collect())
+        own = certificate_metric(self._certificate_expiry()), *self._process.collect()
         scrapes.append(Scrape(_PARENT, "parent", False, own))
         running = {_PARENT, *(worker.number for worker in self._workers())}
         ready = sum(worker.is_serving for worker, _ in answers.found)

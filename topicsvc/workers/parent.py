@@ -6,6 +6,7 @@ It serves no clients. `topicsvc.workers.supervisor` decides what happens.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -27,10 +28,12 @@ from topicsvc.process.setup import fail_to_start
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import SystemdNotifier
 from topicsvc.settings import Config
+from topicsvc.validators.token_id import KEY_BYTES
 from topicsvc.workers import supervisor as rules
 from topicsvc.workers.admin_pages import AskedWorker, WorkersTree
 from topicsvc.workers.command import WorkerArguments
 from topicsvc.workers.control import Members, WorkerControl
+from topicsvc.workers.identity import WorkerIdentity
 from topicsvc.workers.process import WorkerProcess, worker_environment
 from topicsvc.workers.supervisor import Effect, Supervisor
 
@@ -76,6 +79,7 @@ class ParentService(Service):
         self._read_settings = read_settings
         self._reactor = reactor
         self._environment = worker_environment(os.environ)
+        self._token_id_key = secrets.token_bytes(KEY_BYTES)
         self._signals = Signals(reactor)
         self._notifier = SystemdNotifier(os.environ, reactor, monotonic, self._probe)
         self._supervisor = Supervisor(settings.workers)
@@ -88,11 +92,13 @@ class ParentService(Service):
                 self._asked_workers,
                 settings.workers,
                 lambda: self._supervisor.crashes,
+                lambda: None if self._admin is None else self._admin.certificate_expiry,
                 reactor,
                 settings.operator,
             )
             site = AdminSite(self._admin_tree, reactor)
             self._admin = Listener("admin", settings.admin, site, reactor, settings.directory)
+        self._replace_certificate: Callable[[], str] | None = None
         self._failure: rules.Fail | None = None
         self._is_draining = False
         self._stopped: Deferred[None] = Deferred()
@@ -184,6 +190,7 @@ class ParentService(Service):
         self._notifier.reloading()
         try:
             self._new_settings = self._read_settings()
+            self._replace_certificate = self._read_certificate()
         except ConfigError as error:
             self._log_problems(error.problems)
             self._notifier.ready()
@@ -192,6 +199,19 @@ class ParentService(Service):
             self._notifier.ready()
         else:
             self._do(self._supervisor.reload())
+
+    def _read_certificate(self) -> Callable[[], str] | None:
+        """Read the certificate of the admin endpoint; return the function that puts it in place.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        if self._admin is None:
+            return None
+        try:
+            return self._admin.read_certificates()
+        except ValueError as error:
+            raise ConfigError([f"admin: {self._admin.text!r}: {error}"]) from error
 
     def roll(self) -> None:
         """Replace all workers, one after another."""
@@ -315,7 +335,8 @@ class ParentService(Service):
         process = WorkerProcess(self._arguments(place), self._reactor, ready, ended)
         self._processes[worker] = process
         sockets = [each.descriptors[place - 1] for each in self._sockets]
-        process.start(sockets, self._environment)
+        identity = WorkerIdentity(worker, self._token_id_key)
+        process.start(sockets, {**self._environment, **identity.environment()})
 
     def _start_again(self, place: int) -> None:
         self._do(self._supervisor.start_again(place))
@@ -343,10 +364,11 @@ class ParentService(Service):
         self._settings = self._new_settings
         if self._admin_tree is not None:
             self._admin_tree.configure(self._settings.operator)
+        own = [] if self._replace_certificate is None else [self._replace_certificate()]
         answers = [self._processes[worker].control.call("apply") for worker in workers]
 
         def done(results: list[Members]) -> None:
-            log_reload(self._log, results[0]["applied"], results[0]["needs_restart"])
+            log_reload(self._log, [*results[0]["applied"], *own], results[0]["needs_restart"])
 
         def failed(_: Any) -> None:
             self._log.error("reloaded, but a worker has not confirmed it")

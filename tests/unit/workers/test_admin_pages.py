@@ -45,7 +45,12 @@ class WorkersTestCase(InspectionTestCase):
         self.workers = [AskedWorker(1, 1, True, self.one), AskedWorker(2, 2, True, self.two)]
         self.restarts: dict[int, int] = {}
         self.tree = WorkersTree(
-            lambda: self.workers, 2, lambda: self.restarts, self.clock, self.operator
+            lambda: self.workers,
+            2,
+            lambda: self.restarts,
+            lambda: self.certificate_expiry,
+            self.clock,
+            self.operator,
         )
         self.admin = AdminSite(self.tree, self.clock)
 
@@ -238,6 +243,14 @@ class MetricsTests(WorkersTestCase):
         self.assertEqual((found["x_total"], found["topicsvc_sessions"]), (4, 4))
         self.assertEqual(found["topicsvc_workers_ready"], 2)
         self.assertEqual(found["process_open_fds worker=2"], 1)
+
+    def test_a_certificate_of_the_parent_may_be_the_first_that_expires(self) -> None:
+        name = "topicsvc_certificate_expiry_timestamp_seconds"
+        text = f"# TYPE {name} gauge\n{name} {{}}\n"
+        self.set_answers("/metrics", text.format(200), text.format("NaN"))
+        self.assertEqual(self.samples()[name], 200)
+        self.certificate_expiry = 100.0
+        self.assertEqual(self.samples()[name], 100)
 
     def test_there_are_metrics_without_any_worker(self) -> None:
         self.workers.clear()

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.control import ControlSocket
 from topicsvc.errors import ConfigError
 from topicsvc.process.setup import CannotStart
-from topicsvc.settings import Config, LocalSettings, RedisSettings, StopSettings
+from topicsvc.settings import (
+    Config,
+    LocalSettings,
+    OperatorSettings,
+    RedisSettings,
+    StopSettings,
+)
 from topicsvc.topics import Unit
+from topicsvc.validators.token_id import KEY_BYTES
 from topicsvc.workers import parent
 from topicsvc.workers.command import WorkerArguments
 from topicsvc.workers.control import Members
+from topicsvc.workers.identity import WorkerIdentity
 from topicsvc.workers.parent import CHECK_TIMEOUT, DRAIN_MARGIN, START_TIMEOUT, ParentService
 
 SETTINGS = Config(
@@ -28,6 +37,7 @@ SETTINGS = Config(
     broker=RedisSettings("localhost"),
     stop=StopSettings(drain=2),
     workers=3,
+    admin="tcp:0:interface=127.0.0.1",
 )
 
 
@@ -93,6 +103,38 @@ class FakeWorker:
         self.killed += 1
 
 
+class FakeListener:
+    """Takes the place of the listener of the admin endpoint."""
+
+    text = "ssl:1"
+    certificate_expiry = None
+
+    def __init__(self) -> None:
+        self.error: ValueError | None = None
+        self.is_tls = False
+        self.replaced = 0
+        self.calls: list[str] = []
+
+    def bind(self) -> None:
+        self.calls.append("bind")
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def stop(self) -> Deferred[None]:
+        self.calls.append("stop")
+        return succeed(None)
+
+    def read_certificates(self) -> Callable[[], str] | None:
+        if self.error is not None:
+            raise self.error
+        return self.replace if self.is_tls else None
+
+    def replace(self) -> str:
+        self.replaced += 1
+        return "the certificate of the parent"
+
+
 class ParentTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = FakeReactor()
@@ -103,6 +145,8 @@ class ParentTests(SynchronousTestCase):
             "WorkerProcess",
             lambda arguments, reactor, ready, ended: FakeWorker(self, arguments, ready, ended),
         )
+        self.admin = FakeListener()
+        self.patch(parent, "Listener", lambda *_: self.admin)
         self.settings = SETTINGS
         self.parent = ParentService(
             SETTINGS,
@@ -289,6 +333,64 @@ class ParentTests(SynchronousTestCase):
         self.assertEqual(self.done(), [[], [], []])
         for each in self.started:
             each.ended("exit code 0")
+
+    # The admin endpoint
+
+    def test_it_is_there_when_all_workers_are_ready_and_until_all_have_ended(self) -> None:
+        self.assertEqual(self.admin.calls, ["bind"])
+        self.start()
+        self.assertEqual(self.admin.calls, ["bind", "start"])
+        self.parent.stopService()
+        for each in self.started:
+            self.assertEqual(len(self.admin.calls), 2)
+            each.ended("exit code 0")
+        self.assertEqual(self.admin.calls, ["bind", "start", "stop"])
+
+    def asked(self) -> list[tuple[int, int, bool]]:
+        return [(each.number, each.place, each.is_serving) for each in self.parent._asked_workers()]
+
+    def test_workers_are_asked_from_when_they_are_ready_until_they_have_ended(self) -> None:
+        self.assertEqual(self.asked(), [])
+        self.start()
+        self.assertEqual(self.asked(), [(1, 1, True), (2, 2, True), (3, 3, True)])
+        self.parent.roll()
+        self.assertEqual(len(self.asked()), 3)
+        self.started[3].ready("old")
+        self.assertEqual(self.asked()[0], (1, 1, False))
+        self.assertEqual(self.asked()[-1], (4, 1, True))
+        self.started[0].ended("exit code 0")
+        self.assertEqual(self.asked(), [(2, 2, True), (3, 3, True), (4, 1, True)])
+
+    def test_a_reload_changes_the_admin_endpoint_with_the_workers_and_not_before(self) -> None:
+        self.start()
+        tree, admin = self.parent._admin_tree, self.admin
+        admin.is_tls = True
+        assert tree is not None
+        self.settings = replace(SETTINGS, operator=OperatorSettings(token="x"))
+        self.parent.reload()
+        self.assertEqual((tree.token.is_set, admin.replaced), (False, 0))
+        self.pump()
+        self.assertEqual((tree.token.is_set, admin.replaced), (True, 1))
+        self.pump()
+        self.assertEqual(self.log[-1], "reloaded: [session], the certificate of the parent")
+
+    def test_a_certificate_of_the_admin_endpoint_that_cannot_be_used_keeps_all(self) -> None:
+        self.start()
+        self.admin.error = ValueError("no key")
+        self.parent.reload()
+        self.assertEqual(self.done(), [[], [], []])
+        self.assertEqual(
+            self.log, ["not reloaded, the old settings stay in effect: admin: 'ssl:1': no key"]
+        )
+
+    def test_each_worker_has_a_number_and_all_have_one_key(self) -> None:
+        self.start()
+        self.started[1].ended("signal 9")
+        self.reactor.advance(0.1)
+        identities = [WorkerIdentity.take(dict(each.environment)) for each in self.started]
+        self.assertEqual([each.number for each in identities], [1, 2, 3, 4])
+        [key] = {each.token_id_key for each in identities}
+        self.assertEqual(len(key), KEY_BYTES)
 
     # systemd's watchdog
 

@@ -109,5 +109,7 @@ class AdminTree(PageTree):
         return Answer(200, *self._metrics.page(request.accept, open_files))
 
     def _end(self, request: AdminRequest) -> Answer | Pieces[Answer]:
-        refusal = self.token.refusal(request.authorization, request.caller)
+        refusal = None
+        if not request.is_of_parent:  # the parent has checked the token
+            refusal = self.token.refusal(request.authorization, request.caller)
         return refusal or self._ending.end(request.body, request.caller)

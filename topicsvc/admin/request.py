@@ -20,6 +20,7 @@ class AdminRequest:
         body: its body.
         caller: the address of its client, for the log.
         is_of_parent: whether the parent of this worker asks, to merge the answers of its workers.
+            It has checked that the page is switched on, and the token.
     """
 
     method: bytes

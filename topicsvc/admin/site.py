@@ -143,7 +143,7 @@ class PageTree(Resource):
         Returns:
             Fires with the response. To cancel it stops the work.
         """
-        page = self.page(request.path)
+        page = self.page(request)
         if page is None:
             return succeed(_NOT_FOUND)
         if request.method not in page.methods:
@@ -169,12 +169,17 @@ class PageTree(Resource):
         working = maybeDeferred(page.respond, request)
         return working.addErrback(fail).addCallback(finish)
 
-    def page(self, path: bytes) -> Page | None:
-        """Return a page; None: there is none, or it is switched off."""
+    def page(self, request: AdminRequest) -> Page | None:
+        """Return a page; None: there is none, or it is switched off.
+
+        The parent of several workers has checked what is switched off. Its settings count: a
+        worker may have started with newer ones.
+        """
+        path, is_of_parent = request.path, request.is_of_parent
         if path == END:
-            return self.end_page if self.token.is_set else None
+            return self.end_page if is_of_parent or self.token.is_set else None
         page = self.pages.get(path)
-        if page is None and self._inspects:
+        if page is None and (is_of_parent or self._inspects):
             page = self.inspection_pages.get(path)
             if page is None and path.startswith(TOPICS):
                 page = self.topic_page

@@ -107,7 +107,8 @@ class AdminClient:
             case 401 | 403:
                 why = f"{status}: it requires a token; give --token-file"
             case 503:
-                raise Unreachable(f"{self.url}: 503: too many requests; try again")
+                error = found.get("error") if isinstance(found, dict) else None
+                raise Unreachable(f"{self.url}: 503: {error or 'too many requests; try again'}")
             case 400 if isinstance(found, dict):
                 why = str(found.get("error"))
             case _:
@@ -142,12 +143,13 @@ def _topics(client: AdminClient, options: Namespace) -> Screen:
         sort = options.sort or SORTS[0]
         found = client.get("/topics", sort=sort, limit=options.limit)
         topics, total = found["topics"], found["total"]
-        title = f"{_count(total, 'topic')}, those with the most {sort} first"
+        title = f"{_count(total, 'topic')}, those with the most {sort} first{_without(found)}"
     else:
         found = client.get(f"/topics{quote(options.topic)}")
         topics = [] if "error" in found else [found]
         sessions = found.get("sessions", 0)
-        title = found.get("error") or f"{_count(sessions, 'session')} on {options.topic}"
+        on_topic = f"{_count(sessions, 'session')} on {options.topic}{_without(found)}"
+        title = found.get("error") or on_topic
     return Screen(
         title,
         table(
@@ -190,7 +192,8 @@ def _sessions(client: AdminClient, options: Namespace) -> Screen:
         )
         for each in found["sessions"]
     ]
-    return Screen(_count(found["total"], "session"), table(head, rows, numbers=5))
+    title = _count(found["total"], "session") + _without(found)
+    return Screen(title, table(head, rows, numbers=5))
 
 
 def _ended(client: AdminClient, options: Namespace) -> Screen:
@@ -210,7 +213,7 @@ def _ended(client: AdminClient, options: Namespace) -> Screen:
         for each in ended[: options.limit]
     ]
     head = ("ID", "AGE", "MESSAGES", "ADDRESS", "TOKEN", "SUBJECT", "TOPIC", "REASON")
-    title = f"{_count(len(ended), 'ended connection')}, the last one first"
+    title = f"{_count(len(ended), 'ended connection')}, the last one first{_without(found)}"
     return Screen(title, table(head, rows, numbers=3))
 
 
@@ -222,7 +225,8 @@ def _senders(client: AdminClient, options: Namespace) -> Screen:
         for each in senders[: options.limit]
     ]
     head = ("MESSAGES/MIN", "ADDRESS", "SUBJECT")
-    return Screen(f"{_count(len(senders), 'sender')} in the last minute", table(head, rows, 1))
+    title = f"{_count(len(senders), 'sender')} in the last minute{_without(found)}"
+    return Screen(title, table(head, rows, 1))
 
 
 def _matches(item: dict[str, Any], options: Namespace) -> bool:
@@ -235,6 +239,12 @@ def _matches(item: dict[str, Any], options: Namespace) -> bool:
             ("subject", options.subject),
         )
     )
+
+
+def _without(found: dict[str, Any]) -> str:
+    """Which workers are left out, for the title."""
+    places = [str(int(each)) for each in found.get("unanswered", ())]
+    return f" (no answer of worker {', '.join(places)})" if places else ""
 
 
 def _count(number: int, what: str) -> str:

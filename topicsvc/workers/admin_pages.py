@@ -351,14 +351,12 @@ class WorkersTree(PageTree):
         if refusal is not None:
             return refusal
         read_end(request.body)
-        [authorization] = request.authorization
         answers = yield self._ask(
             self._workers(),
             "/sessions/end",
             timeout=END_TIMEOUT,
             method="POST",
             body=request.body,
-            headers={"authorization": authorization.decode("ascii")},
             caller=request.caller,
         )
         members: Members = {"ended": sum(each["ended"] for each in answers.members())}

@@ -306,6 +306,7 @@ class ParentService(Service):
                 )
             case rules.RollEnded():
                 self._log.info("rolling restart: all workers are new")
+                self._read_operator_settings()
             case rules.RollFailed(place, reason):
                 self._log.error(
                     "rolling restart: not continued, as a new worker {number} has failed: {reason}",
@@ -315,6 +316,16 @@ class ParentService(Service):
             case rules.NotReloaded(problems):
                 self._log_problems(problems)
                 self._notifier.ready()
+
+    def _read_operator_settings(self) -> None:
+        """Take over those of the new workers, which have read the settings again."""
+        try:
+            operator = self._read_settings().operator
+        except ConfigError as error:
+            self._log_problems(error.problems)
+        else:
+            if self._admin_tree is not None:
+                self._admin_tree.configure(operator)
 
     def _log_problems(self, problems: Iterable[str]) -> None:
         for problem in problems:

@@ -100,6 +100,19 @@ class ListTests(TopTestCase):
         )
         self.assertEqual(self.server.requests, [("/topics?sort=messages&limit=100", None)])
 
+    def test_a_list_says_which_workers_are_left_out(self) -> None:
+        left_out = {"unanswered": [2, 4]}
+        self.server.answers |= {
+            "/topics": (200, {"total": 1, "topics": [LINE], **left_out}),
+            f"/topics{TOPIC}": (200, {**LINE, **left_out}),
+            "/sessions": (200, {"total": 1, "sessions": [SESSION], **left_out}),
+            "/sessions/ended": (200, {"total": 0, "sessions": [], **left_out}),
+            "/senders": (200, {"senders": [], **left_out}),
+        }
+        for arguments in ((), ("--topic", TOPIC), ("sessions",), ("ended",), ("senders",)):
+            title = self.top(*arguments)[0]
+            self.assertTrue(title.endswith(" (no answer of worker 2, 4)"), title)
+
     def test_the_order_and_the_limit_are_those_of_the_options(self) -> None:
         self.server.answers["/topics"] = (200, {"total": 1, "topics": [LINE]})
         self.assertIn("1 topic, those with the most bytes first", self.top("--sort", "bytes"))
@@ -194,7 +207,8 @@ class ErrorTests(TopTestCase):
             (400, {"error": "limit: ...; allowed: 1"}, "limit: ...; allowed: 1"),
             (401, b"", "401: it requires a token; give --token-file"),
             (403, {}, "403: it requires a token"),
-            (503, {"error": "busy"}, "503: too many requests; try again"),
+            (503, {"error": "no worker answers"}, "503: no worker answers"),
+            (503, b"busy", "503: too many requests; try again"),
             (200, b"<html>", "200: this is not the admin endpoint of topicsvc"),
             (302, b"", "302: this is not the admin endpoint"),
             (200, b"[" * 9000, "200: this is not the admin endpoint"),
@@ -202,6 +216,8 @@ class ErrorTests(TopTestCase):
             (200, {"topics": [{}], "total": 1}, "an unexpected answer"),
             (200, {"topics": 5, "total": 1}, "an unexpected answer"),
             (200, {"topics": [LINE], "total": "x"}, "an unexpected answer"),
+            (200, {"topics": [], "total": 0, "unanswered": 5}, "an unexpected answer"),
+            (200, {"topics": [], "total": 0, "unanswered": ["x"]}, "an unexpected answer"),
         ):
             self.server.answers["/topics"] = (status, body)
             self.fails(words)
@@ -304,9 +320,9 @@ class ScreenTests(TopTestCase):
         self.assertLessEqual(max(map(len, lines)), 40)
 
     def test_a_service_that_restarts_keeps_the_last_list(self) -> None:
-        down = (503, {"error": "busy"})
+        down = (503, {"error": "no worker answers"})
         _, second, third = self.refresh(self.senders("a"), down, self.senders("b"), columns=200)
-        self.assertIn("503: too many requests; try again", second)
+        self.assertIn("503: no worker answers", second)
         self.assertIn("  a\x1b[K", second)
         self.assertIn("1 sender in the last minute", third)
 

@@ -423,9 +423,8 @@ class EndTests(WorkersTestCase):
     def test_all_workers_end_sessions_and_the_numbers_are_summed(self) -> None:
         self.assertEqual(self.end(self.members), (200, {"ended": 5}))
         body = json.dumps(self.members).encode()
-        headers = {"authorization": f"Bearer {TOKEN}"}
         for control in (self.one, self.two):
-            expected = ("POST", "/sessions/end", body, headers, "192.0.2.7")
+            expected = ("POST", "/sessions/end", body, {}, "192.0.2.7")  # without the token
             self.assertEqual(control.requests, [expected])
 
     def test_the_parent_checks_the_token_and_asks_no_worker_without_it(self) -> None:
@@ -519,6 +518,20 @@ class RealAnswersTests(WorkersTestCase):
         self.assertIn("topicsvc_websockets_opened_total 4.0\n", text)
         self.assertIn('topicsvc_sessions{state="active"} 2.0\n', text)
         self.assertIn('topicsvc_reactor_lag_seconds_count{worker="1"}', text)
+
+    def test_the_settings_of_the_parent_count(self) -> None:
+        """A worker that has started later may have others, until the next reload."""
+        self.admin_tree.configure(OperatorSettings(token="another"))
+        for path in PAGES:
+            self.assertEqual(self.ask_really(path)[0], 200, path)
+        body = json.dumps({"id": 1, "reason": "x"}).encode()
+        for settings in (OperatorSettings(), OperatorSettings(token="another")):
+            self.admin_tree.configure(settings)
+            status, _ = self.ask_really("/sessions/end", "POST", headers=AUTHORIZED, body=body)
+            self.assertEqual(status, 200)
+        self.tree.configure(OperatorSettings())
+        for path in (*PAGES, "/sessions/end"):
+            self.assertEqual(self.ask_really(path)[0], 404, path)
 
     def test_ending_reaches_the_sessions(self) -> None:
         body = json.dumps({"address": "192.0.2.7", "reason": "abuse"}).encode()

@@ -374,6 +374,29 @@ class ParentTests(SynchronousTestCase):
         self.pump()
         self.assertEqual(self.log[-1], "reloaded: [session], the certificate of the parent")
 
+    def roll(self) -> None:
+        self.parent.roll()
+        for place in range(3):
+            self.started[-1].ready("new")
+            self.started[place].ended("exit code 0")
+
+    def test_a_rolling_restart_changes_it_too(self) -> None:
+        self.start()
+        tree = self.parent._admin_tree
+        assert tree is not None
+        self.settings = replace(SETTINGS, operator=OperatorSettings(token="x"))
+        self.roll()
+        self.assertTrue(tree.token.is_set)
+
+    def test_settings_that_are_wrong_after_a_rolling_restart_change_nothing(self) -> None:
+        self.start()
+        self.settings = ConfigError(["admin.token_file: no such file"])
+        self.roll()
+        self.assertEqual(
+            self.log[-1],
+            "not reloaded, the old settings stay in effect: admin.token_file: no such file",
+        )
+
     def test_a_certificate_of_the_admin_endpoint_that_cannot_be_used_keeps_all(self) -> None:
         self.start()
         self.admin.error = ValueError("no key")

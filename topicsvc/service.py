@@ -172,6 +172,8 @@ class TopicService(Service):
 
     Attributes:
         on_start: called with the ports when the service has started; None: nothing is called.
+        on_stopped: called when it has stopped: the process ends when its result fires; None:
+            nothing is called.
         read_settings: reads the settings again for a reload; None: no reload on SIGHUP.
         config_file: the file of the settings; None: there is none, as in a demo.
         hands_over: whether another worker has taken over the ports, so that a stop can close them
@@ -192,6 +194,7 @@ class TopicService(Service):
         sockets: Sequence[int] | None = None,
     ) -> None:
         self.on_start: Any = None
+        self.on_stopped: Callable[[], Deferred[None]] | None = None
         self.read_settings: Callable[[], Config] | None = None
         self.config_file: Path | None = None
         self.hands_over = False
@@ -528,7 +531,7 @@ class TopicService(Service):
             self._shared_file.leave()
             self._signals.restore()
             self._notifier.stopped()
-            return result
+            return result if self.on_stopped is None else self.on_stopped()
 
         stopping.addTimeout(timeout, self._reactor, log_timeout)
         stopping.addErrback(lambda failure: failure.trap(CancelledError) and None)

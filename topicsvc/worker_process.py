@@ -18,6 +18,7 @@ from typing import Any
 from twisted.application.service import IService, ServiceMaker
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, Logger
 from twisted.scripts import twistd
 
@@ -47,6 +48,9 @@ ORPHAN_TIMEOUT = 1.5
 
 ORPHAN_GRACE = 1.0
 """Seconds of these for sends in flight and for the close frames of sessions."""
+
+FLUSH_TIME = 0.05
+"""Seconds in which the reactor writes the last event to the control socket."""
 
 _IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -160,6 +164,7 @@ class Worker:
             },
             self._orphaned,
         )
+        service.on_stopped = self._tell_last_metrics
         control.setblocking(False)
         reactor.adoptStreamConnection(control.fileno(), socket.AF_UNIX, _One(self._end))
         reactor.callWhenRunning(self._ready)
@@ -212,6 +217,12 @@ class Worker:
         if not self._is_ending:
             self._is_ending = True
             self._reactor.callWhenRunning(self._reactor.stop)
+
+    def _tell_last_metrics(self) -> Deferred[None]:
+        """Tell the parent what has been counted since it asked for the last time."""
+        _, text = self._service.metrics.page("")
+        self._end.tell("metrics", text=text.decode("utf-8"))
+        return deferLater(self._reactor, FLUSH_TIME)
 
     def _orphaned(self) -> None:
         """The parent has ended, so nobody keeps the sockets and the log."""

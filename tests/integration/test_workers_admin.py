@@ -286,6 +286,7 @@ class FaultTests(WorkersTestCase):
         name = "topicsvc_sessions_started_total"
         before = self.scrape()[name]
         self.assertEqual(before, len(self.clients))
+        others = self.places().count(2)
         killed = self.worker(1)
         self.signal(1, signal.SIGKILL)
         self.until(lambda: self.worker(1) not in (0, killed), "a new worker runs")
@@ -307,6 +308,9 @@ class FaultTests(WorkersTestCase):
         found = self.scrape()
         self.assertEqual(found[name], before)
         self.assertEqual(found["topicsvc_worker_restarts_total worker=2"], 0)
+        # The sessions of the worker that was killed are lost; the other one has told their end.
+        ended = sum(value for name, value in found.items() if "sessions_ended_total" in name)
+        self.assertEqual(ended, others)
 
         # Sessions of new workers have numbers that no session had.
         self.clients.clear()

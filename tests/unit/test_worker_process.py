@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.admin_case import AdminTestCase
 from topicsvc.errors import ConfigError
 from topicsvc.service import PreparedReload
-from topicsvc.worker_process import ORPHAN_GRACE, ORPHAN_TIMEOUT, Worker
+from topicsvc.worker_process import FLUSH_TIME, ORPHAN_GRACE, ORPHAN_TIMEOUT, Worker
 from topicsvc.workers.control import WorkerControl
 
 
@@ -58,6 +58,13 @@ class FakeReactor(Clock):
                     other.dataReceived(data)
 
 
+class FakeMetrics:
+    """Takes the place of `Metrics`."""
+
+    def page(self, accept: str) -> tuple[str, bytes]:
+        return "text/plain", b"x_total 17\n"
+
+
 class FakeService:
     """Takes the place of `TopicService`."""
 
@@ -66,6 +73,7 @@ class FakeService:
         self.admin_tree: Any = None
         self.hands_over = self.has_stopped = False
         self.problems: list[str] = []
+        self.metrics = FakeMetrics()
         self.applied = 0
         self.aborted = self.drains = 0
 
@@ -107,6 +115,15 @@ class WorkerTests(SynchronousTestCase):
         self.reactor.pump()
         self.assertEqual(self.reactor.events, [("ready", {"digest": "old digest"})])
         self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
+
+    def test_it_tells_its_last_metrics_before_it_ends(self) -> None:
+        self.reactor.pump()
+        ended = self.service.on_stopped()
+        self.reactor.pump()
+        self.assertEqual(self.reactor.events[1:], [("metrics", {"text": "x_total 17\n"})])
+        self.assertNoResult(ended)
+        self.reactor.advance(FLUSH_TIME)
+        self.successResultOf(ended)
 
     def test_it_checks_and_applies_later(self) -> None:
         self.assertEqual(self.call("check"), {"problems": [], "digest": "digest"})

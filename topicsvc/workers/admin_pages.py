@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -156,6 +157,10 @@ class WorkersTree(PageTree):
         }
         self.topic_page = Page(READ, self._topic)
         self.end_page = Page((b"POST",), self._end)
+
+    def keep_metrics(self, worker: int, text: str) -> None:
+        """Keep the counters of a worker that has stopped and ends now."""
+        self._metrics.keep(worker, tuple(text_string_to_metric_families(text)))
 
     def _ask(
         self,

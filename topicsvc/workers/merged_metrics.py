@@ -104,16 +104,17 @@ class MergedMetrics:
             # A worker may have ended since it answered. Then its counters are known already,
             # and count once more if they are kept again.
             if scrape.worker in running or scrape.worker in self._last:
-                self._remember(scrape)
+                self.keep(scrape.worker, scrape.families)
         for worker in self._last.keys() - set(running):
             for key, value in self._last.pop(worker).items():
                 self._ended[key] = self._ended.get(key, 0.0) + value
         alive = [scrape for scrape in scrapes if scrape.worker in running]
         return list(self._families([*self._counters(), *_gauges(alive), *_labelled(alive)]))
 
-    def _remember(self, scrape: Scrape) -> None:
-        last = self._last.setdefault(scrape.worker, {})
-        for family in scrape.families:
+    def keep(self, worker: int, families: Iterable[Metric]) -> None:
+        """Keep the counters of a worker, which has not ended."""
+        last = self._last.setdefault(worker, {})
+        for family in families:
             self._types[family.name] = family.type, family.documentation
             if _is_summed(family):
                 for sample in family.samples:

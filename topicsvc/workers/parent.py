@@ -343,7 +343,11 @@ class ParentService(Service):
             del self._processes[worker]
             self._do(self._supervisor.ended(worker, reason, now()))
 
-        process = WorkerProcess(self._arguments(place), self._reactor, ready, ended)
+        def keep_metrics(text: str) -> None:
+            if self._admin_tree is not None:
+                self._admin_tree.keep_metrics(worker, text)
+
+        process = WorkerProcess(self._arguments(place), self._reactor, ready, ended, keep_metrics)
         self._processes[worker] = process
         sockets = [each.descriptors[place - 1] for each in self._sockets]
         identity = WorkerIdentity(worker, self._token_id_key)

@@ -44,6 +44,7 @@ class WorkerProcess(ProcessProtocol):
         reactor: the reactor.
         on_ready: called with a digest of its settings when it serves.
         on_ended: called once with the reason when its process has ended.
+        on_metrics: called with its last metrics, in Prometheus' text format, when it has stopped.
 
     Attributes:
         control: its control socket.
@@ -58,12 +59,14 @@ class WorkerProcess(ProcessProtocol):
         reactor: Any,
         on_ready: Callable[[str], None],
         on_ended: Callable[[str], None],
+        on_metrics: Callable[[str], None],
     ) -> None:
         self.control = WorkerControl(reactor, self._event, self._control_lost)
         self._arguments = arguments
         self._reactor = reactor
         self._on_ready = on_ready
         self._on_ended = on_ended
+        self._on_metrics = on_metrics
         self._problems: list[str] = []
         self._exit: str | None = None
         self._has_control = False
@@ -118,6 +121,8 @@ class WorkerProcess(ProcessProtocol):
             self._on_ready(members["digest"])
         elif event == "failed":
             self._problems = members["problems"]
+        elif event == "metrics":
+            self._on_metrics(members["text"])
 
     def _control_lost(self) -> None:
         self._has_control = False

@@ -135,6 +135,13 @@ class CounterTests(MergeTestCase):
         self.merge({1: self.counter(10)})
         self.assertEqual(self.merge({1: self.counter(9)})["x_total"], 10)
 
+    def test_what_a_worker_tells_at_its_end_counts_once(self) -> None:
+        self.merge({1: self.counter(10), 2: self.counter(20)})
+        self.metrics.keep(2, families(self.counter(27)))
+        self.metrics.keep(3, families(self.counter(1)))  # it was never asked
+        for running in ({1, 2, 3}, {1}, {1}):
+            self.assertEqual(self.merge({1: self.counter(10)}, running)["x_total"], 38)
+
     def test_many_restarts_need_no_memory(self) -> None:
         for worker in range(1, 500):
             found = self.merge({worker: self.counter(1)})

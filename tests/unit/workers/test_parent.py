@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.control import ControlSocket
+from topicsvc.admin.request import AdminRequest
 from topicsvc.errors import ConfigError
 from topicsvc.process.setup import CannotStart
 from topicsvc.settings import (
@@ -69,7 +70,9 @@ class FakeWorker:
         arguments: WorkerArguments,
         ready: Callable[[str], None],
         ended: Callable[[str], None],
+        tell_metrics: Callable[[str], None],
     ) -> None:
+        self.tell_metrics = tell_metrics
         self.number = arguments.number
         self.pid = 1000 + len(test.started)
         self.ready, self.ended = ready, ended
@@ -143,7 +146,9 @@ class ParentTests(SynchronousTestCase):
         self.patch(
             parent,
             "WorkerProcess",
-            lambda arguments, reactor, ready, ended: FakeWorker(self, arguments, ready, ended),
+            lambda arguments, reactor, ready, ended, metrics: FakeWorker(
+                self, arguments, ready, ended, metrics
+            ),
         )
         self.admin = FakeListener()
         self.patch(parent, "Listener", lambda *_: self.admin)
@@ -405,6 +410,18 @@ class ParentTests(SynchronousTestCase):
         self.assertEqual(
             self.log, ["not reloaded, the old settings stay in effect: admin: 'ssl:1': no key"]
         )
+
+    def test_the_last_metrics_of_a_worker_stay_in_the_sums(self) -> None:
+        self.start()
+        self.started[0].tell_metrics("# TYPE x_total counter\nx_total 17\n")
+        self.started[0].ended("exit code 0")
+        tree = self.parent._admin_tree
+        assert tree is not None
+        answer = tree.respond(AdminRequest(b"GET", b"/metrics"))
+        for each in self.started[1:]:
+            each.is_silent = True
+        self.reactor.advance(60)
+        self.assertIn(b"\nx_total 17.0\n", self.successResultOf(answer).body)
 
     def test_each_worker_has_a_number_and_all_have_one_key(self) -> None:
         self.start()

@@ -21,6 +21,8 @@ def usable_processors(
         cgroup: the control group of this process (cgroups(7), version 2).
         root: the root of the control groups.
     """
+    if not hasattr(os, "sched_getaffinity"):  # not Linux
+        return os.cpu_count() or 1
     count = len(os.sched_getaffinity(0))
     try:
         group = cgroup.read_text("utf-8").strip().rpartition("::")[2].lstrip("/")

@@ -100,8 +100,8 @@ class ParentService(Service):
             self._admin = Listener("admin", settings.admin, site, reactor, settings.directory)
         self._replace_certificate: Callable[[], str] | None = None
         self._failure: rules.Fail | None = None
-        self._is_draining = False
         self._stopped: Deferred[None] = Deferred()
+        self._new_settings = settings  # of a reload in progress
 
     def _asked_workers(self) -> list[AskedWorker]:
         return [
@@ -114,14 +114,6 @@ class ParentService(Service):
         """By number, the control socket of each worker that serves; None: none serves now."""
         return {
             place: None if worker is None else self._processes[worker].control
-            for place, worker in self._supervisor.serving.items()
-        }
-
-    @property
-    def pids(self) -> Mapping[int, int | None]:
-        """By number, the process of each worker that serves."""
-        return {
-            place: None if worker is None else self._processes[worker].pid
             for place, worker in self._supervisor.serving.items()
         }
 

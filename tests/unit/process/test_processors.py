@@ -46,3 +46,10 @@ class ProcessorTests(SynchronousTestCase):
         self.assertEqual(usable_processors(Path("/nonexistent"), self.root), 8)
         self.assertEqual(self.count(service="nonsense"), 8)
         self.assertEqual(self.count(service="1 0"), 8)
+
+    def test_a_system_without_affinities_has_all_its_processors(self) -> None:
+        self.patch(os, "cpu_count", lambda: 12)
+        affinity = os.sched_getaffinity
+        del os.sched_getaffinity
+        self.addCleanup(setattr, os, "sched_getaffinity", affinity)
+        self.assertEqual(self.count(service="100000 100000"), 12)

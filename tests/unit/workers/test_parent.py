@@ -74,7 +74,6 @@ class FakeWorker:
     ) -> None:
         self.tell_metrics = tell_metrics
         self.number = arguments.number
-        self.pid = 1000 + len(test.started)
         self.ready, self.ended = ready, ended
         self.done: list[str] = []
         self.problems: list[str] = []
@@ -212,7 +211,6 @@ class ParentTests(SynchronousTestCase):
         sockets = [each.sockets for each in self.started]
         self.assertEqual(len({tuple(each) for each in sockets}), 3)
         self.assertEqual(list(self.parent.controls.values()), [e.control for e in self.started])
-        self.assertEqual(self.parent.pids, {1: 1000, 2: 1001, 3: 1002})
 
     def test_a_worker_that_fails_ends_the_start_with_its_reason(self) -> None:
         reasons = ["key: Permission denied"]

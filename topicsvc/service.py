@@ -52,6 +52,7 @@ from topicsvc.process.systemd import SystemdNotifier
 from topicsvc.settings import Config, LogSettings, MemorySettings, StopSettings
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.stats import TokenCheckStats
+from topicsvc.web.demo_page import DemoPage
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
@@ -106,6 +107,7 @@ def makeService(options: Options) -> IService:
         service.config_file = Path(options["config"])
     if options["demo"]:
         service.on_start = lambda ports: demo.announce(settings, ports, time.time())
+        service.serve_demo_page(lambda: demo.new_token(settings, time.time()))
     return service
 
 
@@ -301,6 +303,10 @@ class TopicService(Service):
             self._admin_listeners.append(
                 Listener("admin", settings.admin, admin, reactor, settings.directory)
             )
+
+    def serve_demo_page(self, new_token: Callable[[], str]) -> None:
+        """Serve the page of a demo; `new_token` makes a token for it."""
+        self._site.resource = DemoPage(self._tree, self._settings.unit, new_token)
 
     @property
     def ports(self) -> list[IListeningPort]:

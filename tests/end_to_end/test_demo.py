@@ -17,7 +17,7 @@ class DemoTests(TwistdTestCase):
 
     def test_the_printed_commands_work(self) -> None:
         text = self.start("--demo", "--listen", LOOPBACK).demo_text()
-        token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        token = re.search(r"export TOPICSVC_TOKEN=(\S+)\n", text)[1]
         subscribe = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
         send, body = re.search(r"topicsvc send (\S+) '(.*)'\n", text).groups()
         subscriber = Process([*TOPICSVC, "subscribe", subscribe, "--count", "1", "--token", token])

@@ -37,10 +37,10 @@ class CommandTests(SynchronousTestCase):
         self.service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=directory)
         self.addCleanup(self.service.stop)
         text = self.service.demo_text()
-        self.token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        self.token = re.search(r"export TOPICSVC_TOKEN=(\S+)\n", text)[1]
         self.subscribe_url = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
         self.send_url = re.search(r"topicsvc send (\S+) ", text)[1]
-        self.curl = re.search(r"curl .*\n", text)[0]
+        self.curl = re.search(r"curl .*\n.*\n", text)[0]
 
     def command(self, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         done = subprocess.run(
@@ -100,7 +100,7 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(subscriber.wait(), 0)
         self.assertEqual(
             json.loads(subscriber.output[-1]),
-            {"From": "http://cell1.localhost/", "Body": {"hoge": "testmessage"}},
+            {"From": "http://cell1.localhost/", "Body": {"hello": "world"}},
         )
 
     def test_a_body_with_line_breaks_is_printed_on_one_line(self) -> None:
@@ -396,7 +396,7 @@ class FaultTests(SynchronousTestCase):
         service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=self.directory)
         self.addCleanup(service.stop)
         text = service.demo_text()
-        token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        token = re.search(r"export TOPICSVC_TOKEN=(\S+)\n", text)[1]
         url = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
         send = re.search(r"topicsvc send (\S+) ", text)[1]
         body = '"\u009b2J \u202e \u2028 \u007f \u00fc"'
@@ -469,7 +469,7 @@ class FaultTests(SynchronousTestCase):
         service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=self.directory)
         self.addCleanup(service.stop)
         text = service.demo_text()
-        token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        token = re.search(r"export TOPICSVC_TOKEN=(\S+)\n", text)[1]
         url = re.search(r"topicsvc subscribe (\S+)\n", text)[1]
         send = re.search(r"topicsvc send (\S+) ", text)[1]
         subscriber = Process([*TOPICSVC, "subscribe", url, "--count", "1", "--token", token])
@@ -485,7 +485,7 @@ class FaultTests(SynchronousTestCase):
         service = TwistdProcess("--demo", "--listen", LOOPBACK, directory=self.directory)
         self.addCleanup(service.stop)
         text = service.demo_text()
-        token = re.search(r"one hour:\n +(\S+)\n", text)[1]
+        token = re.search(r"export TOPICSVC_TOKEN=(\S+)\n", text)[1]
         send = re.search(r"topicsvc send (\S+) ", text)[1]
         child = subprocess.Popen(
             [*TOPICSVC, "send", send, "--token", token],

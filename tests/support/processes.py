@@ -221,7 +221,7 @@ class TwistdProcess(Process):
 
     def demo_text(self) -> str:
         """Return all that ``--demo`` prints."""
-        self.wait_for(r"curl .*\n\n")
+        self.wait_for(r"curl .*\n.*\n\n")
         return self.text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
 import sys
 from dataclasses import replace
@@ -317,12 +318,19 @@ class DemoTests(SynchronousTestCase):
         self.assertIn("demo", text.strip().splitlines()[0])
         self.assertIn("/cell1/box1/stream-collection1/topic/name", text)
         url = "127.0.0.1:81/cell1/__topic/box1/stream-collection1.topic.name"
-        self.assertEqual(text.count(f" ws://{url}\n"), 2)
+        self.assertIn(f"    topicsvc subscribe ws://{url}\n", text)
         self.assertIn("topicsvc send http://127.0.0.1:81/cell1/box1/", text)
         self.assertIn("curl ", text)
+        page, *_ = re.findall(r"https?://\S+", text)
+        self.assertEqual(page, "http://127.0.0.1:81/")
+
+    def test_its_commands_fit_in_100_columns(self) -> None:
+        text = self.text(address=IPv4Address("TCP", "127.0.0.1", 8080))
+        [wide] = [line for line in text.splitlines() if len(line) > 100]
+        self.assertIn(" export TOPICSVC_TOKEN=", wide)
 
     def test_its_token_is_valid_for_an_hour(self) -> None:
-        token = self.text().split("one hour:\n")[1].split()[0]
+        token = self.text().split("export TOPICSVC_TOKEN=")[1].split()[0]
         grant = self.successResultOf(self.validator.validate(token, demo.TOPIC))
         self.assertTrue(grant.may_receive and grant.may_send)
         self.assertTrue(-5 < grant.expires_at - (reactor.seconds() + 3600) < 5)

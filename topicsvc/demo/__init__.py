@@ -1,4 +1,4 @@
-"""The settings of ``--demo``, and the commands that it prints to try the service."""
+"""The settings of ``--demo``, its page, and the commands that it prints to try the service."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from topicsvc.settings import Config, LocalSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.validators.local import RIGHTS, make_key, sign_token
 
-__all__ = ["ENDPOINT", "TOPIC", "announce", "settings"]
+__all__ = ["ENDPOINT", "TOPIC", "announce", "new_token", "sample_curl", "settings"]
 
 ENDPOINT = "tcp:8080:interface=127.0.0.1"
 TOPIC = TopicAddress("cell1", "box1", ("stream-collection1",), "name")
 TOKEN_LIFETIME = 3600
 
+_SAMPLE = '{"hello":"world"}'
 _HOST = "127.0.0.1"
 _KIND = re.compile(r"(tcp|ssl|tls):")
 _INTERFACE = re.compile(r":interface=([0-9.]+)(?::|$)")
@@ -51,8 +52,28 @@ def settings(listen: Sequence[str], admin: str | None) -> Config:
     )
 
 
+def new_token(config: Config, now: float) -> str:
+    """Make a token for the topic of the demo, which is valid for an hour."""
+    assert isinstance(config.validator, LocalSettings)  # noqa: S101 - `settings` has made it
+    return sign_token(
+        config.validator.key,
+        config.unit.cell_url(TOPIC.cell),
+        [TOPIC.path],
+        RIGHTS,
+        int(now) + TOKEN_LIFETIME,
+    )
+
+
+def sample_curl(send_url: str) -> str:
+    """The command that sends a message without the topicsvc command."""
+    return (
+        f"curl {send_url} \\\n"
+        f"""    -H "Authorization: Bearer $TOPICSVC_TOKEN" -d '{_SAMPLE}'"""
+    )
+
+
 def announce(config: Config, ports: Sequence[IListeningPort], now: float) -> None:
-    """Print the commands to try.
+    """Print the URL of the page and the commands to try.
 
     They go to the real standard output: with the prefix of log lines they could not be pasted.
     """
@@ -74,31 +95,22 @@ def text(config: Config, ports: Sequence[IListeningPort], now: float) -> str:
     if isinstance(address, IPv6Address):
         host = "localhost"
     authority = f"{host}:{address.port}"
+    page_url = f"{'https' if is_tls else 'http'}://{authority}"
     websocket_url = f"{'wss' if is_tls else 'ws'}://{authority}{TOPIC.websocket_path}"
-    send_url = f"{'https' if is_tls else 'http'}://{authority}{TOPIC.send_path}"
-    assert isinstance(config.validator, LocalSettings)  # noqa: S101 - `settings` has made it
-    token = sign_token(
-        config.validator.key,
-        config.unit.cell_url(TOPIC.cell),
-        [TOPIC.path],
-        RIGHTS,
-        int(now) + TOKEN_LIFETIME,
-    )
+    send_url = page_url + TOPIC.send_path
     return f"""
 This is a demo of topicsvc. It stores nothing; its key and tokens are valid until it ends.
 
-WebSocket URL of the topic {TOPIC.path}:
-    {websocket_url}
-A token that may receive from it and send to it for one hour:
-    {token}
+To see messages in a browser, open this page:
+    {page_url}/
 
-To receive, in a second terminal:
-    export TOPICSVC_TOKEN={token}
+To see them in a terminal, give it a token first, which is valid for one hour:
+    export TOPICSVC_TOKEN={new_token(config, now)}
+Then receive:
     topicsvc subscribe {websocket_url}
-To send, in a third terminal:
-    export TOPICSVC_TOKEN={token}
-    topicsvc send {send_url} '{{"hoge":"testmessage","flag":true}}'
-or without the topicsvc command:
-    curl -H "Authorization: Bearer $TOPICSVC_TOKEN" -d '{{"hoge":"testmessage"}}' {send_url}
+In another terminal, after the same export, send:
+    topicsvc send {send_url} '{_SAMPLE}'
+Or without the topicsvc command:
+    {sample_curl(send_url).replace(chr(10), chr(10) + "    ")}
 
 """

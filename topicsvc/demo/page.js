@@ -57,7 +57,7 @@ async function getToken({ reason, signal }) {
 
 function add(text, position, kind = "") {
   const list = byId("messages");
-  const item = document.createElement("li");
+  const item = document.createElement("p");
   item.className = kind;
   item.textContent = text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT)} ...` : text;
   if (position) {

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +115,49 @@ class Chromium(Browser):
 
     def control(self, method: str, **parameters: Any) -> Any:
         """Call a method of the DevTools protocol; returns its result."""
-        port, path = self._debugging()
-        with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as devtools:
-            devtools.send(json.dumps({"id": 1, "method": method, "params": parameters}))
-            while True:
-                answer = json.loads(devtools.recv(30))
-                if answer.get("id") == 1:
-                    return answer["result"]
+        _, path = self._debugging()
+        with self._devtools(path) as call:
+            return call(method, **parameters)
+
+    def evaluate(
+        self, script: str, scheme: str = "light", size: tuple[int, int] | None = None
+    ) -> Any:
+        """Return the value of an expression in the first page; of a promise, its result.
+
+        Args:
+            script: the expression.
+            scheme: the preferred color scheme meanwhile.
+            size: width and height of the screen meanwhile; None: the window's.
+        """
+        with self._devtools(f"/devtools/page/{self.page()}") as call:
+            feature = {"name": "prefers-color-scheme", "value": scheme}
+            call("Emulation.setEmulatedMedia", features=[feature])
+            if size is not None:
+                width, height = size
+                metrics = {"width": width, "height": height, "deviceScaleFactor": 1}
+                call("Emulation.setDeviceMetricsOverride", mobile=width < 600, **metrics)
+            result = call(
+                "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+            )
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    @contextmanager
+    def _devtools(self, path: str) -> Iterator[Callable[..., Any]]:
+        """A connection of the DevTools protocol; calls its methods."""
+        port, _ = self._debugging()
+        numbers = count(1)
+        with connect(f"ws://127.0.0.1:{port}{path}", proxy=None, max_size=None) as devtools:
+
+            def call(method: str, **parameters: Any) -> Any:
+                number = next(numbers)
+                devtools.send(json.dumps({"id": number, "method": method, "params": parameters}))
+                while True:
+                    answer = json.loads(devtools.recv(30))
+                    if answer.get("id") == number:
+                        return answer["result"]
+
+            yield call
 
     def _debugging(self) -> list[str]:
         """Return the port and the path of the DevTools protocol."""

@@ -83,6 +83,26 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(subscriber.wait(), 0)
         self.assertEqual(json.loads(subscriber.output[-1])["Body"], json.loads(body))
 
+    def test_subscribe_goes_on_behind_a_position(self) -> None:
+        """What was sent while nobody listened is printed, once; what is not known is told."""
+        arguments = [*TOPICSVC, "subscribe", self.subscribe_url, "--token", self.token, "--since"]
+        first = Process([*arguments, "now", "--json", "--count", "1"])
+        self.addCleanup(first.stop)
+        first.wait_for("subscribed for")
+        self.assertEqual(self.command("send", self.send_url, "1"), (0, "", ""))
+        self.assertEqual(first.wait(), 0)
+        position = json.loads(first.output[-1])["Position"]
+        self.command("send", self.send_url, "-", stdin=b"2\n3\n")
+        code, out, err = self.command(
+            "subscribe", self.subscribe_url, "--since", position, "--json", "--count", "2"
+        )
+        self.assertEqual(code, 0, err)
+        self.assertEqual([json.loads(line)["Body"] for line in out.splitlines()], [2, 3])
+        self.assertNotIn("missed", err)
+        lost = Process([*arguments, "nonsense"])
+        self.addCleanup(lost.stop)
+        lost.wait_for("messages may have been missed after nonsense; they go on after ")
+
     def test_the_curl_command_that_the_demo_prints_sends_a_message(self) -> None:
         need(shutil.which("curl"), "curl (tests/integration/install.sh)")
         subscriber = Process(

@@ -24,23 +24,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from topicsvc.client.connection import Connection, make_factory
-from topicsvc.client.rules.effects import (
-    CancelGap,
-    CancelToken,
-    Connect,
-    Disconnect,
-    Effect,
-    End,
-    Gap,
-    GapFound,
-    GetToken,
-    Note,
-    Ping,
-    Reason,
-    Send,
-    State,
-    StateChanged,
-)
+from topicsvc.client.rules import effects
+from topicsvc.client.rules.effects import Effect, End, Gap, Reason, State
 from topicsvc.client.rules.failures import TokenRefused, failure
 from topicsvc.client.rules.messages import Message
 from topicsvc.client.rules.session import Policy, Session
@@ -196,9 +181,9 @@ class TopicClient(Service):
         now: float = self._reactor.seconds()
         return now
 
-    def _do(self, effects: list[Effect]) -> None:
+    def _do(self, todo: list[Effect]) -> None:
         """Carry out effects, behind those that are being carried out."""
-        self._effects.extend(effects)
+        self._effects.extend(todo)
         if self._is_acting:
             return
         self._is_acting = True
@@ -213,31 +198,31 @@ class TopicClient(Service):
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case GetToken():
+            case effects.GetToken():
                 self._fetch(effect.reason)
-            case Connect():
+            case effects.Connect():
                 self._connect()
-            case Disconnect():
+            case effects.Disconnect():
                 self._disconnect()
-            case Send() | Ping():
+            case effects.Send() | effects.Ping():
                 self._send(effect)
-            case CancelToken():
+            case effects.CancelToken():
                 fetching, self._fetching = self._fetching, None
                 _cancel(fetching)
-            case CancelGap():
+            case effects.CancelGap():
                 handling, self._handling = self._handling, None
                 _cancel(handling)
-            case GapFound() | StateChanged() | Note():
+            case effects.GapFound() | effects.StateChanged() | effects.Note():
                 self._tell(effect)
 
-    def _tell(self, effect: GapFound | StateChanged | Note) -> None:
+    def _tell(self, effect: effects.GapFound | effects.StateChanged | effects.Note) -> None:
         try:
             match effect:
-                case Note():
+                case effects.Note():
                     self._on_note(effect.text)
-                case GapFound() if self._on_gap is None:
+                case effects.GapFound() if self._on_gap is None:
                     self._on_note(str(effect.gap))
-                case StateChanged() if self._on_state is not None:
+                case effects.StateChanged() if self._on_state is not None:
                     self._on_state(effect.state)
         except Exception:
             self._log.failure("a function of the application failed")
@@ -318,10 +303,10 @@ class TopicClient(Service):
             connection.ended.addCallback(lambda _: self._leaving.discard(connection))
         _cancel(self._connecting)
 
-    def _send(self, effect: Send | Ping) -> None:
+    def _send(self, effect: effects.Send | effects.Ping) -> None:
         if self._connection is None:
             return
-        if isinstance(effect, Send):
+        if isinstance(effect, effects.Send):
             self._connection.send_text(effect.text)
         else:
             self._connection.sendPing()

@@ -16,23 +16,9 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from .rules import effects
 from .rules.close_codes import LOST
-from .rules.effects import (
-    CancelGap,
-    CancelToken,
-    Connect,
-    Disconnect,
-    Effect,
-    Gap,
-    GapFound,
-    GetToken,
-    Note,
-    Ping,
-    Reason,
-    Send,
-    State,
-    StateChanged,
-)
+from .rules.effects import Effect, Gap, Reason, State
 from .rules.failures import TokenRefused, failure
 from .rules.messages import Message
 from .rules.responses import seconds_of, status_text
@@ -190,39 +176,39 @@ class Topic:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _do(self, effects: list[Effect]) -> None:
-        for effect in effects:
+    def _do(self, todo: list[Effect]) -> None:
+        for effect in todo:
             self._carry_out(effect)
         self._pace()
         self._changed.set()
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case GetToken():
+            case effects.GetToken():
                 self._fetching = self._spawn(self._fetch(effect.reason))
-            case CancelToken():
+            case effects.CancelToken():
                 self._cancel(self._fetching)
-            case Connect():
+            case effects.Connect():
                 self._running = self._spawn(self._run())
-            case Send():
+            case effects.Send():
                 self._spawn(self._send(self._connection, effect.text))
-            case Ping():
+            case effects.Ping():
                 self._spawn(self._ping(self._connection))
-            case Disconnect():
+            case effects.Disconnect():
                 self._disconnect()
-            case CancelGap():
+            case effects.CancelGap():
                 self._cancel(self._handling)
-            case GapFound() | StateChanged() | Note():
+            case effects.GapFound() | effects.StateChanged() | effects.Note():
                 self._tell(effect)
 
-    def _tell(self, effect: GapFound | StateChanged | Note) -> None:
+    def _tell(self, effect: effects.GapFound | effects.StateChanged | effects.Note) -> None:
         match effect:
-            case Note():
+            case effects.Note():
                 _logger.warning("%s", effect.text)
-            case GapFound():
+            case effects.GapFound():
                 level = logging.WARNING if self._on_gap is None else logging.INFO
                 _logger.log(level, "%s", effect.gap)
-            case StateChanged():
+            case effects.StateChanged():
                 _logger.debug("%s; last end: %s", effect.state, self._session.end)
                 try:
                     if self._on_state is not None:

@@ -1,0 +1,128 @@
+"""Sending with the asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.support.python_client import client
+from tests.support.virtual_loop import VirtualLoop
+
+sender = importlib.import_module("topicsvc_client.sender")
+URL = "http://localhost/cell1/box1/col/topic/name"
+REFUSED = b'{"code":"PR401-AU-0006","message":{"lang":"en","value":"Token parse error."}}'
+
+
+class RetryTests(SynchronousTestCase):
+    """In virtual time, with responses that the test gives."""
+
+    def setUp(self) -> None:
+        self.loop = VirtualLoop()
+        self.addCleanup(self.loop.close)
+        self.reasons: list[str] = []
+        self.requests: list[tuple[bytes, str]] = []
+
+    def send(self, *responses: Any, value: Any = 1) -> float:
+        """Send; return how long it took, in virtual seconds."""
+        left = list(responses)
+
+        async def at_once(
+            post: Callable[..., Any], url: str, body: bytes, token: str, _: Any
+        ) -> Any:
+            self.requests.append((body, token))
+            return left.pop(0)
+
+        self.patch(asyncio, "to_thread", at_once)
+        began = self.loop.time()
+        self.loop.run_until_complete(client.send(URL, value, self.get_token))
+        return self.loop.time() - began
+
+    def get_token(self, reason: str) -> str:
+        self.reasons.append(reason)
+        return f"t{len(self.reasons)}"
+
+    def test_any_value_is_sent(self) -> None:
+        for value, body in (({"a": [1]}, b'{"a": [1]}'), ("\u00e9", b'"\\u00e9"'), (None, b"null")):
+            self.send(sender.Response(200), value=value)
+            self.assertEqual(self.requests.pop()[0], body)
+        with self.assertRaises(ValueError):
+            self.send(value=float("nan"))
+
+    def test_after_429_it_is_sent_again_when_the_service_says(self) -> None:
+        seconds = self.send(sender.Response(429, "10"), sender.Response(200))
+        self.assertEqual((round(seconds), len(self.requests)), (10, 2))
+
+    def test_after_60_seconds_it_is_an_error(self) -> None:
+        with self.assertRaises(client.SendFailed) as caught:
+            self.send(*[sender.Response(429, "25")] * 3)
+        self.assertEqual(caught.exception.status, 429)
+
+    def test_a_refused_token_is_replaced_once(self) -> None:
+        self.send(sender.Response(401, body=REFUSED), sender.Response(200))
+        self.assertEqual(self.reasons, ["first", "refused"])
+        self.assertEqual([token for _, token in self.requests], ["t1", "t2"])
+        with self.assertRaises(client.SendFailed) as caught:
+            self.send(*[sender.Response(401, body=REFUSED)] * 2)
+        self.assertEqual(str(caught.exception), "401 Token parse error.")
+        self.assertEqual((caught.exception.status, caught.exception.code), (401, "PR401-AU-0006"))
+
+    def test_after_503_it_is_not_sent_again(self) -> None:
+        with self.assertRaises(client.SendFailed):
+            self.send(sender.Response(503, "1"))
+
+    def test_wrong_urls(self) -> None:
+        for url in ("ws://localhost/", "file:///etc/passwd", "http://me:secret@localhost/"):
+            with self.assertRaises(ValueError) as caught:
+                self.loop.run_until_complete(client.send(url, 1, self.get_token))
+            self.assertNotIn("secret", str(caught.exception))
+
+
+class RequestTests(SynchronousTestCase):
+    """On a loopback port."""
+
+    def post(self, answer: bytes) -> tuple[bytes, Any]:
+        """Answer one request with these bytes; return it, and the response or the failure."""
+        requests: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            requests.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(answer)
+            writer.close()
+
+        async def run() -> Any:
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            async with server:
+                url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+                try:
+                    return await asyncio.to_thread(sender.post, url, b"1", "t1", None)
+                except client.SendFailed as error:
+                    return error
+
+        result = asyncio.run(run())
+        return requests[0], result
+
+    def test_the_request_and_an_error(self) -> None:
+        head = b"HTTP/1.1 429 X\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}"
+        request, response = self.post(head)
+        self.assertTrue(request.startswith(b"POST /x HTTP/1.1\r\n"))
+        self.assertIn(b"\r\nAuthorization: Bearer t1\r\n", request)
+        self.assertIn(b"\r\nContent-Type: application/json\r\n", request)
+        self.assertEqual(response, sender.Response(429, "7", b"{}"))
+
+    def test_no_redirect_is_followed(self) -> None:
+        """The token is for the server of the URL."""
+        _, response = self.post(
+            b"HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+        )
+        self.assertEqual(response.status, 307)
+
+    def test_without_a_response_the_status_is_0(self) -> None:
+        for answer in (b"", b"nonsense\r\n\r\n"):
+            _, error = self.post(answer)
+            self.assertIsInstance(error, client.SendFailed)
+            self.assertEqual(error.status, 0)
+            self.assertIn("no response: ", str(error))

@@ -29,6 +29,7 @@ class ScriptedRedis:
         entries: the ids and fields of the stream.
         newest: id and generation of the newest place; None: the key is missing.
         can_store: whether it can store a missing key.
+        offset: milliseconds by which its clock differs.
         peers: the connections of the client, in their order.
     """
 
@@ -43,6 +44,7 @@ class ScriptedRedis:
         self.entries: list[tuple[bytes, list[bytes]]] = []
         self.newest: tuple[bytes, bytes] | None = None
         self.can_store = True
+        self.offset = 0
         self.peers: list[ScriptedRedisPeer] = []
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
@@ -61,7 +63,7 @@ class ScriptedRedis:
     @property
     def time(self) -> int:
         """Its time in milliseconds since the epoch."""
-        return 1_500_000_000_000 + int(self.clock.seconds() * 1000)
+        return 1_500_000_000_000 + self.offset + int(self.clock.seconds() * 1000)
 
     def add(self, body: bytes, generation: bytes = b"77", id_: bytes = b"") -> bytes:
         """Add an entry, as another process does; return what its channel carries."""

@@ -31,7 +31,6 @@ from topicsvc.brokers.redis.client import Command, RedisClient, Session
 from topicsvc.brokers.redis.identity import Identity
 from topicsvc.brokers.redis.scripts import (
     BEGINNING,
-    Entry,
     EntryId,
     History,
     InvalidReply,
@@ -216,19 +215,31 @@ class _Position:
     """How far a topic has been read.
 
     Attributes:
-        place: behind the newest message that was delivered; None: not known yet.
+        id: that of the newest message that was delivered, as text; empty: not known yet.
+        generation: see `StreamPlace`.
         is_read: whether the stream has been read up to the messages that arrive now.
         is_proved: whether Redis is the one that has given `place`.
         refreshed_at: when the key with the newest place was last kept, by the clock.
     """
 
-    __slots__ = ("is_proved", "is_read", "place", "refreshed_at")
+    __slots__ = ("generation", "id", "is_proved", "is_read", "refreshed_at")
 
     def __init__(self) -> None:
-        self.place: StreamPlace | None = None
+        self.id = b""
+        self.generation = 0
         self.is_read = False
         self.is_proved = True
         self.refreshed_at = 0.0
+
+    @property
+    def place(self) -> StreamPlace | None:
+        """Behind the newest message that was delivered; None: not known yet."""
+        return StreamPlace(self.generation, scripts.parse_id(self.id)) if self.id else None
+
+    def move(self, place: StreamPlace) -> None:
+        """The messages up to `place` were delivered, or are lost."""
+        self.generation = place.generation
+        self.id = str(place.id).encode("ascii")
 
 
 class _Reader:
@@ -291,7 +302,8 @@ class _Reader:
     def expect(self, address: TopicAddress, id_: EntryId) -> None:
         """Redis has accepted a message: if the topic is subscribed here, it comes back."""
         position = self._positions.get(address)
-        if position is not None and position.place is not None and position.place.id < id_:
+        place = None if position is None else position.place
+        if place is not None and place.id < id_:
             self._expected[address] = id_
 
     # Reading.
@@ -362,7 +374,7 @@ class _Reader:
         is_told = is_broken = False
         since = position.place
         if since is None:
-            position.place = history.newest
+            position.move(history.newest)
         else:
             is_told = not position.is_proved
             steps, is_cut = history.after(since)
@@ -401,17 +413,23 @@ class _Reader:
                 is_told = True
                 before = StreamPlace(step.place.generation, step.entry.previous)
                 self._notify_missed(topic, before)
-            position.place = step.place
-            self._deliver(topic, step.entry)
-        position.place = newest
+            position.move(step.place)
+            self._deliver(topic, position, step.entry.sender, step.entry.body)
+        position.move(newest)
         if is_cut or not is_told:
             self._notify_missed(topic, newest)
 
-    def _deliver(self, topic: TopicSubscription, entry: Entry) -> None:
-        mark = Mark(0, str(entry.id))
-        topic.deliver(Message(topic.address, entry.sender, json_body(entry.body), mark))
-        if self._expected and self._expected.get(topic.address, entry.id) <= entry.id:
-            self._expected.pop(topic.address, None)
+    def _deliver(
+        self, topic: TopicSubscription, position: _Position, sender: str | None, body: bytes
+    ) -> None:
+        """Deliver the message that `position` has reached."""
+        mark = Mark(0, position.id.decode("ascii"))
+        topic.deliver(Message(topic.address, sender, json_body(body), mark))
+        expected = self._expected
+        if expected and topic.address in expected:
+            place = position.place
+            if place is not None and expected[topic.address] <= place.id:
+                del expected[topic.address]
 
     def _notify_missed(self, topic: TopicSubscription, place: StreamPlace) -> None:
         """Messages may be missing; others follow behind `place`."""
@@ -440,10 +458,10 @@ class _Reader:
                 recalled.errback(BrokerUnavailable("the topic was unsubscribed"))
             elif (
                 position.is_read
-                and position.place is not None
-                and (position.place == history.newest or not history.is_kept)
+                and (place := position.place) is not None
+                and (place == history.newest or not history.is_kept)
             ):
-                recalled.callback(self._log_until(topic.address, position.place, history))
+                recalled.callback(self._log_until(topic.address, place, history))
             elif not attempts:
                 recalled.errback(BrokerUnavailable("the keys of the topic do not stay"))
             else:
@@ -557,8 +575,9 @@ class _Reader:
         topic = self._topics.get(channel)
         if topic is None:
             return  # sent before Redis read the UNSUBSCRIBE
+        position = self._positions[topic.address]
         try:
-            entry = scripts.parse_payload(payload)
+            previous, id_, sender, body = scripts.split_payload(payload)
         except InvalidReply as error:
             self._losses.misrouted += 1
             if self._invalid.allow(topic.name, self._clock.seconds()):
@@ -568,15 +587,13 @@ class _Reader:
                     why=error,
                 )
             return
-        position = self._positions[topic.address]
-        place = position.place
-        if not position.is_read or place is None:
+        if not position.is_read:
             return  # it is in the stream, which is read behind it
-        if entry.previous != place.id:
+        if previous == position.id:
+            position.id = id_
+            self._deliver(topic, position, sender, body)
+        else:
             self._catch_up(topic, position)
-            return
-        position.place = StreamPlace(place.generation, entry.id)
-        self._deliver(topic, entry)
 
     def on_lost(self, last_heard: float) -> None:
         """Fail pending requests and keep the topics: they are requested again."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 __all__ = ["BEGINNING", "READ", "SEND", "Entry", "EntryId", "History", "InvalidReply", "Step",
-           "StreamPlace", "parse_history", "parse_id", "parse_payload"]  # fmt: skip
+           "StreamPlace", "parse_history", "parse_id", "split_payload"]  # fmt: skip
 
 SEND: Final = b"""\
 local newest, p, g, t = redis.call('GET', KEYS[2])
@@ -252,8 +252,11 @@ def parse_id(text: Any) -> EntryId:
         raise InvalidReply("not the id of an entry") from None
 
 
-def parse_payload(payload: Any) -> Entry:
-    """Parse what a channel carries.
+def split_payload(payload: Any) -> tuple[bytes, bytes, str | None, bytes]:
+    """Split what a channel carries.
+
+    Returns:
+        The id of the place before the message and its own id, both unparsed; sender and body.
 
     Raises:
         InvalidReply: it has another form.
@@ -261,9 +264,12 @@ def parse_payload(payload: Any) -> Entry:
     try:
         head, sender, body = payload.split(b"\n", 2)
         previous, id_ = head.split(b" ")
+        milliseconds, _, sequence = id_.partition(b"-")
+        if not (milliseconds.isdigit() and sequence.isdigit()):
+            raise ValueError
     except (AttributeError, TypeError, ValueError):
         raise InvalidReply("not a message of topicsvc") from None
-    return Entry(parse_id(id_), _sender(sender), body, parse_id(previous))
+    return previous, id_, _sender(sender), body
 
 
 def parse_history(reply: Any) -> History:

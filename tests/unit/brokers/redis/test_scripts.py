@@ -12,7 +12,7 @@ from topicsvc.brokers.redis.scripts import (
     StreamPlace,
     parse_history,
     parse_id,
-    parse_payload,
+    split_payload,
 )
 
 GENERATION = 7
@@ -42,10 +42,9 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(str(EntryId(1, 2)), "1-2")
 
     def test_a_payload(self) -> None:
-        found = parse_payload(b'1-1 1-2\nhttps://cell.example/\n{"a":\n1}')
-        expected = Entry(EntryId(1, 2), "https://cell.example/", b'{"a":\n1}', EntryId(1, 1))
-        self.assertEqual(found, expected)
-        self.assertIsNone(parse_payload(b"0-7 1-2\n\n1").sender)
+        found = split_payload(b'1-1 1-2\nhttps://cell.example/\n{"a":\n1}')
+        self.assertEqual(found, (b"1-1", b"1-2", "https://cell.example/", b'{"a":\n1}'))
+        self.assertIsNone(split_payload(b"0-7 1-2\n\n1")[2])
 
     def test_a_history(self) -> None:
         fields = [b"f", b"https://c/", b"b", b"1", b"p", b"3-0", b"t", b"7"]
@@ -64,10 +63,10 @@ class ParseTests(SynchronousTestCase):
             b"1-0 1-1\nx",
             b"x\n\n1",
             b"1-1\n\n1",
-            b"1-1 x\n\n1",
-            [b"1-1"],
+            b"1-0 x\n\n1",
+            7,
         ):
-            self.assertRaises(InvalidReply, parse_payload, value)
+            self.assertRaises(InvalidReply, split_payload, value)
         good = [b"f", b"", b"b", b"1", b"p", b"3-0", b"t", b"7"]
         for value in (
             None,

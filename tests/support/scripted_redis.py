@@ -67,6 +67,8 @@ class ScriptedRedis:
 
     def add(self, body: bytes, generation: bytes = b"77", id_: bytes = b"") -> bytes:
         """Add an entry, as another process does; return what its channel carries."""
+        if self.newest is None:
+            self.entries.clear()
         previous, generation = self.newest or (b"0-" + generation, generation)
         last = scripts.parse_id(previous)
         if self.time > last.milliseconds:
@@ -107,10 +109,11 @@ class ScriptedRedis:
 
     def _history(self, since: bytes, known: bytes, generation: bytes) -> bytes:
         newest = self.newest or (b"0-" + generation, generation)
-        if self.can_store:
+        if self.can_store and self.newest is None:
             self.newest = newest
+            self.entries.clear()
         entries = []
-        if since:
+        if since and self.newest is not None:
             place = scripts.parse_id(since if known == newest[1] else b"0-0")
             entries = [list(each) for each in self.entries if scripts.parse_id(each[0]) > place]
         is_kept = int(self.newest is not None)

@@ -10,8 +10,8 @@ channel, which delivers its messages. An entry of the stream has these fields, i
 
 The key holds ``{id} {generation} {t}`` of the newest entry, and lives far longer than the stream.
 Whenever it is missing, it begins with a generation that no topic has had, and the id
-``0-{generation}``, which no entry can have. So after a loss of the key no old place is found again,
-and ids may come again without being taken for old ones.
+``0-{generation}``, which no entry can have. Entries of older generations are then removed. So after
+a loss of the key no old place is found again, and an id that comes again is another place.
 
 A channel carries ``{p} {id}\n{sender}\n{body}``.
 """
@@ -27,11 +27,8 @@ __all__ = ["BEGINNING", "READ", "SEND", "Entry", "EntryId", "History", "InvalidR
 SEND: Final = b"""\
 local newest, p, g, t = redis.call('GET', KEYS[2])
 if newest then p, g, t = string.match(newest, '^(%d+%-%d+) (%d+) (%d+)$') end
-if not p then
-  p, g, t = '0-' .. ARGV[7], ARGV[7], 0
-  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  if last then t = last[2][8] end
-end
+local begins = not p
+if begins then p, g, t = '0-' .. ARGV[7], ARGV[7], 0 end
 t = t + #ARGV[3]
 local total = string.format('%.0f', t)
 local function add(id)
@@ -47,7 +44,8 @@ if ms < pms or ms == pms and tonumber(seq) <= tonumber(pseq) then
   ms = pms + 1
   id = add(string.format('%.0f-0', ms))
 end
-redis.call('XTRIM', KEYS[1], 'MINID', '=', string.format('%.0f', ms - ARGV[6]))
+local oldest = begins and id or string.format('%.0f', ms - ARGV[6])
+redis.call('XTRIM', KEYS[1], 'MINID', '=', oldest)
 local limit = tonumber(ARGV[5])
 while true do
   local e = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
@@ -77,10 +75,8 @@ if newest then id, g = string.match(newest, '^(%d+%-%d+) (%d+) %d+$') end
 local is_kept, result = 1
 if not id then
   id, g = '0-' .. ARGV[3], ARGV[3]
-  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  local value = id .. ' ' .. g .. ' ' .. (last and last[2][8] or 0)
-  result = redis.pcall('SET', KEYS[2], value, 'PX', ARGV[5])
-  if result.err then is_kept = 0 end
+  result = redis.pcall('SET', KEYS[2], id .. ' ' .. g .. ' 0', 'PX', ARGV[5])
+  if result.err then is_kept = 0 else redis.call('XTRIM', KEYS[1], 'MAXLEN', 0) end
 else
   local kept = string.sub(id, 1, 2) == '0-' and ARGV[5] or ARGV[4]
   result = redis.pcall('PEXPIRE', KEYS[2], kept)
@@ -90,7 +86,7 @@ if why then
   local code = string.match(why, '^%-?(%u+)')
   if code ~= 'OOM' and code ~= 'MISCONF' and code ~= 'NOREPLICAS' then return result end
 end
-if ARGV[1] == '' then return {id, g, is_kept, ms, {}} end
+if ARGV[1] == '' or is_kept == 0 then return {id, g, is_kept, ms, {}} end
 local since = g == ARGV[2] and ARGV[1] or '0-0'
 return {id, g, is_kept, ms, redis.call('XRANGE', KEYS[1], '(' .. since, '+')}
 """
@@ -101,8 +97,8 @@ The reply: id and generation of the newest place; 0 if Redis could not store tha
 
 ``KEYS``: the stream and the key of the newest place. ``ARGV``: id and generation of the other
 place, a new generation, and the milliseconds for which the key is kept, with and without a message.
-If the id is empty, the script returns no entries. If Redis has another generation, the script
-returns all entries.
+If the id is empty, or the newest place could not be stored, the script returns no entries. If Redis
+has another generation, the script returns all entries.
 
 A full memory, a full disk of Redis, or missing replicas do not fail the script.
 """
@@ -221,18 +217,9 @@ class History:
         Returns:
             The messages, and whether some may be missing behind the last of them.
         """
-        end = len(self.entries)
-        begin = end - len(self.last(float("inf"))[1])
         steps: list[Step] = []
-        at = place
-        for number, entry in enumerate(self.entries):
-            if number < begin and entry.id <= place.id:
-                continue  # an entry of an old generation, which was delivered
-            generation = at.generation
-            if number >= begin:
-                generation = self.newest.generation
-            elif not entry.previous.milliseconds:
-                generation = entry.previous.sequence
+        at, generation = place, self.newest.generation
+        for entry in self.entries:
             is_gap = at != (generation, entry.previous)
             at = StreamPlace(generation, entry.id)
             steps.append(Step(entry, at, is_gap))

@@ -168,12 +168,6 @@ class AfterTests(SynchronousTestCase):
         at, new, start = EntryId(1000, 0), EntryId(500, 0), EntryId(0, 8)
         self.check(at, history(new, *chain(new, after=start), generation=8), (new, True))
 
-    def test_old_entries_that_are_left_follow_before_the_new_ones(self) -> None:
-        ids = [EntryId(number, 0) for number in range(1, 5)]
-        old, new = chain(*ids[:3]), chain(ids[3], after=EntryId(0, 8))
-        found = history(ids[3], *old, *new, generation=8)
-        self.check(ids[0], found, (ids[1], False), (ids[2], False), (ids[3], True))
-
     def test_equal_ids_of_two_generations_are_two_places(self) -> None:
         at = EntryId(1000, 0)
         again = history(at, *chain(at, after=EntryId(0, 8)), generation=8)

@@ -118,6 +118,22 @@ class RedisSpecificTests(RedisTestCase):
         yield deferLater(reactor, 1.1)
         self.assertEqual(self.server.command("EXISTS", self.stream("age")), "0")
 
+    @inlineCallbacks
+    def test_ids_go_on_if_the_clock_was_set_back_after_the_end_of_the_stream(self) -> Any:
+        """XADD alone would give a smaller id, or one that was given before."""
+        newest = self.stream("back").replace("stream", "newest", 1)
+        self.server.command("SET", newest, "99999999999999-7 5 0", "PX", "60000")
+        inbox = Inbox()
+        yield self.broker.subscribe(self.topic("back"), inbox)
+        yield from self.send("back", b"1", b"2")
+        yield inbox.holds(2)
+        marks = [each.mark and each.mark.id for each in inbox.messages]
+        self.assertEqual(marks, ["100000000000000-0", "100000000000000-1"])
+        log = yield self.broker.recall(self.topic("back"))
+        self.assertEqual(log.start, ("99999999999999-7",))
+        self.assertEqual([each.body for each, _ in log.messages], [b"1", b"2"])
+        self.assertEqual(self.broker.losses.gaps, 0)
+
     def end_readers(self) -> None:
         """End all reading connections at the server. A paused broker notices it later."""
         self.server.command("CLIENT", "KILL", "TYPE", "pubsub")

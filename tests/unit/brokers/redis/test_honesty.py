@@ -198,8 +198,8 @@ class HonestyTests(SynchronousTestCase):
         run_state_machine_as_test(
             RedisMachine,
             settings=settings(
-                max_examples=60,
-                stateful_step_count=20,
+                max_examples=150,
+                stateful_step_count=25,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),

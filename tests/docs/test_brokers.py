@@ -17,8 +17,10 @@ from topicsvc.brokers.kafka import (
     recall,
     record_queue,
 )
+from topicsvc.brokers.redis import broker as redis_broker
 from topicsvc.brokers.redis import client as redis
 from topicsvc.delivery import hub
+from topicsvc.settings import HistorySettings
 
 
 class FigureTests(SynchronousTestCase):
@@ -62,6 +64,11 @@ class FigureTests(SynchronousTestCase):
             f"{recall.MAX_HELD_BYTES >> 20} MiB",
             f"| topics that are read back together | {recall.MAX_TOPICS_READ}; others wait |",
             {60: "for up to a minute, a topic that was deleted"}[reader.PARTITION_CHECK_INTERVAL],
+            f"lives for {redis_broker.PLACE_LIFETIME // 3600} hours after the last message",
+            {3600: "and for one hour if there was none"}[redis_broker.UNUSED_PLACE_LIFETIME],
+            f"renews it every {redis_broker.REFRESH_INTERVAL / 60:.0f} minutes",
+            f"compares it at each connection, and every {redis.PROBE_INTERVAL:g} s",
+            f"The streams then keep messages for {HistorySettings().seconds} s",
             {60: "reads the new ones within a minute"}[reader.PARTITION_CHECK_INTERVAL],
         ):
             self.assertTrue(figure in text, figure)

@@ -189,9 +189,9 @@ export class Topic extends EventTarget {
   }
 
   /** A random pause in milliseconds; its bound doubles with `count`. */
-  #pause(count) {
+  #pause(count, most = Infinity) {
     const { minDelay, maxDelay } = this.#options;
-    return this.#clock.random() * Math.min(maxDelay, minDelay * 2 ** count);
+    return this.#clock.random() * Math.min(maxDelay, minDelay * 2 ** count, Math.max(most, minDelay));
   }
 
   /** Fire at the next time at which something may be due. */
@@ -247,9 +247,10 @@ export class Topic extends EventTarget {
     this.#ask("expiring", () => this.#present(), () => this.#retry());
   }
 
-  /** Renew again after a pause. */
+  /** Renew again after a pause, in time for more than one attempt before the token expires. */
   #retry() {
-    this.#renewAt = this.#clock.now() + this.#pause(this.#renewals++);
+    const now = this.#clock.now();
+    this.#renewAt = now + this.#pause(this.#renewals++, (this.#expiry - now) / 2);
     this.#arm();
   }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from .close_codes import (
     SESSION_EXPIRED,
@@ -402,7 +403,9 @@ class Session:
             self._ask()
 
     def _renew_later(self, now: float) -> None:
-        self._renew_at = now + self._pause(self._renewals)
+        """Pause, then renew again: more than once before the token expires."""
+        left = inf if self._expires_at is None else self._expires_at - now
+        self._renew_at = now + self._pause(self._renewals, left / 2)
         self._renewals += 1
 
     def _granted(self, now: float, reply: Granted) -> None:
@@ -552,10 +555,16 @@ class Session:
         self._retry_at = None
         self._set_state("failed")
 
-    def _pause(self, failures: int) -> float:
-        """A random time, so that clients do not come back together."""
-        bound = min(self._policy.max_delay, self._policy.min_delay * 2.0 ** min(failures, 60))
-        return self._random() * bound
+    def _pause(self, failures: int, most: float = inf) -> float:
+        """A random time, so that clients do not come back together.
+
+        Args:
+            failures: earlier failures in a row.
+            most: another bound of the time, but not below `Policy.min_delay`.
+        """
+        policy = self._policy
+        bound = min(policy.max_delay, policy.min_delay * 2.0 ** min(failures, 60))
+        return self._random() * min(bound, max(most, policy.min_delay))
 
     def _set_state(self, state: State) -> None:
         self.state = state

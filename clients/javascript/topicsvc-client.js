@@ -11,10 +11,12 @@ const DEFAULTS = {
 };
 /** Close codes after which another connection would end in the same way. */
 const FINAL = [1002, 1003, 1007, 1009];
+const EXPIRED = "Session expired";
+const INACTIVE = "Token inactive";
 /** Reasons of 1008 after which another connection is made. */
-const AGAIN = ["Session expired", "Token timeout", "No pong", "Slow consumer"];
+const AGAIN = [EXPIRED, "Token timeout", "No pong", "Slow consumer"];
 /** Reasons of error replies that end a session; any other reason is temporary. */
-const ENDS = ["Token inactive", "Invalid message", "Session expired"];
+const ENDS = [INACTIVE, "Invalid message", EXPIRED];
 /** Milliseconds: a live connection that lasted this long begins with short pauses again. */
 const STEADY = 5000;
 /** Milliseconds without a message after which a waking client wants to know whether it is connected. */
@@ -421,8 +423,10 @@ export class Topic extends EventTarget {
 
   /** The connection was closed with this code and reason. */
   #closed(code, reason) {
-    if (code === 1008 && reason === "Token inactive") {
-      if (this.#refused) return this.#fail("refused", "the token was refused: Token inactive");
+    // The token, unless it is a new one that came too late for this session.
+    if (reason === EXPIRED) this.#expiry = -Infinity;
+    if (code === 1008 && reason === INACTIVE) {
+      if (this.#refused) return this.#fail("refused", `the token was refused: ${INACTIVE}`);
       this.#refused = true;
       this.#token = undefined;
       this.#reason = "refused";

@@ -535,6 +535,8 @@ class Session:
             if self._was_refused:
                 following = Next.GIVE_UP
             self._was_refused = True
+        if end.reason == SESSION_EXPIRED and self._token_expires_at is not None:
+            self._token_expires_at = now  # the token, unless a new one came too late
         if following is Next.GIVE_UP:
             self._fail(end)
         else:

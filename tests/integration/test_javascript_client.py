@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -19,8 +20,16 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
 
 from tests.integration.support.browsers import Browser, Call, Chromium, Firefox, Reports, WebPort
+from tests.integration.support.redis_server import Redis
 from tests.integration.support.requirements import need
-from tests.support.processes import Deployment, Process, TopicsvcServer, until
+from tests.support.processes import (
+    Deployment,
+    Process,
+    TopicsvcServer,
+    free_port,
+    listens,
+    until,
+)
 from tests.support.twistd_case import SEND_PATH, WEBSOCKET_PATH
 
 Test = Generator[Deferred[Any], Any, None]
@@ -418,7 +427,7 @@ class BrowserTests(ServiceTestCase):
             self.directory / "chromium",
             "--enable-features=IntensiveWakeUpThrottling:grace_period_seconds/1",
         )
-        client = yield self.show(browser, service.port, recover=False)
+        client = yield self.show(browser, service.port)
         page = browser.page()
         browser.control("Target.createTarget", url="about:blank")
         yield until(lambda: client.of("page") == ["hidden"], "the page is hidden")
@@ -432,3 +441,177 @@ class BrowserTests(ServiceTestCase):
         yield sender.stop()
         yield self.check_all(client, sender)
         self.assertEqual(client.states, ["connecting", "live"])
+
+
+class Nginx:
+    """nginx before several services; a stopped one gets no connections.
+
+    Args:
+        directory: where it may write.
+        services: ports of the services.
+    """
+
+    def __init__(self, directory: Path, services: Sequence[int]) -> None:
+        need(shutil.which("nginx"), "nginx (tests/integration/install.sh)")
+        self.port = free_port()
+        file = directory / "nginx.conf"
+        upstream = " ".join(f"server 127.0.0.1:{port} fail_timeout=1s;" for port in services)
+        file.write_text(
+            f"""
+            daemon off; worker_processes 1; pid {directory}/nginx.pid;
+            error_log stderr warn;
+            worker_shutdown_timeout 1s;
+            events {{ worker_connections 200; }}
+            http {{
+                access_log off;
+                client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+                fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;
+                scgi_temp_path {directory}/scgi;
+                upstream topicsvc {{ {upstream} }}
+                server {{
+                    listen 127.0.0.1:{self.port};
+                    location / {{
+                        proxy_pass http://topicsvc;
+                        proxy_http_version 1.1;
+                        proxy_set_header Host $http_host;
+                        proxy_set_header Upgrade $http_upgrade;
+                        proxy_set_header Connection upgrade;
+                        proxy_buffering off;
+                    }}
+                }}
+            }}
+            """
+        )
+        self._command = ["nginx", "-c", str(file), "-p", str(directory)]
+        self._process = Process(self._command)
+        self.stop = self._process.stop
+
+    def started(self) -> Deferred[float]:
+        return until(lambda: listens(self.port), "nginx listens")
+
+    def reload(self) -> None:
+        """Start new worker processes; the old ones close their connections after 1 s."""
+        run([*self._command, "-s", "reload"])
+
+
+class PositionTests(ServiceTestCase):
+    """Nothing is missed and nothing is doubled, or the client is told."""
+
+    broker = 'kind = "memory"\n[session]\nping_interval = 1'
+
+    def check_complete(self, client: Reporter, sender: Sender, pauses: int = 1) -> Any:
+        """Check that the client has everything although it lost its connection."""
+        self.assertGreaterEqual(client.states.count("waiting"), pauses)
+        self.assertEqual(client.of("gap"), [])
+        return self.check_all(client, sender)
+
+    @inlineCallbacks
+    def test_the_service_is_paused(self) -> Test:
+        """A silent connection is given up; the service goes on later (SIGSTOP, SIGCONT)."""
+        service = yield self.start_service()
+        client = self.receive("node24", service.port, connectTimeout=1500, maxDelay=1000)
+        yield client.until("state", 2)
+        sender = Sender(self.send_to(service))
+        yield client.until("message", 10)
+        service.program.pause()
+        # Heartbeat and 15 s of silence, then handshakes without a response.
+        yield until(lambda: client.states.count("waiting") > 1, "two pauses", 60)
+        service.program.resume()
+        yield until(lambda: client.states[-1] == "live", "it is back")
+        yield sender.stop()
+        yield self.check_complete(client, sender, pauses=2)
+
+    @inlineCallbacks
+    def test_the_token_expires_while_the_authorization_server_is_away(self) -> Test:
+        """Messages that were sent without a valid token follow under the next one."""
+        self.lifetime = 6
+        service = yield self.start_service()
+        client = self.receive("node22", service.port, maxDelay=1000)
+        yield client.until("state", 2)
+        yield self.tokens.stop()
+        sender = Sender(self.send_to(service))
+        yield until(lambda: client.states.count("waiting") > 1, "the token has expired")
+        missed = sender.accepted
+        yield until(lambda: sender.accepted > missed + 5, "messages are missed")
+        yield self.tokens.start()
+        yield until(lambda: client.states[-1] == "live", "it is back")
+        yield sender.stop()
+        yield self.check_complete(client, sender)
+
+    @inlineCallbacks
+    def test_nginx_is_reloaded(self) -> Test:
+        """Its old worker process drops the connections."""
+        service = yield self.start_service()
+        nginx = Nginx(self.directory, [service.port])
+        self.addCleanup(nginx.stop)
+        yield nginx.started()
+        clients = [self.receive(name, nginx.port) for name in ("node22", "bun")]
+        for client in clients:
+            yield client.until("state", 2)
+        sender = Sender(self.send_to(service))
+        for reload in (1, 2):
+            nginx.reload()
+            for client in clients:
+                yield until(
+                    lambda each=client, times=reload: each.states.count("live") > times,
+                    "it is back",
+                )
+        yield sender.stop()
+        for client in clients:
+            yield self.check_complete(client, sender, pauses=2)
+
+    @inlineCallbacks
+    def test_a_gap_is_told_and_the_state_is_loaded_anew(self) -> Test:
+        """A service that keeps messages in memory was restarted: nothing can be proved."""
+        service = yield self.start_service()
+        client = self.receive("deno", service.port)
+        yield client.until("state", 2)
+        yield deferToThread(self.send_to(service), b"1")
+        yield client.until("message", 1)
+        service.program.kill()
+        yield service.start()
+        yield client.until("gap", 1)
+        yield deferToThread(self.send_to(service), b"2")
+        yield client.until("message", 2)
+        self.assertEqual(client.of("onGap"), client.of("gap"))
+        self.assertEqual(client.numbers, [1, 2])
+
+
+class RollingRestartTests(ServiceTestCase):
+    """Two processes with one Redis."""
+
+    @inlineCallbacks
+    def setUp(self) -> Test:
+        self.redis = Redis()
+        self.addCleanup(self.redis.program.stop)
+        yield self.redis.start()
+        self.broker = self.redis.settings
+        yield super().setUp()
+
+    @inlineCallbacks
+    def test_both_processes_are_restarted_one_after_the_other(self) -> Test:
+        """Each client misses nothing and gets nothing twice, in every runtime."""
+        services = []
+        for _ in range(2):
+            services.append((yield self.start_service()))
+        nginx = Nginx(self.directory, [service.port for service in services])
+        self.addCleanup(nginx.stop)
+        yield nginx.started()
+        clients = {name: self.receive(name, nginx.port) for name in RUNTIMES}
+        for client in clients.values():
+            yield client.until("state", 2)
+        sender = Sender(self.send_to(services[1]))
+        for service, other in (services, services[::-1]):
+            sender.send = self.send_to(other)
+            # The send that is under way may still be at this service.
+            accepted = sender.accepted
+            yield until(lambda least=accepted + 2: sender.accepted >= least, "the other accepts")
+            yield deferToThread(service.program.stop)
+            yield service.start()
+            for client in clients.values():
+                yield until(lambda each=client: each.states[-1] == "live", "it is back")
+        yield sender.stop()
+        for client in clients.values():
+            self.assertIn("waiting", client.states)
+            self.assertEqual(client.of("gap"), [])
+            yield self.check_all(client, sender)

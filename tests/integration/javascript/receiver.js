@@ -17,6 +17,9 @@ export function receive({ url, tokens, options, sends }, report) {
       report(["getToken", request.reason]);
       return fetchToken(request);
     },
+    async onGap({ since, position }) {
+      report(["onGap", [since, position]]);
+    },
   });
   topic.addEventListener("state", (e) => report(["state", e.state]));
   topic.addEventListener("state", async (e) => {

@@ -15,7 +15,7 @@ from twisted.python import usage
 
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.factory import make_broker
-from topicsvc.config.workers import AUTO, memory_problem, workers_of
+from topicsvc.config.workers import ALLOWED, AUTO, memory_problem, workers_of
 from topicsvc.errors import ConfigError
 from topicsvc.listening.endpoint_string import EndpointString, with_absolute_paths
 from topicsvc.listening.host_checks import host_problem
@@ -142,7 +142,7 @@ class Options(usage.Options):
         try:
             count = workers_of(self["workers"] or "1")
         except ValueError as error:
-            raise ConfigError([f"--workers: {error}"]) from error
+            raise ConfigError([f"--workers: {error}; allowed: {ALLOWED}"]) from error
         problem = memory_problem(usable_processors() if count == AUTO else int(count))
         if problem is not None:
             raise ConfigError([f"--{problem}"])

@@ -20,7 +20,7 @@ from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import topicsvc
-from topicsvc import config, demo
+from topicsvc import config, demo, logs
 from topicsvc import service as service_module
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.errors import ConfigError, TokenInactive
@@ -28,6 +28,7 @@ from topicsvc.process.instances import count_locks
 from topicsvc.service import Options, TopicService, makeService
 from topicsvc.settings import Config, LimitSettings
 from topicsvc.validators.local import LocalValidator, make_key, write_key
+from topicsvc.workers.parent import ParentService
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
@@ -135,6 +136,71 @@ class OptionTests(SynchronousTestCase):
             line = self.assertRaises(SystemExit, makeService, options).code
             self.assertTrue(line.startswith(f"topicsvc: listen: {endpoint!r}: "), line)
             self.assertNotIn("\n", line)
+
+
+class WorkersTests(SynchronousTestCase):
+    """With several workers, twistd gets the parent."""
+
+    def options(self, *arguments: str, **twistd: Any) -> Options:
+        key_file, file = Path(self.mktemp()), Path(self.mktemp())
+        write_key(key_file, make_key())
+        file.write_text(
+            f'listen = ["{LOOPBACK}"]\nadmin = "tcp:0"\nunit_url = "https://unit1.example/"\n'
+            f'[validator]\nkind = "local"\nkey_file = "{key_file}"\n'
+            '[broker]\nkind = "redis"\nurl = "redis://localhost"\n'
+        )
+        options = Options()
+        options.parseOptions(["--config", str(file), *arguments])
+        options.parent = twistd
+        return options
+
+    def test_the_parent_tells_each_worker_what_it_serves(self) -> None:
+        options = self.options("--workers=3", logger=logs.json_lines, nodaemon=True)
+        parent = makeService(options)
+        assert isinstance(parent, ParentService)
+        arguments = parent._arguments(2)
+        self.assertEqual((arguments.number, arguments.count, arguments.endpoints), (2, 3, 1))
+        self.assertEqual((arguments.logger, arguments.directory), ("json_lines", Path.cwd()))
+        self.assertEqual(
+            arguments.options,
+            (f"--config={options['config']}", f"--listen={LOOPBACK}", "--admin=tcp:0",
+             "--workers=3"),
+        )  # fmt: skip
+
+    def test_a_log_of_twistd_or_of_another_observer_is_written_by_the_parent(self) -> None:
+        for twistd in ({}, {"logfile": "x"}, {"syslog": True}, {"logger": print}):
+            parent = makeService(self.options("--workers=2", **twistd))
+            assert isinstance(parent, ParentService)
+            self.assertEqual(parent._arguments(1).logger, "relay")
+
+    def test_one_worker_has_no_parent(self) -> None:
+        self.assertIsInstance(makeService(self.options("--workers=1")), TopicService)
+        self.assertIsInstance(makeService(self.options()), TopicService)
+
+    def test_workers_cannot_be_started_in_a_changed_root(self) -> None:
+        options = self.options("--workers=2", chroot="/srv")
+        line = self.assertRaises(SystemExit, makeService, options).code
+        self.assertEqual(
+            line, "topicsvc: --chroot: workers cannot be started in it; set workers = 1"
+        )
+
+    def test_a_demo_has_one_process(self) -> None:
+        for value, expected in (
+            ("2", "--workers: 2 processes need a broker that they share"),
+            ("x", "--workers: 'x' is not a number of workers; allowed: \"auto\" or a whole number"),
+        ):
+            options = Options()
+            options.parseOptions(["--demo", "--workers", value])
+            [problem] = self.assertRaises(ConfigError, options.settings).problems
+            self.assertTrue(problem.startswith(expected), problem)
+        options = Options()
+        options.parseOptions(["--demo", "--workers", "1"])
+        self.assertEqual(options.settings().workers, 1)
+
+    def test_an_endpoint_that_workers_cannot_share_is_refused(self) -> None:
+        options = self.options("--workers=2", "--listen=fd:1")
+        error = self.assertRaises(ConfigError, options.settings)
+        self.assertTrue(error.problems[0].startswith("--listen: 'fd:1': "), error.problems)
 
 
 class TopicServiceTests(TestCase):

@@ -8,7 +8,7 @@ from topicsvc.config.toml_table import Table
 from topicsvc.process.processors import usable_processors
 from topicsvc.settings import BrokerSettings, MemorySettings
 
-__all__ = ["AUTO", "MAX_WORKERS", "memory_problem", "read_workers", "workers_of"]
+__all__ = ["ALLOWED", "AUTO", "MAX_WORKERS", "memory_problem", "read_workers", "workers_of"]
 
 MAX_WORKERS = 64
 """Most workers of one parent."""
@@ -16,7 +16,8 @@ MAX_WORKERS = 64
 AUTO = "auto"
 """As many workers as there are processors for this process, at most `MAX_WORKERS`."""
 
-_ALLOWED = f'"{AUTO}" or a whole number from 1 to {MAX_WORKERS}'
+ALLOWED = f'"{AUTO}" or a whole number from 1 to {MAX_WORKERS}'
+"""The values of the setting and of the option, for the text of a problem."""
 
 
 def read_workers(
@@ -40,7 +41,7 @@ def read_workers(
         try:
             value = workers_of(option)
         except ValueError as error:
-            table.problem("workers", str(error), _ALLOWED)
+            table.problem("workers", str(error), ALLOWED)
             return 1
     count = min(processors(), MAX_WORKERS) if value == AUTO else int(value)
     kind = broker_table.given("kind")

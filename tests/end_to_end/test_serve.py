@@ -47,7 +47,7 @@ class ServeTests(TwistdTestCase):
 
     def test_the_log_has_time_level_and_text_and_twistd_is_not_seen(self) -> None:
         process = self.serve("--demo", "--listen", LOOPBACK)
-        process.wait_for(r"curl .*\n\n")
+        process.wait_for(r"curl .*\n.*\n\n")
         before_the_demo = process.text.partition("\nThis is a demo")[0].splitlines(True)
         self.assertGreaterEqual(len(before_the_demo), 2)
         for line in before_the_demo:

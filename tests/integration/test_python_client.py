@@ -10,19 +10,23 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from time import time
+from time import sleep, time
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.support.cuttable_proxy import CuttableProxy
 from tests.integration.support.redis_server import Redis
-from tests.support.processes import CELL_URL, TOPICSVC, Deployment, Process, TopicsvcServer
+from tests.support.processes import CELL_URL, TOPICSVC, TWISTD, Deployment, Process, TopicsvcServer
 from tests.support.python_client import client
 from topicsvc.validators.local import RIGHTS, sign_token
 
+ROOT = Path(__file__).parents[2]
 TOPIC = "/cell1/box1/col/topic/name"
 WEBSOCKET_PATH = "/cell1/__topic/box1/col.topic.name"
 MEMORY = 'kind = "memory"'
@@ -234,6 +238,36 @@ class ClientTestCase(SynchronousTestCase):
         self.assertEqual(begun, 0, f"{name}: the first message")
         self.assertEqual(known, self.sender.accepted, name)
         self.assertEqual(numbers, sorted(set(numbers)), name)
+
+
+class ExampleTests(ClientTestCase):
+    """The first example of each page receives a message, with another URL."""
+
+    def receive(self, page: str, *command: str) -> None:
+        text = (ROOT / page).read_text("utf-8")
+        [example, *_] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        [service] = self.services
+        url = f"ws://127.0.0.1:{service.port}{WEBSOCKET_PATH}"
+        program_text = re.sub('URL = ".*"', f'URL = "{url}"', example)
+        (self.directory / "receiver.py").write_text(program_text)
+        asyncio.run(self.start(service))
+        self.patch(os, "environ", {**os.environ, "TOPICSVC_TOKEN": self.token()})
+        program = Process([*command, str(self.directory / "receiver.py")])
+        self.addCleanup(program.stop)
+        send_url = f"http://127.0.0.1:{service.port}{TOPIC}"
+        for _ in range(200):  # the program does not say when it is live
+            asyncio.run(client.send(send_url, {"hello": "world"}, lambda _: self.token()))
+            sleep(0.2)
+            if "http://cell1.localhost/ {'hello': 'world'}" in program.text:
+                return
+            self.assertIsNone(program.child.poll(), program.text)
+        self.fail(f"no message: {program.text}")
+
+    def test_the_asyncio_example(self) -> None:
+        self.receive("clients/python/README.md", sys.executable, "-u")
+
+    def test_the_twisted_example(self) -> None:
+        self.receive("docs/clients.md", *TWISTD, "-n", "--pidfile=", "--python")
 
 
 class CutTests(ClientTestCase):

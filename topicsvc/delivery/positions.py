@@ -81,11 +81,15 @@ class PositionedMember:
         if topic is not None:
             if topic.batch_end <= self._seen:
                 return  # it was in a replay
-            if now < self.queue.deliver_until:
+            if now >= self.queue.deliver_until:
+                self._is_behind = True
+            elif self._is_behind or self.queue.has_dropped:
+                # The time of day was set back, to a time before the expiry.
+                topic.tell_missed(self)
+                return
+            else:
                 self._seen = topic.batch_end
                 self.position = topic.batch_position
-            else:
-                self._is_behind = True
         self.active_at = self._now()
         self.queue.deliver(frames, count, now)
 
@@ -105,6 +109,10 @@ class PositionedMember:
     def join(self, topic: TopicPositions, ring: Ring) -> None:
         """Everything in `ring` has been delivered, or is not wanted."""
         self._topic = topic
+        self._follow(ring)
+
+    def _follow(self, ring: Ring) -> None:
+        """Everything in `ring` has been delivered, or is not wanted."""
         self._seen = ring.count
         self.position = ring.position
         self._is_behind = False
@@ -122,10 +130,17 @@ class PositionedMember:
         if not self._on_missed(Place(ring.position, True, self.heartbeat)):
             self._is_behind = True  # `resume` tells it
             return False
-        self._seen = ring.count
-        self.position = ring.position
+        self._follow(ring)
         self.active_at = self._now()
         return True
+
+    def tell_position(self, tell: Callable[[str | None], None]) -> None:
+        """Nothing was sent for the time of a heartbeat: tell the client its position."""
+        self.touch()
+        if self._topic is not None and (self._is_behind or self.queue.has_dropped):
+            self._topic.tell_missed(self)
+        else:
+            tell(self.position)
 
 
 class _MissedNotice:

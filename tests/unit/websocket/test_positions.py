@@ -533,6 +533,28 @@ class GapTests(PositionTestCase):
         self.validator.last.grant(self.now + 60)
         self.assertFalse(self.success(client)["Missed"])
 
+    def test_a_time_of_day_that_is_set_back_hides_no_gap(self) -> None:
+        # The session has expired for a time in which a message was delivered to nobody.
+        client, _ = self.begun(lifetime=10)
+        self.wall.jump(20)
+        self.send(1)
+        self.wall.jump(-20)
+        client.assert_nothing()
+        self.send(2)
+        self.assert_missed(client)
+        self.send(3)
+        self.assertEqual([body for body, _ in self.data(client)], [3])
+
+    def test_the_heartbeat_names_no_position_behind_dropped_data(self) -> None:
+        client, _ = self.begun()
+        session = next(iter(self.websocket_server.active_sessions()))
+        session._send_queue.has_dropped = True
+        self.advance(60.25)
+        texts = [json.loads(payload) for opcode, payload in client.frames() if opcode == 1]
+        self.assertEqual([text["Missed"] for text in texts], [True])
+        self.send(1)
+        self.assertEqual([body for body, _ in self.data(client)], [1])
+
 
 class StoringBrokerTests(PositionTestCase):
     """A broker that keeps messages, as Redis and Kafka do."""

@@ -320,7 +320,7 @@ class ServiceTestCase(SynchronousTestCase):
         self.clock.rightNow = CLOCK_AT_START
         self.wall = WallClock(self.clock, EPOCH)
         self.validator = FakeValidator()
-        self.broker = FakeBroker()
+        self.broker = self.make_broker()
         history = History(self.history, self.clock) if self.history.seconds else None
         self.hub = Hub(self.broker, self.clock, self.wall, data_frame, positioned, history)
         self.rechecker = FakeValidator()
@@ -360,6 +360,9 @@ class ServiceTestCase(SynchronousTestCase):
             self.websocket_server.context.slow_consumers,
         )
         self._port = 50000
+
+    def make_broker(self) -> FakeBroker:
+        return FakeBroker()
 
     def tearDown(self) -> None:
         # Every close reason is in topicsvc.websocket.close_reasons.

@@ -40,10 +40,16 @@ class Topicsvc:
     Args:
         root: the checkout of topicsvc to run.
         inspect: whether the admin endpoint lists topics and sessions.
+        tables: further tables of the configuration.
     """
 
     def __init__(
-        self, directory: Path, authority: Authority, root: Path = ROOT, inspect: bool = False
+        self,
+        directory: Path,
+        authority: Authority,
+        root: Path = ROOT,
+        inspect: bool = False,
+        tables: str = "",
     ) -> None:
         key = make_key()
         (directory / "token.key").unlink(missing_ok=True)
@@ -63,6 +69,7 @@ class Topicsvc:
             [limits]
             unauthenticated_per_address = 0
             messages_per_minute = 0
+            {tables}
             {_INSPECT if inspect else ""}
             """
         )

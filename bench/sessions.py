@@ -50,6 +50,7 @@ class Target:
         context: the TLS context; None: no TLS.
         host: value of the ``Host`` header.
         batch: number of messages in one request.
+        has_positions: whether the sessions ask for positions.
     """
 
     port: int
@@ -61,6 +62,7 @@ class Target:
     context: ssl.SSLContext | None = None
     host: str = "localhost"
     batch: int = 1
+    has_positions: bool = False
 
     def connect(self) -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT)
@@ -75,7 +77,8 @@ class Target:
 
     def present(self, number: int = 0) -> bytes:
         token = self.tokens[number % len(self.tokens)]
-        return masked(1, json.dumps({"AccessToken": token}).encode())
+        since = {"Since": None} if self.has_positions else {}
+        return masked(1, json.dumps({"AccessToken": token, **since}).encode())
 
 
 @dataclass

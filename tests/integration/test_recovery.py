@@ -9,6 +9,7 @@ from twisted.internet.defer import inlineCallbacks
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from tests.integration.support.activemq_server import ActiveMQ
 from tests.integration.support.recovery_cases import TOPIC, RecoveryCase, RollingRestartCases
 from tests.integration.support.redis_server import Redis
 from tests.support.processes import until
@@ -95,11 +96,8 @@ class RedisOutageTests(RedisCase, TestCase):
         self.assertEqual(len(self.plain.messages), len(self.sent))
 
 
-class MemoryRestartTests(RecoveryCase, TestCase):
-    """Over memory another process knows nothing of a position, and says so."""
-
-    def make_server(self) -> None:
-        return None
+class LocalPositionsCases(RecoveryCase):
+    """Another process knows nothing of a position, and says so."""
 
     @inlineCallbacks
     def test_each_client_is_told_each_time_in_a_rolling_restart(self) -> Any:
@@ -110,3 +108,17 @@ class MemoryRestartTests(RecoveryCase, TestCase):
         returns = [missed for client in self.clients for missed in client.returns]
         self.assertGreaterEqual(len(returns), len(self.clients))
         self.assertEqual(set(returns), {True})
+
+
+class MemoryRestartTests(LocalPositionsCases, TestCase):
+    """Over memory."""
+
+    def make_server(self) -> None:
+        return None
+
+
+class ActiveMQRestartTests(LocalPositionsCases, TestCase):
+    """Over ActiveMQ, which keeps nothing."""
+
+    def make_server(self) -> ActiveMQ:
+        return ActiveMQ()

@@ -595,6 +595,11 @@ class TopicService(Service):
         """Whether all accepted messages are written to the sessions of this process."""
         return self.broker.is_settled and self._hub.is_idle
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether new clients may be sent here; see ``/health/ready``."""
+        return all(self._health_parts().values())
+
     def _health_parts(self) -> dict[str, bool]:
         """The parts that ``/health/ready`` reports, and whether each is ready.
 

@@ -49,6 +49,12 @@ ORPHAN_TIMEOUT = 1.5
 ORPHAN_GRACE = 1.0
 """Seconds of these for sends in flight and for the close frames of sessions."""
 
+READY_GRACE = 5.0
+"""Seconds for the first connection to the broker. An outage must not keep a worker from serving."""
+
+READY_INTERVAL = 0.02
+"""Seconds between two looks whether a worker is ready."""
+
 FLUSH_TIME = 0.05
 """Seconds in which the reactor writes the last event to the control socket."""
 
@@ -167,11 +173,23 @@ class Worker:
         service.on_stopped = self._tell_last_metrics
         control.setblocking(False)
         reactor.adoptStreamConnection(control.fileno(), socket.AF_UNIX, _One(self._end))
-        reactor.callWhenRunning(self._ready)
+        reactor.callWhenRunning(self._running)
 
-    def _ready(self) -> None:
+    def _running(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the reactor has set a handler
-        self._end.tell("ready", digest=self._digest)
+        self._tell_ready(self._reactor.seconds() + READY_GRACE)
+
+    def _tell_ready(self, deadline: float) -> None:
+        """Tell that it serves: when it has the broker, or at the deadline without.
+
+        In a rolling restart the worker that serves so far stays until then.
+        """
+        if self._is_ending:
+            return
+        if self._service.is_ready or self._reactor.seconds() >= deadline:
+            self._end.tell("ready", digest=self._digest)
+        else:
+            self._reactor.callLater(READY_INTERVAL, self._tell_ready, deadline)
 
     def _get(self, members: Members) -> Deferred[Members]:
         tree = self._service.admin_tree

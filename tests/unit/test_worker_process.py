@@ -17,7 +17,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.admin_case import AdminTestCase
 from topicsvc.errors import ConfigError
 from topicsvc.service import PreparedReload
-from topicsvc.worker_process import FLUSH_TIME, ORPHAN_GRACE, ORPHAN_TIMEOUT, Worker
+from topicsvc.worker_process import (
+    FLUSH_TIME,
+    ORPHAN_GRACE,
+    ORPHAN_TIMEOUT,
+    READY_GRACE,
+    READY_INTERVAL,
+    Worker,
+)
 from topicsvc.workers.control import WorkerControl
 
 
@@ -72,6 +79,7 @@ class FakeService:
         self.read_settings: Any = lambda: None
         self.admin_tree: Any = None
         self.hands_over = self.has_stopped = False
+        self.is_ready = True
         self.problems: list[str] = []
         self.metrics = FakeMetrics()
         self.applied = 0
@@ -115,6 +123,32 @@ class WorkerTests(SynchronousTestCase):
         self.reactor.pump()
         self.assertEqual(self.reactor.events, [("ready", {"digest": "old digest"})])
         self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
+
+    def events_of(self, is_ready_after: float) -> list[float]:
+        """Start a worker whose service is ready after so many seconds; return when it tells so."""
+        service: Any = FakeService()
+        service.is_ready = False
+        reactor = FakeReactor()
+        own, other = socket.socketpair()
+        self.addCleanup(own.close)
+        self.addCleanup(other.close)
+        Worker(service, "digest", reactor, own)
+        reactor.callLater(is_ready_after, setattr, service, "is_ready", True)
+        times = []
+        while reactor.seconds() < 2 * READY_GRACE:
+            reactor.advance(0.01)
+            reactor.pump()
+            times += [reactor.seconds()] * len(reactor.events)
+            reactor.events.clear()
+        return times
+
+    def test_it_serves_when_it_has_the_broker(self) -> None:
+        [told] = self.events_of(0.5)
+        self.assertTrue(0.5 <= told <= 0.5 + 2 * READY_INTERVAL, told)
+
+    def test_without_the_broker_it_serves_after_some_seconds(self) -> None:
+        [told] = self.events_of(60)
+        self.assertTrue(READY_GRACE <= told <= READY_GRACE + 2 * READY_INTERVAL, told)
 
     def test_it_tells_its_last_metrics_before_it_ends(self) -> None:
         self.reactor.pump()

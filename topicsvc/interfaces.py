@@ -244,6 +244,20 @@ class Broker(Protocol):
         """
         ...
 
+    def catch_up(self, topic: TopicAddress) -> Deferred[None] | None:
+        """Wait for the messages that another process may have delivered already.
+
+        Fires when each message that the broker has accepted before the call was passed to
+        `deliver`, or after a few seconds.
+
+        Returns:
+            None: there is nothing to wait for.
+
+        Fails with:
+            BrokerUnavailable: the broker cannot be asked now.
+        """
+        ...
+
     def publish(self, message: Message) -> Deferred[None]:
         """Send `message`. Fires when the broker has accepted it.
 

@@ -129,6 +129,7 @@ class FakeBroker:
         accepts_at_once: messages are accepted without a Deferred.
         waiting: messages that are delivered after `resume`.
         log: what `recall` returns; None: nothing is kept.
+        catching_up: what `catch_up` returns; None: there is nothing to wait for.
     """
 
     confirms_at_once: bool = False
@@ -140,6 +141,7 @@ class FakeBroker:
     published: list[Message] = field(default_factory=list)
     waiting: list[Message] = field(default_factory=list)
     log: Callable[[TopicAddress], Deferred[TopicLog]] | None = None
+    catching_up: Callable[[TopicAddress], Deferred[None]] | None = None
 
     @property
     def is_up(self) -> bool:
@@ -167,6 +169,10 @@ class FakeBroker:
     def recall(self, topic: TopicAddress) -> Deferred[TopicLog] | None:
         """What `log` returns; None, as from a broker that keeps nothing, if there is no `log`."""
         return None if self.log is None else self.log(topic)
+
+    def catch_up(self, topic: TopicAddress) -> Deferred[None] | None:
+        """What `catching_up` returns; None, if there is no `catching_up`."""
+        return None if self.catching_up is None else self.catching_up(topic)
 
     def publish(self, message: Message) -> Deferred[None]:
         if self.is_down:

@@ -73,6 +73,9 @@ class MemoryBroker(Service):
     def recall(self, topic: TopicAddress) -> None:
         """See `topicsvc.interfaces.Broker`. Nothing is kept here."""
 
+    def catch_up(self, topic: TopicAddress) -> None:
+        """See `topicsvc.interfaces.Broker`. There is no other process."""
+
     def publish(self, message: Message) -> Deferred[None]:
         """See `topicsvc.interfaces.Broker`. Accepted at once."""
         self.accept(message)

@@ -103,6 +103,10 @@ class ReaderAndSender(Service):
         """See `topicsvc.interfaces.Broker`."""
         return self._reader.recall(topic)
 
+    def catch_up(self, topic: TopicAddress) -> Deferred[None] | None:
+        """See `topicsvc.interfaces.Broker`. All processes get a message at the same time."""
+        return None
+
     def publish(self, message: Message) -> Deferred[None]:
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
         return self._sender.publish(message)

@@ -265,6 +265,8 @@ class Hub:
         self._unused.cancel(channel)
         if is_new:
             self._subscribe(channel)
+        elif positions.ring is not None:
+            self._catch_up(channel, member)
         return joining
 
     def return_to_now(
@@ -284,7 +286,10 @@ class Hub:
         positions = self._positions(channel)
         if positions.ring is None and not positions.is_recalling:
             self._recall(channel, positions)
-        return None if positions.ring is None else self._join_positions(channel, member, since)
+        ring = positions.ring
+        if ring is None or (since is not None and ring.may_be_behind(since)):
+            return None
+        return self._join_positions(channel, member, since)
 
     def _join_positions(
         self, channel: Channel, member: PositionedMember, since: str | None
@@ -342,6 +347,21 @@ class Hub:
         recalling.addErrback(
             lambda failure: self._log.failure("internal error: positions failed", failure)
         )
+
+    def _catch_up(self, channel: Channel, member: PositionedMember) -> None:
+        """Let a session join when what another process may have delivered is here too."""
+        join = partial(self._complete_return, channel, member)
+        catching_up = self._broker.catch_up(channel.topic)
+        if catching_up is None:
+            join()
+            return
+
+        def done(result: object) -> None:
+            if isinstance(result, Failure) and not result.check(BrokerUnavailable):
+                self._log.failure("internal error: waiting for messages failed", result)
+            self._add_step(channel, Step(join))  # behind the messages that have arrived
+
+        catching_up.addBoth(done)
 
     def _complete_returns(self, channel: Channel, positions: TopicPositions) -> None:
         self._notifications.run(

@@ -134,6 +134,19 @@ class Ring:
         """Remove all messages. The newest position stays provable."""
         self.trim(0, 0, 0.0)
 
+    def may_be_behind(self, position: str) -> bool:
+        """Whether `position` is of this log, but not of a place that the ring knows.
+
+        It may be the place behind a message that has not arrived here yet.
+        """
+        epoch, _, text = position.partition(".")
+        ids = text.split("_")
+        if epoch != self._epoch or self._is_numbered:
+            return False
+        return len(ids) > len(self._numbers) or any(
+            id_ not in numbers for id_, numbers in zip(ids, self._numbers, strict=False)
+        )
+
     def frames_after(self, position: str) -> list[bytes] | None:
         """Return the frames of all messages behind `position`, in their order.
 

@@ -98,6 +98,15 @@ class LanesTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.ring = Ring("k", ("a", "b"))
 
+    def test_a_place_that_it_does_not_know_may_be_ahead(self) -> None:
+        add(self.ring, b"1", Mark(1, "b1"))
+        for position in ("k.a_b2", "k.a2_b1", "k.a_b_c"):
+            self.assertTrue(self.ring.may_be_behind(position), position)
+        for position in ("k.a_b1", "k.a_b", "other.a_b2"):
+            self.assertFalse(self.ring.may_be_behind(position), position)
+        self.ring.reset("k", ("0",), is_numbered=True)
+        self.assertFalse(self.ring.may_be_behind("k.7"), "no other process has this log")
+
     def test_without_a_log_from_here_on_it_numbers_messages_itself(self) -> None:
         """The broker's marks would make the positions too long."""
         self.ring.reset("m4x8", ("0",), is_numbered=True)

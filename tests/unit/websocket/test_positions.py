@@ -613,6 +613,33 @@ class StoringBrokerTests(PositionTestCase):
         self.assertEqual([json.loads(text)["Body"] for text in data], [1, 2, 3])
         self.assertEqual([json.loads(text)["Body"] for text in plain.texts()], [2, 3])
 
+    def test_a_client_that_is_ahead_waits_until_the_broker_has_caught_up(self) -> None:
+        """It comes from another process, which got its last message earlier."""
+        calls: list[Deferred[None]] = []
+
+        def catching_up(_: TopicAddress) -> Deferred[None]:
+            calls.append(Deferred())
+            return calls[-1]
+
+        self.broker.catching_up = catching_up
+        self.returned("k.i1")
+        self.logs[0].callback(self.log(1, 2))
+        self.iterate()
+        clients = [self.returned("k.i3"), self.returned("k.i9"), self.returned("other.i3")]
+        self.assertEqual(len(calls), 2, "only positions of this log are worth waiting for")
+        clients[0].assert_nothing()
+        self.broker.deliver(self.marked(3))
+        self.broker.deliver(self.marked(4))
+        calls[0].callback(None)
+        calls[1].errback(BrokerUnavailable("injected by the test"))
+        for _ in range(3):
+            self.iterate()
+        success, *data = [json.loads(text) for text in clients[0].texts()]
+        self.assertEqual((success["Position"], success["Missed"]), ("k.i3", False))
+        self.assertEqual([each["Body"] for each in data], [4])
+        self.assertTrue(json.loads(clients[1].texts()[0])["Missed"])
+        self.assertEqual(len(self.logs), 1)
+
     def test_a_log_that_cannot_be_read_is_service_unavailable(self) -> None:
         client = self.returned("k.i0")
         self.logs[0].errback(BrokerUnavailable("injected by the test"))

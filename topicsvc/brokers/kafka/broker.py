@@ -103,6 +103,10 @@ class KafkaBroker(Service):
         """
         return self._reader.recall(topic)
 
+    def catch_up(self, topic: TopicAddress) -> Deferred[None] | None:
+        """See `topicsvc.interfaces.Broker`. Each process fetches the records by itself."""
+        return self._reader.catch_up(topic)
+
     def publish(self, message: Message) -> Deferred[None]:
         """See `topicsvc.interfaces.Broker`. While the broker is down it fails at once."""
         refusal = self._refusal(message.topic)

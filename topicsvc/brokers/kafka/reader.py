@@ -141,6 +141,10 @@ class Reader:
             return fail(BrokerUnavailable("the topic is not subscribed"))
         return self._recall.recall(topic, self.is_up)
 
+    def catch_up(self, address: TopicAddress) -> Deferred[None] | None:
+        topic = self._subscriptions.confirmed(address)
+        return None if topic is None or not self.is_up else self._recall.catch_up(topic)
+
     def start(self, consumer: Consumer, metadata: MetadataClient, log_reader: LogReader) -> None:
         self._consumer, self._metadata = consumer, metadata
         self._recall.start(metadata, log_reader)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import ClassVar, Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -27,7 +27,7 @@ from topicsvc.brokers.kafka.lanes import (
     place_id,
 )
 from topicsvc.brokers.kafka.log_reader import LogReader, LogRequest
-from topicsvc.brokers.kafka.metadata import MetadataClient
+from topicsvc.brokers.kafka.metadata import EndOffsets, MetadataClient
 from topicsvc.brokers.kafka.record_queue import Record
 from topicsvc.brokers.subscriptions import Subscriptions, TopicSubscription
 from topicsvc.errors import BrokerUnavailable
@@ -50,6 +50,12 @@ MAX_HELD_RECORDS = 2000
 
 RECALLS_PER_ITERATION = 4
 """Topics whose log is made in one reactor iteration: some milliseconds each."""
+
+CATCH_UP_INTERVAL = 0.02
+"""Seconds between two checks whether all records that were accepted are delivered."""
+
+CATCH_UP_CHECKS = 100
+"""The most of these checks: 2 s."""
 
 _WARNING_INTERVAL = 60.0
 _RECORD_OVERHEAD = 200
@@ -99,9 +105,10 @@ class _Watched:
         recall: the call in progress.
         held: records that wait for a description; None: none waits.
         is_missed: whether messages are missing before the held records.
+        behind: calls of `catch_up` that wait for a request.
     """
 
-    __slots__ = ("description", "held", "is_missed", "recall", "topic")
+    __slots__ = ("behind", "description", "held", "is_missed", "recall", "topic")
 
     def __init__(self, topic: TopicSubscription) -> None:
         self.topic = topic
@@ -109,6 +116,7 @@ class _Watched:
         self.recall: _Recall | None = None
         self.held: list[Record] | None = None
         self.is_missed = False
+        self.behind: list[Deferred[None]] = []
 
 
 class Recall:
@@ -147,6 +155,8 @@ class Recall:
         self._held_records = 0
         self._reads = Batches(clock, self._read_some, MAX_TOPICS_READ)
         self._descriptions = Batches(clock, self._describe_some, MAX_TOPICS_DESCRIBED)
+        self._ends = Batches(clock, self._request_ends, MAX_TOPICS_DESCRIBED)
+        self._delayed_calls: set[IDelayedCall] = set()
         self._finishing = CallQueue(clock, RECALLS_PER_ITERATION)
         self._warnings = LogThrottle(_WARNING_INTERVAL)
 
@@ -157,6 +167,10 @@ class Recall:
         """Fail all calls in progress."""
         self._reads.stop()
         self._descriptions.stop()
+        self._ends.stop()
+        for call in self._delayed_calls:
+            call.cancel()
+        self._delayed_calls.clear()
         for id_ in list(self.watched):
             self.forget(id_)
 
@@ -190,10 +204,23 @@ class Recall:
         watched.recall.waiting.append(result)
         return result
 
+    def catch_up(self, topic: TopicSubscription) -> Deferred[None] | None:
+        """See `topicsvc.interfaces.Broker`. Topics are requested together."""
+        watched = self.watched.get(topic.id)
+        if watched is None:
+            return None
+        result: Deferred[None] = Deferred()
+        watched.behind.append(result)
+        self._ends.add(topic.id)
+        return result
+
     def forget(self, id_: str) -> None:
         """A topic is not subscribed any more."""
         watched = self.watched.pop(id_, None)
         if watched is not None:
+            behind, watched.behind = watched.behind, []
+            for result in behind:
+                result.callback(None)
             self._fail(watched, BrokerUnavailable("the topic is not subscribed any more"))
             self._take_held(watched)
 
@@ -355,6 +382,57 @@ class Recall:
         if not failure.check(BrokerUnavailable):
             self._log.failure("internal error: {what}", failure, what=what)
         return BrokerUnavailable(failure.getErrorMessage())
+
+    # Catching up.
+
+    def _request_ends(self, ids: list[str]) -> Deferred[None]:
+        behind = {}
+        for id_ in ids:
+            watched = self.watched.get(id_)
+            if watched is not None:
+                behind[watched.topic.name] = watched, watched.behind
+                watched.behind = []  # later calls need a later end
+        if not behind:
+            return succeed(None)
+
+        def succeeded(ends: Mapping[str, EndOffsets | BrokerUnavailable]) -> None:
+            for name, (watched, results) in behind.items():
+                end = ends[name]
+                known = {} if isinstance(end, BrokerUnavailable) else end
+                self._wait_for(watched, known, results, CATCH_UP_CHECKS)
+
+        def failed(failure: Failure) -> None:
+            why = self._unavailable(failure, "the ends of topics could not be requested")
+            for _, results in behind.values():
+                for result in results:
+                    result.errback(why)
+
+        return self._metadata.end_offsets(list(behind)).addCallbacks(succeeded, failed)
+
+    def _wait_for(
+        self,
+        watched: _Watched,
+        ends: Mapping[int, int],
+        results: list[Deferred[None]],
+        checks: int,
+    ) -> None:
+        """Fire when the records before these ends are delivered, or after so many checks.
+
+        If the last record before an end is the marker of a transaction, it is never delivered.
+        """
+        if checks and self._is_watched(watched):
+            lanes = self._lanes.lanes(watched.topic)
+            if any(lanes[each].next < end for each, end in ends.items() if each in lanes):
+
+                def check() -> None:
+                    self._delayed_calls.discard(call)
+                    self._wait_for(watched, ends, results, checks - 1)
+
+                call = self._clock.callLater(CATCH_UP_INTERVAL, check)
+                self._delayed_calls.add(call)
+                return
+        for result in results:
+            result.callback(None)
 
     # Records that wait.
 

@@ -431,6 +431,73 @@ class MissingTests(RecallTestCase):
         self.assertEqual(len(self.missed), 1)
 
 
+class CatchUpTests(RecallTestCase):
+    """Another process may have delivered records that have not arrived here yet."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.subscribed()
+        self.keep(entry(6))
+        self.recalled()
+
+    def catch_up(self) -> Deferred[None]:
+        catching_up = self.broker.catch_up(topic())
+        assert catching_up is not None
+        self.clock.advance(0)
+        return catching_up
+
+    def test_it_waits_for_the_records_that_are_accepted_already(self) -> None:
+        self.server.topics[broker_name()] = {0: 9}
+        catching_up = self.catch_up()
+        self.deliver(7)
+        self.pass_time(0.1)
+        self.assertNoResult(catching_up)
+        self.deliver(8)
+        self.pass_time(0.1)
+        self.successResultOf(catching_up)
+
+    def test_it_does_not_wait_if_all_are_here(self) -> None:
+        self.successResultOf(self.catch_up())
+        self.clock.advance(0)
+
+    def test_it_waits_for_two_seconds_at_most(self) -> None:
+        """The end of a partition may be behind the marker of a transaction."""
+        self.server.topics[broker_name()] = {0: 9}
+        catching_up = self.catch_up()
+        self.pass_time(1.5)
+        self.assertNoResult(catching_up)
+        for _ in range(recall.CATCH_UP_CHECKS):
+            self.clock.advance(recall.CATCH_UP_INTERVAL)
+        self.successResultOf(catching_up)
+
+    def test_calls_during_a_request_are_requested_again_together(self) -> None:
+        """They need an end that is newer than they are."""
+        self.server.requested.clear()
+        self.server.held = []
+        calls = [self.catch_up() for _ in range(3)]
+        self.server.release()
+        for _ in range(3):
+            self.clock.advance(0)
+        for call in calls:
+            self.successResultOf(call)
+        self.assertEqual(len(self.server.requested), 2)
+
+    def test_it_fails_if_the_broker_does_not_respond(self) -> None:
+        self.server.is_responding = False
+        self.failureResultOf(self.catch_up(), BrokerUnavailable)
+
+    def test_there_is_nothing_to_wait_for_without_positions(self) -> None:
+        self.subscribed("plain")
+        self.assertIsNone(self.broker.catch_up(topic("plain")))
+        self.assertIsNone(self.broker.catch_up(topic("unknown")))
+
+    def test_it_ends_with_the_service(self) -> None:
+        self.server.topics[broker_name()] = {0: 9}
+        self.catch_up()
+        self.broker.catch_up(topic())
+        self.successResultOf(self.broker.stopService())
+
+
 class CloseOnLossTests(RecallTestCase):
     closes_on_loss = True
 

@@ -11,11 +11,12 @@ from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from tests.integration.support.broker_cases import figure
+from tests.integration.support.broker_cases import directory, figure
 from tests.integration.support.kafka_clients import OtherSender, make_broker
 from tests.integration.support.kafka_server import KafkaCluster
 from tests.support.broker_contract import Inbox
-from tests.support.processes import Shared, until
+from tests.support.processes import Deployment, Shared, TopicsvcServer, until
+from tests.support.returning_client import ReturningClient
 from topicsvc.brokers.kafka.broker import KafkaBroker
 from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.interfaces import Mark, TopicLog
@@ -117,6 +118,21 @@ class ClusterTests(TestCase):
         return listener, log
 
     @inlineCallbacks
+    def connect(self, topic: TopicAddress, position: str | None = None) -> Any:
+        """Start a topicsvc process; fires with its only client, which has a session."""
+        deployment = Deployment(directory(self), self.cluster.settings)
+        service = TopicsvcServer(deployment)
+        self.addCleanup(service.program.stop)
+        yield service.start()
+        yield service.until_ready(30)
+        client = ReturningClient(topic.websocket_path, deployment.token(), lambda: service.port)
+        client.position = position
+        self.addCleanup(client.stop)
+        client.start()
+        yield until(lambda: client.is_active, "the client has a session", 30)
+        return client
+
+    @inlineCallbacks
     def send(self, topic: TopicAddress, numbers: range) -> Any:
         """Send messages; fires when all are accepted."""
         sender = OtherSender(self.cluster, topic)
@@ -171,11 +187,14 @@ class ClusterTests(TestCase):
             min_insync_replicas="1",
         )
         listener, _ = yield self.listen(topic)
+        client = yield self.connect(topic)
         yield self.send(topic, range(5))
         self.cluster.nodes[3].program.kill()
         yield until(lambda: self.in_sync(topic) == [2], "broker 3 is not in sync", ELECTION_TIME)
         yield self.send(topic, range(5, 10))
         yield listener.inbox.holds(10)
+        yield until(lambda: len(client.bodies) == 10, "the client gets them")
+        position = client.position
         self.assertEqual((listener.numbers, listener.gaps), (list(range(10)), []))
         self.cluster.nodes[2].program.kill()
         yield self.cluster.nodes[3].start()
@@ -191,3 +210,7 @@ class ClusterTests(TestCase):
         lost = {mark.id for mark in before if mark is not None}
         self.assertFalse(lost & places(log), "a position from before the election is provable")
         self.assertLessEqual({mark.id for mark in after if mark is not None}, places(log))
+        yield until(lambda: client.bodies[-1]["number"] == 19, "the client gets the last message")
+        self.assertTrue(client.unasked or True in client.returns, "the client was not told")
+        returning = yield self.connect(topic, position)
+        self.assertEqual(returning.returns, [True])

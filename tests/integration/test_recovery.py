@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from confluent_kafka.admin import AdminClient, NewTopic
 from twisted.internet import reactor
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import gatherResults, inlineCallbacks
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from tests.integration.support.activemq_server import ActiveMQ
+from tests.integration.support.kafka_clients import make_broker as make_kafka_broker
+from tests.integration.support.kafka_server import Kafka
 from tests.integration.support.recovery_cases import TOPIC, RecoveryCase, RollingRestartCases
 from tests.integration.support.redis_server import Redis
 from tests.support.processes import until
+from tests.support.returning_client import ReturningClient
 from topicsvc.brokers.factory import make_broker
+from topicsvc.brokers.kafka.options import connection_options
 from topicsvc.settings import RedisSettings
 
 
@@ -94,6 +99,88 @@ class RedisOutageTests(RedisCase, TestCase):
             self.assertEqual(self.numbers_of(client), self.sent)
             self.assertEqual((client.unasked, client.returns), (0, []))
         self.assertEqual(len(self.plain.messages), len(self.sent))
+
+
+class KafkaCase(RecoveryCase):
+    """Over Kafka."""
+
+    def make_server(self) -> Kafka:
+        return Kafka()
+
+    @inlineCallbacks
+    def make_sender(self) -> Any:
+        assert isinstance(self.server, Kafka)
+        broker = make_kafka_broker(connection_options(self.server.bootstrap))
+        broker.startService()
+        self.addCleanup(broker.stopService)
+        yield until(lambda: broker.is_up, "the sender is up", 30)
+        return broker
+
+
+class KafkaRollingRestartTests(KafkaCase, RollingRestartCases, TestCase):
+    pass
+
+
+class KafkaOutageTests(KafkaCase, TestCase):
+    """Sessions with positions when Kafka is restarted, and when their topic is created again."""
+
+    clients_count = 4
+
+    @inlineCallbacks
+    def setUp(self) -> Any:
+        yield super().setUp()
+        self.sender = yield self.make_sender()
+        yield self.send_one(self.sender)
+        yield self.until_all_have_the_last()
+
+    def returning(self, position: str | None) -> ReturningClient:
+        """A client that returns with a position."""
+        client = self.make_client()
+        client.position = position
+        self.clients.append(client)
+        client.start()
+        return client
+
+    @inlineCallbacks
+    def test_after_a_restart_of_kafka_nothing_is_missed(self) -> Any:
+        """Its partitions have another leader epoch then; unclean elections are not allowed."""
+        old = self.clients[0].position
+        assert isinstance(self.server, Kafka)
+        self.server.program.kill()
+        yield gatherResults([service.until_not_ready(60) for service in self.services])
+        yield self.server.start()
+        yield gatherResults([service.until_ready(60) for service in self.services])
+        yield until(lambda: self.sender.is_up, "the sender is up", 60)
+        yield self.until_all_active()
+        for _ in range(5):
+            yield self.send_one(self.sender)
+        yield self.until_all_have_the_last()
+        for client in self.clients:
+            self.assertEqual(self.numbers_of(client), self.sent)
+            self.assertEqual((client.unasked, client.returns), (0, []))
+        yield self.restart(self.services[0])
+        client = self.returning(old)
+        yield until(lambda: len(client.bodies) == 5, "what it has missed arrives")
+        self.assertEqual((self.numbers_of(client), client.returns), (self.sent[1:], [False]))
+
+    @inlineCallbacks
+    def test_clients_of_a_topic_that_is_created_again_are_told(self) -> Any:
+        assert isinstance(self.server, Kafka)
+        old = self.clients[0].position
+        admin = AdminClient({"bootstrap.servers": self.server.bootstrap, "log_level": 0})
+        [deleted] = admin.delete_topics([TOPIC.broker_name]).values()
+        yield deferToThread(deleted.result)
+        [made] = admin.create_topics([NewTopic(TOPIC.broker_name, 1, 1)]).values()
+        yield deferToThread(made.result)
+        yield until(
+            lambda: all(True in [*each.returns, each.unasked == 1] for each in self.clients),
+            "all are told",
+            90,
+        )
+        yield self.until_all_active()
+        client = self.returning(old)
+        yield until(lambda: client.returns, "it is back")
+        self.assertEqual(client.returns, [True])
 
 
 class LocalPositionsCases(RecoveryCase):

@@ -128,6 +128,7 @@ class DeploymentTests(SynchronousTestCase):
             others,
             (
                 {"topicsvc.service", "topicsvc.socket"},
+                {"topicsvc.service", "topicsvc.socket"},
                 {"topicsvc.socket", *instances},
                 instances,
                 {"topicsvc.service"},

@@ -27,7 +27,7 @@ DIVIDED_LIMITS = (
 )
 """The settings of ``[limits]`` of which each worker has its share.
 
-``validator.concurrency`` is divided too.
+``validator.concurrency`` and ``history.total`` are divided too.
 """
 
 UNDIVIDED_LIMITS = (
@@ -57,5 +57,6 @@ def share(settings: Config, workers: int) -> Config:
     return replace(
         settings,
         limits=replace(limits, **divided),
+        history=replace(settings.history, total=divide(settings.history.total, workers)),
         checks=replace(settings.checks, concurrency=divide(settings.checks.concurrency, workers)),
     )

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.config.shares import DIVIDED_LIMITS, UNDIVIDED_LIMITS, divide, share
-from topicsvc.settings import CheckSettings, Config, LimitSettings, LocalSettings
+from topicsvc.settings import CheckSettings, Config, HistorySettings, LimitSettings, LocalSettings
 from topicsvc.topics import Unit
 
 SETTINGS = Config(("tcp:1",), Unit("https://unit1.example/"), LocalSettings(b"key"))
@@ -56,9 +56,16 @@ class ShareTests(SynchronousTestCase):
             share(replace(SETTINGS, checks=checks), 2).checks, replace(checks, concurrency=17)
         )
 
+    def test_the_memory_of_kept_messages_is_divided_and_nothing_else_of_the_history(self) -> None:
+        history = HistorySettings(seconds=7, messages=9, bytes=5000, total=100001)
+        self.assertEqual(
+            share(replace(SETTINGS, history=history), 2).history, replace(history, total=50001)
+        )
+
     def test_all_other_settings_stay(self) -> None:
         shared = share(SETTINGS, 5)
-        self.assertEqual(replace(shared, limits=SETTINGS.limits, checks=SETTINGS.checks), SETTINGS)
+        again = {name: getattr(SETTINGS, name) for name in ("limits", "checks", "history")}
+        self.assertEqual(replace(shared, **again), SETTINGS)
 
     def test_one_worker_has_all(self) -> None:
         self.assertEqual(share(SETTINGS, 1), SETTINGS)

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
-from twisted.web.server import Site
 
-from tests.integration.support.requirements import need
+from tests.integration.support.browsers import Call, Chromium, WebPort
 from tests.support.processes import Process, TwistdProcess, environment, until
 from tests.support.python_client import SOURCE
 from tests.support.twistd_case import SEND_PATH, TOPIC, WEBSOCKET_PATH
@@ -40,19 +35,6 @@ BROWSER_START = 120.0
 LONGEST_BODY = '"' + "x" * (2**20 - 2) + '"'
 """As long as `send.max_body` allows by default."""
 GREATEST = "[send]\nmax_body = 1048576"
-
-CHROMIUM = [
-    "chromium",
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 DRIVER = b"""
 "use strict";
@@ -116,8 +98,8 @@ class Page(Resource):
         client = (CLIENTS / "javascript/topicsvc-client.js").read_bytes()
         self.putChild(b"driver.js", _File(DRIVER, "text/javascript"))
         self.putChild(b"topicsvc-client.js", _File(client, "text/javascript"))
-        self.putChild(b"task", _Call(self._task))
-        self.putChild(b"report", _Call(self._report))
+        self.putChild(b"task", Call(self._task))
+        self.putChild(b"report", Call(self._report))
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """An empty response for other requests of the browser, such as the icon."""
@@ -136,17 +118,6 @@ class Page(Resource):
 
     def last(self, what: str) -> str:
         return (self.seen(what) or [""])[-1]
-
-
-class _Call(Resource):
-    isLeaf = True
-
-    def __init__(self, call: Callable[[bytes], bytes]) -> None:
-        super().__init__()
-        self._call = call
-
-    def render(self, request: Any) -> bytes:
-        return self._call(request.content.read())
 
 
 class ExampleTestCase(TestCase):
@@ -213,40 +184,19 @@ class ExampleTestCase(TestCase):
 
 class BrowserTests(ExampleTestCase):
     @inlineCallbacks
-    def serve(self, port: int = 0) -> Generator[Deferred[Any], Any, tuple[Page, str]]:
-        """Serve the page on a port; fires with the page and its origin."""
+    def serve(self) -> Generator[Deferred[Any], Any, tuple[Page, str]]:
+        """Serve the page; fires with the page and its origin."""
         page = Page()
-        site = Site(page)
-        site.noisy = False
-        site.log = lambda request: None
-        factory = WrappingFactory(site)
-        endpoint = serverFromString(reactor, f"tcp:{port}:interface=127.0.0.1")
-        listening = yield endpoint.listen(factory)
-        # The connections of a killed browser end a little later than the browser.
-        self.addCleanup(until, lambda: not factory.protocols, "all connections are closed")
-        self.addCleanup(listening.stopListening)
-        return page, f"http://127.0.0.1:{listening.getHost().port}"
+        site = WebPort(page)
+        yield site.start()
+        self.addCleanup(site.stop)
+        return page, site.url
 
     def browse(self, url: str, name: str = "browser", *options: str) -> None:
         """Start a browser with a profile of its own that shows the page."""
-        need(shutil.which("chromium"), "chromium (tests/integration/install.sh)")
-        profile = self.directory / name
-        with (self.directory / f"{name}.log").open("wb") as log:
-            browser = subprocess.Popen(
-                [*CHROMIUM, *options, f"--user-data-dir={profile}", url],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "HOME": str(self.directory)},
-            )
-
-        def close() -> None:
-            # A browser has several processes, all in this process group.
-            os.killpg(browser.pid, signal.SIGKILL)
-            browser.wait()
-
-        self.addCleanup(close)
+        browser = Chromium(self.directory / name, *options)
+        browser.start(url)
+        self.addCleanup(browser.stop)
 
     @inlineCallbacks
     def test_the_page_receives_and_renews_its_token(self) -> Test:

@@ -143,7 +143,7 @@ class Jitter:
         result.idle = (self._waited - first_waited) / (now - started)
         result.returns -= first_returns
         self._cuts.clear()
-        last = time.perf_counter() + CATCH_UP
+        last = time.perf_counter() + (CATCH_UP if self._has_positions else self._away + 1)
         while not self._are_complete(number) and time.perf_counter() < last:
             self._work_until(time.perf_counter() + 0.1)
         for client in self._clients:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -47,6 +48,7 @@ BIG = b'"%s"' % (b"x" * 800)
 LIFETIMES = st.sampled_from([0.5, 3.0, 12.0, 100.0, 100.0, 0.0, None])
 """Seconds; 0: the token is refused; None: it cannot be checked."""
 
+LANES = st.lists(st.integers(0, 1), min_size=1, max_size=4)
 SIZES = st.sampled_from([0, 50, 400])
 
 
@@ -252,7 +254,7 @@ class Machine(RuleBasedStateMachine):
 
     # Sending.
 
-    @rule(lanes=st.lists(st.integers(0, 1), min_size=1, max_size=4), size=SIZES)
+    @rule(lanes=LANES, size=SIZES)
     def send(self, lanes: list[int], size: int) -> None:
         for each in lanes:
             lane = each % len(self.broker.sent)
@@ -274,11 +276,15 @@ class Machine(RuleBasedStateMachine):
             self.service.clock.advance(step)
             self.read_all()
 
-    @rule(seconds=st.sampled_from([-50, -2, 2, 50]))
-    def set_the_time_of_day(self, seconds: float) -> None:
-        self.service.wall.jump(seconds)
+    @rule(seconds=st.sampled_from([-50, -2, 2, 200]), is_undone=st.booleans())
+    def set_the_time_of_day(self, seconds: float, is_undone: bool) -> None:
         for reader in self.readers:
             reader.was_troubled = True
+        self.service.wall.jump(seconds)
+        if is_undone:
+            self.send([0, 1], 0)
+            self.iterate(3)
+            self.service.wall.jump(-seconds)
 
     @rule(count=st.integers(1, 6))
     def send_to_another_topic(self, count: int) -> None:
@@ -315,9 +321,11 @@ class Machine(RuleBasedStateMachine):
             self.broker.answer_recalls()
 
     @precondition(lambda self: not self.broker.is_down)
-    @rule(closes=st.booleans())
-    def lose_broker(self, closes: bool) -> None:
+    @rule(closes=st.booleans(), chance=st.integers(0, 2))
+    def lose_broker(self, closes: bool, chance: int) -> None:
         """``on_loss`` is "close" or "keep"."""
+        if chance:
+            return
         self.broker.is_down = True
         self.broker.fail_all()
         if closes:
@@ -347,8 +355,10 @@ class Machine(RuleBasedStateMachine):
             assert subscription.missed is not None
             subscription.missed(log if subscription.topic == TOPIC else None)
 
-    @rule()
-    def restart_the_service(self) -> None:
+    @rule(chance=st.integers(0, 5))
+    def restart_the_service(self, chance: int) -> None:
+        if chance:
+            return
         self.stop_service()
         self.losses += not self.broker.is_storing
         self.start_service()
@@ -428,8 +438,8 @@ class Machine(RuleBasedStateMachine):
     def congest(self, number: int) -> None:
         """Nothing arrives any more."""
         reader = self.choose(number, lambda reader: reader.client is not None)
-        if reader is not None and reader.client is not None:
-            reader.client.transport.is_congested = reader.was_troubled = True
+        if reader is not None:
+            self.congest_one(reader)
 
     @rule(number=st.integers(0, 3))
     def catch_up(self, number: int) -> None:
@@ -441,6 +451,57 @@ class Machine(RuleBasedStateMachine):
         reader.is_lagging = False
         if reader.client is not None and reader.client.transport.lost is None:
             reader.client.transport.drain()
+
+    @initialize()
+    def begin(self) -> None:
+        """Two clients have a position."""
+        for reader in self.readers[:2]:
+            self.connect(reader, None)
+            self.grant(reader, 100.0)
+            self.broker.confirm_all()
+            self.broker.answer_recalls()
+        self.iterate(3)
+        self.read_all()
+        self.send([0, 1], 0)
+        self.iterate(3)
+        self.read_all()
+
+    @rule(number=st.integers(0, 3), lanes=LANES, size=SIZES, iterations=st.integers(0, 3))
+    def return_(self, number: int, lanes: list[int], size: int, iterations: int) -> None:
+        """Messages are accepted meanwhile; the delivery of some of them may not have begun."""
+        reader = self.choose(number, lambda reader: reader.has_positions and reader.has_begun)
+        if reader is None or self.broker.is_down:
+            return
+        self.leave(reader)
+        self.send(lanes, size)
+        self.iterate(iterations)
+        self.connect(reader, reader.position)
+        self.grant(reader, 100.0)
+
+    @rule(number=st.integers(0, 3), count=st.integers(0, 5), is_congested=st.booleans())
+    def renew_too_late(self, number: int, count: int, is_congested: bool) -> None:
+        """The new grant comes after the expiry, at which data may have waited."""
+        reader = self.choose(number, lambda reader: reader.has_begun and reader.check is None)
+        if reader is None or reader.client is None:
+            return
+        self.present(reader)
+        self.grant(reader, 0.9)
+        if is_congested:
+            self.congest_one(reader)
+        for _ in range(count):
+            self.send([0], 400)
+            self.iterate(3)
+        if reader.client is not None and reader.has_begun:
+            self.present(reader)
+            self.advance(1.0)
+            self.send([1], 0)
+            self.iterate(3)
+            self.drain(reader)
+            self.grant(reader, 100.0)
+
+    def congest_one(self, reader: Reader) -> None:
+        if reader.client is not None:
+            reader.client.transport.is_congested = reader.was_troubled = True
 
     @rule(number=st.integers(0, 3), read=st.integers(0, 3), closes=st.booleans())
     def cut(self, number: int, read: int, closes: bool) -> None:

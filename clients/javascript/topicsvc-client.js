@@ -15,8 +15,15 @@ const EXPIRED = "Session expired";
 const INACTIVE = "Token inactive";
 /** Reasons of 1008 after which another connection is made. */
 const AGAIN = [EXPIRED, "Token timeout", "No pong", "Slow consumer"];
-/** Reasons of error replies that end a session; any other reason is temporary. */
-const ENDS = [INACTIVE, "Invalid message", EXPIRED];
+/** Reasons of error replies that count as 1008 with this reason; any other reason is temporary. */
+const ENDS = [
+  INACTIVE,
+  EXPIRED,
+  "Invalid message",
+  "Too many messages",
+  "Too many frames",
+  "Ended by operator",
+];
 /** Milliseconds: a live connection that lasted this long begins with short pauses again. */
 const STEADY = 5000;
 /** Milliseconds without a message after which a waking client wants to know whether it is connected. */
@@ -269,15 +276,16 @@ export class Topic extends EventTarget {
     }
     if (signal.aborted) return;
     this.#asking = undefined;
-    if (error) {
-      this.#tell("getToken", `getToken failed: ${error?.message ?? error}`, error);
-      // A listener may have closed the topic.
-      if (!this.#over.signal.aborted) failed();
-    } else {
+    if (token) {
       this.#token = token;
       this.#fresh = true;
       this.#reason = "expiring";
       done();
+    } else {
+      // The error may be no object: `Promise.reject()` has none.
+      this.#tell("getToken", `getToken failed: ${error?.message ?? error}`, error);
+      // A listener may have closed the topic.
+      if (!this.#over.signal.aborted) failed();
     }
   }
 
@@ -485,16 +493,21 @@ export async function send(url, value, { getToken, signal, clock = makeClock() }
     if (response.ok) return;
     const pause = Math.max(Number(response.headers.get("Retry-After")) || 1, 1);
     const error = await response.json().catch(() => {});
+    signal?.throwIfAborted();
     if (status === 401 && reason === "first") {
       token = await getToken({ reason: (reason = "refused"), signal });
     } else if (status === 429 && (paused += pause) <= LONGEST_PAUSE) {
       // The service did not take the message. After 503 this is not certain.
       await new Promise((done, stop) => {
-        const timer = clock.setTimeout(done, pause * 1000);
-        signal?.addEventListener("abort", () => {
+        const abort = () => {
           clock.clearTimeout(timer);
           stop(signal.reason);
-        });
+        };
+        signal?.addEventListener("abort", abort, { once: true });
+        const timer = clock.setTimeout(() => {
+          signal?.removeEventListener("abort", abort);
+          done();
+        }, pause * 1000);
       });
     } else {
       throw problem(error?.code, `HTTP ${status}: ${error?.message?.value ?? ""}`, { status });

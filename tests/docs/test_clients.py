@@ -10,11 +10,14 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.docs.test_docs import page
+from topicsvc.client.rules.close_codes import Next, after_close, after_error_reply
 
 Step = dict[str, Any]
 
-FINAL = {"1002", "1003", "1007", "1009"}
-AGAIN = {"Session expired", "Token timeout", "No pong", "Slow consumer"}
+ANY_REASON = "*"
+OTHER_REASON = "Another reason"
+NO_CODE = 1005
+OTHER_CODE = 4000
 
 
 def section(heading: str) -> str:
@@ -27,6 +30,25 @@ def table(heading: str) -> dict[str, str]:
     text = section("scripted_servers.json").partition(f"\n| {heading} |")[2].partition("\n\n")[0]
     rows = [line.split("|") for line in text.splitlines()[2:]]
     return {row[1].strip().strip("`"): row[2] for row in rows}
+
+
+def close_table() -> dict[tuple[int, str], str]:
+    """Return what the table of docs/protocol.md says about each code and reason."""
+    text = page("docs/protocol.md").partition("\n### What to do after a close\n")[2]
+    found = {}
+    for row in text.partition("\n\n* ")[0].splitlines()[3:]:
+        _, closes, action, _ = row.split("|")
+        code = 0
+        for each in re.findall(r"\d{4}|`[^`]+`|\w+ code|\w+ reason", closes):
+            if each.endswith(" code") or each.isdecimal():
+                code = {"another code": OTHER_CODE, "no code": NO_CODE}.get(each) or int(each)
+                reason = ANY_REASON
+            else:
+                found.pop((code, ANY_REASON), None)
+                known = {"another reason": OTHER_REASON, "no reason": ""}
+                reason = known.get(each, each.strip("`"))
+            found[code, reason] = action.strip()
+    return found
 
 
 def expand(table: dict[str, Any], steps: list[Step]) -> Iterator[Step]:
@@ -92,18 +114,60 @@ class ScriptedServersTests(SynchronousTestCase):
                 for reason in reasons.strip().split(", "):
                     self.check_close(code, "" if "description" in reason else reason)
 
+    def test_the_table_of_the_protocol_is_the_rule_of_the_clients(self) -> None:
+        """The policy refers to it, and each row has a case."""
+        found = close_table()
+        self.assertEqual(len(found), 23)
+        for (code, reason), action in found.items():
+            with self.subTest(code=code, reason=reason):
+                following = after_close(code, reason)
+                begin = "give up" if following is Next.GIVE_UP else "retry"
+                self.assertTrue(action.startswith(begin), action)
+                self.assertEqual("the second time" in action, following is Next.NEW_TOKEN)
+                self.check_close(str(code), reason)
+        policy = section("Policy")
+        self.assertIn("](../docs/protocol.md#what-to-do-after-a-close)", policy)
+        self.assertNotRegex(policy, r"(?m)^\| (any other code|1\d{3})")
+
+    def test_error_replies_count_as_the_table_of_the_protocol_says(self) -> None:
+        """The policy lists those with a new token and those after which the client gives up."""
+        counting = {
+            reason
+            for (code, reason), action in close_table().items()
+            if code == 1008
+            and reason not in ("", OTHER_REASON)
+            and ("new token" in action or action == "give up")
+        }
+        listed = section("Policy").partition("count without a close code:")[2].partition(".")[0]
+        self.assertEqual(set(re.findall("`([^`]+)`", listed)), counting)
+        for reason in counting:
+            with self.subTest(reason=reason):
+                wanted = after_close(1008, reason)
+                self.assertIs(after_error_reply(reason), wanted)
+                ends = {
+                    tuple(step["then"].get("state", ()))
+                    for steps in self.steps.values()
+                    for step in steps
+                    if step["do"] == "send"
+                    and isinstance(step.get("message"), dict)
+                    and step["message"].get("Reason") == reason
+                }
+                self.assertIn(("failed",) if wanted is Next.GIVE_UP else ("waiting",), ends)
+
     def check_close(self, code: str, reason: str) -> None:
         ends = {
             tuple(step["then"].get("state", ()))
             for steps in self.steps.values()
             for step in steps
             if step["do"] == "cut"
-            and (str(step["code"]), step["reason"]) == (code, reason)
+            and str(step["code"]) == code
+            and reason in (step["reason"], ANY_REASON)
             and "then" in step
         }
         if reason == "Token inactive":
             self.assertEqual(ends, {("waiting",), ("failed",)})
-        elif code in FINAL or (code == "1008" and reason not in AGAIN):
-            self.assertEqual(ends, {("failed",)}, (code, reason))
         else:
-            self.assertEqual(ends, {("waiting",)}, (code, reason))
+            found = close_table()
+            action = found.get((int(code), reason)) or found[int(code), ANY_REASON]
+            end = "failed" if action.startswith("give up") else "waiting"
+            self.assertEqual(ends, {(end,)}, (code, reason))

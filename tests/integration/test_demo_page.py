@@ -34,6 +34,24 @@ axe.run().then(({ passes, violations }) => ({
 """
 
 
+CUT_AGAIN = """
+globalThis.states = [];
+new MutationObserver(() => {
+  states.push(document.getElementById("state").textContent);
+  if (states.length === 2) document.getElementById("cut").click();
+}).observe(document.getElementById("state"), { childList: true });
+"""
+"""Keeps the states, and cuts again during the first attempt to connect."""
+
+FAIL_ONCE = """
+const real = fetch;
+globalThis.fetch = async () => {
+  globalThis.fetch = real;
+  throw new TypeError("unreachable");
+};
+"""
+
+
 class DemoPageTests(TestCase):
     timeout = 300
 
@@ -54,7 +72,7 @@ class DemoPageTests(TestCase):
     def state(self) -> str:
         try:
             return self.value('document.getElementById("state")?.textContent')
-        except (OSError, IndexError):  # the browser starts
+        except (OSError, LookupError):  # the browser starts, or opens the page
             return ""
 
     def value(self, script: str) -> Any:
@@ -110,6 +128,28 @@ class DemoPageTests(TestCase):
         yield until(lambda: len(self.messages) == 3, "what was sent meanwhile")
         self.assertEqual([each.split()[0] for each in self.messages], ["1", "2", "3"])
         self.assertEqual(self.value('document.querySelectorAll("#messages .gap").length'), 0)
+
+    @inlineCallbacks
+    def test_a_second_cut_only_makes_the_first_longer(self) -> Test:
+        """The client opens its next connection after the cut, without another attempt."""
+        self.value(CUT_AGAIN)
+        self.click("#cut")
+        yield until(lambda: self.value("states.at(-1)") == "live", "the client is back")
+        self.assertEqual(self.value("states"), ["waiting", "connecting", "live"])
+
+    @inlineCallbacks
+    def test_a_page_that_was_loaded_while_the_demo_did_not_answer_gets_a_token_later(self) -> Test:
+        """Connect and Send get the URLs and a token then."""
+        url = self.value('document.getElementById("url").value')
+        note = 'document.getElementById("note").textContent'
+        self.browser.reload(FAIL_ONCE)
+        yield until(lambda: "does not answer" in str(self.value(note)), "the failure is told")
+        self.assertEqual(self.state, "idle")
+        self.value(f'document.getElementById("url").value = {json.dumps(url)}')
+        self.click("#connection button")
+        yield until(lambda: self.state == "live", "the page is live")
+        self.send(1)
+        yield until(lambda: len(self.messages) == 1, "the message")
 
     @inlineCallbacks
     def test_errors_are_told(self) -> Test:

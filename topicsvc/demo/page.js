@@ -13,16 +13,22 @@ let demo = null;
 
 /** A WebSocket that the page can cut, and that stays cut for some seconds. */
 class CuttableWebSocket {
+  #url;
   #socket;
   #timer;
 
   constructor(url) {
     socket = this;
-    this.#timer = setTimeout(() => this.#open(url), Math.max(0, cutUntil - Date.now()));
+    this.#url = url;
+    this.#openLater();
   }
 
-  #open(url) {
-    this.#socket = new WebSocket(url);
+  #openLater() {
+    this.#timer = setTimeout(() => this.#open(), Math.max(0, cutUntil - Date.now()));
+  }
+
+  #open() {
+    this.#socket = new WebSocket(this.#url);
     for (const type of ["open", "message", "close", "error"]) {
       this.#socket.addEventListener(type, (event) => this[`on${type}`]?.(event));
     }
@@ -32,26 +38,38 @@ class CuttableWebSocket {
     this.#socket.send(text);
   }
 
+  /** The client leaves the connection. */
   close(code) {
     clearTimeout(this.#timer);
+    this.#timer = undefined;
     this.#socket?.close(code);
+  }
+
+  /** The user cuts the connection: it is closed, or opened later. */
+  cut() {
+    if (this.#socket) {
+      this.#socket.close();
+    } else if (this.#timer !== undefined) {
+      clearTimeout(this.#timer);
+      this.#openLater();
+    }
   }
 }
 
-/** The URLs of the demo, and a new token. */
+/** Get the URLs of the demo and a new token, and show them. */
 async function fetchDemo(signal) {
   const response = await fetch("demo.json", { cache: "no-store", signal });
   if (!response.ok) throw new Error(`no token: HTTP ${response.status}`);
-  return response.json();
+  demo = await response.json();
+  url.value ||= demo.url;
+  token.value = demo.token;
+  byId("curl").textContent = demo.curl;
 }
 
 /** The token that the user has typed in, or a new one. */
 async function getToken({ reason, signal }) {
-  if (token.value !== demo.token) return token.value;
-  if (reason !== "first") {
-    demo = await fetchDemo(signal);
-    token.value = demo.token;
-  }
+  if (token.value !== (demo?.token ?? "")) return token.value;
+  if (!demo || reason !== "first") await fetchDemo(signal);
   return demo.token;
 }
 
@@ -103,7 +121,7 @@ byId("connection").addEventListener("submit", (event) => {
 byId("cut").addEventListener("click", () => {
   byId("note").textContent = "Cut for 5 seconds. Send something now: it arrives afterwards.";
   cutUntil = Date.now() + CUT;
-  socket?.close();
+  socket?.cut();
 });
 
 byId("sending").addEventListener("submit", async (event) => {
@@ -117,6 +135,7 @@ byId("sending").addEventListener("submit", async (event) => {
     return;
   }
   try {
+    if (!demo) await fetchDemo();
     await send(demo.sendUrl, value, { getToken });
     result.textContent = "The broker has accepted the message.";
   } catch (error) {
@@ -125,12 +144,9 @@ byId("sending").addEventListener("submit", async (event) => {
 });
 
 try {
-  demo = await fetchDemo();
-  url.value = demo.url;
-  token.value = demo.token;
-  if (!demo.token) byId("note").textContent = "Paste the token that the terminal shows.";
-  byId("curl").textContent = demo.curl;
+  await fetchDemo();
   if (demo.token) connect();
+  else byId("note").textContent = "Paste the token that the terminal shows.";
 } catch (error) {
-  byId("note").textContent = `The demo does not answer: ${error.message}`;
+  byId("note").textContent = `The demo does not answer: ${error.message}. Load the page again.`;
 }

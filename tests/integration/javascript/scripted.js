@@ -161,7 +161,7 @@ class Script {
     token: ({ value, fails }) =>
       fails === undefined
         ? this.settleCall("getToken", "resolve", value)
-        : this.settleCall("getToken", "reject", new Error(fails)),
+        : this.settleCall("getToken", "reject", fails === null ? undefined : new Error(fails)),
     gapDone: () => this.settleCall("onGap", "resolve"),
     gapFails: () => this.settleCall("onGap", "reject", new Error("unreachable")),
     accept: () => {

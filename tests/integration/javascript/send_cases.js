@@ -5,7 +5,7 @@ import { send } from "../../../clients/javascript/topicsvc-client.js";
 const URL = "https://cell1.unit1.example/box1/col/topic/name";
 
 /** Send with these responses; returns what happened. */
-async function script(responses, value = { n: 1 }, signal = undefined) {
+async function script(responses, value = { n: 1 }, signal = undefined, onPause = undefined) {
   const seen = { requests: [], reasons: [], pauses: [] };
   globalThis.fetch = async (url, { method, headers, body }) => {
     seen.requests.push([method, url, headers.Authorization, headers["Content-Type"], body]);
@@ -16,7 +16,7 @@ async function script(responses, value = { n: 1 }, signal = undefined) {
   const clock = {
     setTimeout(call, ms) {
       seen.pauses.push(ms);
-      if (!signal) call();
+      if (!signal || onPause) call(onPause?.());
       return "timer";
     },
     clearTimeout(timer) {
@@ -80,6 +80,33 @@ const cases = {
     abort.abort();
     const { requests, error, cleared } = await sent;
     assert.deepEqual([requests.length, error.name, cleared], [1, "AbortError", "timer"]);
+  },
+  async "a signal that aborts while the response is read ends the call without a pause"() {
+    for (const status of [401, 429, 503]) {
+      const abort = new AbortController();
+      const original = Response.prototype.json;
+      Response.prototype.json = async () => abort.abort();
+      try {
+        const { requests, reasons, pauses, error } = await script([[status, "50"]], 1, abort.signal);
+        assert.deepEqual([requests.length, reasons, pauses], [1, ["first"], []]);
+        assert.equal(error.name, "AbortError");
+      } finally {
+        Response.prototype.json = original;
+      }
+    }
+  },
+  async "after a pause no listener of the signal is left"() {
+    const abort = new AbortController();
+    let listeners = 0;
+    const [add, remove] = ["addEventListener", "removeEventListener"].map((name) =>
+      abort.signal[name].bind(abort.signal),
+    );
+    abort.signal.addEventListener = (...all) => (listeners++, add(...all));
+    abort.signal.removeEventListener = (...all) => (listeners--, remove(...all));
+    const during = [];
+    const responses = [[429, "7"], [429, "7"], [200]];
+    const { error } = await script(responses, 1, abort.signal, () => during.push(listeners));
+    assert.deepEqual([during, listeners, error], [[1, 1], 0, undefined]);
   },
 };
 

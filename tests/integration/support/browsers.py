@@ -7,9 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from tests.integration.support.requirements import need
 from tests.support.processes import until
 
 ROOT = Path(__file__).parents[3]
+
+RELOAD_LOOKS = 300
+"""How often a page is looked at that is loaded again, every 0.1 s."""
 
 CHROMIUM = [
     "chromium",
@@ -118,6 +122,20 @@ class Chromium(Browser):
         _, path = self._debugging()
         with self._devtools(path) as call:
             return call(method, **parameters)
+
+    def reload(self, script: str) -> None:
+        """Load the first page anew; this script runs before those of the page."""
+        source = f"globalThis.isReloaded = true; {{ {script} }}"
+        with self._devtools(f"/devtools/page/{self.page()}") as call:
+            call("Page.enable")
+            call("Page.addScriptToEvaluateOnNewDocument", source=source)
+            call("Page.reload")
+            for _ in range(RELOAD_LOOKS):
+                with suppress(KeyError):  # the old page is gone, and the new one not there yet
+                    if call("Runtime.evaluate", expression="isReloaded")["result"].get("value"):
+                        return
+                time.sleep(0.1)
+        raise AssertionError("the page was not loaded again")
 
     def evaluate(
         self, script: str, scheme: str = "light", size: tuple[int, int] | None = None

@@ -50,7 +50,7 @@ class History:
         clock: the reactor, or a clock in its place.
 
     Attributes:
-        memory: bytes of memory for all kept messages.
+        memory: bytes of memory for all rings and their messages.
         messages: the number of kept messages.
         evicted: how often a topic lost all its messages because of `history.total`.
     """
@@ -81,14 +81,22 @@ class History:
         return self._settings.seconds
 
     def new_ring(self, log: TopicLog | None) -> Ring:
-        """Make the ring of a topic, without messages.
+        """Make the ring of a topic, without messages. It counts until `forget`.
 
         Args:
             log: what the broker has kept; None: it keeps nothing.
         """
         if log is None:
-            return Ring(self._new_epoch(), ("0",), is_numbered=True)
-        return Ring(log.epoch, log.start)
+            ring = Ring(self._new_epoch(), ("0",), is_numbered=True)
+        else:
+            ring = Ring(log.epoch, log.start)
+        self.memory += ring.memory
+        return ring
+
+    def forget(self, ring: Ring) -> None:
+        """The topic is not kept any more."""
+        self.clear(ring)
+        self.memory -= ring.memory
 
     def reset(self, ring: Ring, log: TopicLog | None) -> None:
         """Messages of a topic may be missing: forget its messages and positions.

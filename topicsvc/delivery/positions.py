@@ -224,7 +224,7 @@ class TopicPositions:
     def stop(self) -> None:
         """Remove all messages of the topic."""
         if self.ring is not None:
-            self._history.clear(self.ring)
+            self._history.forget(self.ring)
             self.ring = None
 
     def take(self, frames: Iterable[bytes]) -> tuple[Iterator[Member], bytes] | None:

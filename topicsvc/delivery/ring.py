@@ -76,9 +76,8 @@ class Ring:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory for the kept messages; 0 if none is kept."""
-        count = len(self._entries)
-        return self.size + count * ENTRY_OVERHEAD + RING_OVERHEAD if count else 0
+        """Bytes of memory for the ring and its messages."""
+        return self.size + len(self._entries) * ENTRY_OVERHEAD + RING_OVERHEAD
 
     @property
     def position(self) -> str:
@@ -129,6 +128,8 @@ class Ring:
             self.version += 1
             del self._numbers[lane][self._base[lane]]
             self._base[lane] = id_
+            if not entries:  # a dictionary keeps its memory when its items are deleted
+                self._numbers = [dict(numbers) for numbers in self._numbers]
 
     def clear(self) -> None:
         """Remove all messages. The newest position stays provable."""

@@ -42,7 +42,8 @@ class HistoryTests(SynchronousTestCase):
         self.keep(ring, b"y" * 995)
         self.assertEqual((len(ring), ring.size), (6, 1000))
         self.keep(ring, b"z" * 1001)  # it is too long to be kept at all
-        self.assertEqual((len(ring), self.history.memory, len(self.history)), (0, 0, 0))
+        self.assertEqual((len(ring), len(self.history)), (0, 0))
+        self.assertEqual(self.history.memory, ring.memory)
         self.assertEqual(self.history.replay(ring, ring.position), (b"", 0))
 
     def test_over_the_total_the_least_recently_used_topic_goes_whole(self) -> None:
@@ -64,8 +65,9 @@ class HistoryTests(SynchronousTestCase):
         self.keep(first, b"x")
         self.keep(second, b"x")
         self.clock.advance(SWEEP_INTERVAL)
-        for _ in range(40):
-            self.keep(self.ring(), *[b"x"] * 2)
+        others = [self.ring() for _ in range(8)]
+        for number in range(40):
+            self.keep(others[number % 8], b"x")
             if not len(first):
                 break
         self.assertEqual((len(first), len(second)), (0, 1))
@@ -79,7 +81,10 @@ class HistoryTests(SynchronousTestCase):
         self.assertEqual(self.history.messages, 3)
         for _ in range(4):
             self.clock.advance(1)
-        self.assertEqual((self.history.messages, self.history.memory), (0, 0))
+        self.assertEqual(self.history.messages, 0)
+        for ring in rings:
+            self.history.forget(ring)
+        self.assertEqual(self.history.memory, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_message_of_the_broker_s_log_has_its_age(self) -> None:
@@ -119,23 +124,23 @@ class HistoryTests(SynchronousTestCase):
 
 
 class MemoryTests(SynchronousTestCase):
-    def test_the_memory_of_10_000_topics_is_not_underestimated(self) -> None:
+    def test_the_memory_of_many_topics_is_not_underestimated(self) -> None:
+        """Topics whose messages were removed count too: they can still prove their position."""
         for size in (50, 1000):
             with self.subTest(size=size):
-                total = 8 * 1048576
+                total = 12 * 1048576
                 history = History(HistorySettings(total=total), Clock())
                 gc.collect()
                 tracemalloc.start()
                 self.addCleanup(tracemalloc.stop)
-                rings = [history.new_ring(None) for _ in range(10000)]
-                bare, _ = tracemalloc.get_traced_memory()
+                rings = [history.new_ring(None) for _ in range(3000)]
                 number = 0
-                while not history.evicted:
+                while history.evicted < 2000:
                     for ring in rings[number % 7 :: 7]:
                         number += 1
                         mark, _ = ring.advance(None)
                         history.keep(ring, b"%08d" % number * (size // 8), mark)
                 used, _ = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
-                self.assertGreater(history.memory, 0.9 * total)
-                self.assertLess(used, 1.1 * total + bare)
+                self.assertGreater(history.memory, 0.8 * total)
+                self.assertLess(used, 1.1 * total)

@@ -81,7 +81,7 @@ class NumberedRingTests(SynchronousTestCase):
         self.assertEqual(self.ring.frames_after("m4x7.7"), [b"xy"] * 3)
         self.assertEqual(self.ring.memory, 6 + 3 * ENTRY_OVERHEAD + RING_OVERHEAD)
         self.ring.clear()
-        self.assertEqual((len(self.ring), self.ring.size, self.ring.memory), (0, 0, 0))
+        self.assertEqual((len(self.ring), self.ring.size, self.ring.memory), (0, 0, RING_OVERHEAD))
 
     def test_after_a_gap_no_earlier_position_is_provable(self) -> None:
         before = [self.ring.position, add(self.ring, b"1")]

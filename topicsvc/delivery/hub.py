@@ -65,6 +65,12 @@ It is far below the high-water mark, so that pauses are rare. It is far above 0,
 messages to deliver until the broker has resumed.
 """
 
+RETURNS_PER_ITERATION = 20
+"""The most sessions with positions that join in one iteration after they have waited.
+
+Each may get a replay of `history.bytes`.
+"""
+
 MAX_UNUSED_POSITIONS = 10000
 """The most topics whose messages are kept after the last session with positions has left."""
 
@@ -149,6 +155,7 @@ class Hub:
         self._iteration_ends = 0.0
         self._tick = 0  # for `MinuteCounts`
         self._notifications = CallQueue(clock, NOTIFY_PER_ITERATION)
+        self._returns = CallQueue(clock, RETURNS_PER_ITERATION)
         self._unused = Deadlines[Channel](
             clock, history.seconds if history is not None else 0, self._drop_positions
         )
@@ -337,9 +344,8 @@ class Hub:
             if not failure.check(BrokerUnavailable):
                 self._log.failure("internal error: a topic's log could not be read", failure)
             if channel.positions is positions:
-                channel.positions = None
-                self._unsubscribe_if_empty(channel)
-            self._notifications.run(
+                self._drop_positions(channel)
+            self._returns.run(
                 [partial(_fail_return, positions, member, failure) for member in positions.waiting]
             )
 
@@ -359,12 +365,13 @@ class Hub:
         def done(result: object) -> None:
             if isinstance(result, Failure) and not result.check(BrokerUnavailable):
                 self._log.failure("internal error: waiting for messages failed", result)
-            self._add_step(channel, Step(join))  # behind the messages that have arrived
+            # Behind the messages that have arrived.
+            self._add_step(channel, Step(lambda: self._returns.run([join])))
 
         catching_up.addBoth(done)
 
     def _complete_returns(self, channel: Channel, positions: TopicPositions) -> None:
-        self._notifications.run(
+        self._returns.run(
             [partial(self._complete_return, channel, member) for member in positions.waiting]
         )
         self._check_unused(channel)

@@ -91,7 +91,11 @@ class PositionedMember:
                 self._seen = topic.batch_end
                 self.position = topic.batch_position
         self.active_at = self._now()
-        self.queue.deliver(frames, count, now)
+        try:
+            self.queue.deliver(frames, count, now)
+        except Exception:
+            self.queue.has_dropped = True
+            raise
 
     @property
     def heartbeat_at(self) -> float:
@@ -121,18 +125,27 @@ class PositionedMember:
     def resume(self) -> Place:
         """Go on under a new grant, with what was not delivered since the old one expired."""
         topic, self.active_at = self._topic, self._now()
+        if topic is not None and topic.ring is None:  # the broker is lost: the session ends soon
+            return Place(self.position, True, self.heartbeat)
         if topic is None or not (self._is_behind or self.queue.has_dropped):
             return Place(self.position, False, self.heartbeat)
         return topic.resume(self, None if self.queue.has_dropped else self.position)
 
     def tell_missed(self, ring: Ring) -> bool:
         """Tell the client that messages may be missing; return whether it could be told."""
-        if not self._on_missed(Place(ring.position, True, self.heartbeat)):
-            self._is_behind = True  # `resume` tells it
+        self.queue.has_dropped = False
+        is_told = self._on_missed(Place(ring.position, True, self.heartbeat))
+        if not is_told or self.queue.has_dropped:
+            self.queue.has_dropped = True  # `resume` tells it
             return False
         self._follow(ring)
         self.active_at = self._now()
         return True
+
+    def detach(self) -> None:
+        """Drop the references to the owner, which is gone."""
+        self._on_missed = _is_gone
+        self._topic = None
 
     def tell_position(self, tell: Callable[[str | None], None]) -> None:
         """Nothing was sent for the time of a heartbeat: tell the client its position."""
@@ -141,6 +154,10 @@ class PositionedMember:
             self._topic.tell_missed(self)
         else:
             tell(self.position)
+
+
+def _is_gone(_: Place) -> bool:
+    return False
 
 
 class _MissedNotice:

@@ -48,8 +48,8 @@ class Ring:
         version: changes whenever the kept messages change.
     """
 
-    __slots__ = ("_base", "_entries", "_epoch", "_is_numbered", "_newest", "_numbers", "count",
-                 "size", "version")  # fmt: skip
+    __slots__ = ("_base", "_entries", "_epoch", "_is_numbered", "_largest", "_newest", "_numbers",
+                 "count", "size", "version")  # fmt: skip
 
     def __init__(self, epoch: str, start: Iterable[str], is_numbered: bool = False) -> None:
         self.count = self.version = 0
@@ -63,6 +63,7 @@ class Ring:
         # For each lane: after how many messages of the ring each place comes.
         self._numbers: list[dict[str, int]] = [{id_: self.count} for id_ in self._base]
         self._entries: deque[_Entry] = deque()
+        self._largest = 0  # the most entries since `_numbers` was made
         self.size = 0
         self.version += 1
 
@@ -110,6 +111,7 @@ class Ring:
             at: when the message arrived, by the monotonic clock.
         """
         self._entries.append(_Entry(frame, *mark, at))
+        self._largest = max(self._largest, len(self._entries))
         self.size += len(frame)
         self.version += 1
 
@@ -126,10 +128,13 @@ class Ring:
             frame, lane, id_, _ = entries.popleft()
             self.size -= len(frame)
             self.version += 1
-            del self._numbers[lane][self._base[lane]]
+            self._numbers[lane].pop(self._base[lane], None)
             self._base[lane] = id_
-            if not entries:  # a dictionary keeps its memory when its items are deleted
-                self._numbers = [dict(numbers) for numbers in self._numbers]
+        if len(entries) < self._largest // 4:
+            # A dictionary keeps its memory when its items are deleted, and a deque some blocks.
+            self._numbers = [dict(numbers) for numbers in self._numbers]
+            self._entries = deque(entries)
+            self._largest = len(entries)
 
     def clear(self) -> None:
         """Remove all messages. The newest position stays provable."""

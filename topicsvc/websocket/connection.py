@@ -385,6 +385,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         WebSocketProtocol._connectionLost(self, reason)
         # Without reference cycles the memory is freed now: the garbage collector runs rarely.
         self._send_queue.detach()
+        if self.positioned is not None:
+            self.positioned.detach()
         self.is_open = self.is_closed = None
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
@@ -476,8 +478,12 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _deliver(self, frames: bytes, count: int) -> None:
         """Send data of this session alone."""
-        self._send_queue.deliver_until = self._session.deliver_until
-        self._send_queue.deliver(frames, count, self._now())
+        queue, now = self._send_queue, self._now()
+        queue.deliver_until = self._session.deliver_until
+        if now >= queue.deliver_until:
+            # The grant has expired since the session decided. A later one tells the client.
+            queue.has_dropped = True
+        queue.deliver(frames, count, now)
         if self.positioned is not None:
             self.positioned.touch()
 

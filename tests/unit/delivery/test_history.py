@@ -144,3 +144,26 @@ class MemoryTests(SynchronousTestCase):
                 tracemalloc.stop()
                 self.assertGreater(history.memory, 0.8 * total)
                 self.assertLess(used, 1.1 * total)
+
+    def test_a_topic_that_was_full_keeps_no_memory_for_its_messages(self) -> None:
+        """Topics get many short messages, one topic after the other, and then grow old."""
+        clock = Clock()
+        total = 4 * 1048576
+        history = History(HistorySettings(total=total), clock)
+        gc.collect()
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        rings = [history.new_ring(None) for _ in range(60)]
+        for ring in rings:
+            for number in range(1000):
+                mark, _ = ring.advance(None)
+                history.keep(ring, b"%08d" % number, mark)
+        used, _ = tracemalloc.get_traced_memory()
+        self.assertGreater(history.evicted, 40)
+        self.assertLess(used, 1.1 * total)
+        clock.advance(121)
+        for _ in range(300):
+            clock.advance(SWEEP_INTERVAL)
+        used, _ = tracemalloc.get_traced_memory()
+        self.assertEqual(history.messages, 0)
+        self.assertLess(used, 2 * history.memory)

@@ -684,6 +684,13 @@ class MemoryTests(ServiceTestCase):
     def test_a_session(self) -> None:
         self.assert_freed(self.subscribe())
 
+    def test_a_session_with_positions(self) -> None:
+        client = self.connect()
+        client.present("first-token", Since=None)
+        self.validator.last.grant(self.now + 60)
+        self.broker.confirm()
+        self.assert_freed(client)
+
     def test_a_connection_without_a_token(self) -> None:
         self.assert_freed(self.connect())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -12,6 +13,7 @@ from topicsvc.delivery import hub
 from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Mark, Message, TopicLog
+from topicsvc.scheduling.call_queue import CallQueue
 from topicsvc.settings import HistorySettings, SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket import messages
@@ -297,6 +299,16 @@ class ReturnTests(PositionTestCase):
         self.assertEqual(self.broker.subscriptions[-1].stops, 1)
         self.assert_missed(self.returned(position))
 
+    def test_a_bounded_number_of_topics_is_kept_without_sessions(self) -> None:
+        self.patch(hub, "MAX_UNUSED_POSITIONS", 2)
+        for number in range(3):
+            client = self.connect(path=f"/__topic/box1/col.topic.name{number}")
+            client.present("a-token", Since=None)
+            self.validator.last.grant(self.now + 60)
+            self.broker.confirm()
+            client.disconnect()
+        self.assertEqual([each.stops for each in self.broker.subscriptions], [1, 0, 0])
+
     def test_a_topic_without_sessions_with_positions_costs_nothing(self) -> None:
         client = self.subscribe()
         self.send(1)
@@ -323,6 +335,29 @@ class ReturnTests(PositionTestCase):
         self.clock.advance(0.6)
         check.grant(expires_at)
         expired.assert_refused("AccessToken", "Token inactive", 1008)
+
+    def test_a_grant_that_expires_between_success_and_replay_hides_nothing(self) -> None:
+        client, position = self.begun()
+        client.disconnect()
+        self.send(1)
+        again = self.connect()
+        again.present("a-token", Since=position)
+        first = self.validator.last
+        again.present("another-token")  # in time: it waits for the first one
+        deliver = SendQueue.deliver
+
+        def stall(queue: SendQueue, frames: bytes, count: int, now: float) -> None:
+            deliver(queue, frames, count, now)
+            if not count:
+                self.wall.jump(2)
+
+        self.patch(SendQueue, "deliver", stall)
+        first.grant(self.now + 1)
+        self.patch(SendQueue, "deliver", deliver)
+        self.validator.last.grant(self.now + 60)
+        success, after = [json.loads(text) for text in again.texts()]
+        self.assertEqual((success["Position"], success["Missed"]), (position, False))
+        self.assertIs(after["Missed"], True)
 
     def test_what_was_sent_without_a_live_token_follows_under_the_new_grant(self) -> None:
         # Edge 6.
@@ -474,6 +509,32 @@ class GapTests(PositionTestCase):
         first, gap, second = [json.loads(text) for text in client.texts()]
         self.assertEqual((first["Body"], gap["Missed"], second["Body"]), (1, True, 2))
 
+    def test_news_of_a_gap_that_expires_on_its_way_are_told_later(self) -> None:
+        client, _ = self.begun(lifetime=10)
+        self.advance(9)
+        client.present("another-token")
+        self.patch(SendQueue, "deliver", lambda *_: None)
+        session = next(iter(self.websocket_server.active_sessions()))
+        self.patch(session._session, "_expires_at", self.now + 100)  # the session decides: in time
+        self.patch(session._session, "deliver_until", self.now - 1)  # the queue: too late
+        self.broker.subscriptions[-1].missed(None)
+        self.iterate()
+        self.assertIs(session._send_queue.has_dropped, True)
+
+    def test_a_delivery_that_fails_hides_nothing(self) -> None:
+        client, _ = self.begun()
+
+        def fails(*_: object) -> None:
+            raise ZeroDivisionError("injected by the test")
+
+        deliver = SendQueue.deliver
+        self.patch(SendQueue, "deliver", fails)
+        self.send(1)
+        self.patch(SendQueue, "deliver", deliver)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.send(2)
+        self.assert_missed(client)
+
     def test_a_position_from_before_the_gap_is_not_provable(self) -> None:
         client, position = self.begun()
         client.disconnect()
@@ -514,6 +575,19 @@ class GapTests(PositionTestCase):
         told = [len(client.texts()) for client in clients if client is not clients[3]]
         self.assertEqual(set(told), {1})
         self.assertEqual(self.hub.position_stats.gaps, 449)
+
+    def test_a_renewal_after_the_loss_of_the_subscription_is_no_internal_error(self) -> None:
+        client, _ = self.begun(lifetime=10)
+        self.advance(9)
+        client.present("another-token")
+        self.advance(2)
+        self.send(1)
+        self.broker.lose_subscriptions()
+        self.validator.last.grant(self.now + 60)  # before the session is told
+        self.iterate()
+        success, close = client.frames()
+        self.assertIs(json.loads(success[1])["Missed"], True)
+        self.assert_close(close, 1013, "Service unavailable")
 
     def test_a_lost_subscription_closes_sessions_with_positions_too(self) -> None:
         client, position = self.begun()
@@ -587,6 +661,23 @@ class StoringBrokerTests(PositionTestCase):
         self.broker.deliver(self.marked(4))
         self.iterate()
         self.assertEqual(self.data(client), [(4, "k.i4")])
+
+    def test_few_waiting_sessions_join_in_one_iteration(self) -> None:
+        """Each may get a replay of half a megabyte."""
+        clients = [self.returned("k.i0") for _ in range(2 * hub.RETURNS_PER_ITERATION)]
+        made: list[int] = []
+        run = CallQueue.run
+
+        def count(queue: CallQueue, calls: Iterable[Callable[[], None]]) -> None:
+            before = self.hub.position_stats.proved
+            run(queue, calls)
+            made.append(self.hub.position_stats.proved - before)
+
+        self.patch(CallQueue, "run", count)
+        self.logs[0].callback(self.log(1))
+        self.iterate()
+        self.assertEqual(max(made), hub.RETURNS_PER_ITERATION)
+        self.assertEqual([len(client.texts()) for client in clients], [2] * len(clients))
 
     def test_the_log_is_read_once_for_a_topic(self) -> None:
         clients = [self.returned(f"k.i{each}") for each in range(3)]

@@ -19,8 +19,8 @@ __all__ = ["ENTRY_OVERHEAD", "RING_OVERHEAD", "Ring"]
 ENTRY_OVERHEAD = 320
 """Bytes of memory for a message besides its frame."""
 
-RING_OVERHEAD = 1536
-"""Bytes of memory for a ring besides its messages."""
+RING_OVERHEAD = 3072
+"""Bytes of memory for a topic with positions besides its messages."""
 
 
 class _Entry(NamedTuple):

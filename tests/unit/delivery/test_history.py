@@ -9,13 +9,18 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.delivery.history import MAX_REPLAYS, SWEEP_INTERVAL, History
-from topicsvc.delivery.ring import Ring
+from topicsvc.delivery.ring import ENTRY_OVERHEAD, RING_OVERHEAD, Ring
 from topicsvc.interfaces import TopicLog
 from topicsvc.settings import HistorySettings
 
 
 class HistoryTests(SynchronousTestCase):
-    settings = HistorySettings(seconds=100, messages=10, bytes=1000, total=20000)
+    settings = HistorySettings(
+        seconds=100,
+        messages=10,
+        bytes=1000,
+        total=4 * (RING_OVERHEAD + 10 * (ENTRY_OVERHEAD + 1)) + 300,  # four short topics
+    )
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -65,9 +70,9 @@ class HistoryTests(SynchronousTestCase):
         self.keep(first, b"x")
         self.keep(second, b"x")
         self.clock.advance(SWEEP_INTERVAL)
-        others = [self.ring() for _ in range(8)]
+        others = [self.ring() for _ in range(4)]
         for number in range(40):
-            self.keep(others[number % 8], b"x")
+            self.keep(others[number % 4], b"x")
             if not len(first):
                 break
         self.assertEqual((len(first), len(second)), (0, 1))

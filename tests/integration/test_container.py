@@ -93,6 +93,7 @@ class ImageTests(SynchronousTestCase):
             if source.is_dir():
                 shutil.copytree(source, copied / name, ignore=ignore)
             else:
+                (copied / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, copied / name)
         project = tomllib.loads((copied / "pyproject.toml").read_text())
         self.assertIn("build-backend", project["build-system"])

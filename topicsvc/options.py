@@ -15,13 +15,12 @@ from twisted.python import usage
 
 from topicsvc import __version__, config, demo
 from topicsvc.brokers.factory import make_broker
-from topicsvc.config.workers import ALLOWED, AUTO, memory_problem, workers_of
+from topicsvc.config.workers import ALLOWED, workers_of
 from topicsvc.errors import ConfigError
 from topicsvc.listening.endpoint_string import EndpointString, with_absolute_paths
 from topicsvc.listening.host_checks import host_problem
 from topicsvc.listening.listener import endpoint_problem
 from topicsvc.listening.shared_sockets import sharing_problem
-from topicsvc.process.processors import usable_processors
 from topicsvc.process.setup import fail_to_start
 from topicsvc.settings import Config
 
@@ -134,7 +133,7 @@ class Options(usage.Options):
         )
 
     def _refuse_workers_of_a_demo(self) -> None:
-        """Refuse several workers: a demo has a memory broker.
+        """Refuse several workers: a demo has a memory broker, and no file to set another one.
 
         Raises:
             ConfigError: ``--workers`` is more than 1.
@@ -143,9 +142,8 @@ class Options(usage.Options):
             count = workers_of(self["workers"] or "1")
         except ValueError as error:
             raise ConfigError([f"--workers: {error}; allowed: {ALLOWED}"]) from error
-        problem = memory_problem(usable_processors() if count == AUTO else int(count))
-        if problem is not None:
-            raise ConfigError([f"--{problem}"])
+        if count != 1:
+            raise ConfigError(["a demo is one process: leave --workers out"])
 
 
 def _twistd_problem(twistd: Mapping[str, Any]) -> str | None:

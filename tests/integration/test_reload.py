@@ -189,6 +189,15 @@ class SettingsTests(ReloadTestCase):
         self.assertIn("reloaded: [stop]\n", log)
         self.assertTrue(self.is_accepted(self.token()))
 
+    def test_a_send_queue_that_the_history_in_effect_does_not_fit_is_refused(self) -> None:
+        self.change("[validator]", "[session]\nsend_queue = 65536\n[validator]")
+        self.reload(
+            self.service,
+            "not reloaded, the old settings stay in effect: history.bytes: 524288 is more than "
+            "half of session.send_queue, 65536",
+        )
+        self.assertTrue(self.is_accepted(self.token()))
+
 
 class DemoTests(ReloadTestCase):
     def test_a_demo_keeps_its_key(self) -> None:

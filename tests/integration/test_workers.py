@@ -237,6 +237,19 @@ class SignalTests(WorkersTestCase):
         self.assertEqual(statuses & {200}, set())
 
     @inlineCallbacks
+    def test_another_number_of_workers_needs_a_restart(self) -> Any:
+        server = yield self.serve(workers=3)
+        text = server.file.read_text()
+        self.assertIn("workers = 3", text)
+        server.file.write_text(text.replace("workers = 3", "workers = 2"))
+        server.signal(signal.SIGHUP)
+        yield server.wait_for("reloaded: nothing changes without a restart")
+        line = "workers: needs a restart; the old value stays in effect"
+        self.assertEqual(server.log.count(line), 1)
+        server.signal(signal.SIGUSR2)
+        yield server.wait_for("rolling restart: 3 workers")
+
+    @inlineCallbacks
     def test_200_reloads_leave_no_files_and_no_memory(self) -> Any:
         server = yield self.serve()
         yield self.join(server, 20)
@@ -509,7 +522,6 @@ class ProcessTests(WorkersTestCase):
         commands: Iterable[list[str]] = (
             ["serve", "--config", file],
             ["check", "--config", file],
-            ["serve", "--demo", "--workers", "2"],
         )
         for command in commands:
             result = yield self.run_command(*command)
@@ -517,3 +529,6 @@ class ProcessTests(WorkersTestCase):
             lines = [line for line in result.stderr.splitlines() if "workers: " in line]
             self.assertEqual(len(lines), 1, result.stderr)
             self.assertIn("apt-get install redis-server", lines[0])
+        result = yield self.run_command("serve", "--demo", "--workers", "2")
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.stderr, "topicsvc: a demo is one process: leave --workers out\n")

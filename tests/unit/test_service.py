@@ -186,7 +186,8 @@ class WorkersTests(SynchronousTestCase):
 
     def test_a_demo_has_one_process(self) -> None:
         for value, expected in (
-            ("2", "--workers: 2 processes need a broker that they share"),
+            ("2", "a demo is one process: leave --workers out"),
+            ("auto", "a demo is one process: leave --workers out"),
             ("x", "--workers: 'x' is not a number of workers; allowed: \"auto\" or a whole number"),
         ):
             options = Options()

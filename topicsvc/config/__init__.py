@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from topicsvc.config.admin import read_admin
-from topicsvc.config.broker import read_broker, read_history
+from topicsvc.config.broker import queue_problem, read_broker, read_history
 from topicsvc.config.files import read_secret, read_settings_file
 from topicsvc.config.limits import read_limits
+from topicsvc.config.shares import divide
 from topicsvc.config.toml_table import Table
 from topicsvc.config.topics import read_topics
 from topicsvc.config.validator import CELL_URLS, kind_of, read_checks, read_validator
@@ -115,16 +116,20 @@ def _config(
     history = table.table("history")
     send_queue = session.integer("send_queue", default.send_queue, 65536, 2**30)
     kept = read_history(history, send_queue)
-    if kept.seconds and kept.bytes > send_queue // 2:
-        history.problem(
-            "bytes",
-            f"{kept.bytes} is more than half of session.send_queue, {send_queue}; a client that "
-            "returns would be closed as a slow consumer",
-            f"at most {send_queue // 2}, or a longer session.send_queue",
-        )
+    unfit = queue_problem(kept, send_queue)
+    if unfit is not None:
+        history.add(f"history.bytes: {unfit}")
     validator = table.table("validator")
     broker_table = table.table("broker")
     broker = read_broker(broker_table, kept)
+    count = read_workers(table, workers, broker, broker_table)
+    if kept.seconds and divide(kept.total, count) < kept.bytes:
+        each = f" for {count} workers, {divide(kept.total, count)} for each," if count > 1 else ""
+        history.problem(
+            "total",
+            f"{kept.total}{each} is less than history.bytes, {kept.bytes}, for one topic",
+            f"at least {kept.bytes * count}, or a smaller history.bytes",
+        )
     return Config(
         listen=listen,
         admin=admin or admin_from_file,
@@ -153,7 +158,7 @@ def _config(
         stop=StopSettings(drain=stop.number("drain", 5, 0, 3600)),
         directory=table.directory,
         log=LogSettings(subjects=log.flag("subjects", True)),
-        workers=read_workers(table, workers, broker, broker_table),
+        workers=count,
     )
 
 

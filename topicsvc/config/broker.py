@@ -23,7 +23,7 @@ from topicsvc.settings import (
     RedisSettings,
 )
 
-__all__ = ["read_broker", "read_history"]
+__all__ = ["queue_problem", "read_broker", "read_history"]
 
 
 def read_broker(table: Table, history: HistorySettings) -> BrokerSettings:
@@ -101,6 +101,20 @@ def read_history(table: Table, send_queue: int) -> HistorySettings:
     )
 
 
+def queue_problem(history: HistorySettings, send_queue: int) -> str | None:
+    """Why what is kept of a topic does not fit into a send queue; None: it fits, or none is kept.
+
+    A client that returns gets all of it at once, and new messages meanwhile.
+    """
+    if not history.seconds or history.bytes <= send_queue // 2:
+        return None
+    return (
+        f"{history.bytes} is more than half of session.send_queue, {send_queue}; a client that "
+        f"returns would be closed as a slow consumer; allowed: at most {send_queue // 2}, or a "
+        "larger session.send_queue"
+    )
+
+
 def _kafka(table: Table, closes_on_loss: bool, history: HistorySettings) -> BrokerSettings:
     is_installed = find_spec("confluent_kafka") is not None
     if not is_installed:
@@ -145,7 +159,7 @@ def _redis(table: Table, closes_on_loss: bool, history: HistorySettings) -> Brok
     match = _REDIS.fullmatch(url)
     if url and (match is None or int(match["port"] or 1) not in range(1, 65536)):
         # The URL may contain a password.
-        wrong = "it has a user name; see username and password_file"
+        wrong = "it has a user name or a password; see username and password_file"
         table.problem("url", wrong if "@" in url else f"{url!r} is not a URL of Redis", allowed)
         match = None
     if match is None or not is_installed:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from topicsvc import __version__
 from topicsvc.admin.site import AdminSite
-from topicsvc.config.changes import log_reload
+from topicsvc.config.changes import keep_for_restart, log_reload
 from topicsvc.errors import ConfigError, WorkerUnavailable
 from topicsvc.explain import explain_listen_error
 from topicsvc.listening.endpoint_string import with_absolute_paths
@@ -208,7 +208,11 @@ class ParentService(Service):
     def roll(self) -> None:
         """Replace all workers, one after another."""
         if self.running and not self._supervisor.is_stopping:
-            self._log.info("rolling restart: {count} workers", count=self._settings.workers)
+            if self._supervisor.is_rolling:
+                self._log.info("rolling restart: queued; it begins when the present one has ended")
+            else:
+                count = len(self._supervisor.serving)
+                self._log.info("rolling restart: {count} workers", count=count)
             self._do(self._supervisor.roll())
 
     def stopService(self) -> Deferred[None]:
@@ -282,7 +286,7 @@ class ParentService(Service):
                     version=__version__,
                     count=count,
                     ports="port" if count == 1 else "ports",
-                    workers=self._settings.workers,
+                    workers=len(self._supervisor.serving),
                 )
             case rules.Crashed(place, reason, delay):
                 self._log.error(
@@ -298,7 +302,7 @@ class ParentService(Service):
                 )
             case rules.RollEnded():
                 self._log.info("rolling restart: all workers are new")
-                self._read_operator_settings()
+                self._take_new_settings()
             case rules.RollFailed(place, reason):
                 self._log.error(
                     "rolling restart: not continued, as a new worker {number} has failed: {reason}",
@@ -309,15 +313,15 @@ class ParentService(Service):
                 self._log_problems(problems)
                 self._notifier.ready()
 
-    def _read_operator_settings(self) -> None:
+    def _take_new_settings(self) -> None:
         """Take over those of the new workers, which have read the settings again."""
         try:
-            operator = self._read_settings().operator
+            self._settings, _ = keep_for_restart(self._settings, self._read_settings())
         except ConfigError as error:
             self._log_problems(error.problems)
         else:
             if self._admin_tree is not None:
-                self._admin_tree.configure(operator)
+                self._admin_tree.configure(self._settings.operator)
 
     def _log_problems(self, problems: Iterable[str]) -> None:
         for problem in problems:
@@ -368,14 +372,15 @@ class ParentService(Service):
         self._do(self._supervisor.checked(worker, [f"a worker: {failure.value}"], ""))
 
     def _apply(self, workers: Iterable[int]) -> None:
-        self._settings = self._new_settings
+        self._settings, waiting = keep_for_restart(self._settings, self._new_settings)
         if self._admin_tree is not None:
             self._admin_tree.configure(self._settings.operator)
         own = [] if self._replace_certificate is None else [self._replace_certificate()]
         answers = [self._processes[worker].control.call("apply") for worker in workers]
 
         def done(results: list[Members]) -> None:
-            log_reload(self._log, [*results[0]["applied"], *own], results[0]["needs_restart"])
+            waits = [*results[0]["needs_restart"], *waiting]
+            log_reload(self._log, [*results[0]["applied"], *own], waits)
 
         def failed(_: Any) -> None:
             self._log.error("reloaded, but a worker has not confirmed it")

@@ -227,6 +227,11 @@ class Supervisor:
         return tuple(self._alive)
 
     @property
+    def is_rolling(self) -> bool:
+        """Whether a rolling restart is in progress."""
+        return self._roll is not None
+
+    @property
     def have_been_ready(self) -> list[tuple[int, int, bool]]:
         """All workers that were ready and have not ended: worker, place, and whether it serves."""
         return [

@@ -138,6 +138,20 @@ class ValidConfigTests(ConfigTestCase):
         off = self.load("[history]\nseconds = 0\nbytes = 1048576")
         self.assertEqual(off.history.bytes, 1048576)
 
+    def test_the_share_of_each_worker_in_the_memory_for_history_holds_one_topic(self) -> None:
+        redis = '[history]\ntotal = 1048575\n[broker]\nkind = "redis"\nurl = "redis://h"'
+        self.assertEqual(self.load(redis).history.total, 1048575)
+        text = self.text(redis)
+        self.assertEqual(config.load(text, workers="2").history.total, 1048575)
+        [problem] = self.assertRaises(ConfigError, config.load, text, workers="3").problems
+        self.assertEqual(
+            problem,
+            "history.total: 1048575 for 3 workers, 349525 for each, is less than history.bytes, "
+            "524288, for one topic; allowed: at least 1572864, or a smaller history.bytes",
+        )
+        off = "[history]\nseconds = 0\ntotal = 70000"
+        self.assertEqual(self.load(off).history.total, 70000)
+
     def test_options_override_the_file(self) -> None:
         settings = config.load(self.text(), ["tcp:1", "tcp:2"], "tcp:3")
         self.assertEqual((settings.listen, settings.admin), (("tcp:1", "tcp:2"), "tcp:3"))
@@ -231,7 +245,12 @@ class InvalidConfigTests(ConfigTestCase):
             (
                 "[session]\nsend_queue = 1000000\n[history]\nbytes = 500001",
                 "history.bytes: 500001 is more than half of session.send_queue, 1000000",
-                "at most 500000",
+                "at most 500000, or a larger session.send_queue",
+            ),
+            (
+                "[history]\ntotal = 70000",
+                "history.total: 70000 is less than history.bytes, 524288, for one topic",
+                "at least 524288, or a smaller history.bytes",
             ),
         ):
             with self.subTest(changes=changes):

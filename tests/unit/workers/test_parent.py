@@ -259,6 +259,34 @@ class ParentTests(SynchronousTestCase):
             ],
         )
 
+    def test_the_parent_names_what_workers_cannot_compare(self) -> None:
+        """Workers get endpoints and their number as options, whatever the file says."""
+        self.start()
+        self.settings = replace(
+            SETTINGS, workers=2, listen=("tcp:1",), admin="tcp:2", stop=StopSettings(drain=60)
+        )
+        for _ in range(2):
+            self.log.clear()
+            signal.raise_signal(signal.SIGHUP)
+            self.pump()
+            self.done()
+            waits = "{}: needs a restart; the old value stays in effect"
+            self.assertEqual(
+                self.log,
+                [
+                    *(waits.format(name) for name in ("admin.listen", "listen", "workers")),
+                    "reloaded: [session]",
+                ],
+            )
+        self.log.clear()
+        self.parent.roll()
+        self.assertEqual(self.log, ["rolling restart: 3 workers"])
+        self.started[3].ready("new")
+        self.reactor.advance(2 + DRAIN_MARGIN)
+        self.assertEqual(self.started[0].killed, 0)
+        self.reactor.advance(58)
+        self.assertEqual(self.started[0].killed, 1)
+
     def test_a_problem_of_one_worker_keeps_all_from_changing(self) -> None:
         self.start()
         self.started[2].problems = ["tls: no file"]
@@ -296,6 +324,34 @@ class ParentTests(SynchronousTestCase):
             self.assertEqual(self.done()[old], ["drain {'is_replaced': True}"])
             self.started[old].ended("exit code 0")
         self.assertEqual(self.log[-1], "rolling restart: all workers are new")
+
+    def test_a_further_rolling_restart_is_queued(self) -> None:
+        self.start()
+        self.parent.roll()
+        self.parent.roll()
+        self.assertEqual(
+            self.log,
+            [
+                "rolling restart: 3 workers",
+                "rolling restart: queued; it begins when the present one has ended",
+            ],
+        )
+
+    def test_the_parent_has_the_settings_of_the_new_workers(self) -> None:
+        """A longer drain of a rolling restart, for example: the parent must not kill earlier."""
+        self.start()
+        self.settings = replace(SETTINGS, stop=StopSettings(drain=60), workers=2)
+        self.parent.roll()
+        for old in range(3):
+            self.started[-1].ready("new")
+            self.started[old].ended("exit code 0")
+        self.parent.roll()
+        self.assertEqual(self.log[-1], "rolling restart: 3 workers")
+        self.started[-1].ready("new")
+        self.reactor.advance(2 + DRAIN_MARGIN)
+        self.assertEqual(self.started[3].killed, 0)
+        self.reactor.advance(58)
+        self.assertEqual(self.started[3].killed, 1)
 
     def test_a_worker_that_does_not_end_is_killed(self) -> None:
         self.start()

@@ -61,6 +61,8 @@ def find_token(options: Namespace) -> str:
         if not token.strip():
             raise CommandFailed(f"{options.token_file}: the file is empty; it must have a token")
     else:
+        if options.token is not None and not options.token.strip():
+            raise CommandFailed("option --token is empty")
         token = options.token or os.environ.get("TOPICSVC_TOKEN", "")
         if not token.strip():
             raise CommandFailed("no token: give --token-file, --token or $TOPICSVC_TOKEN")

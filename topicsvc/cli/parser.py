@@ -300,7 +300,12 @@ def _add_config(parser: Parser) -> None:
 def _add_token_options(parser: Parser) -> None:
     group = parser.add_mutually_exclusive_group()
     parser.arguments += [
-        group.add_argument("--token", metavar="T", help="the token (default: $TOPICSVC_TOKEN)"),
+        group.add_argument(
+            "--token",
+            metavar="T",
+            help="the token, which other users of the machine can see in the list of processes: "
+            "prefer --token-file, or $TOPICSVC_TOKEN (the default)",
+        ),
         group.add_argument(
             "--token-file", type=Path, metavar="F", help="a file that contains the token"
         ),

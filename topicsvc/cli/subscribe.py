@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Subscription:
         options: Namespace,
         endpoint: IStreamClientEndpoint | None = None,
     ) -> None:
-        since = None if options.since == NOW else options.since
+        self._since: str | None = None if options.since == NOW else options.since
         self._url = url
         self._token = token
         self._token_file: Path | None = options.token_file
@@ -83,7 +84,7 @@ class Subscription:
             self._get_token,
             self._on_message,
             recover=options.reconnect or options.since is not None,
-            since=since,
+            since=self._since,
             on_gap=self._on_gap,
             on_state=self._on_state,
             on_note=self._on_note,
@@ -108,10 +109,19 @@ class Subscription:
     def _finish(self, error: CommandFailed | None) -> None:
         if self._done.called:
             return
+        self._tell_position()
         if error is None:
             self._done.callback(None)
         else:
             self._done.errback(error)
+
+    def _tell_position(self) -> None:
+        """Say where to go on, if it is known. With ``--json`` each line has its position."""
+        position = self._client.position
+        if position is not None and position != self._since and not self._is_raw:
+            print_error(
+                f"the last position is {position}; go on with --since {shlex.quote(position)}"
+            )
 
     def _failed(self, failure: Failure) -> None:
         failure.trap(Failed)

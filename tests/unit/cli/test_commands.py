@@ -150,6 +150,10 @@ class ClientTests(CommandTestCase):
         self.patch(client.os, "environ", {})
         for command in ("subscribe", "send"):
             self.assert_refused("no token: give --token", command, "http://127.0.0.1:1/")
+            for empty in ("", " "):
+                self.assert_refused(
+                    "option --token is empty", command, "http://127.0.0.1:1/", "--token", empty
+                )
         self.assert_refused("nowhere: No such", "send", "http://x/", "--token-file", "nowhere")
         self.assert_refused("not allowed", "send", "x", "--token", "x", "--token-file", "x")
 

@@ -40,6 +40,17 @@ class WorkersTests(SynchronousTestCase):
         self.assertIn("2 workers for 1 processor: ", result.text)
         self.assertIn('workers = "auto"', result.text)
 
+    def test_a_share_of_few_connections_is_a_warning(self) -> None:
+        """The kernel distributes clients by chance, so one worker may be full before the others."""
+        [_, files, share] = self.results(64, 64, connections=10)
+        self.assertTrue(files.text.endswith(": enough for 1 client"), files.text)
+        self.assertEqual((share.level, share.subject), ("warn", "workers"))
+        self.assertTrue(
+            share.text.startswith("limits.connections = 10 is 1 for each of 64 workers: "), share
+        )
+        self.assertEqual(len(self.results(4, connections=40)), 2)
+        self.assertEqual(len(self.results(1, connections=1)), 1)
+
     def test_each_worker_needs_files_for_its_share_of_the_connections(self) -> None:
         [_, result] = self.results(4, connections=4_000_000)
         self.assertEqual(result.level, "FAIL")

@@ -311,6 +311,22 @@ class NowTests(SubscribeTestCase):
         self.send({"From": "x", "Body": 1, "Position": "a.2"})
         self.assertEqual(self.lines, ['{"From":"x","Body":1}'])
 
+    def test_at_the_end_it_tells_the_last_position(self) -> None:
+        self.open(PLACED)
+        self.send({"From": "x", "Body": 1, "Position": "a.2"})
+        self.subscription.stop()
+        self.server.receive(frame(CLOSE, b"\x03\xe8"))
+        self.server.loseConnection()
+        self.successResultOf(self.done)
+        self.assertEqual(self.errors[-1], "the last position is a.2; go on with --since a.2")
+
+    def test_it_tells_no_position_if_it_knows_none(self) -> None:
+        before = list(self.errors)
+        self.subscription.stop()
+        self.clock.advance(CLOSE_TIMEOUT + 0.3)
+        self.successResultOf(self.done)
+        self.assertEqual(self.errors, before)
+
     def test_a_wrong_position_is_refused(self) -> None:
         told: list[str] = []
         self.patch(parser, "print_error", told.append)

@@ -263,6 +263,10 @@ class _Reader:
         if len(self) and self._down_since is None:
             self._down_since = last_heard
             self._losses.gaps += 1
-            self._log.warn("{count} topics get nothing until the broker is back", count=len(self))
+            self._log.warn(
+                "{count} {topics} nothing until the broker is back",
+                count=len(self),
+                topics="topic gets" if len(self) == 1 else "topics get",
+            )
         if self._closes_on_loss:
             self._subscriptions.notify_lost(topics)

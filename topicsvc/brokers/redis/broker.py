@@ -608,7 +608,11 @@ class _Reader:
                 self._forget(topic)
         if self.client.running and kept and self._down_since is None:
             self._down_since = last_heard
-            self._log.warn("{count} topics get nothing until Redis is back", count=len(kept))
+            self._log.warn(
+                "{count} {topics} nothing until Redis is back",
+                count=len(kept),
+                topics="topic gets" if len(kept) == 1 else "topics get",
+            )
         if self.client.running and self._closes_on_loss:
             self._subscriptions.notify_lost(topics)
 

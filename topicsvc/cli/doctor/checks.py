@@ -42,6 +42,9 @@ BROKER_RETRY_TIME = 1.0
 CLOCK_WARNING, CLOCK_ERROR = 5, 60
 """Seconds by which two clocks may differ before the check warns, and before it fails."""
 
+MIN_SHARE = 10
+"""Connections of one worker: below this, one is often full while others are not."""
+
 MIN_FILES = 4096
 """Open files below which the check warns."""
 
@@ -216,10 +219,17 @@ class Checks(Reporter):
         text = f"at most {files} open files here{each} (a systemd service has LimitNOFILE=)"
         if configured and configured + RESERVED_FILES > files:
             self.fail("files", f"{text}; limits.connections needs {configured + RESERVED_FILES}")
-        elif files < MIN_FILES:
-            self.warn("files", f"{text}: enough for {files - RESERVED_FILES} clients")
         else:
-            self.ok("files", f"{text}: enough for {configured or files - RESERVED_FILES} clients")
+            count = configured or files - RESERVED_FILES
+            enough = f"{text}: enough for {count} {'client' if count == 1 else 'clients'}"
+            (self.warn if files < MIN_FILES else self.ok)("files", enough)
+        if workers > 1 and 0 < configured < MIN_SHARE:
+            self.warn(
+                "workers",
+                f"limits.connections = {self._settings.limits.connections} is {configured} for "
+                f"each of {workers} workers: clients come unevenly, and some are refused before; "
+                f"set fewer workers, or limits.connections = {MIN_SHARE * workers} or more",
+            )
 
 
 def _raise_timeout(_: object, seconds: float) -> NoReturn:

@@ -788,7 +788,7 @@ class LossTests(ActiveMQTests):
         self.assertEqual(self.broker.losses.gaps, 1)
         self.assertGreater(self.broker.losses.seconds, 29)
         self.assertLess(self.broker.losses.seconds, 30 + BACK)
-        self.assertEqual(len(self.log_of("1 topics get nothing")), 1)
+        self.assertEqual(len(self.log_of("1 topic gets nothing")), 1)
         self.assertEqual(len(self.log_of("meanwhile are lost")), 1)
 
     def test_each_gap_is_counted(self) -> None:

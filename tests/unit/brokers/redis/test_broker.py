@@ -289,7 +289,7 @@ class OutageTests(RedisTests):
         self.assertEqual(self.bodies, [b"1", b"2", b"3"])
         self.assertEqual(self.broker.losses.gaps, 0)
         self.assertEqual(self.broker.losses.reconnects, 2)
-        self.assertEqual(len(self.log_of("1 topics get nothing until Redis is back")), 1)
+        self.assertEqual(len(self.log_of("1 topic gets nothing until Redis is back")), 1)
         self.assertEqual(len(self.log_of("0 of them may have missed messages")), 1)
 
     def test_a_hole_is_logged_and_counted(self) -> None:

@@ -596,6 +596,22 @@ class GapTests(PositionTestCase):
         client.assert_closed(1013, "Service unavailable")
         self.assert_missed(self.returned(position))
 
+    def test_data_that_waits_at_the_expiry_makes_the_position_unknown(self) -> None:
+        client, position = self.begun(lifetime=5)
+        client.transport.is_congested = True
+        for _ in range(4):  # the transport takes some of them, the queue the others
+            self.deliver(b'"%s"' % (b"x" * 60000))
+        self.advance(4)
+        client.present("another-token")
+        self.advance(2)
+        client.transport.drain()  # what waits in the queue is dropped
+        self.iterate()
+        self.validator.last.grant(self.now + 60)
+        *data, success = [json.loads(text) for text in client.texts()]
+        self.assertLess(len(data), 4)
+        self.assertIs(success["Missed"], True)
+        self.assertNotEqual(success["Position"], position)
+
     def test_data_that_was_dropped_from_the_queue_makes_the_position_unknown(self) -> None:
         client, _ = self.begun()
         session = next(iter(self.websocket_server.active_sessions()))

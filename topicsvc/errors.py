@@ -15,6 +15,7 @@
     |   |   `-- CollectionUnreadable    what the unit says about one collection is not usable
     |   |-- BrokerUnavailable
     |   |-- WorkerUnavailable       a worker process does not answer
+    |   |   `-- WorkerFailed        it has answered that it could not do what it was asked to
     |   |-- TooManyFailedTokens     an address has presented too many invalid tokens
     |   `-- TooManySessions         a cell has too many sessions
     |-- StompError              bytes that are not STOMP 1.2
@@ -44,6 +45,7 @@ __all__ = [
     "TopicsvcError",
     "Unavailable",
     "ValidatorUnavailable",
+    "WorkerFailed",
     "WorkerUnavailable",
 ]
 
@@ -121,6 +123,10 @@ class WorkerUnavailable(Unavailable):
     """A worker process does not answer the parent; the text says why."""
 
     advice = "see the log of the worker"
+
+
+class WorkerFailed(WorkerUnavailable):
+    """A worker process has answered with an error; the text is the error."""
 
 
 class TooManyFailedTokens(Unavailable):

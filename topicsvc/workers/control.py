@@ -2,13 +2,15 @@
 
 Each message is a JSON object in a netstring. The parent sends requests, ``{"id": 1, "do": "get",
 ...}``; the worker answers each, ``{"id": 1, ...}`` or ``{"id": 1, "error": "..."}``. The worker
-sends events without an answer, ``{"event": "ready", ...}``. Both sides bound messages in bytes and
-requests in number; the parent bounds its requests in time.
+sends events without an answer, ``{"event": "ready", ...}``. Both sides bound messages in bytes. The
+parent bounds its requests in time and, for each kind, in number: a worker that does not answer the
+admin pages can still be told to end.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +24,12 @@ from twisted.python.failure import Failure
 
 from topicsvc.admin.answers import Answer
 from topicsvc.admin.request import AdminRequest
-from topicsvc.errors import WorkerUnavailable
+from topicsvc.errors import WorkerFailed, WorkerUnavailable
 
 __all__ = [
     "MAX_MESSAGE",
-    "MAX_PENDING",
+    "MAX_OTHERS",
+    "MAX_READS",
     "TIMEOUT",
     "Members",
     "Response",
@@ -40,8 +43,13 @@ __all__ = [
 MAX_MESSAGE = 8 * 1024 * 1024
 """Most bytes of a message. A list of 1,000 sessions has less than 1 MiB."""
 
-MAX_PENDING = 64
-"""Most requests to one worker without an answer, those that have timed out included."""
+MAX_READS = 48
+"""Most requests to the admin pages of one worker without an answer, the late ones included."""
+
+MAX_OTHERS = 16
+"""Most requests of each other kind to one worker without an answer, the late ones included."""
+
+_READ = "get"
 
 TIMEOUT = 5.0
 """Seconds in which a worker must answer a request."""
@@ -112,7 +120,8 @@ class WorkerControl(_Messages):
         self._clock = clock
         self._on_event = on_event
         self._on_lost = on_lost
-        self._pending: dict[int, Deferred[Members]] = {}
+        self._pending: dict[int, tuple[str, Deferred[Members]]] = {}
+        self._counts: Counter[str] = Counter()  # of those, by what they shall do
         self._last_id = 0
         self._is_lost = False
 
@@ -139,7 +148,7 @@ class WorkerControl(_Messages):
             Fires with the response. Fails with `WorkerUnavailable`: see `call`.
         """
         answer = self.call(
-            "get",
+            _READ,
             timeout,
             method=method,
             path=path,
@@ -160,13 +169,15 @@ class WorkerControl(_Messages):
             members: further members of the message.
 
         Returns:
-            Fires with the members of the answer. Fails with `WorkerUnavailable`, if the socket is
-            closed, if the answer is late or an error, or if `MAX_PENDING` requests have no answer.
+            Fires with the members of the answer. Fails with `WorkerFailed`, if the answer is an
+            error. Fails with `WorkerUnavailable`, if the socket is closed, if the answer is late,
+            or if `MAX_READS` or `MAX_OTHERS` requests of this kind have no answer.
         """
         if self._is_lost or not self.connected:
             return fail(WorkerUnavailable("its control socket is closed"))
-        if len(self._pending) >= MAX_PENDING:
-            return fail(WorkerUnavailable(f"{MAX_PENDING} requests have no answer yet"))
+        most = MAX_READS if do == _READ else MAX_OTHERS
+        if self._counts[do] >= most:
+            return fail(WorkerUnavailable(f"{most} requests have no answer yet"))
         self._last_id += 1
         number = self._last_id
         try:
@@ -175,7 +186,8 @@ class WorkerControl(_Messages):
             return fail(WorkerUnavailable(str(error)))
         answer: Deferred[Members] = Deferred()
         # It stays pending after the timeout: a worker that reads nothing must not get more.
-        self._pending[number] = answer
+        self._pending[number] = do, answer
+        self._counts[do] += 1
         result: Deferred[Members] = Deferred()
         answer.chainDeferred(result)
 
@@ -189,16 +201,17 @@ class WorkerControl(_Messages):
         if "event" in members:
             self._on_event(members.pop("event"), members)
             return
-        answer = self._pending.pop(members.pop("id"))
+        do, answer = self._pending.pop(members.pop("id"))
+        self._counts[do] -= 1
         if "error" in members:
-            answer.errback(WorkerUnavailable(members["error"]))
+            answer.errback(WorkerFailed(members["error"]))
         else:
             answer.callback(members)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._is_lost = True
         pending, self._pending = self._pending, {}
-        for answer in pending.values():
+        for _, answer in pending.values():
             answer.errback(WorkerUnavailable("its control socket is closed"))
         self._on_lost()
 

@@ -13,10 +13,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.support.control import ControlSocket
 from topicsvc.admin.answers import Answer
 from topicsvc.admin.request import AdminRequest
-from topicsvc.errors import WorkerUnavailable
+from topicsvc.errors import WorkerFailed, WorkerUnavailable
 from topicsvc.workers.control import (
     MAX_MESSAGE,
-    MAX_PENDING,
+    MAX_OTHERS,
+    MAX_READS,
     TIMEOUT,
     Members,
     Response,
@@ -127,18 +128,38 @@ class FailureTests(ControlTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_worker_that_reads_nothing_gets_a_bounded_number_of_requests(self) -> None:
-        answers = [self.control.call("keep") for _ in range(MAX_PENDING)]
+        answers = [self.control.call("keep") for _ in range(MAX_OTHERS)]
         self.clock.advance(TIMEOUT)
         for each in answers:
             self.failureResultOf(each, WorkerUnavailable)
         written = len(self.socket.parent_transport.value())
         refused = self.control.call("keep")
-        self.assertIn(f"{MAX_PENDING} requests", str(self.failureResultOf(refused).value))
+        self.assertIn(f"{MAX_OTHERS} requests", str(self.failureResultOf(refused).value))
         self.assertEqual(len(self.socket.parent_transport.value()), written)
         self.socket.pump()
         self.silent[0].callback({})
         self.socket.pump()
         self.assertNoResult(self.control.call("keep"))
+
+    def test_reads_that_have_no_answer_leave_room_for_the_life_cycle(self) -> None:
+        """A worker that was frozen during many scrapes can still be drained, asked and ended."""
+        for _ in range(MAX_READS):
+            self.control.request("GET", "/metrics").addErrback(lambda _: None)
+        self.clock.advance(TIMEOUT)
+        refused = self.failureResultOf(self.control.request("GET", "/metrics"), WorkerUnavailable)
+        self.assertEqual(str(refused.value), f"{MAX_READS} requests have no answer yet")
+        for do in ("ping", "check", "apply", "drop", "drain", "stop_at_once"):
+            self.control.call("ping").addErrback(lambda _: None)
+            before = len(self.socket.parent_transport.value())
+            self.assertNoResult(self.control.call(do).addErrback(lambda _: None))
+            self.assertGreater(len(self.socket.parent_transport.value()), before)
+        self.socket.pump()
+        self.assertEqual(self.result_of(self.control.request("GET", "/metrics")).status, 200)
+
+    def test_one_kind_of_requests_leaves_room_for_the_others(self) -> None:
+        for _ in range(MAX_OTHERS + 1):
+            self.control.call("ping").addErrback(lambda _: None)
+        self.assertNoResult(self.control.call("drain").addErrback(lambda _: None))
 
     def test_a_response_over_the_limit_is_an_error(self) -> None:
         self.answer = Answer(200, "text/plain", bytes(MAX_MESSAGE))
@@ -155,6 +176,10 @@ class FailureTests(ControlTestCase):
 
     def test_an_error_of_the_worker_is_passed_on_and_an_internal_one_stays_there(self) -> None:
         self.assertEqual(self.error_of(self.control.call("fail", known=True)), "the broker is down")
+        self.socket.pump()
+        failed = self.control.call("fail", known=True)
+        self.socket.pump()
+        self.failureResultOf(failed, WorkerFailed)
         error = self.error_of(self.control.call("fail", known=False))
         self.assertEqual(error, "internal error: see the log")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

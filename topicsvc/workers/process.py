@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from twisted.internet.error import ProcessDone, ProcessTerminated
@@ -79,27 +80,42 @@ class WorkerProcess(ProcessProtocol):
             sockets: the sockets of the endpoints.
             environment: its environment.
         """
-        own, other = socket.socketpair()
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        descriptors: dict[int, int | str] = {0: null, 1: 1, 2: 2, CONTROL: other.fileno()}
-        if self._arguments.logger == RELAY:
-            descriptors[LOG] = "r"
-        descriptors |= dict(enumerate(sockets, FIRST_SOCKET))
-        command = self._arguments.command()
         try:
-            own.setblocking(False)
-            self._reactor.adoptStreamConnection(own.fileno(), socket.AF_UNIX, _One(self.control))
-            self._has_control = True
-            self._reactor.spawnProcess(self, command[0], command, environment, childFDs=descriptors)
+            with ExitStack() as opened:
+                self._spawn(sockets, environment, opened)
         except OSError as error:
             self._exit = f"it cannot be started: {error.strerror}"
             self.control.close()
             if not self._has_control:
                 self._reactor.callLater(0, self._end_if_over)
-        finally:
-            own.close()
-            other.close()
-            os.close(null)
+
+    def _spawn(
+        self, sockets: Sequence[int], environment: Mapping[str, str], opened: ExitStack
+    ) -> None:
+        """Start the process.
+
+        Args:
+            sockets: the sockets of the endpoints.
+            environment: its environment.
+            opened: closes what only the new process needs.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        own, other = socket.socketpair()
+        opened.callback(own.close)
+        opened.callback(other.close)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, null)
+        descriptors: dict[int, int | str] = {0: null, 1: 1, 2: 2, CONTROL: other.fileno()}
+        if self._arguments.logger == RELAY:
+            descriptors[LOG] = "r"
+        descriptors |= dict(enumerate(sockets, FIRST_SOCKET))
+        command = self._arguments.command()
+        own.setblocking(False)
+        self._reactor.adoptStreamConnection(own.fileno(), socket.AF_UNIX, _One(self.control))
+        self._has_control = True
+        self._reactor.spawnProcess(self, command[0], command, environment, childFDs=descriptors)
 
     @property
     def pid(self) -> int | None:
@@ -107,9 +123,15 @@ class WorkerProcess(ProcessProtocol):
         pid: int | None = getattr(self.transport, "pid", None)
         return pid
 
-    def kill(self) -> None:
-        """Send SIGKILL, if the process has not ended."""
+    def kill(self, reason: str = "") -> None:
+        """Send SIGKILL, if the process has not ended.
+
+        Args:
+            reason: why, for `on_ended`; empty: what the worker has told, or the signal.
+        """
         if self.pid is not None:
+            if reason:
+                self._problems = [reason]
             self.transport.signalProcess("KILL")
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:

@@ -175,6 +175,7 @@ class _Place:
         starting: the worker that is not ready yet; None: there is none.
         crashes: crashes in a row.
         ready_at: when the worker that serves was ready.
+        unserved_since: since when no worker serves; None: one serves, or none has been ready yet.
     """
 
     number: int
@@ -182,6 +183,7 @@ class _Place:
     starting: int | None = None
     crashes: int = 0
     ready_at: float = 0.0
+    unserved_since: float | None = None
 
 
 @dataclass(slots=True)
@@ -218,7 +220,9 @@ class Supervisor:
         self._wants_reload = False
         self._delayed_starts: list[int] = []  # places, until a reload has ended
         self._roll: list[int] | None = None  # the places that come next
+        self._is_roll_of_all = True
         self._rolls_again = False
+        self._roll_digest: str | None = None  # the settings of the last new worker
         self._leaving: int | None = None  # the worker that a rolling restart waits for
 
     @property
@@ -244,6 +248,11 @@ class Supervisor:
     def serving(self) -> dict[int, int | None]:
         """By place, the worker that serves."""
         return {place.number: place.serving for place in self._places.values()}
+
+    def unserved(self, now: float) -> float:
+        """The seconds for which a place has had no worker that serves: the most of all places."""
+        since = [each.unserved_since for each in self._places.values()]
+        return max((now - each for each in since if each is not None), default=0.0)
 
     def start(self) -> list[Effect]:
         """Start a worker at each place."""
@@ -277,6 +286,7 @@ class Supervisor:
         old, place.serving = place.serving, worker
         place.starting = None
         place.ready_at = now
+        place.unserved_since = None
         effects: list[Effect] = []
         if not self.is_started:
             self.is_started = all(each.serving is not None for each in self._places.values())
@@ -284,10 +294,11 @@ class Supervisor:
                 effects.append(Started())
         if self.is_stopping:
             return effects
-        is_last_of_roll = self._roll is not None and not self._roll
-        if self._digest is None or is_last_of_roll:
+        if self._digest is None:
             self._digest = digest
-        elif digest != self._digest and self._roll is None:
+        if self._roll is not None:
+            self._roll_digest = digest
+        elif digest != self._digest:
             effects.append(OtherSettings(place.number))
         if old is not None:
             self._leaving = old
@@ -305,13 +316,14 @@ class Supervisor:
             place.starting = None
         if was_serving:
             place.serving = None
+            place.unserved_since = now
         effects: list[Effect] = []
         if self.is_stopping:
             return [] if self._alive else [Stopped()]
         if not self.is_started:
             return [Fail(place.number, reason)]
         if was_starting and place.serving is not None:
-            self._roll = None
+            self._roll = self._roll_digest = None
             self._rolls_again = False
             effects.append(RollFailed(place.number, reason))
         elif was_starting or was_serving:
@@ -321,6 +333,8 @@ class Supervisor:
                 effects += [Crashed(place.number, reason, delay), StartLater(place.number, delay)]
             else:
                 effects.append(Crashed(place.number, reason, 0))
+            if self._leaving is None:
+                effects += self._roll_on()
         elif worker == self._leaving:
             self._leaving = None
             effects += self._roll_on()
@@ -399,7 +413,10 @@ class Supervisor:
             effects += [Drop(workers), NotReloaded(tuple(problems))]
         elif workers:
             [self._digest] = reload.digests
+            self._roll_digest = None
             effects += [Apply(workers), Reloaded()]
+        else:
+            self._wants_reload = True  # all have ended: the next ones check
         delayed, self._delayed_starts = self._delayed_starts, []
         for number in delayed:
             effects += self.start_again(number)
@@ -418,7 +435,21 @@ class Supervisor:
             self._rolls_again = True
             return []
         self._roll = list(self._places)
+        self._roll_digest = None
+        self._is_roll_of_all = True
         return self._roll_on()
+
+    def not_applied(self, worker: int) -> list[Effect]:
+        """A worker has failed to apply the settings of a reload: another one takes its place."""
+        place = self._alive.get(worker)
+        if place is None or place.serving != worker or self.is_stopping:
+            return []
+        if self._roll is None:
+            self._roll = []
+            self._is_roll_of_all = False
+        if place.number not in self._roll and place.starting is None:
+            self._roll.append(place.number)
+        return [] if self._leaving is not None else self._roll_on()
 
     def _roll_on(self) -> list[Effect]:
         """Replace the next worker. A place without one gets a new one anyway."""
@@ -431,7 +462,9 @@ class Supervisor:
             if place.serving is not None:
                 return [self._start(place)]
         self._roll = None
-        effects: list[Effect] = [RollEnded()]
+        if self._roll_digest is not None:
+            self._digest, self._roll_digest = self._roll_digest, None
+        effects: list[Effect] = [RollEnded()] if self._is_roll_of_all else []
         if self._rolls_again:
             self._rolls_again = False
             effects += self.roll()

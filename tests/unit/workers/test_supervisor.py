@@ -134,6 +134,23 @@ class CrashTests(SupervisorTestCase):
         self.assertEqual(self.supervisor.crashes, {1: 2, 2: 0, 3: 0})
         self.assertEqual(self.crash(2), MIN_DELAY)
 
+    def test_a_place_without_a_worker_counts_the_seconds_until_one_is_ready(self) -> None:
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 0)
+        self.ended(2)
+        self.clock.advance(4)
+        self.ended(3)
+        self.clock.advance(1)
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 5)
+        self.ready(self.start_again(2))
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 1)
+
+    def test_a_worker_that_never_becomes_ready_does_not_restart_the_count(self) -> None:
+        self.ended(2)
+        for _ in range(5):
+            self.clock.advance(3)
+            self.ended(self.start_again(2))
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 15)
+
     def test_a_worker_that_starts_with_other_settings_is_reported(self) -> None:
         self.crash(1)
         worker = self.start_again(1)
@@ -208,6 +225,18 @@ class ReloadTests(SupervisorTestCase):
         self.ended(1)
         self.supervisor.start_again(1)
         self.assertEqual(self.ready(4, "new"), [])
+
+    def test_if_all_workers_end_while_they_check_the_next_ones_check(self) -> None:
+        self.supervisor.reload()
+        self.check((1,))
+        for worker in (1, 2, 3):
+            effects = self.ended(worker)
+        self.assertEqual([type(each) for each in effects], [Crashed, StartLater])
+        self.supervisor.start_again(1)
+        self.assertEqual(self.ready(4, "new"), [OtherSettings(1), Check((4,))])
+        self.assertEqual(self.check((4,)), [Apply((4,)), Reloaded()])
+        self.supervisor.start_again(2)
+        self.assertEqual(self.ready(5, "new"), [])
 
     def test_without_workers_a_reload_waits_for_the_next_one(self) -> None:
         for worker in (1, 2, 3):
@@ -289,6 +318,89 @@ class RollTests(SupervisorTestCase):
         self.ended(4)
         self.supervisor.start_again(1)
         self.assertEqual(self.ready(7, "new"), [])
+
+    def test_a_rolling_restart_whose_last_place_has_no_worker_brings_new_settings(self) -> None:
+        self.ended(3)
+        self.supervisor.roll()
+        for old, new in ((1, 4), (2, 5)):
+            self.ready(new, "new")
+            effects = self.ended(old, "")
+        self.assertEqual(effects, [RollEnded()])
+        self.supervisor.start_again(3)
+        self.assertEqual(self.ready(6, "new"), [])
+
+    def test_a_reload_after_the_last_new_worker_has_the_last_word_on_the_settings(self) -> None:
+        self.supervisor.roll()
+        for old, new in ((1, 4), (2, 5)):
+            self.ready(new, "new")
+            self.ended(old, "")
+        self.ready(6, "new")
+        self.supervisor.reload()
+        self.check((4, 5, 6), digest="newer")
+        self.assertEqual(self.ended(3, ""), [RollEnded()])
+        self.ended(4)
+        self.supervisor.start_again(1)
+        self.assertEqual(self.ready(7, "newer"), [])
+
+    def test_a_rolling_restart_that_failed_keeps_the_settings_of_before(self) -> None:
+        self.supervisor.roll()
+        self.ready(4, "new")
+        self.ended(1, "")
+        self.assertEqual(self.ended(5), [RollFailed(2, "exit code 1")])
+        self.ended(3)
+        self.supervisor.start_again(3)
+        self.assertEqual(self.ready(6, "new"), [OtherSettings(3)])
+
+    def test_it_goes_on_if_a_place_loses_its_old_worker_and_its_new_one(self) -> None:
+        self.supervisor.roll()
+        self.ended(1)
+        effects = self.ended(4)
+        self.assertEqual([type(each) for each in effects], [Crashed, StartLater, Start])
+        self.assertEqual(effects[-1], Start(5, 2))
+
+
+class NotAppliedTests(SupervisorTestCase):
+    """A worker has failed to apply the settings of a reload."""
+
+    def test_the_next_worker_is_ready_before_it_drains_and_the_others_stay(self) -> None:
+        self.assertEqual(self.supervisor.not_applied(2), [Start(4, 2)])
+        self.assertEqual(self.ready(4), [Drain(2, is_replaced=True)])
+        self.assertEqual(self.ended(2, ""), [])
+        self.assertEqual(self.supervisor.serving, {1: 1, 2: 4, 3: 3})
+
+    def test_several_are_replaced_one_after_another(self) -> None:
+        self.assertEqual(self.supervisor.not_applied(2), [Start(4, 2)])
+        self.assertEqual(self.supervisor.not_applied(3), [])
+        self.ready(4)
+        self.assertEqual(self.ended(2, ""), [Start(5, 3)])
+
+    def test_one_that_a_rolling_restart_has_replaced_already_is_replaced_again(self) -> None:
+        self.supervisor.roll()
+        self.ready(4)
+        self.assertEqual(self.supervisor.not_applied(4), [])
+        started = [1]
+        for old, new, place in ((1, 5, 2), (2, 6, 3), (3, 7, 1)):
+            self.assertEqual(self.ended(old, ""), [Start(new, place)])
+            self.ready(new)
+            started.append(place)
+        self.assertEqual(started, [1, 2, 3, 1])
+        self.assertEqual(self.ended(4, ""), [RollEnded()])
+
+    def test_a_rolling_restart_meanwhile_follows(self) -> None:
+        self.supervisor.not_applied(2)
+        self.assertEqual(self.supervisor.roll(), [])
+        self.ready(4)
+        self.assertEqual(self.ended(2, ""), [Start(5, 1)])
+
+    def test_one_that_has_ended_or_is_replaced_or_stops_changes_nothing(self) -> None:
+        self.supervisor.roll()
+        self.assertEqual(self.supervisor.not_applied(1), [])
+        self.ready(4)
+        self.assertEqual(self.supervisor.not_applied(1), [])
+        self.ended(3)
+        self.assertEqual(self.supervisor.not_applied(3), [])
+        self.supervisor.stop()
+        self.assertEqual(self.supervisor.not_applied(2), [])
 
 
 class StopTests(SupervisorTestCase):

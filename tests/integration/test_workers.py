@@ -50,7 +50,7 @@ TOPIC = TopicAddress("cell1", "box1", ("workers",), "name")
 PATH = TOPIC.websocket_path
 
 ROLL_CLIENTS = int(os.environ.get("TOPICSVC_ROLL_CLIENTS", "200"))
-"""Clients of the rolling restart. 2,000 take about a minute."""
+"""Clients of the rolling restart: see tests/README.md."""
 
 shared = Shared(Redis)
 
@@ -324,6 +324,38 @@ class SignalTests(WorkersTestCase):
         self.assertEqual(server.program._process.returncode, -signal.SIGTERM)
         yield gatherResults([client.gone for client in self.clients])
         self.assertEqual({client.close_code for client in self.clients}, {1001})
+
+    @inlineCallbacks
+    def test_during_a_long_drain_new_connections_are_refused_and_do_not_wait(self) -> Any:
+        path = self.directory / "socket"
+        server = WorkersServer(self.deployment, drain=120)
+        server.file.write_text(
+            server.file.read_text().replace('listen = ["', f'listen = ["unix:{path}", "')
+        )
+        self.addCleanup(server.stop)
+        server.program.start()
+        yield server.wait_for("serves 3 ports with")
+        yield until(lambda: all(server.parts().values()), "the broker is up", 60)
+        yield self.join(server, 20)
+        pids = server.pids
+        server.signal(signal.SIGTERM)
+
+        def is_refused() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", server.port), timeout=60).close()
+            except ConnectionRefusedError:
+                return not path.exists()
+            except ConnectionResetError:
+                pass
+            return False
+
+        yield until(is_refused, "both sockets are closed", 60)
+        self.assertTrue(server.program.runs)
+        self.assertEqual(server.pids, pids)
+        self.assertFalse(all(client.gone.called for client in self.clients))
+        server.signal(signal.SIGTERM)
+        yield until(lambda: not server.program.runs, "it ends", 60)
+        self.assertNotIn("Traceback", server.program.log)
 
     @inlineCallbacks
     def test_signals_to_a_whole_process_group_stop_it_in_order(self) -> Any:

@@ -9,17 +9,20 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.process import reapAllProcesses
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from topicsvc import __version__
 from topicsvc.admin.site import AdminSite
 from topicsvc.config.changes import keep_for_restart, log_reload
-from topicsvc.errors import ConfigError, WorkerUnavailable
+from topicsvc.errors import ConfigError, WorkerFailed, WorkerUnavailable
 from topicsvc.explain import explain_listen_error
 from topicsvc.listening.endpoint_string import with_absolute_paths
 from topicsvc.listening.listener import Listener
@@ -40,7 +43,7 @@ from topicsvc.workers.supervisor import Effect, Supervisor
 __all__ = ["ParentService"]
 
 START_TIMEOUT = 120.0
-"""Seconds in which all workers must be ready."""
+"""Seconds in which all workers must be ready, and later each new one."""
 
 CHECK_TIMEOUT = 60.0
 """Seconds in which a worker must have read its settings and certificates."""
@@ -50,6 +53,20 @@ DRAIN_MARGIN = 20.0
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ITERATION = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnReload:
+    """What the parent has read for a reload, and changes with the workers.
+
+    Attributes:
+        settings: all settings.
+        replace_certificate: puts the new certificate of the admin endpoint in place, and returns
+            what has changed, for the log; None: it has none.
+    """
+
+    settings: Config
+    replace_certificate: Callable[[], str] | None = None
 
 
 class ParentService(Service):
@@ -98,10 +115,11 @@ class ParentService(Service):
             )
             site = AdminSite(self._admin_tree, reactor)
             self._admin = Listener("admin", settings.admin, site, reactor, settings.directory)
-        self._replace_certificate: Callable[[], str] | None = None
         self._failure: rules.Fail | None = None
         self._stopped: Deferred[None] = Deferred()
-        self._new_settings = settings  # of a reload in progress
+        self._closing: list[Deferred[None]] = []
+        self._read = _OwnReload(settings)  # at the last SIGHUP
+        self._checked_by_all = self._read  # of the reload in progress
 
     def _asked_workers(self) -> list[AskedWorker]:
         return [
@@ -169,10 +187,20 @@ class ParentService(Service):
         self._notifier.ready()
 
     def _probe(self, seconds: float) -> Deferred[Any]:
-        """Fires when all workers have answered; fails if one has not within `seconds`."""
+        """Fires when all workers have answered.
+
+        Fails if one has not within `seconds`, if no place has a worker that serves, or if one place
+        has had none for longer than `seconds`. During a stop, workers end: only those that still
+        run must answer.
+        """
         answers: list[Deferred[Any]] = [
             control.call("ping", seconds) for control in self.controls.values() if control
         ]
+        if not self._supervisor.is_stopping:
+            if not answers:
+                return fail(WorkerUnavailable("no worker serves"))
+            if self._supervisor.unserved(self._reactor.seconds()) > seconds:
+                answers.append(fail(WorkerUnavailable("a place has had no worker for too long")))
         return gatherResults(answers, consumeErrors=True)
 
     def reload(self) -> None:
@@ -181,8 +209,7 @@ class ParentService(Service):
             return
         self._notifier.reloading()
         try:
-            self._new_settings = self._read_settings()
-            self._replace_certificate = self._read_certificate()
+            self._read = _OwnReload(self._read_settings(), self._read_certificate())
         except ConfigError as error:
             self._log_problems(error.problems)
             self._notifier.ready()
@@ -216,7 +243,7 @@ class ParentService(Service):
             self._do(self._supervisor.roll())
 
     def stopService(self) -> Deferred[None]:
-        """Drain all workers together, then close the sockets.
+        """Drain all workers together. No new connections are accepted from now on.
 
         Returns:
             Fires when all workers have ended.
@@ -228,6 +255,9 @@ class ParentService(Service):
         for number in _STOP_SIGNALS:
             self._signals.handle_once(number, self._stop_at_once)
         self._do(self._supervisor.stop())
+        # The workers have their own descriptors, and close them when they learn of the stop. From
+        # then on a connection would wait here for the whole time of the stop.
+        self._closing = [each.close() for each in self._sockets]
         if self._signals.counted > 1:  # two signals arrived in one reactor iteration
             self._reactor.callLater(0, self._stop_at_once)
         return self._stopped.addCallback(self._close)
@@ -240,10 +270,9 @@ class ParentService(Service):
     def _close(self, _: None) -> Deferred[Any]:
         self._signals.restore()
         self._notifier.stopped()
-        closing = [each.close() for each in self._sockets]
         if self._admin is not None:
-            closing.append(self._admin.stop())
-        return gatherResults(closing)
+            self._closing.append(self._admin.stop())
+        return gatherResults(self._closing)
 
     @property
     def _drain_timeout(self) -> float:
@@ -270,6 +299,7 @@ class ParentService(Service):
     def _go_on_with_reload(self, effect: rules.Check | rules.Apply | rules.Drop) -> None:
         match effect:
             case rules.Check(workers):
+                self._checked_by_all = self._read
                 self._check(workers)
             case rules.Apply(workers):
                 self._apply(workers)
@@ -331,11 +361,18 @@ class ParentService(Service):
 
     def _start(self, worker: int, place: int) -> None:
         now = self._reactor.seconds
+        deadline: IDelayedCall | None = None
+
+        def cancel_deadline() -> None:
+            if deadline is not None and deadline.active():
+                deadline.cancel()
 
         def ready(digest: str) -> None:
+            cancel_deadline()
             self._do(self._supervisor.ready(worker, digest, now()))
 
         def ended(reason: str) -> None:
+            cancel_deadline()
             del self._processes[worker]
             self._do(self._supervisor.ended(worker, reason, now()))
 
@@ -347,6 +384,9 @@ class ParentService(Service):
         self._processes[worker] = process
         sockets = [each.descriptors[place - 1] for each in self._sockets]
         identity = WorkerIdentity(worker, self._token_id_key)
+        if self._supervisor.is_started:  # before that, `startService` limits the time
+            late = f"not ready within {START_TIMEOUT:.0f} s"
+            deadline = self._reactor.callLater(START_TIMEOUT, process.kill, late)
         process.start(sockets, {**self._environment, **identity.environment()})
 
     def _start_again(self, place: int) -> None:
@@ -372,22 +412,51 @@ class ParentService(Service):
         self._do(self._supervisor.checked(worker, [f"a worker: {failure.value}"], ""))
 
     def _apply(self, workers: Iterable[int]) -> None:
-        self._settings, waiting = keep_for_restart(self._settings, self._new_settings)
+        own_reload = self._checked_by_all
+        self._settings, waiting = keep_for_restart(self._settings, own_reload.settings)
         if self._admin_tree is not None:
             self._admin_tree.configure(self._settings.operator)
-        own = [] if self._replace_certificate is None else [self._replace_certificate()]
-        answers = [self._processes[worker].control.call("apply") for worker in workers]
+        own = []
+        if own_reload.replace_certificate is not None:
+            own.append(own_reload.replace_certificate())
+        confirmed: list[Members] = []
+        places = {worker: place for worker, place, _ in self._supervisor.have_been_ready}
 
-        def done(results: list[Members]) -> None:
-            waits = [*results[0]["needs_restart"], *waiting]
-            log_reload(self._log, [*results[0]["applied"], *own], waits)
+        def done(_: Any) -> None:
+            if confirmed:
+                first = confirmed[0]
+                waits = [*first["needs_restart"], *waiting]
+                log_reload(self._log, [*first["applied"], *own], waits)
+            elif own:
+                log_reload(self._log, own, waiting)
+            self._notifier.ready()
 
-        def failed(_: Any) -> None:
-            self._log.error("reloaded, but a worker has not confirmed it")
+        answers = [
+            self._processes[worker]
+            .control.call("apply")
+            .addCallbacks(
+                confirmed.append, self._not_applied, errbackArgs=(worker, places.get(worker))
+            )
+            for worker in workers
+        ]
+        DeferredList(answers).addCallback(done)
 
-        applying: Deferred[Any] = gatherResults(answers, consumeErrors=True)
-        applying.addCallbacks(done, failed)
-        applying.addCallback(lambda _: self._notifier.ready())
+    def _not_applied(self, failure: Failure, worker: int, place: int | None) -> None:
+        failure.trap(WorkerUnavailable)
+        if failure.check(WorkerFailed):
+            self._log.error(
+                "reloaded, but worker {number} has failed to: {reason}; another one takes its "
+                "place",
+                number=place,
+                reason=str(failure.value),
+            )
+            self._do(self._supervisor.not_applied(worker))
+        else:
+            self._log.error(
+                "reloaded, but worker {number} has not confirmed it: {reason}",
+                number=place,
+                reason=str(failure.value),
+            )
 
 
 def _ignore(answer: Deferred[Members]) -> None:

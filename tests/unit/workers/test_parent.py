@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.control import ControlSocket
 from topicsvc.admin.request import AdminRequest
-from topicsvc.errors import ConfigError
+from topicsvc.errors import ConfigError, WorkerUnavailable
 from topicsvc.process.setup import CannotStart
 from topicsvc.settings import (
     Config,
@@ -27,7 +29,7 @@ from topicsvc.topics import Unit
 from topicsvc.validators.token_id import KEY_BYTES
 from topicsvc.workers import parent
 from topicsvc.workers.command import WorkerArguments
-from topicsvc.workers.control import Members
+from topicsvc.workers.control import TIMEOUT, Members
 from topicsvc.workers.identity import WorkerIdentity
 from topicsvc.workers.parent import CHECK_TIMEOUT, DRAIN_MARGIN, START_TIMEOUT, ParentService
 
@@ -79,6 +81,7 @@ class FakeWorker:
         self.problems: list[str] = []
         self.digest = "new"
         self.is_silent = False
+        self.error = ""
         self.sockets: list[int] = []
         self.killed = 0
         actions = {
@@ -93,6 +96,8 @@ class FakeWorker:
         self.done.append(f"{name} {members}" if members else name)
         if self.is_silent:
             return Deferred()
+        if self.error:
+            raise WorkerUnavailable(self.error)
         if name == "check":
             return {"problems": self.problems, "digest": self.digest}
         return {"applied": ["[session]"], "needs_restart": ["listen"]}
@@ -101,8 +106,9 @@ class FakeWorker:
         self.sockets = sockets
         self.environment = environment
 
-    def kill(self) -> None:
+    def kill(self, reason: str = "") -> None:
         self.killed += 1
+        self.reason = reason
 
 
 class FakeListener:
@@ -241,6 +247,31 @@ class ParentTests(SynchronousTestCase):
         self.started[3].ready("old")
         self.assertIs(self.parent.controls[2], self.started[3].control)
 
+    def test_a_new_worker_that_is_never_ready_is_killed_and_started_again(self) -> None:
+        self.start()
+        self.started[1].ended("signal 9")
+        self.reactor.advance(0.1)
+        new = self.started[3]
+        self.reactor.advance(START_TIMEOUT - 0.001)
+        self.assertEqual(new.killed, 0)
+        self.reactor.advance(0.001)
+        self.assertEqual((new.killed, new.reason), (1, f"not ready within {START_TIMEOUT:.0f} s"))
+        new.ended(new.reason)
+        self.assertIn("not ready within 120 s; the next one starts in 0.2 s", self.log[-1])
+        self.reactor.advance(0.2)
+        self.parent.reload()
+        self.started[4].ready("old")
+        self.assertEqual(self.done()[4], ["check", "apply"])
+
+    def test_a_worker_that_became_ready_or_has_ended_is_not_killed_later(self) -> None:
+        self.start()
+        for end in (lambda: self.started[3].ready("old"), lambda: self.started[4].ended("bad")):
+            self.started[1 if len(self.started) == 3 else 2].ended("signal 9")
+            self.reactor.advance(0.1)
+            end()
+        self.reactor.advance(START_TIMEOUT)
+        self.assertEqual([each.killed for each in self.started[3:5]], [0, 0])
+
     # Reload
 
     def test_all_workers_check_before_all_change(self) -> None:
@@ -311,7 +342,76 @@ class ParentTests(SynchronousTestCase):
         self.assertEqual(self.done()[1:], [["drop"], ["drop"]])
         self.assertIn("a worker: no answer within 60 s", self.log[0])
 
+    def test_a_worker_that_does_not_confirm_is_named_and_the_others_report(self) -> None:
+        self.start()
+        self.parent.reload()
+        for each in self.started:
+            each.socket.pump()
+        self.started[1].is_silent = True
+        self.pump()
+        self.assertEqual(self.log, [])
+        self.reactor.advance(TIMEOUT)
+        self.assertEqual(
+            self.log,
+            [
+                "reloaded, but worker 2 has not confirmed it: no answer within 5 s",
+                "listen: needs a restart; the old value stays in effect",
+                "reloaded: [session]",
+            ],
+        )
+        self.assertEqual(len(self.started), 3)
+
+    def test_a_worker_that_has_failed_to_change_is_replaced(self) -> None:
+        self.start()
+        self.parent.reload()
+        for each in self.started:
+            each.socket.pump()
+        self.started[1].error = "internal error: see the log"
+        self.pump()
+        self.assertEqual(
+            self.log[0],
+            "reloaded, but worker 2 has failed to: internal error: see the log; another one takes "
+            "its place",
+        )
+        self.assertEqual(self.log[-1], "reloaded: [session]")
+        self.assertEqual(self.started[3].number, 2)
+        self.done()
+        self.started[3].ready("new")
+        self.assertEqual(self.done()[1], ["drain {'is_replaced': True}"])
+
+    def test_a_second_signal_during_a_reload_changes_only_the_next_one(self) -> None:
+        """The parent changes what it has read for the reload that the workers have checked."""
+        self.start()
+        tree, admin = self.parent._admin_tree, self.admin
+        assert tree is not None
+        self.parent.reload()
+        self.started[0].socket.pump()
+        self.settings = replace(SETTINGS, operator=OperatorSettings(token="x"))
+        admin.is_tls = True
+        self.parent.reload()
+        for each in self.started[1:]:
+            each.socket.pump()
+        self.assertEqual(self.started[2].done, ["check", "apply", "check"])
+        self.assertEqual((tree.token.is_set, admin.replaced), (False, 0))
+        self.pump()
+        self.assertEqual(self.done(), [["check", "apply", "check", "apply"]] * 3)
+        self.assertEqual((tree.token.is_set, admin.replaced), (True, 1))
+
     # Rolling restart
+
+    def test_a_replacement_that_is_never_ready_is_killed_and_the_next_one_can_follow(self) -> None:
+        self.start()
+        self.parent.roll()
+        new = self.started[3]
+        self.reactor.advance(START_TIMEOUT)
+        self.assertEqual(new.killed, 1)
+        new.ended(new.reason)
+        self.assertEqual(
+            self.log[-1],
+            "rolling restart: not continued, as a new worker 1 has failed: not ready within 120 s",
+        )
+        self.parent.roll()
+        self.assertEqual(len(self.started), 5)
 
     def test_a_rolling_restart_drains_each_worker_when_the_next_is_ready(self) -> None:
         self.start()
@@ -372,6 +472,20 @@ class ParentTests(SynchronousTestCase):
             each.ended("exit code 0")
         self.successResultOf(stopped)
         self.assertEqual(self.log, ["stopping: 3 workers"])
+
+    def test_new_connections_are_refused_as_soon_as_the_workers_know_of_the_stop(self) -> None:
+        """They do not wait in a backlog that no worker accepts any more."""
+        self.start()
+        addresses = []
+        for each in self.started:
+            with socket.socket(fileno=os.dup(each.sockets[0])) as copy:
+                addresses.append(copy.getsockname())
+        stopped = self.parent.stopService()
+        for address in addresses:
+            self.assertRaises(ConnectionRefusedError, socket.create_connection, address, 10)
+        for each in self.started:
+            each.ended("exit code 0")
+        self.successResultOf(stopped)
 
     def test_a_second_signal_stops_all_at_once(self) -> None:
         self.start()
@@ -502,6 +616,36 @@ class ParentTests(SynchronousTestCase):
         self.pump()
         self.reactor.advance(5)
         self.failureResultOf(answer)
+
+    def test_the_probe_fails_if_no_place_has_a_worker(self) -> None:
+        self.start()
+        for each in self.started:
+            each.ended("signal 11")
+        self.failureResultOf(self.parent._probe(5), WorkerUnavailable)
+
+    def test_the_probe_fails_if_one_place_has_no_worker_for_longer_than_the_interval(self) -> None:
+        self.start()
+        self.started[1].ended("signal 11")
+        self.reactor.advance(5)
+        answer = self.parent._probe(5)
+        self.pump()
+        self.successResultOf(answer)
+        self.reactor.advance(0.1)
+        answer = self.parent._probe(5)
+        self.pump()
+        self.failureResultOf(answer)
+
+    def test_during_a_stop_only_the_workers_that_still_run_are_asked(self) -> None:
+        self.start()
+        self.parent.stopService()
+        self.started[1].ended("exit code 0")
+        self.reactor.advance(20)
+        answer = self.parent._probe(5)
+        self.pump()
+        self.successResultOf(answer)
+        for each in (self.started[0], self.started[2]):
+            each.ended("exit code 0")
+        self.successResultOf(self.parent._probe(5))
 
     def test_a_worker_that_is_started_again_is_not_asked(self) -> None:
         self.start()

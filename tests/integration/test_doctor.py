@@ -426,6 +426,16 @@ class BrokerTests(DoctorTestCase):
 
     @inlineCallbacks
     def test_a_broker_that_does_not_run(self) -> Any:
-        self.broker = f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{free_port()}"'
-        lines = yield self.doctor()
-        self.assert_found(lines, "FAIL", "broker", "refused")
+        port = free_port()
+        for broker, where in (
+            (f'kind = "activemq"\nendpoint = "tcp:127.0.0.1:{port}"', f"tcp:127.0.0.1:{port}"),
+            (f'kind = "redis"\nurl = "redis://127.0.0.1:{port}"', f"127.0.0.1:{port}"),
+        ):
+            self.broker = broker
+            lines = yield self.doctor()
+            self.assert_found(
+                lines,
+                "FAIL",
+                "broker",
+                f"{where}: Connection was refused by other side: 111: Connection refused; check",
+            )

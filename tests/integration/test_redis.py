@@ -292,7 +292,7 @@ class LoginTests(RedisTestCase):
         for login in (Login("default", "secret-word"), Login("app", "other-word")):
             yield self.works((yield self.connected(server, login=login)))
         for login, why in (
-            (None, "NOAUTH"),
+            (None, "Redis wants a password"),
             (Login("default", "wrong-word"), "WRONGPASS"),
             (Login("nobody", "secret-word"), "WRONGPASS"),
         ):

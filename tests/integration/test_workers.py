@@ -563,4 +563,6 @@ class ProcessTests(WorkersTestCase):
             self.assertIn("apt-get install redis-server", lines[0])
         result = yield self.run_command("serve", "--demo", "--workers", "2")
         self.assertEqual(result.returncode, 1)
-        self.assertEqual(result.stderr, "topicsvc: a demo is one process: leave --workers out\n")
+        self.assertEqual(
+            result.stderr, "topicsvc serve: a demo is one process: leave --workers out\n"
+        )

@@ -21,7 +21,7 @@ from topicsvc.settings import (
     RedisSettings,
 )
 
-__all__ = ["BrokerService", "make_broker"]
+__all__ = ["BrokerService", "broker_address", "make_broker"]
 
 
 class BrokerService(Broker, Protocol):
@@ -62,7 +62,8 @@ def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]
                         'allowed: "tcp:localhost:61613" or "tls:broker.example:61614"'
                     ]
                 ) from error
-            return ActiveMQBroker(client, reactor, now, login, closes_on_loss)
+            where = broker_address(settings)
+            return ActiveMQBroker(client, reactor, now, login, closes_on_loss, where=where)
         case KafkaSettings():
             from topicsvc.brokers.kafka.broker import KafkaBroker
             from topicsvc.brokers.kafka.options import connection_options
@@ -80,7 +81,22 @@ def make_broker(settings: BrokerSettings, reactor: Any, now: Callable[[], float]
                 settings.prefix,
                 settings.history,
                 settings.closes_on_loss,
+                where=broker_address(settings),
             )
+
+
+def broker_address(settings: BrokerSettings) -> str:
+    """Where the broker is, for people: without user name and password. Empty: in memory."""
+    match settings:
+        case MemorySettings():
+            return ""
+        case ActiveMQSettings():
+            return settings.endpoint
+        case KafkaSettings():
+            return settings.bootstrap
+        case RedisSettings():
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            return f"{host}:{settings.port}"
 
 
 def _redis_endpoint(settings: RedisSettings, reactor: Any) -> IStreamClientEndpoint:

@@ -44,6 +44,9 @@ MAX_RETRY_DELAY = 3.0
 """Seconds before a new attempt: doubled each time, then multiplied by 0.5 to 1.5."""
 
 
+MAX_LINES = 8
+"""Lines of the log about one outage of one connection."""
+
 STOP_TIMEOUT = 2.0
 """Seconds that closing the connection may take."""
 
@@ -107,6 +110,7 @@ class BrokerClient(Service, Generic[Connection, Handler]):
         clock: the time and timers.
         handler: handles the events.
         random: for the jitter of the retry delays.
+        where: the broker's address, for the log; empty: it is not shown.
 
     Attributes:
         last_error: the last known reason why there is no connection; empty if there is none.
@@ -126,8 +130,12 @@ class BrokerClient(Service, Generic[Connection, Handler]):
         clock: IReactorTime,
         handler: Handler,
         random: Random,
+        where: str = "",
     ) -> None:
         self.name = name
+        self._shown = f"{self.broker} at {where}" if where else self.broker
+        self._told: set[str] = set()  # kinds and reasons of the lines about the present outage
+        self._lines = 0
         self.clock = clock
         self.handler = handler
         self._retry_delays = RetryDelays(random)
@@ -136,7 +144,7 @@ class BrokerClient(Service, Generic[Connection, Handler]):
         self.last_error = ""
         self.limitation = ""
         self._connection: Connection | None = None
-        self._client = ClientService(
+        self._client = _QuietClientService(
             TimeoutEndpoint(endpoint, clock, self._on_connect_failed),
             _ConnectionFactory(self),
             retryPolicy=self._retry_delays,
@@ -201,7 +209,9 @@ class BrokerClient(Service, Generic[Connection, Handler]):
         self._connects += 1
         self._retry_delays.reset()
         self.last_error = ""
-        self._log.info("the {name} is connected to {broker}", name=self.name, broker=self.broker)
+        self._told.clear()
+        self._lines = 0
+        self._log.info("the {name} is connected to {broker}", name=self.name, broker=self._shown)
         self.handler.on_connected()
         if self._is_paused:
             self.pause()
@@ -209,8 +219,10 @@ class BrokerClient(Service, Generic[Connection, Handler]):
     def on_connection_lost(self, connection: Connection, why: str) -> None:
         """The connection is lost."""
         self._connection = None
-        if self.running:
-            self.log_error("the {name} has lost {broker}: {why}", why)
+        if self.running and connection.is_up:
+            self._log_outage("the {name} has lost {broker}: {why}", why, "")
+        elif self.running:
+            self._log_outage("the {name} cannot use {broker}: {why}", why, why)
         if connection.is_up:
             self.handler.on_lost(connection.last_heard)
 
@@ -218,12 +230,31 @@ class BrokerClient(Service, Generic[Connection, Handler]):
         """Log an error unless its reason is the same as that of the last one."""
         if why != self.last_error:
             self.last_error = why
-            self._log.warn(format_, name=self.name, broker=self.broker, why=why)
+            self._log.warn(format_, name=self.name, broker=self._shown, why=why)
+
+    def _log_outage(self, format_: str, why: str, kind: str) -> None:
+        """Log why there is no connection, unless the outage has a line of this kind."""
+        self.last_error = why
+        if kind not in self._told and self._lines < MAX_LINES:
+            self._told |= {kind, why}
+            self._lines += 1
+            self._log.warn(format_, name=self.name, broker=self._shown, why=why)
 
     def _on_connect_failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            why = failure.getErrorMessage()
-            self.log_error("the {name} cannot reach {broker}: {why}", why)
+            why = failure.getErrorMessage().rstrip(".")
+            self._log_outage("the {name} cannot reach {broker}: {why}", why, "")
+
+
+class _QuietLogger(Logger):
+    """Leaves out the line of ClientService about each attempt: `BrokerClient` logs the outage."""
+
+    def info(self, format: str | None = None, **kwargs: object) -> None:  # noqa: A002
+        """Nothing."""
+
+
+class _QuietClientService(ClientService):
+    _log = _QuietLogger()
 
 
 class _ConnectionFactory(Factory):

@@ -56,6 +56,7 @@ class ActiveMQBroker(ReaderAndSender):
         closes_on_loss: whether subscribers are notified when the reading connection is lost;
             otherwise they stay subscribed, with a gap that is logged and counted.
         random: for the jitter of the retry delays.
+        where: the broker's address, for the log.
     """
 
     name = "activemq broker"
@@ -68,13 +69,14 @@ class ActiveMQBroker(ReaderAndSender):
         login: Login | None = None,
         closes_on_loss: bool = False,
         random: Random | None = None,
+        where: str = "",
     ) -> None:
         random = random or Random()  # noqa: S311 - jitter, no secret
         losses = Losses()
         reader = _Reader(clock, closes_on_loss, losses)
         sender = _Sender(now, reader)
-        reader.client = StompClient("reader", endpoint, clock, login, reader, random)
-        sender.client = StompClient("sender", endpoint, clock, login, sender, random)
+        reader.client = StompClient("reader", endpoint, clock, login, reader, random, where)
+        sender.client = StompClient("sender", endpoint, clock, login, sender, random, where)
         super().__init__(reader, sender, losses)
 
 

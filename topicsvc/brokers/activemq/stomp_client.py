@@ -93,8 +93,9 @@ class StompClient(BrokerClient["StompConnection", StompHandler]):
         login: Login | None,
         handler: StompHandler,
         random: Random,
+        where: str = "",
     ) -> None:
-        super().__init__(name, endpoint, clock, handler, random)
+        super().__init__(name, endpoint, clock, handler, random, where)
         self.login = login
 
     def make_connection(self) -> StompConnection:
@@ -217,7 +218,7 @@ class StompConnection(TwistedProtocol):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._heartbeats.stop()
         closed = "it closed the connection"
-        why = closed if reason.check(ConnectionDone) else reason.getErrorMessage()
+        why = closed if reason.check(ConnectionDone) else reason.getErrorMessage().rstrip(".")
         self._client.on_connection_lost(self, self._abort_reason or why)
         pending, self._pending = self._pending, {}
         for receipt, on_result in pending.items():

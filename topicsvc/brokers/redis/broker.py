@@ -87,6 +87,7 @@ class RedisBroker(ReaderAndSender):
             otherwise they stay subscribed, and get the messages of the outage that the streams
             have kept.
         random: for the jitter of the retry delays.
+        where: the broker's address, for the log.
     """
 
     name = "redis broker"
@@ -100,6 +101,7 @@ class RedisBroker(ReaderAndSender):
         history: HistorySettings,
         closes_on_loss: bool = False,
         random: Random | None = None,
+        where: str = "",
     ) -> None:
         random = random or Random()  # noqa: S311 - jitter, no secret
         losses = Losses()
@@ -107,8 +109,8 @@ class RedisBroker(ReaderAndSender):
         kept = _Kept(history)
         reader = _Reader(clock, names, kept, closes_on_loss, losses)
         sender = _Sender(names, kept, reader)
-        reader.client = RedisClient("reader", endpoint, clock, session, reader, random)
-        sender.client = RedisClient("sender", endpoint, clock, session, sender, random)
+        reader.client = RedisClient("reader", endpoint, clock, session, reader, random, where)
+        sender.client = RedisClient("sender", endpoint, clock, session, sender, random, where)
         reader.sender = sender.client
         super().__init__(reader, sender, losses)
 

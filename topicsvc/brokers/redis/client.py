@@ -108,8 +108,9 @@ class RedisClient(BrokerClient["RedisConnection", RedisHandler]):
         session: Session,
         handler: RedisHandler,
         random: Random,
+        where: str = "",
     ) -> None:
-        super().__init__(name, endpoint, clock, handler, random)
+        super().__init__(name, endpoint, clock, handler, random, where)
         self.session = session
         self.identity: Identity | None = None
 
@@ -238,7 +239,7 @@ class RedisConnection(TwistedProtocol):
         self._probes.stop()
         self._is_lost = True
         closed = "it closed the connection"
-        why = closed if reason.check(ConnectionDone) else reason.getErrorMessage()
+        why = closed if reason.check(ConnectionDone) else reason.getErrorMessage().rstrip(".")
         self._client.on_connection_lost(self, self._abort_reason or why)
         pending, self._pending = self._pending, deque()
         for on_reply in pending:
@@ -258,7 +259,7 @@ class RedisConnection(TwistedProtocol):
             why = str(reply)
             self._pending.popleft()(BrokerUnavailable(why))
             if self._is_greeted and why.split(" ", 1)[0] in _FATAL:
-                self.abort(why)
+                self.abort(_explain(why))
         else:
             self._pending.popleft()(reply)
 
@@ -309,10 +310,15 @@ def _ignore(_: Any) -> None:
 
 def _explain(error: str) -> str:
     """Add to an error of the login which setting is meant."""
+    error = error.rstrip(".")
     kind = error.split(" ", 1)[0]
+    if kind == "NOAUTH":
+        return "Redis wants a password: set broker.password_file"
+    if "without any password configured" in error:
+        return "Redis wants no password: remove broker.password_file"
     if kind == "WRONGPASS":
         return f"{error}; see broker.username and broker.password_file"
-    if kind in ("NOAUTH", "NOPERM") or "without any password configured" in error:
+    if kind == "NOPERM":
         return f"{error}; see broker.password_file"
     if "unknown command" in error or kind == "NOPROTO":
         return f"{error}; Redis 7 or Valkey is needed"

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from topicsvc.admission.limits import RESERVED_FILES
-from topicsvc.brokers.factory import make_broker
+from topicsvc.brokers.factory import broker_address, make_broker
 from topicsvc.cli.doctor.endpoints import EndpointChecks
 from topicsvc.cli.doctor.report import Reporter
 from topicsvc.cli.doctor.round_trip import TIMEOUT, RoundTrip
@@ -108,12 +108,13 @@ class Checks(Reporter):
                 deadline = min(deadline, failed_at + BROKER_RETRY_TIME)
             await deferLater(self._reactor, 0.1)
         if broker.is_up:
-            self.ok("broker", "connected and accepted by the broker")
+            self.ok("broker", f"connected and accepted by the broker, {broker_address(settings)}")
             if broker.limitation:
                 self.warn("broker", broker.limitation)
         else:
             why = broker.last_error or "no answer"
-            self.fail("broker", f"{why}; check [broker] and the broker's log")
+            where = broker_address(settings)
+            self.fail("broker", f"{where}: {why.rstrip('.')}; check [broker] and the broker's log")
         stopping = broker.stopService()
         if isinstance(stopping, Deferred):
             await stopping

@@ -31,7 +31,7 @@ def run(options: Namespace) -> None:
             topic = TopicAddress.from_path(options.topic)
         except PathRefused as error:
             raise CommandFailed(f"--topic {options.topic}: {error}") from error
-    if topic is not None or options.token or options.token_file:
+    if topic is not None or options.token is not None or options.token_file:
         token = find_token(options)
     failures = 0
 

@@ -349,10 +349,11 @@ class ReconnectTests(ActiveMQTests):
         self.pass_time(BACK)
         self.assertTrue(self.broker.is_up)
 
-    def test_the_reason_is_logged_once(self) -> None:
+    def test_an_outage_has_one_line_for_each_connection(self) -> None:
         self.server.shut_down()
         self.pass_time(60)
-        self.assertEqual(len(self.log_of("cannot reach the broker")), 2)
+        self.assertEqual(len(self.log_of("has lost the broker")), 2)
+        self.assertEqual(self.log_of("cannot"), [])
 
     def test_stopping_during_an_outage_ends_the_attempts(self) -> None:
         self.server.shut_down()

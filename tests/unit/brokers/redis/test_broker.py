@@ -27,6 +27,7 @@ IDENTIFY = [b"INFO", b"server", b"replication", b"persistence"]
 SENDER = "https://cell2.unit1.example/"
 NOTICED = client.PROBE_INTERVAL * (client.MAX_UNANSWERED + 1)
 BACK = 5.0
+NAMES = ("reader", "sender")
 
 
 def topic(name: str = "name") -> TopicAddress:
@@ -38,6 +39,7 @@ class RedisTests(SynchronousTestCase):
 
     session = Session()
     closes_on_loss = False
+    where = ""
     history = HistorySettings(60, 10, 1024)
 
     def setUp(self) -> None:
@@ -48,7 +50,7 @@ class RedisTests(SynchronousTestCase):
         self.server = ScriptedRedis(self.clock)
         self.broker = RedisBroker(
             self.server, self.clock, self.session, "t:", self.history,
-            self.closes_on_loss, Random(1),
+            self.closes_on_loss, Random(1), self.where,
         )  # fmt: skip
         self.inbox: list[Message] = []
         self.losses = 0
@@ -143,6 +145,96 @@ class RefusedLoginTests(RedisTests):
         self.pass_time(BACK)
         self.assertTrue(self.broker.is_up)
         self.assertEqual(self.broker.last_error, "")
+
+
+class PasswordTests(RedisTests):
+    """Redis has a password, and the settings have none."""
+
+    where = "redis.example:6379"
+
+    def prepare(self) -> None:
+        self.server.login_error = (
+            b"NOAUTH HELLO must be called with the client already authenticated, otherwise the "
+            b"HELLO <proto> AUTH <user> <pass> option can be used to authenticate."
+        )
+
+    def test_the_setting_is_named_and_redis_is_not_lost(self) -> None:
+        self.pass_time(30)
+        why = "Redis wants a password: set broker.password_file"
+        self.assertEqual(self.broker.last_error, why)
+        self.assertEqual(
+            self.log_of("Redis"),
+            [f"the {name} cannot use Redis at redis.example:6379: {why}" for name in NAMES],
+        )
+
+    def test_a_needless_password_is_named(self) -> None:
+        self.server.login_error = (
+            b"ERR AUTH <password> called without any password configured for the default user. "
+            b"Are you sure your configuration is correct?"
+        )
+        self.pass_time(BACK)
+        self.assertEqual(
+            self.broker.last_error, "Redis wants no password: remove broker.password_file"
+        )
+
+
+class OutageLogTests(RedisTests):
+    """Each connection has one line about an outage, with the address."""
+
+    where = "redis.example:6379"
+
+    def outage(self) -> list[str]:
+        """An outage of a minute; return the lines about it."""
+        self.events.clear()
+        self.server.is_listening = False
+        for peer in self.server.connected:
+            peer.close()
+        self.pass_time(60)
+        # Twisted's lines too: the whole log.
+        lines = [e["log_format"].format(**e) for e in self.events if e.get("log_format")]
+        self.server.is_listening = True
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+        return lines
+
+    def test_each_outage_is_logged_once(self) -> None:
+        for _ in range(2):
+            self.assertEqual(
+                self.outage(),
+                [
+                    f"the {name} has lost Redis at redis.example:6379: it closed the connection"
+                    for name in NAMES
+                ],
+            )
+
+    def test_what_changes_in_an_outage_is_logged_within_a_bound(self) -> None:
+        self.events.clear()
+        for peer in self.server.connected:
+            peer.close()
+        for number in range(2 * reconnection.MAX_LINES):
+            self.server.login_error = b"ERR %d" % number
+            self.pass_time(BACK)
+        self.assertEqual(len(self.log_of("the reader ")), reconnection.MAX_LINES)
+        self.assertEqual(
+            len(self.log_of("the reader cannot use Redis")), reconnection.MAX_LINES - 1
+        )
+        self.assertEqual(self.broker.last_error, f"ERR {number}")
+
+
+class AbsentTests(RedisTests):
+    where = "redis.example:6379"
+
+    def prepare(self) -> None:
+        self.server.is_listening = False
+
+    def test_a_redis_that_was_never_reached_is_not_lost(self) -> None:
+        self.pass_time(60)
+        lines = self.log_of("Redis")
+        self.assertEqual(len(lines), 2, lines)
+        for name, line in zip(NAMES, lines, strict=True):
+            begin = f"the {name} cannot reach Redis at redis.example:6379: "
+            self.assertTrue(line.startswith(begin), line)
+            self.assertFalse(line.endswith("."), line)
 
 
 class OldServerTests(RedisTests):

@@ -43,13 +43,19 @@ export interface Clock {
 }
 
 export interface TopicOptions {
-  /** Return an access token. If it fails, it is called again after a pause. */
+  /**
+   * Return an access token. If it fails, it is called again after a pause. After 30 s without a
+   * result, the signal is aborted and the call has failed.
+   */
   getToken(request: TokenRequest): string | Promise<string>;
   /** Ask the service for the messages that were missed between two connections. Default: true. */
   recover?: boolean;
   /** A position that was saved earlier, to go on after it. */
   since?: string | null;
-  /** Load the state anew. Messages wait meanwhile. If it fails, it is called again after a pause. */
+  /**
+   * Load the state anew. Messages wait meanwhile. If it fails, or if more than `buffer` messages
+   * wait, it is called again after a pause.
+   */
   onGap?(gap: Gap & { signal: AbortSignal }): unknown;
   /** The bound of the first pause, in milliseconds. Default: 500. */
   minDelay?: number;
@@ -123,9 +129,13 @@ export class Topic extends EventTarget implements AsyncIterable<MessageEvent> {
   constructor(url: string | URL, options: TopicOptions);
   readonly url: string;
   readonly state: State;
-  /** The place behind the last message that the application has; null without positions. */
+  /**
+   * The place behind the last message that the application has; null without positions. While
+   * `for await` loops run, behind the last message that the slowest of them has returned. Save it in
+   * the loop: what waits for a loop is dropped when the loop ends early.
+   */
   readonly position: string | null;
-  /** Get a new token and present it at once. */
+  /** Get a new token and present it at once, or after the reply that is under way. */
   refresh(): void;
   /** Close the connection for good. */
   close(): void;

@@ -31,6 +31,8 @@ const QUIET = 15000;
 /** Milliseconds between two looks at the clock, and how late a timer is only after a sleep. */
 const LOOK = 60000;
 const SLEPT = 75000;
+/** Milliseconds after which a call of `getToken` counts as failed. */
+const LONGEST_CALL = 30000;
 /** Seconds: most that `send` waits before it sends again, all pauses together. */
 const LONGEST_PAUSE = 60;
 /** What stands before the body in a data message. */
@@ -110,9 +112,15 @@ export class Topic extends EventTarget {
   #renewals = 0;
   /** Ends the call of `getToken` that is under way. */
   #asking;
+  /** Whether a new token is wanted after the call or the reply that is under way. */
+  #again = false;
   /** Of the last message that the application has, and that this client has. */
   #position;
   #received;
+  /** The position before the message that is being delivered. */
+  #before;
+  /** Messages that wait for loops. */
+  #queues = new Set();
   #saidPositions = false;
   /** Messages that wait for `onGap`. */
   #gap;
@@ -137,11 +145,13 @@ export class Topic extends EventTarget {
     return this.#state;
   }
 
+  /** Loops read later than the messages arrive: the one that is farthest behind has the position. */
   get position() {
-    return this.#position;
+    const [[behind]] = [[], ...this.#queues].sort((a, b) => b.length - a.length);
+    return behind ? behind.before : this.#position;
   }
 
-  /** Get a new token and present it at once. */
+  /** Get a new token and present it at once, or after the reply that is under way. */
   refresh() {
     if (this.#state === "live" && !this.#busy) {
       this.#fresh = false;
@@ -149,6 +159,8 @@ export class Topic extends EventTarget {
     } else if (this.#state === "waiting") {
       this.#token = undefined;
       this.#connect();
+    } else {
+      this.#again = true;
     }
   }
 
@@ -161,9 +173,12 @@ export class Topic extends EventTarget {
     const queue = [];
     let resume;
     const add = (each) => {
-      if (each.type === "message" && queue.length <= buffer) queue.push(each);
+      if (each.type === "message" && queue.length <= buffer) {
+        queue.push({ each, before: this.#before });
+      }
       resume?.();
     };
+    this.#queues.add(queue);
     this.addEventListener("message", add);
     this.addEventListener("state", add);
     try {
@@ -171,12 +186,13 @@ export class Topic extends EventTarget {
         if (queue.length > buffer) {
           throw problem("buffer", `more than ${buffer} messages wait: read faster, or set buffer`);
         }
-        if (queue.length) yield queue.shift();
+        if (queue.length) yield queue.shift().each;
         else if (this.#error) throw this.#error;
         else if (this.#state === "closed") return;
         else await new Promise((done) => (resume = done));
       }
     } finally {
+      this.#queues.delete(queue);
       this.removeEventListener("message", add);
       this.removeEventListener("state", add);
     }
@@ -266,15 +282,22 @@ export class Topic extends EventTarget {
   async #ask(reason, done, failed) {
     const asking = (this.#asking = new AbortController());
     const { signal } = asking;
+    this.#again = false;
     this.#arm();
     let token, error;
+    const timer = this.#clock.setTimeout(
+      () => asking.abort(new Error(`no token within ${LONGEST_CALL / 1000} s`)),
+      LONGEST_CALL,
+    );
+    const aborted = new Promise((done) => (signal.onabort = () => done()));
     try {
-      token = await this.#options.getToken({ reason, signal });
-      if (!token) throw new TypeError("getToken returned no token");
+      token = await Promise.race([this.#options.getToken({ reason, signal }), aborted]);
+      if (!token) throw signal.reason ?? new TypeError("getToken returned no token");
     } catch (caught) {
       error = caught;
     }
-    if (signal.aborted) return;
+    this.#clock.clearTimeout(timer);
+    if (this.#asking !== asking) return;
     this.#asking = undefined;
     if (token) {
       this.#token = token;
@@ -361,7 +384,9 @@ export class Topic extends EventTarget {
         this.#take({ Position: position });
       }
     }
-    if (!this.#over.signal.aborted) this.#arm();
+    if (this.#over.signal.aborted) return;
+    if (this.#again) this.refresh();
+    else this.#arm();
   }
 
   /** An error reply. */
@@ -373,8 +398,10 @@ export class Topic extends EventTarget {
       this.#lost();
     } else {
       this.#due = Infinity;
-      if (this.#fresh) this.#retry();
-      else this.#arm();
+      if (this.#fresh || this.#again) {
+        this.#fresh &&= !this.#again;
+        this.#retry();
+      } else this.#arm();
     }
   }
 
@@ -385,19 +412,27 @@ export class Topic extends EventTarget {
     this.#received = position ?? this.#received;
     if (!gap) this.#deliver(message, data);
     else if (gap.queue.length < this.#options.buffer) gap.queue.push([message, data]);
-    else if (data) this.#miss(position);
+    else if (data) {
+      // `onGap` runs again, but after a pause: otherwise it would never end under load.
+      gap.queue = [];
+      gap.position = position;
+      gap.abort?.abort();
+      if (gap.abort) this.#loadLater(gap);
+      if (this.#gap === gap) this.dispatchEvent(event("gap", { since: gap.since, position }));
+    }
   }
 
   #deliver(message, data) {
     if (this.#over.signal.aborted) return;
+    this.#before = this.#position;
     this.#position = message.Position ?? this.#position;
     if (data) this.dispatchEvent(new Message(message, data));
   }
 
   /** Messages were missed: the application loads its state anew. */
   #miss(position) {
-    if (this.#over.signal.aborted) return;
     this.#leaveGap();
+    if (this.#over.signal.aborted) return;
     const since = this.#position;
     this.#received = position;
     if (this.#options.onGap) this.#load((this.#gap = { since, position, queue: [], tries: 0 }));
@@ -416,11 +451,16 @@ export class Topic extends EventTarget {
       for (const each of gap.queue) this.#deliver(...each);
     } catch (error) {
       if (signal.aborted) return;
-      gap.abort = undefined;
       this.#tell("onGap", `onGap failed: ${error?.message ?? error}`, error);
-      if (this.#gap !== gap) return;
-      gap.timer = this.#clock.setTimeout(() => this.#load(gap), this.#pause(gap.tries++));
+      this.#loadLater(gap);
     }
+  }
+
+  /** Call `onGap` again after a pause, unless a listener has closed the topic. */
+  #loadLater(gap) {
+    if (this.#gap !== gap) return;
+    gap.abort = undefined;
+    gap.timer = this.#clock.setTimeout(() => this.#load(gap), this.#pause(gap.tries++));
   }
 
   #leaveGap() {
@@ -459,6 +499,7 @@ export class Topic extends EventTarget {
 
   #lost() {
     this.#drop();
+    if (this.#again) this.#token = undefined;
     const now = this.#clock.now();
     if (now - this.#liveSince >= STEADY) this.#pauses = 0;
     this.#liveSince = Infinity;

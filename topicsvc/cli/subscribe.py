@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from argparse import Namespace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from twisted.python.failure import Failure
 
 from topicsvc.cli.client import connection_error, find_token, parse_url, run_reactor
 from topicsvc.cli.terminal import CommandFailed, print_error, print_line
-from topicsvc.client import Failed, Gap, Message, Reason, State, TokenRefused, TopicClient
+from topicsvc.client import Failed, Gap, Message, Policy, Reason, State, TokenRefused, TopicClient
 from topicsvc.client.rules.session import NO_POSITIONS
 from topicsvc.files import read_file
 
@@ -89,6 +90,7 @@ class Subscription:
             on_state=self._on_state,
             on_note=self._on_note,
             endpoint=endpoint,
+            policy=Policy(token_timeout=inf),  # the user decides when there is another
         )
 
     def begin(self) -> Deferred[None]:

@@ -50,12 +50,13 @@ class TopicClient(Service):
         url: the topic's URL, ``wss://`` or ``ws://``, in ASCII.
         get_token: called with the reason why a token is needed; its result is the token. If it
             fails with `TokenRefused`, the state is failed. After any other failure it is called
-            again later.
+            again later. After `Policy.token_timeout` it is cancelled, and has failed.
         on_message: called with each message; the next one waits for its result.
         recover: whether messages are wanted that are sent while there is no connection.
         since: the position to go on from, as `position` was; None: from now on.
         on_gap: called when messages may have been missed, to load the state anew. Messages wait
-            for its result. If it fails, it is called again later.
+            for its result. If it fails, it is called again later. If too many wait, they are
+            dropped, it is cancelled, and called again later.
         on_state: called with each new state.
         on_note: called with what the application may tell its users, and need not act on; None: it
             is logged.
@@ -143,7 +144,10 @@ class TopicClient(Service):
         return stopped.addCallback(lambda _: None)
 
     def refresh(self) -> None:
-        """Get a fresh token and present it now; during a pause, connect with it now."""
+        """Get a fresh token and present it now; during a pause, connect with it now.
+
+        While another call or a reply is under way, this is done after the reply.
+        """
         self._do(self._session.refresh(self._now()))
 
     def when_ended(self) -> Deferred[None]:

@@ -26,6 +26,19 @@ function socketOf(count, afterwards) {
   };
 }
 
+/** The same with positions: a.0 in the reply, then one for each message. */
+function placedSocketOf(count, Missed = false) {
+  return class extends socketOf(0) {
+    send() {
+      const place = { Position: "a.0", Missed, Heartbeat: 60 };
+      queueMicrotask(() => {
+        this.receive({ Response: "AccessToken", Result: "Success", ExpiresIn: 3600, ...place });
+        for (let n = 1; n <= count; n++) this.receive({ From: null, Body: n, Position: `a.${n}` });
+      });
+    }
+  };
+}
+
 const make = (WebSocket, options) =>
   new Topic("ws://127.0.0.1/", { getToken: () => "t", recover: false, WebSocket, ...options });
 
@@ -65,6 +78,93 @@ const cases = {
     for await (const each of topic) if (each.body === 1) break;
     assert.equal(topic.state, "live");
     topic.close();
+  },
+  async "the position is that of the last message which a loop has returned"() {
+    const topic = make(placedSocketOf(3), { recover: true });
+    const positions = [];
+    for await (const { position } of topic) {
+      await new Promise((done) => setTimeout(done)); // all messages wait now
+      positions.push([position, topic.position]);
+      if (position === "a.3") topic.close();
+    }
+    assert.deepEqual(positions, [1, 2, 3].map((n) => [`a.${n}`, `a.${n}`]));
+  },
+  async "the position before the first turn of a loop is that before the messages which wait"() {
+    const topic = make(placedSocketOf(2), { recover: true });
+    const loop = topic[Symbol.asyncIterator]();
+    const first = loop.next();
+    await new Promise((done) => setTimeout(done));
+    assert.equal(topic.position, "a.1");
+    await first;
+    await loop.next();
+    assert.equal(topic.position, "a.2");
+    topic.close();
+  },
+  async "the slowest of two loops and the listeners have the position"() {
+    const topic = make(placedSocketOf(3), { recover: true });
+    const heard = [];
+    topic.addEventListener("message", (e) => heard.push([e.position, topic.position]));
+    const loops = [topic[Symbol.asyncIterator](), topic[Symbol.asyncIterator]()];
+    await Promise.all(loops.map((loop) => loop.next()));
+    await new Promise((done) => setTimeout(done));
+    await loops[0].next();
+    assert.equal(topic.position, "a.1");
+    await loops[1].return();
+    assert.equal(topic.position, "a.2");
+    await loops[0].return();
+    assert.equal(topic.position, "a.3");
+    topic.close();
+  },
+  async "without a loop a listener of a message sees its position"() {
+    const topic = make(placedSocketOf(2), { recover: true });
+    const seen = [];
+    topic.addEventListener("message", (e) => seen.push([e.position, topic.position]));
+    await new Promise((done) => setTimeout(done));
+    assert.deepEqual(seen, [["a.1", "a.1"], ["a.2", "a.2"]]);
+    topic.close();
+  },
+  async "getToken may close the topic: no timer is left"() {
+    const timers = new Set();
+    const clock = {
+      now: () => 0,
+      random: () => 0,
+      setTimeout: (call) => timers.add(call) && call,
+      clearTimeout: (call) => timers.delete(call),
+    };
+    for (const last of ["first", "expiring"]) {
+      const reasons = [];
+      const getToken = ({ reason }) => {
+        reasons.push(reason);
+        if (reason === last) topic.close();
+        else topic.refresh(); // after the reply
+        if (reason === last) throw new Error("closed");
+        return "t";
+      };
+      const topic = make(socketOf(1), { getToken, clock });
+      topic.addEventListener("error", (e) => assert.fail(e.error));
+      await new Promise((done) => setTimeout(done));
+      assert.deepEqual([reasons.at(-1), topic.state, timers.size], [last, "closed", 0]);
+    }
+  },
+  async "a listener of a signal may close the topic: nothing is called afterwards"() {
+    const calls = [];
+    const onGap = ({ signal }) => {
+      calls.push("onGap");
+      signal.addEventListener("abort", () => topic.close());
+      return new Promise(() => {});
+    };
+    const timers = new Set();
+    const clock = {
+      now: () => 0,
+      random: () => 0,
+      setTimeout: (call) => timers.add(call) && call,
+      clearTimeout: (call) => timers.delete(call),
+    };
+    const options = { recover: true, since: "z.1", onGap, buffer: 1, clock };
+    const topic = make(placedSocketOf(3, true), options);
+    topic.addEventListener("gap", ({ position }) => calls.push(position));
+    await new Promise((done) => setTimeout(done));
+    assert.deepEqual([calls, topic.state, timers.size], [["onGap", "a.0"], "closed", 0]);
   },
   async "more messages than buffer for a loop are an error, and none is missing in silence"() {
     for (const [count, throws] of [[5, false], [6, true]]) {

@@ -398,7 +398,7 @@ class TokenFileTests(SubscribeTestCase):
         self.send({"Response": "AccessToken", "Result": "Error", "Reason": "Token inactive"})
         self.server.drop()
         self.file.unlink()
-        self.pass_time(30)
+        self.pass_time(3600)
         self.assertEqual(self.errors[-1], f"waiting for another token in {self.file}")
         self.assertEqual(len(self.errors), 2)
         self.file.write_text("t2")

@@ -142,6 +142,19 @@ class GapTests(SessionTestCase):
         self.assertEqual(effects, [GapFound(Gap("a.0", "c.1"))])
         self.assertEqual(self.take(), Gap("a.0", "c.1"))
 
+    def test_the_result_of_a_handling_that_was_cancelled_does_not_count(self) -> None:
+        """An application may go on after the cancellation."""
+        for end in (self.session.gap_handled, lambda: self.session.gap_failed(1.0)):
+            with self.subTest(end=end):
+                self.receive(granted(Position="b.5", Missed=True, Heartbeat=60))
+                self.assertIsInstance(self.take(), Gap)
+                effects = self.receive(data(6), data(7), data(8))
+                self.assertEqual(effects, [CancelGap(), GapFound(Gap("a.0", "a.8"))])
+                end()
+                self.assertEqual((self.take(), self.session.position), (None, "a.0"))
+                self.session.look(0.25)
+                self.assertEqual(self.take(), Gap("a.0", "a.8"))
+
     def test_positions_that_stay_switched_off_are_no_further_gap(self) -> None:
         self.receive(granted(Position=None, Missed=True, Heartbeat=60))
         self.take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -169,6 +170,40 @@ class TokenTests(TopicTestCase):
         warnings = [each.getMessage() for each in self.records if each.levelno >= logging.WARNING]
         self.assertEqual(set(warnings), {"get_token failed: OSError"})
 
+    def test_no_record_has_the_error_of_get_token(self) -> None:
+        """Also on the level debug, and in a traceback."""
+
+        def get_token(_: str) -> str:
+            raise OSError("secret")
+
+        async def test() -> None:
+            async with self.topic(get_token):
+                await asyncio.sleep(1)
+
+        self.run_test(test())
+        text = "".join(logging.Formatter().format(each) for each in self.records)
+        self.assertIn("get_token failed: OSError", text)
+        self.assertNotIn("secret", text)
+
+    def test_a_call_that_ignores_its_cancellation_does_not_count(self) -> None:
+        """Its token comes while the next call is under way."""
+        reasons: list[str] = []
+
+        async def get_token(reason: str) -> str:
+            reasons.append(reason)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(31)
+            await asyncio.sleep(10)
+            return f"t{len(reasons)}"
+
+        async def test() -> None:
+            async with self.topic(get_token) as topic:
+                await asyncio.sleep(45)
+                self.assertEqual((reasons, topic.state), (["first"] * 2, "connecting"))
+                self.assertEqual(self.sockets, [])
+
+        self.run_test(test())
+
     def test_no_token_is_in_the_log(self) -> None:
         async def test() -> None:
             async with self.topic(lambda _: "secret"):
@@ -179,6 +214,29 @@ class TokenTests(TopicTestCase):
         self.run_test(test())
         self.assertNotIn("secret", "".join(each.getMessage() for each in self.records))
         self.assertGreater(len(self.records), 3)
+
+
+class ConnectTests(TopicTestCase):
+    def test_an_attempt_that_fails_with_any_exception_is_followed_by_another(self) -> None:
+        """The log has the reason, as for a proxy whose package is missing."""
+        attempts: list[float] = []
+
+        class Failing(client.Topic):
+            _random = staticmethod(lambda: 0.5)
+
+            async def _connect(self) -> Any:
+                attempts.append(asyncio.get_running_loop().time())
+                raise ImportError("connecting through a SOCKS proxy requires python-socks")
+
+        async def test() -> None:
+            async with Failing(URL, lambda _: "t1") as topic:
+                await asyncio.sleep(1)
+                self.assertEqual((len(attempts), topic.state), (3, "waiting"))
+
+        self.run_test(test())
+        warnings = [each.getMessage() for each in self.records if each.levelno == logging.WARNING]
+        why = "connecting through a SOCKS proxy requires python-socks"
+        self.assertEqual(warnings, [f"cannot connect: ImportError: {why}"] * 3)
 
 
 class StateTests(TopicTestCase):
@@ -242,6 +300,27 @@ class WebSocketsTests(SynchronousTestCase):
             other.setblocking(False)
             self.assertRaises(BlockingIOError, other.accept)
         self.assertEqual(failed.end.status, 307)
+
+    def test_a_host_that_has_no_valid_name_is_tried_again(self) -> None:
+        """The codec idna raises UnicodeError for it."""
+        states: list[str] = []
+
+        async def run() -> None:
+            is_waiting = asyncio.Event()
+
+            def on_state(state: str) -> None:
+                states.append(state)
+                if state == "waiting":
+                    is_waiting.set()
+
+            async with client.Topic("ws://a..b/", lambda _: "t1", on_state=on_state):
+                async with asyncio.timeout(60):
+                    await is_waiting.wait()
+
+        with self.assertLogs("topicsvc_client", "WARNING") as logs:
+            asyncio.run(run())
+        self.assertEqual(states, ["connecting", "waiting", "closed"])
+        self.assertRegex(logs.output[0], "cannot connect: Unicode.*label")
 
     def test_what_is_no_websocket_server_is_tried_again(self) -> None:
         requests, _ = self.meet(b"SSH-2.0\r\n", b"", b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n")

@@ -76,6 +76,7 @@ class Policy:
         connect_timeout: seconds for the connection and the opening handshake.
         reply_timeout: seconds for the reply to a token.
         buffer: most messages that wait for the application.
+        token_timeout: seconds after which a call for a token is cancelled, and has failed.
     """
 
     min_delay: float = 0.5
@@ -83,6 +84,7 @@ class Policy:
     connect_timeout: float = 10.0
     reply_timeout: float = 15.0
     buffer: int = 1000
+    token_timeout: float = 30.0
 
 
 class Session:
@@ -127,7 +129,8 @@ class Session:
         self._token: str | None = None
         self._token_expires_at: float | None = None  # None: not known
         self._reason: Reason = "first"  # why the next one is needed
-        self._is_asking = False
+        self._ask_until: float | None = None  # None: no call for a token is under way
+        self._is_refresh_wanted = False  # after the call or the reply that is under way
         self._was_refused = False
         # The connection.
         self._is_connecting = False  # or connected
@@ -152,13 +155,16 @@ class Session:
         return self._done()
 
     def refresh(self, now: float) -> list[Effect]:
-        """Get a fresh token and present it now; during a pause, connect with it now."""
-        if self.state == "live" and not self._is_awaiting_reply:
-            self._discard_token()
-            self._renew(now)
-        elif self.state == "waiting":
+        """Get a fresh token and present it now; during a pause, connect with it now.
+
+        While another call or a reply is under way, this is done after the reply.
+        """
+        if self.state == "waiting":
             self._discard_token()
             self._attempt(now)
+        else:
+            self._is_refresh_wanted = True
+            self._refresh_if_wanted(now)
         return self._done()
 
     def close(self) -> list[Effect]:
@@ -192,7 +198,7 @@ class Session:
 
     def gap_handled(self) -> None:
         """The application has loaded its state anew."""
-        if self._gap is not None:
+        if self._gap is not None and self._gap_at is None:
             self.position = self._gap.position if self._items else self._received
             self._gap = None
             self._gap_failures = 0
@@ -203,9 +209,8 @@ class Session:
 
     def gap_failed(self, now: float) -> None:
         """The application could not load its state. `take` returns the gap again later."""
-        if self._gap is not None:
-            self._gap_at = now + self._pause(self._gap_failures)
-            self._gap_failures += 1
+        if self._gap is not None and self._gap_at is None:
+            self._offer_gap_later(now)
 
     # What happens outside.
 
@@ -215,7 +220,7 @@ class Session:
             return self._done()
         if not token:
             return self.token_failed(now, "there is no token")
-        self._is_asking = False
+        self._ask_until = None
         self._token = token
         self._token_expires_at = None
         if self.state == "live":
@@ -227,21 +232,15 @@ class Session:
 
     def token_failed(self, now: float, why: str) -> list[Effect]:
         """There is no token at present."""
-        if not self._is_asking:
-            return self._done()
-        self._is_asking = False
-        self._effects.append(Note(why))
-        if self.state == "live":
-            self._renew_later(now)
-        else:
-            self._wait(now, End(detail=why, was_open=False))
+        if self._is_asking:
+            self._token_failed(now, why)
         return self._done()
 
     def no_token(self, why: str) -> list[Effect]:
         """The application will not have a token again."""
         if not self._is_asking:
             return self._done()
-        self._is_asking = False
+        self._ask_until = None
         self._disconnect()
         self._fail(End(reason=TOKEN_INACTIVE, detail=why, was_open=False))
         return self._done()
@@ -285,7 +284,7 @@ class Session:
         match message:
             case Message():
                 self._received = message.position or self._received
-                self._append(message)
+                self._append(now, message)
             case Beat():
                 self._arrive_at(message.position)
             case Granted():
@@ -316,12 +315,17 @@ class Session:
     @property
     def deadline(self) -> float | None:
         """When to call `look`; None: not before something else happens."""
-        times = [self._gap_at, self._retry_at, self._renew_at]
+        times = [self._gap_at, self._retry_at, self._renew_at, self._ask_until]
         if not self._is_awaiting_reply:
             times.append(self._expires_at)
         if not self._is_reading_paused:
             times += [self._give_up_at, self._silent_at]
-        return min((each for each in times if each is not None), default=None)
+        at = min((each for each in times if each is not None), default=inf)
+        return None if at == inf else at
+
+    @property
+    def _is_asking(self) -> bool:
+        return self._ask_until is not None
 
     @property
     def _is_reading_paused(self) -> bool:
@@ -344,6 +348,10 @@ class Session:
             self._attempt(now)
         elif _is_due(self._expires_at, now) and not self._is_awaiting_reply:
             self._give_up(now, "the token has expired")
+        elif _is_due(self._ask_until, now):
+            self._effects.append(CancelToken())
+            seconds = self._policy.token_timeout
+            self._token_failed(now, f"get_token failed: no token within {seconds:g} s")
         elif _is_due(self._renew_at, now):
             self._renew(now)
         elif not self._is_reading_paused and _is_due(self._give_up_at, now):
@@ -371,14 +379,33 @@ class Session:
         if self._token is not None and _is_due(self._token_expires_at, now):
             self._discard_token()
         if self._token is None:
-            self._ask()
+            self._ask(now)
         else:
             self._connect(now)
 
-    def _ask(self) -> None:
+    def _ask(self, now: float) -> None:
         if not self._is_asking:
-            self._is_asking = True
+            self._ask_until = now + self._policy.token_timeout
+            self._is_refresh_wanted = False
             self._effects.append(GetToken(self._reason))
+
+    def _token_failed(self, now: float, why: str) -> None:
+        self._ask_until = None
+        self._effects.append(Note(why))
+        if self.state == "live":
+            self._renew_later(now)
+        else:
+            self._wait(now, End(detail=why, was_open=False))
+
+    def _refresh_if_wanted(self, now: float) -> None:
+        """Get a fresh token, unless a call or a reply is still under way."""
+        if (
+            self._is_refresh_wanted
+            and self.state == "live"
+            and not (self._is_asking or self._is_awaiting_reply)
+        ):
+            self._discard_token()
+            self._renew(now)
 
     def _discard_token(self) -> None:
         """The token is not to be shown on another connection."""
@@ -400,7 +427,7 @@ class Session:
         if self._token is not None and self._token_expires_at is None:
             self._present(now)
         else:
-            self._ask()
+            self._ask(now)
 
     def _renew_later(self, now: float) -> None:
         """Pause, then renew again: more than once before the token expires."""
@@ -424,6 +451,7 @@ class Session:
             self._set_state("live")
         if self._recover:
             self._place(reply)
+        self._refresh_if_wanted(now)
 
     def _place(self, reply: Granted) -> None:
         """Learn from a reply where the messages go on."""
@@ -452,6 +480,8 @@ class Session:
         ):
             self._is_awaiting_reply = False
             self._give_up_at = None
+            if self._is_refresh_wanted:
+                self._discard_token()
             self._renew_later(now)
         else:
             self._disconnect()
@@ -459,9 +489,9 @@ class Session:
 
     # Messages and gaps.
 
-    def _append(self, message: Message) -> None:
+    def _append(self, now: float, message: Message) -> None:
         if self._gap is not None and len(self._items) >= self._policy.buffer:
-            self._miss(self._received)
+            self._overflow(now, self._gap)
             return
         self._items.append(message)
         # During a gap the newest state is loaded anyway: then messages are dropped, see above.
@@ -483,6 +513,19 @@ class Session:
         self._received = position
         self._items.append(gap)
         self._effects.append(GapFound(gap))
+
+    def _overflow(self, now: float, old: Gap) -> None:
+        """Drop what waits. The gap is handled again after a pause: otherwise it would never end."""
+        self._items.clear()
+        gap = self._gap = Gap(old.since, self._received)
+        if self._gap_at is None:
+            self._effects.append(CancelGap())
+            self._offer_gap_later(now)
+        self._effects.append(GapFound(gap))
+
+    def _offer_gap_later(self, now: float) -> None:
+        self._gap_at = now + self._pause(self._gap_failures)
+        self._gap_failures += 1
 
     def _abandon_gap(self) -> None:
         if self._gap is not None and self._gap_at is None:
@@ -516,7 +559,7 @@ class Session:
 
     def _forget_connection(self) -> None:
         if self._is_asking:
-            self._is_asking = False
+            self._ask_until = None
             self._effects.append(CancelToken())
         self._is_connecting = self._is_connected = self._is_awaiting_reply = False
         self._give_up_at = self._renew_at = self._expires_at = None
@@ -546,6 +589,8 @@ class Session:
         """Pause, then connect again."""
         if self.state == "live" and now - self._live_at >= STEADY_AFTER:
             self._failures = 0
+        if self._is_refresh_wanted:
+            self._discard_token()
         self.end = end
         self._renewals = 0
         self._retry_at = now + at_least + self._pause(self._failures)

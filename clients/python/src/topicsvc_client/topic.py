@@ -53,10 +53,12 @@ class Topic:
         url: the topic's URL, ``wss://`` or ``ws://``.
         get_token: called with the reason why a token is needed; returns the token. If it raises
             `TokenRefused`, the state is failed. After any other exception it is called again later.
+            After `Policy.token_timeout` it is cancelled, and has failed.
         recover: whether messages are wanted that are sent while there is no connection.
         since: the position to go on from, as `position` was; None: from now on.
         on_gap: called when messages may have been missed, to load the state anew. Messages wait
-            until it returns. If it raises an exception, it is called again later.
+            until it returns. If it raises an exception, it is called again later. If too many wait,
+            they are dropped, it is cancelled, and called again later.
         ssl: for ``wss://``; None: the system's certificate authorities.
         on_state: called with each new state.
         policy: the times.
@@ -93,6 +95,7 @@ class Topic:
         self._may_read.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fetching: asyncio.Task[None] | None = None
+        self._call = 0  # the number of the call of `get_token` whose result counts
         self._handling: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
         self._connection: _Connection | None = None
@@ -109,7 +112,10 @@ class Topic:
         return self._session.position
 
     def refresh(self) -> None:
-        """Get a fresh token and present it now; during a pause, connect with it now."""
+        """Get a fresh token and present it now; during a pause, connect with it now.
+
+        While another call or a reply is under way, this is done after the reply.
+        """
         self._do(self._session.refresh(self._now()))
 
     async def close(self) -> None:
@@ -185,8 +191,10 @@ class Topic:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case effects.GetToken():
-                self._fetching = self._spawn(self._fetch(effect.reason))
+                self._call += 1
+                self._fetching = self._spawn(self._fetch(effect.reason, self._call))
             case effects.CancelToken():
+                self._call += 1
                 self._cancel(self._fetching)
             case effects.Connect():
                 self._running = self._spawn(self._run())
@@ -243,19 +251,23 @@ class Topic:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
-    async def _fetch(self, reason: Reason) -> None:
+    async def _fetch(self, reason: Reason, call: int) -> None:
         """Get a token from the application."""
+        token, error = "", None
         try:
             token = await result_of(self._get_token(reason))
-        except TokenRefused as error:
+        except Exception as caught:
+            error = caught
+        if call != self._call:
+            return  # it was cancelled, and the application has gone on nevertheless
+        if error is None:
+            self._do(self._session.token(self._now(), token))
+        elif isinstance(error, TokenRefused):
             self._do(self._session.no_token(str(error)))
-        except Exception as error:
+        else:
             # The text of the error may have a secret.
-            _logger.debug("get_token failed", exc_info=error)
             why = f"get_token failed: {type(error).__name__}"
             self._do(self._session.token_failed(self._now(), why))
-        else:
-            self._do(self._session.token(self._now(), token))
 
     async def _run(self) -> None:
         """Connect and read, until the connection has ended."""
@@ -267,8 +279,12 @@ class Topic:
             retry_after = seconds_of(error.response.headers.get("Retry-After", "")) or 0.0
             self._do(self._session.not_opened(self._now(), why, status, retry_after))
             return
-        except (OSError, WebSocketException) as error:
-            self._do(self._session.not_opened(self._now(), str(error) or type(error).__name__))
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            if not isinstance(error, OSError | WebSocketException):
+                # Not the network: a package is missing, or the host has no valid name.
+                _logger.warning("cannot connect: %s: %s", type(error).__name__, why)
+            self._do(self._session.not_opened(self._now(), why))
             return
         self._connection = connection
         connection.on_data = self._heard

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
+from websockets.exceptions import InvalidProxy
 
 from tests.support.fake_websockets import FakeWebSocket
 from tests.support.python_client import client
@@ -237,6 +238,22 @@ class ConnectTests(TopicTestCase):
         warnings = [each.getMessage() for each in self.records if each.levelno == logging.WARNING]
         why = "connecting through a SOCKS proxy requires python-socks"
         self.assertEqual(warnings, [f"cannot connect: ImportError: {why}"] * 3)
+
+    def test_the_url_of_a_proxy_is_not_logged(self) -> None:
+        """It may have a password."""
+
+        class Failing(client.Topic):
+            async def _connect(self) -> Any:
+                raise InvalidProxy("gopher://user:secret@proxy/", "scheme gopher isn't supported")
+
+        async def test() -> None:
+            async with Failing(URL, lambda _: "t1"):
+                await asyncio.sleep(1)
+
+        self.run_test(test())
+        text = "".join(each.getMessage() for each in self.records)
+        self.assertIn("waiting; last end: the URL of the proxy is not valid", text)
+        self.assertNotIn("secret", text)
 
 
 class StateTests(TopicTestCase):

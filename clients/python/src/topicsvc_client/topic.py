@@ -14,7 +14,12 @@ from typing import Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidProxy,
+    InvalidStatus,
+    WebSocketException,
+)
 
 from .rules import effects
 from .rules.close_codes import LOST
@@ -281,6 +286,8 @@ class Topic:
             return
         except Exception as error:
             why = str(error) or type(error).__name__
+            if isinstance(error, InvalidProxy):
+                why = "the URL of the proxy is not valid"  # it may have a password
             if not isinstance(error, OSError | WebSocketException):
                 # Not the network: a package is missing, or the host has no valid name.
                 _logger.warning("cannot connect: %s: %s", type(error).__name__, why)

@@ -109,6 +109,8 @@ class TopicClient(Service):
         self._is_acting = False
         self._effects: deque[Effect] = deque()
         self._waiting: list[Deferred[None]] = []
+        self._has_warned = False  # about the present outage
+        self._noted = ""
 
     @property
     def state(self) -> State:
@@ -220,9 +222,12 @@ class TopicClient(Service):
                 self._tell(effect)
 
     def _tell(self, effect: effects.GapFound | effects.StateChanged | effects.Note) -> None:
+        if isinstance(effect, effects.StateChanged):
+            self._log_state(effect.state)
         try:
             match effect:
                 case effects.Note():
+                    self._noted = effect.text
                     self._on_note(effect.text)
                 case effects.GapFound() if self._on_gap is None:
                     self._on_note(str(effect.gap))
@@ -230,6 +235,18 @@ class TopicClient(Service):
                     self._on_state(effect.state)
         except Exception:
             self._log.failure("a function of the application failed")
+
+    def _log_state(self, state: State) -> None:
+        """Log an outage once, and the end if nobody waits for it."""
+        url, why = self._url.replace(query=()).to_text(), str(self.end)
+        if state == "live":
+            self._has_warned = False
+        elif state == "waiting" and not self._has_warned:
+            self._has_warned = True
+            if why != self._noted:
+                self._log.warn("{url}: not connected: {why}; trying again", url=url, why=why)
+        elif state == "failed" and not self._waiting:
+            self._log.error("{url}: the client has given up: {why}", url=url, why=why)
 
     def _log_note(self, text: str) -> None:
         self._log.warn("{url}: {text}", url=self._url.replace(query=()).to_text(), text=text)

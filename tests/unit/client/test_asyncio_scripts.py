@@ -35,15 +35,20 @@ class _Future:
         self._future.set_exception(OSError("unreachable"))
 
 
+OUTAGE = "not connected: %s; trying again"
+"""The warning about an outage. The runner sees its state."""
+
+
 class _Notes(logging.Handler):
-    """Passes what the client logs to the runner."""
+    """Passes what the client logs to the runner, except outages."""
 
     def __init__(self, runner: ScriptedClient) -> None:
         super().__init__(logging.WARNING)
         self._runner = runner
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._runner.note(record.getMessage())
+        if record.msg != OUTAGE:
+            self._runner.note(record.getMessage())
 
 
 class AsyncioClient(ScriptedClient):

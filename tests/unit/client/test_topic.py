@@ -18,6 +18,7 @@ from tests.support.fake_websockets import FakeWebSocket
 from tests.support.python_client import client
 from tests.support.virtual_loop import VirtualLoop
 
+LOST = "the connection was lost"
 URL = "ws://localhost/cell1/__topic/box1/col.topic.name"
 GRANTED = {"Response": "AccessToken", "Result": "Success", "ExpiresIn": 3600, "Timestamp": 1}
 PLACED = {**GRANTED, "Position": "a.0", "Missed": False, "Heartbeat": 60}
@@ -171,6 +172,24 @@ class TokenTests(TopicTestCase):
         warnings = [each.getMessage() for each in self.records if each.levelno >= logging.WARNING]
         self.assertEqual(set(warnings), {"get_token failed: OSError"})
 
+    def test_each_outage_is_a_warning_once(self) -> None:
+        async def test() -> None:
+            async with self.topic():
+                for _ in range(2):
+                    await self.live()
+                    self.sockets[-1].drop()
+                    for _ in range(3):
+                        before = len(self.sockets)
+                        while len(self.sockets) == before:
+                            await asyncio.sleep(0.5)
+                        self.sockets[-1].drop()
+                    while len(self.sockets) == before + 1:
+                        await asyncio.sleep(0.5)
+
+        self.run_test(test())
+        warnings = [each.getMessage() for each in self.records if each.levelno >= logging.WARNING]
+        self.assertEqual(warnings, [f"not connected: {LOST}; trying again"] * 2)
+
     def test_no_record_has_the_error_of_get_token(self) -> None:
         """Also on the level debug, and in a traceback."""
 
@@ -237,7 +256,7 @@ class ConnectTests(TopicTestCase):
         self.run_test(test())
         warnings = [each.getMessage() for each in self.records if each.levelno == logging.WARNING]
         why = "connecting through a SOCKS proxy requires python-socks"
-        self.assertEqual(warnings, [f"cannot connect: ImportError: {why}"] * 3)
+        self.assertEqual(warnings, [f"not connected: ImportError: {why}; trying again"])
 
     def test_the_url_of_a_proxy_is_not_logged(self) -> None:
         """It may have a password."""
@@ -337,7 +356,7 @@ class WebSocketsTests(SynchronousTestCase):
         with self.assertLogs("topicsvc_client", "WARNING") as logs:
             asyncio.run(run())
         self.assertEqual(states, ["connecting", "waiting", "closed"])
-        self.assertRegex(logs.output[0], "cannot connect: Unicode.*label")
+        self.assertRegex(logs.output[0], "not connected: Unicode.*label")
 
     def test_what_is_no_websocket_server_is_tried_again(self) -> None:
         requests, _ = self.meet(b"SSH-2.0\r\n", b"", b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n")

@@ -10,13 +10,14 @@ from twisted.application.service import IService, MultiService
 from twisted.internet import error
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
-from twisted.logger import Logger
+from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.fake_server import FakeEndpoint, FakeServer
 from topicsvc.client import Failed, Gap, Policy, TokenRefused, TopicClient
 from topicsvc.client.connection import CLOSE_TIMEOUT
 
+LOST = "the connection was lost, without a close frame of the service"
 PLACED = {
     "Response": "AccessToken", "Result": "Success", "ExpiresIn": 3600, "Timestamp": 1,
     "Position": "a.0", "Missed": False, "Heartbeat": 60,
@@ -207,6 +208,65 @@ class ServiceTests(ClientTestCase):
     def test_wrong_urls(self) -> None:
         for url in ("http://localhost/", "ws://", "localhost"):
             self.assertRaises(ValueError, TopicClient, self.clock, url, str, print)
+
+    def log_of(self) -> list[str]:
+        """The lines of the client's log, each with its level, as they come."""
+        lines: list[str] = []
+        self.patch(
+            TopicClient,
+            "_log",
+            Logger(
+                observer=lambda each: lines.append(f"{each['log_level'].name} {formatEvent(each)}")
+            ),
+        )
+        return lines
+
+    def test_each_outage_is_logged_once(self) -> None:
+        lines = self.log_of()
+        client = self.start()
+        line = "warn ws://localhost/x: not connected: {}; trying again"
+        for _ in range(2):
+            self.live()
+            self.servers[-1].drop()
+            for _ in range(3):
+                before = len(self.servers)
+                while len(self.servers) == before:
+                    self.clock.advance(0.5)
+                self.servers[-1].drop()
+            while len(self.servers) == before + 1:
+                self.clock.advance(0.5)
+        self.assertEqual(lines, [line.format(LOST)] * 2)
+        client.stopService()
+        self.clock.advance(CLOSE_TIMEOUT + 0.3)
+
+    def test_the_first_failure_to_connect_is_logged(self) -> None:
+        class Endpoint:
+            def connect(self, _: Any) -> Deferred[Any]:
+                return fail(error.ConnectionRefusedError())
+
+        lines = self.log_of()
+        client = self.start(endpoint=Endpoint())
+        self.clock.pump([0.5] * 100)
+        [line] = lines
+        self.assertTrue(line.startswith("warn ws://localhost/x: not connected: "), line)
+        client.stopService()
+
+    def test_a_failure_that_nobody_waits_for_is_logged_as_an_error(self) -> None:
+        def get_token(_: str) -> str:
+            raise TokenRefused("no more tokens")
+
+        lines = self.log_of()
+        self.start(get_token)
+        self.assertEqual(lines, ["error ws://localhost/x: the client has given up: no more tokens"])
+
+    def test_a_failure_that_the_application_waits_for_is_not_logged(self) -> None:
+        token: Deferred[str] = Deferred()
+        lines = self.log_of()
+        client = self.start(lambda _: token)
+        ended = client.when_ended()
+        token.errback(TokenRefused("no more tokens"))
+        self.failureResultOf(ended, TokenRefused)
+        self.assertEqual(lines, [])
 
     def test_what_it_says_is_logged_without_the_query(self) -> None:
         events: list[dict[str, Any]] = []

@@ -105,6 +105,8 @@ class Topic:
         self._running: asyncio.Task[None] | None = None
         self._connection: _Connection | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._has_warned = False  # about the present outage
+        self._noted = ""
 
     @property
     def state(self) -> State:
@@ -217,17 +219,29 @@ class Topic:
     def _tell(self, effect: effects.GapFound | effects.StateChanged | effects.Note) -> None:
         match effect:
             case effects.Note():
+                self._noted = effect.text
                 _logger.warning("%s", effect.text)
             case effects.GapFound():
                 level = logging.WARNING if self._on_gap is None else logging.INFO
                 _logger.log(level, "%s", effect.gap)
             case effects.StateChanged():
-                _logger.debug("%s; last end: %s", effect.state, self._session.end)
+                self._log_state(effect.state)
                 try:
                     if self._on_state is not None:
                         self._on_state(effect.state)
                 except Exception:
                     _logger.exception("on_state failed")
+
+    def _log_state(self, state: State) -> None:
+        """Log each state for debugging, and an outage once as a warning."""
+        end = self._session.end
+        _logger.debug("%s; last end: %s", state, end)
+        if state == "live":
+            self._has_warned = False
+        elif state == "waiting" and not self._has_warned:
+            self._has_warned = True
+            if str(end) != self._noted:
+                _logger.warning("not connected: %s; trying again", end)
 
     def _pace(self) -> None:
         """Set the timer, and read or stop reading, as the session wants it."""
@@ -290,7 +304,7 @@ class Topic:
                 why = "the URL of the proxy is not valid"  # it may have a password
             if not isinstance(error, OSError | WebSocketException):
                 # Not the network: a package is missing, or the host has no valid name.
-                _logger.warning("cannot connect: %s: %s", type(error).__name__, why)
+                why = f"{type(error).__name__}: {why}"
             self._do(self._session.not_opened(self._now(), why))
             return
         self._connection = connection

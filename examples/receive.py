@@ -21,7 +21,11 @@ async def main(url: str) -> None:
 
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
+if len(sys.argv) != 2 or "TOPICSVC_TOKEN" not in os.environ:
+    sys.exit("usage: TOPICSVC_TOKEN=... python receive.py wss://...")
 try:
     asyncio.run(main(sys.argv[1]))
-except Failed as error:
+except (Failed, ValueError) as error:
     sys.exit(f"failed: {error}")
+except KeyboardInterrupt:
+    sys.exit(130)

@@ -2,11 +2,11 @@
 
 import os
 import sys
+from typing import Any
 
-from twisted.internet import reactor
 from twisted.internet.task import react
 
-from topicsvc.client import Message, Reason, TopicClient
+from topicsvc.client import Failed, Message, Reason, TopicClient
 
 
 async def get_token(_: Reason) -> str:
@@ -19,11 +19,17 @@ def on_message(message: Message) -> None:
     print(message.text, "from", message.sender, flush=True)
 
 
-async def main(_: object, url: str) -> None:
-    """Receive until the client gives up."""
-    client = TopicClient(reactor, url, get_token, on_message, on_state=print)
-    client.startService()
-    await client.when_ended()
+async def main(reactor: Any, url: str) -> None:
+    """Receive until the client gives up, or until Ctrl-C."""
+    try:
+        client = TopicClient(reactor, url, get_token, on_message, on_state=print)
+        reactor.addSystemEventTrigger("before", "shutdown", client.stopService)
+        client.startService()
+        await client.when_ended()
+    except (Failed, ValueError) as error:
+        sys.exit(f"failed: {error}")
 
 
+if len(sys.argv) != 2 or "TOPICSVC_TOKEN" not in os.environ:
+    sys.exit("usage: TOPICSVC_TOKEN=... python receive_twisted.py wss://...")
 react(main, sys.argv[1:])

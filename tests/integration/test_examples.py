@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -321,6 +322,23 @@ class ProgramCases:
         program = self.receive("nonsense")
         program.wait_for("Token inactive")
         self.assertEqual(program.wait(), 1)
+        self.assertNotIn("Traceback", program.text)
+
+    def test_an_interrupt_closes_the_session_without_a_traceback(self) -> None:
+        self.start()
+        program = self.receive(self.token())
+        program.wait_for("live\n")
+        program.child.send_signal(signal.SIGINT)
+        program.wait()
+        self.assertNotIn("Traceback", program.text)
+        self.service.wait_for("Client closed")
+
+    def test_without_a_url_the_program_says_how_it_is_used(self) -> None:
+        program = Process([sys.executable, str(EXAMPLES / self.program)])
+        self.addCleanup(program.stop)
+        self.assertEqual(program.wait(), 1)
+        self.assertIn("usage: TOPICSVC_TOKEN=... python", program.text)
+        self.assertNotIn("Traceback", program.text)
 
 
 class AsyncioTests(ProgramCases, ExampleTestCase):

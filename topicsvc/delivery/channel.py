@@ -12,7 +12,7 @@ from topicsvc.interfaces import Member, Subscription
 from topicsvc.scheduling.minute_counts import MinuteCounts
 from topicsvc.topics import TopicAddress
 
-__all__ = ["CLOCK_CHECK_EVERY", "MAX_JOINED", "Batch", "Channel", "Step", "next_batch"]
+__all__ = ["CLOCK_CHECK_EVERY", "MAX_JOINED", "Batch", "Channel", "Step", "do_step"]
 
 CLOCK_CHECK_EVERY = 16
 """The most deliveries between two readings of the clock: a fraction of a millisecond."""
@@ -84,64 +84,68 @@ class Step(bytes):
 
 
 class Batch:
-    """Frames that are being delivered to the members that the topic had at the start.
+    """Frames that are being delivered to the members that the topic has at the start.
 
     Args:
+        channel: has frames; they are taken up to the next step.
+
+    Attributes:
         frames: the frames, joined.
         count: the number of messages.
         members: they get `frames`.
+        positioned: sessions with positions, and the frames that they get afterwards.
+        size: bytes of the frames of members without positions.
         arrived_at: when the first message arrived.
-        positioned: sessions with positions, and the frames that they get after `members`.
+        check_every: the most deliveries between two readings of the clock.
     """
 
-    __slots__ = ("_positioned", "arrived_at", "check_every", "count", "frames", "members", "size")
+    __slots__ = ("arrived_at", "check_every", "count", "frames", "members", "positioned", "size")
 
-    def __init__(
-        self,
-        frames: bytes,
-        count: int,
-        members: Iterator[Member],
-        arrived_at: float,
-        positioned: tuple[Iterator[Member], bytes] | None = None,
-    ) -> None:
-        self.frames = frames
-        self.count = count
+    def __init__(self, channel: Channel) -> None:
+        queued = channel.frames
+        taken = [queued.popleft()]
+        size = len(taken[0])
+        while queued and 0 < len(queued[0]) <= MAX_JOINED - size:
+            taken.append(queued.popleft())
+            size += len(taken[-1])
+        self.frames = b"".join(taken)
+        self.count = len(taken)
+        self.size = size
+        self.check_every = max(1, min(CLOCK_CHECK_EVERY, CLOCK_CHECK_BYTES // size))
+        # Frames that stay queued keep this time: their own is rather too long than too short.
+        self.arrived_at = channel.arrived_at
+        self.members: Iterator[Member] = iter(tuple(channel.members))
+        positions = channel.positions
+        self.positioned = None if positions is None else positions.take(taken)
+
+    def start_positioned(self) -> None:
+        """All `members` have got the frames: sessions with positions follow."""
+        if self.positioned is not None:
+            self.members, self.frames = self.positioned
+            self.positioned = None
+
+
+class Notices(Batch):
+    """Something else than frames, which takes its turn among them.
+
+    Args:
+        members: each is called with no frames.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, members: Iterator[Member]) -> None:
+        self.frames = b""
+        self.count = self.size = 0
+        self.check_every = CLOCK_CHECK_EVERY
+        self.arrived_at = 0.0
         self.members = members
-        self.arrived_at = arrived_at
-        self.size = len(frames)
-        self._positioned = positioned
-        self.check_every = max(
-            1, min(CLOCK_CHECK_EVERY, CLOCK_CHECK_BYTES // max(1, len(self.frames)))
-        )
-
-    def start_positioned(self) -> bool:
-        """All `members` have got the frames; whether sessions with positions follow."""
-        if self._positioned is None:
-            return False
-        self.members, self.frames = self._positioned
-        self._positioned = None
-        return True
+        self.positioned = None
 
 
-def next_batch(channel: Channel) -> Batch | None:
-    """Take the next frames of a topic; None: there was a step, and it delivers nothing."""
-    frames = channel.frames
-    first = frames.popleft()
-    if isinstance(first, Step):
-        members = first.run()
-        return None if members is None else Batch(b"", 0, members, 0.0)
-    taken = [first]
-    size = len(first)
-    while frames and 0 < len(frames[0]) <= MAX_JOINED - size:
-        taken.append(frames.popleft())
-        size += len(taken[-1])
-    positions = channel.positions
-    # Frames that stay queued keep the time of the first one: their own is rather too long than
-    # too short.
-    return Batch(
-        b"".join(taken),
-        len(taken),
-        iter(tuple(channel.members)),
-        channel.arrived_at,
-        None if positions is None else positions.take(taken),
-    )
+def do_step(channel: Channel) -> Notices | None:
+    """Do the step that is the first of the frames; None: it delivers nothing."""
+    step = channel.frames.popleft()
+    assert isinstance(step, Step)  # noqa: S101 - no other frame is empty
+    members = step.run()
+    return None if members is None else Notices(members)

@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from topicsvc.delivery.channel import Batch, Channel, Step, next_batch
+from topicsvc.delivery.channel import Batch, Channel, Step, do_step
 from topicsvc.delivery.history import History
 from topicsvc.delivery.positions import (
     EncodePosition,
@@ -423,7 +423,10 @@ class Hub:
         if not channel.frames:
             self._arrived_at = channel.arrived_at = self._arrived_at or self._clock.seconds()
         channel.frames.append(step)
-        self._set_ready(channel)
+        if not channel.ready:
+            channel.ready = True
+            self._ready.append(channel)
+            self._schedule()
 
     def join_now(self, topic: TopicAddress, member: Member) -> bool:
         """Make `member` a member of `topic` as `join` does, but without a Deferred.
@@ -542,7 +545,10 @@ class Hub:
         channel.frames.append(frame)
         if positions is not None:
             positions.marks.append(message.mark)
-        self._set_ready(channel)
+        if not channel.ready:
+            channel.ready = True
+            self._ready.append(channel)
+            self._schedule()
         channel.queued += len(frame)
         self.queued += len(frame)
         if self.queued > HIGH_WATER and not self.is_full:
@@ -555,12 +561,6 @@ class Hub:
             self._drop_positions(channel)
         if self.history is not None:
             self.history.stop()
-
-    def _set_ready(self, channel: Channel) -> None:
-        if not channel.ready:
-            channel.ready = True
-            self._ready.append(channel)
-            self._schedule()
 
     def _schedule(self) -> None:
         if self._next_delivery is None:
@@ -587,17 +587,21 @@ class Hub:
             self.is_full = False
             self._broker.resume()
 
-    def _deliver_batch(self, channel: Channel, quantum: int) -> int:
-        """Deliver to at most `quantum` members of a topic; return the used part of the budget."""
-        batch = channel.batch
-        if batch is None:
-            batch = channel.batch = next_batch(channel)
-            if batch is None:
-                return 1
+    def _start_batch(self, channel: Channel) -> Batch | None:
+        """Take the next frames of a topic; None: there was a step, and it delivers nothing."""
+        batch = channel.batch = Batch(channel) if channel.frames[0] else do_step(channel)
+        if batch is not None:
             if channel.tick != self._tick:
                 channel.start_tick(self._tick)
             channel.messages += batch.count
-            channel.size += len(batch.frames)
+            channel.size += batch.size
+        return batch
+
+    def _deliver_batch(self, channel: Channel, quantum: int) -> int:
+        """Deliver to at most `quantum` members of a topic; return the used part of the budget."""
+        batch = channel.batch or self._start_batch(channel)
+        if batch is None:
+            return 1
         delivered = 0
         at = now = 0.0
         frames, count, check_every, seconds = (
@@ -619,19 +623,17 @@ class Hub:
             if delivered == quantum:
                 break
         else:
-            self._part_delivered(channel, batch, at or seconds())
+            if batch.positioned is None:
+                channel.batch = None
+                channel.queued -= batch.size
+                self.queued -= batch.size
+                if batch.size:
+                    self.fan_out.observe((at or seconds()) - batch.arrived_at)
+            else:
+                batch.start_positioned()
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
         return MAX_DELIVERIES_PER_ITERATION if at >= self._iteration_ends else max(1, delivered)
-
-    def _part_delivered(self, channel: Channel, batch: Batch, now: float) -> None:
-        """All members have the frames; those with positions may follow."""
-        if not batch.start_positioned():
-            channel.batch = None
-            channel.queued -= batch.size
-            self.queued -= batch.size
-            if batch.size:
-                self.fan_out.observe(now - batch.arrived_at)
 
 
 def _notify_lost(member: Member) -> None:

@@ -1,10 +1,10 @@
-"""Makes text from the network safe for a terminal."""
+"""Makes text for a terminal: safe if it is from the network, and with the right number."""
 
 from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["counted", "printable"]
 
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """General categories of Unicode: controls, formats, lone surrogates, line and paragraph breaks.
@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(each) if _is_escaped(each) else each for each in text)
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """Return the number and what is counted: ``1 topic is``, ``2 topics are``."""
+    return f"{count} {one if count == 1 else more}"
 
 
 def _is_escaped(character: str) -> bool:

@@ -42,6 +42,7 @@ from topicsvc.explain import explain_listen_error
 from topicsvc.interfaces import TokenValidator
 from topicsvc.listening.listener import Listener
 from topicsvc.options import MEMORY_BROKER_SHARED, Options, endpoint_problems
+from topicsvc.printable import counted
 from topicsvc.process.deadline_clock import DeadlineClock
 from topicsvc.process.instances import SharedFile, running_instances, shares_port
 from topicsvc.process.memory import MemoryTrimmer, malloc_trim
@@ -516,7 +517,8 @@ class TopicService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         timeout = SENDS_GRACE + self._settings.stop.drain + CLOSE_TIMEOUT + STOP_MARGIN
         self._log.info(
-            "stopping: {sessions} sessions are closed within {drain} seconds",
+            "stopping: {closed} closed within {drain} seconds",
+            closed=counted(len(self.websocket_server), "session is", "sessions are"),
             sessions=len(self.websocket_server),
             drain=self._settings.stop.drain,
         )

@@ -70,7 +70,7 @@ class ServeTests(TwistdTestCase):
         process.wait_for("reloaded: nothing has changed")
         process.child.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(), -signal.SIGTERM)
-        self.assertIn("stopping: 1 sessions are closed", process.text)
+        self.assertIn("stopping: 1 session is closed", process.text)
 
     def test_an_interrupt_stops_the_service(self) -> None:
         process = self.serve("--config", str(self.configure(LOOPBACK)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.printable import printable
+from topicsvc.printable import counted, printable
 
 
 class PrintableTests(SynchronousTestCase):
@@ -53,3 +53,9 @@ class PrintableTests(SynchronousTestCase):
     def test_json_keeps_its_value(self, text: str) -> None:
         body = json.dumps({"a": text}, ensure_ascii=False)
         self.assertEqual(json.loads(printable(body)), {"a": text})
+
+
+class CountedTests(SynchronousTestCase):
+    def test_one_is_not_a_plural(self) -> None:
+        lines = [counted(count, "topic gets", "topics get") for count in range(3)]
+        self.assertEqual(lines, ["0 topics get", "1 topic gets", "2 topics get"])

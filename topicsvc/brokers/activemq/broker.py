@@ -33,6 +33,7 @@ from topicsvc.brokers.subscriptions import (
 )
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Message, Subscription, TopicLog
+from topicsvc.printable import counted
 from topicsvc.settings import Login
 from topicsvc.topics import TopicAddress
 
@@ -222,8 +223,9 @@ class _Reader:
             self._down_since = None
             self._losses.seconds += seconds
             self._log.warn(
-                "{count} topics are subscribed again after {seconds:.1f} s; messages sent to them "
+                "{topics} subscribed again after {seconds:.1f} s; messages sent to them "
                 "meanwhile are lost",
+                topics=counted(len(self), "topic is", "topics are"),
                 count=len(self),
                 seconds=seconds,
             )
@@ -266,9 +268,9 @@ class _Reader:
             self._down_since = last_heard
             self._losses.gaps += 1
             self._log.warn(
-                "{count} {topics} nothing until the broker is back",
+                "{topics} nothing until the broker is back",
+                topics=counted(len(self), "topic gets", "topics get"),
                 count=len(self),
-                topics="topic gets" if len(self) == 1 else "topics get",
             )
         if self._closes_on_loss:
             self._subscriptions.notify_lost(topics)

@@ -33,6 +33,7 @@ from topicsvc.brokers.subscriptions import (
 )
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Mark, Message, Subscription, TopicLog
+from topicsvc.printable import counted
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.settings import HistorySettings
 from topicsvc.topics import TopicAddress
@@ -293,9 +294,10 @@ class Reader:
             return
         self._losses.reconnects += 1
         self._log.warn(
-            "the broker is back after {seconds:.1f} s: reading of {count} topics continues "
+            "the broker is back after {seconds:.1f} s: reading of {topics} continues "
             "where it stopped",
             seconds=self._clock.seconds() - self._down_since,
+            topics=counted(len(self), "topic", "topics"),
             count=len(self),
         )
         self._down_since = None
@@ -308,8 +310,9 @@ class Reader:
             BrokerUnavailable("the broker was lost"),
         )
         self._log.warn(
-            "the broker is lost: {why}; {count} topics wait until it is back",
+            "the broker is lost: {why}; {topics} until it is back",
             why=why,
+            topics=counted(len(self), "topic waits", "topics wait"),
             count=len(self),
         )
         if self._closes_on_loss:

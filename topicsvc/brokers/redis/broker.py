@@ -46,6 +46,7 @@ from topicsvc.brokers.subscriptions import (
 )
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Losses, Mark, Message, Subscription, TopicLog
+from topicsvc.printable import counted
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.settings import HistorySettings
 from topicsvc.topics import TopicAddress
@@ -541,8 +542,9 @@ class _Reader:
             self._losses.gaps += 1
             self._losses.seconds += seconds
         self._log.warn(
-            "{count} topics are subscribed again after {seconds:.1f} s; "
+            "{topics} subscribed again after {seconds:.1f} s; "
             "{gaps} of them may have missed messages",
+            topics=counted(len(self._subscriptions), "topic is", "topics are"),
             count=len(self._subscriptions),
             seconds=seconds,
             gaps=self._gaps,
@@ -611,9 +613,9 @@ class _Reader:
         if self.client.running and kept and self._down_since is None:
             self._down_since = last_heard
             self._log.warn(
-                "{count} {topics} nothing until Redis is back",
+                "{topics} nothing until Redis is back",
+                topics=counted(len(kept), "topic gets", "topics get"),
                 count=len(kept),
-                topics="topic gets" if len(kept) == 1 else "topics get",
             )
         if self.client.running and self._closes_on_loss:
             self._subscriptions.notify_lost(topics)

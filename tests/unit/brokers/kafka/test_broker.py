@@ -288,7 +288,7 @@ class LossTests(KafkaTestCase):
         self.shut_down()
         losses = self.broker.losses
         self.assertEqual((losses.reconnects, losses.gaps), (1, 0))
-        self.assertEqual(len(self.log_of("the broker is lost: simulated; 1 topics wait")), 2)
+        self.assertEqual(len(self.log_of("the broker is lost: simulated; 1 topic waits")), 2)
         self.assertEqual(len(self.log_of("the broker is back after 30.")), 1)
 
     def test_pending_subscribers_fail_when_the_broker_is_lost(self) -> None:

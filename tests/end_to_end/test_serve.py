@@ -78,7 +78,7 @@ class ServeTests(TwistdTestCase):
         self.present(client, self.token())
         process.child.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(), -signal.SIGINT)
-        self.assertIn("stopping: 1 sessions", process.text)
+        self.assertIn("stopping: 1 session is closed", process.text)
         self.assertNotIn("Traceback", process.text)
 
     def test_systemd_is_notified(self) -> None:

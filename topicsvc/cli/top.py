@@ -63,7 +63,9 @@ class AdminClient:
         if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
             raise CommandFailed(f"--admin {url!r}: not a URL; allowed: http://127.0.0.1:9090")
         if parts.username is not None or parts.query or parts.fragment:
-            raise CommandFailed("--admin: the URL has a user name, a query or a fragment")
+            raise CommandFailed(
+                "--admin: the URL has a user name or a password, a query or a fragment"
+            )
         self._is_tls = parts.scheme == "https"
         self._host = parts.hostname
         self._path = parts.path

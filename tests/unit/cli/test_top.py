@@ -235,7 +235,8 @@ class ErrorTests(TopTestCase):
             ("ftp://127.0.0.1", "not a URL"),
             ("http://", "not a URL"),
             ("http://x:99999", "Port out of range"),
-            ("http://u:p@x/", "has a user name"),
+            ("http://u:p@x/", "has a user name or a password"),
+            ("http://:p@x/", "has a user name or a password"),
             ("http://x/?a=1", "a query"),
             ("http://x\n/", "not a URL"),
         ):

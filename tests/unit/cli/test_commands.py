@@ -154,6 +154,7 @@ class ClientTests(CommandTestCase):
                 self.assert_refused(
                     "option --token is empty", command, "http://127.0.0.1:1/", "--token", empty
                 )
+        self.assert_refused("option --token is empty", "doctor", "--config", "c", "--token", "")
         self.assert_refused("nowhere: No such", "send", "http://x/", "--token-file", "nowhere")
         self.assert_refused("not allowed", "send", "x", "--token", "x", "--token-file", "x")
 

@@ -195,12 +195,17 @@ class RedisMachine(RuleBasedStateMachine):
 
 class HonestyTests(SynchronousTestCase):
     def test_no_position_is_proved_wrongly_and_no_hole_is_silent(self) -> None:
-        run_state_machine_as_test(
-            RedisMachine,
-            settings=settings(
-                max_examples=150,
-                stateful_step_count=25,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        try:
+            run_state_machine_as_test(
+                RedisMachine,
+                settings=settings(
+                    max_examples=150,
+                    stateful_step_count=25,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        except Exception as error:
+            # The steps that fail. Trial prints no notes.
+            steps = "\n".join(getattr(error, "__notes__", []))
+            raise AssertionError(f"{error}\n{steps}") from error

@@ -55,7 +55,7 @@ shared = Shared(Kafka)
 class KafkaTestCase(TestCase):
     """Fixture: a `KafkaBroker` in this process, connected to a server that all tests share."""
 
-    timeout = 60
+    timeout = 150
 
     @inlineCallbacks
     def setUp(self) -> Any:
@@ -312,7 +312,7 @@ class PositionTests(KafkaTestCase):
         yield self.send_and_receive(range(5))
         yield self.delete()
         yield self.create("again")
-        yield until(lambda: self.gaps, "it is told", 30)
+        yield until(lambda: self.gaps, "it is told", 90)
         [(log, count), *_] = self.gaps
         self.assertEqual(count, 5)
         self.assertNotEqual(log.epoch, before.epoch)
@@ -329,7 +329,7 @@ class PositionTests(KafkaTestCase):
         yield self.delete()
         yield self.create("more")
         yield self.send(range(100))
-        yield until(lambda: self.gaps, "it is told", 30)
+        yield until(lambda: self.gaps, "it is told", 90)
         self.assertNotEqual(self.gaps[-1][0].epoch, before.epoch)
         other = yield self.another()
         self.assertEqual(other.epoch, self.gaps[-1][0].epoch)

@@ -24,7 +24,7 @@ from topicsvc.topics import TopicAddress
 
 shared = Shared(KafkaCluster)
 
-ELECTION_TIME = 60
+ELECTION_TIME = 120
 """Seconds in which a partition must get another leader."""
 
 
@@ -66,7 +66,7 @@ def places(log: TopicLog) -> set[str]:
 
 
 class ClusterTests(TestCase):
-    timeout = 180
+    timeout = 400
 
     @inlineCallbacks
     def setUp(self) -> Any:
@@ -200,8 +200,8 @@ class ClusterTests(TestCase):
         yield self.cluster.nodes[3].start()
         yield until(lambda: self.leader(topic) == 3, "broker 3 is the leader", ELECTION_TIME)
         yield self.send(topic, range(10, 20))
-        yield until(lambda: listener.gaps, "it is told", 60)
-        yield until(lambda: listener.numbers[-1:] == [19], "the last message arrives", 60)
+        yield until(lambda: listener.gaps, "it is told", 120)
+        yield until(lambda: listener.numbers[-1:] == [19], "the last message arrives", 120)
         self.assertEqual(listener.gaps[0][1], 10)
         before = {message.mark for message in listener.inbox.messages[:10]}
         after = {message.mark for message in listener.inbox.messages[10:]}

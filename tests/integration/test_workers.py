@@ -269,7 +269,8 @@ class SignalTests(WorkersTestCase):
         yield reload(200)
         for pid, (files, memory) in zip(pids, before, strict=True):
             self.assertLessEqual(open_files(pid), files)
-            self.assertLess(resident_memory(pid) - memory, 3000, "KiB")
+            # It levels off: see docs/performance.md, "Workers".
+            self.assertLess(resident_memory(pid) - memory, 6000, "KiB")
         self.assertEqual(pids, [server.pid, *server.pids])
         self.assertFalse(any(client.gone.called for client in self.clients))
 

@@ -253,8 +253,7 @@ class Hub:
         if place is not None:
             return succeed(place)
         if self.history is None:
-            off = Place(None, since is not None, member.heartbeat)
-            return self.join(topic, member).addCallback(lambda _: off)
+            return self.join(topic, member).addCallback(lambda _: _positions_off(member, since))
         channel = self._channels.get(topic)
         if channel is not None and channel.subscription is not None and not self._broker.is_up:
             return fail(BrokerUnavailable("the broker cannot confirm now"))
@@ -285,10 +284,9 @@ class Hub:
             None: this is not possible at once, and nothing was done; call `return_to`.
         """
         if self.history is None:
-            joined = self.join_now(topic, member)
-            return Place(None, since is not None, member.heartbeat) if joined else None
-        channel = self._channels.get(topic)
-        if channel is None or channel.subscription is None or not self._broker.is_up:
+            return _positions_off(member, since) if self.join_now(topic, member) else None
+        channel = self._joinable(topic)
+        if channel is None:
             return None
         positions = self._positions(channel)
         if positions.ring is None and not positions.is_recalling:
@@ -409,7 +407,6 @@ class Hub:
     def _missed(self, channel: Channel, log: TopicLog | None) -> None:
         """Messages may be missing behind those that wait."""
         positions = channel.positions
-
         if positions is None:
             return
 
@@ -434,11 +431,18 @@ class Hub:
         Returns:
             False: there is no confirmed subscription, and nothing was done; call `join`.
         """
-        channel = self._channels.get(topic)
-        if channel is None or channel.subscription is None or not self._broker.is_up:
+        channel = self._joinable(topic)
+        if channel is None:
             return False
         channel.members[member] = None
         return True
+
+    def _joinable(self, topic: TopicAddress) -> Channel | None:
+        """The channel of a topic whose subscription is confirmed; None: it cannot be joined now."""
+        channel = self._channels.get(topic)
+        if channel is None or channel.subscription is None or not self._broker.is_up:
+            return None
+        return channel
 
     def leave(self, topic: TopicAddress, member: Member) -> None:
         """End the membership of `member`, if it has one."""
@@ -634,6 +638,10 @@ class Hub:
         self.offered += delivered * count
         self.offered_size += delivered * len(frames)
         return MAX_DELIVERIES_PER_ITERATION if at >= self._iteration_ends else max(1, delivered)
+
+
+def _positions_off(member: PositionedMember, since: str | None) -> Place:
+    return Place(None, since is not None, member.heartbeat)
 
 
 def _notify_lost(member: Member) -> None:

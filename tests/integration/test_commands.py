@@ -84,7 +84,7 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(json.loads(subscriber.output[-1])["Body"], json.loads(body))
 
     def test_subscribe_goes_on_behind_a_position(self) -> None:
-        """What was sent while nobody listened is printed, once; what is not known is told."""
+        """Messages from a time without a listener are printed once; a gap is reported."""
         arguments = [*TOPICSVC, "subscribe", self.subscribe_url, "--token", self.token, "--since"]
         first = Process([*arguments, "now", "--json", "--count", "1"])
         self.addCleanup(first.stop)

@@ -125,7 +125,7 @@ class DemoPageTests(TestCase):
             )
             self.value('document.getElementById("result").textContent = ""')
         yield until(lambda: self.state == "live", "the client is back")
-        yield until(lambda: len(self.messages) == 3, "what was sent meanwhile")
+        yield until(lambda: len(self.messages) == 3, "the messages of the meantime")
         self.assertEqual([each.split()[0] for each in self.messages], ["1", "2", "3"])
         self.assertEqual(self.value('document.querySelectorAll("#messages .gap").length'), 0)
 

@@ -309,7 +309,7 @@ class AwayTests(ClientTestCase):
     away = 0.0
 
     def test_an_authorization_server_that_is_away_around_a_renewal(self) -> None:
-        """Away for longer than a token lives: what was sent meanwhile follows."""
+        """Away for longer than a token lives: the messages of the meantime follow."""
 
         async def scenario() -> None:
             self.is_away = True

@@ -346,7 +346,8 @@ class RuntimeTests(ServiceTestCase):
         self.deployment.key_file.write_text(Deployment(self.other(), "").key_file.read_text())
         yield service.start()
         for name, client in clients.items():
-            yield until(lambda each=client: each.states[-1] == "failed", f"{name} has failed")
+            yield client.until("error", 1)
+            self.assertEqual(client.states[-1], "failed", name)
             self.assertEqual(client.of("getToken"), ["first", "refused"], name)
             self.assertEqual(client.of("error"), ["refused"], name)
             self.assertEqual(client.numbers, [1, 2], name)

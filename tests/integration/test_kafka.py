@@ -7,14 +7,13 @@ from itertools import pairwise
 from time import time
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
     AclPermissionType,
     AdminClient,
     NewPartitions,
-    NewTopic,
     ResourcePatternType,
     ResourceType,
 )
@@ -36,7 +35,7 @@ from tests.integration.support.broker_cases import (
     figure,
 )
 from tests.integration.support.kafka_clients import OtherSender, make_broker
-from tests.integration.support.kafka_server import Kafka, need_kafka
+from tests.integration.support.kafka_server import Kafka, create_topic, delete_topic, need_kafka
 from tests.support.broker_contract import BrokerContract, Inbox, LogContract
 from tests.support.certificates import Authority
 from tests.support.processes import Deployment, Shared, TopicsvcServer, until
@@ -169,8 +168,7 @@ class TopicsTests(KafkaTestCase):
 
     @inlineCallbacks
     def create(self, topic: TopicAddress, partitions: int) -> Any:
-        [made] = self.admin.create_topics([NewTopic(topic.broker_name, partitions, 1)]).values()
-        yield deferToThread(made.result)
+        yield create_topic(self.admin, topic.broker_name, partitions)
 
     def publish(self, topic: TopicAddress, number: int) -> Any:
         return self.broker.publish(Message(topic, CELL, b"%d" % number))
@@ -200,8 +198,7 @@ class TopicsTests(KafkaTestCase):
         for number in range(5):
             yield self.publish(topic, number)
         yield inbox.holds(5)
-        [deleted] = self.admin.delete_topics([topic.broker_name]).values()
-        yield deferToThread(deleted.result)
+        yield delete_topic(self.admin, topic.broker_name)
         yield self.create(topic, 1)
         yield until(lambda: self.broker.losses.gaps, "the gap is noticed")
         inbox.messages.clear()
@@ -225,19 +222,11 @@ class PositionTests(KafkaTestCase):
     @inlineCallbacks
     def create(self, name: str, partitions: int = 1) -> Any:
         self.topic = TopicAddress("cell1", "box1", ("positions",), name)
-        new = NewTopic(self.topic.broker_name, partitions, 1)
-        [made] = self.admin.create_topics([new]).values()
-        try:
-            yield deferToThread(made.result)
-        except KafkaException as error:
-            # After `delete`, a reader's request may have made the topic again already.
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise
+        yield create_topic(self.admin, self.topic.broker_name, partitions)
 
     @inlineCallbacks
     def delete(self) -> Any:
-        [deleted] = self.admin.delete_topics([self.topic.broker_name]).values()
-        yield deferToThread(deleted.result)
+        yield delete_topic(self.admin, self.topic.broker_name)
 
     def join(self) -> Any:
         return self.broker.subscribe(self.topic, self.inbox, None, self.on_missed)

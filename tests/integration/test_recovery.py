@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults, inlineCallbacks
 from twisted.internet.threads import deferToThread
@@ -12,7 +12,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.integration.support.activemq_server import ActiveMQ
 from tests.integration.support.kafka_clients import make_broker as make_kafka_broker
-from tests.integration.support.kafka_server import Kafka
+from tests.integration.support.kafka_server import Kafka, create_topic, delete_topic
 from tests.integration.support.recovery_cases import TOPIC, RecoveryCase, RollingRestartCases
 from tests.integration.support.redis_server import Redis
 from tests.support.processes import until
@@ -168,10 +168,8 @@ class KafkaOutageTests(KafkaCase, TestCase):
         assert isinstance(self.server, Kafka)
         old = self.clients[0].position
         admin = AdminClient({"bootstrap.servers": self.server.bootstrap, "log_level": 0})
-        [deleted] = admin.delete_topics([TOPIC.broker_name]).values()
-        yield deferToThread(deleted.result)
-        [made] = admin.create_topics([NewTopic(TOPIC.broker_name, 1, 1)]).values()
-        yield deferToThread(made.result)
+        yield delete_topic(admin, TOPIC.broker_name)
+        yield create_topic(admin, TOPIC.broker_name)
         yield until(
             lambda: all(True in [*each.returns, each.unasked == 1] for each in self.clients),
             "all are told",

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 from twisted.internet.defer import gatherResults, inlineCallbacks
 from twisted.internet.threads import deferToThread
 
@@ -50,6 +52,24 @@ def need_kafka() -> None:
     """Skip or fail the test if Kafka or Java is missing."""
     need(any(JARS.glob("kafka_*.jar")), "Kafka's artifacts (tests/integration/install.sh)")
     need(shutil.which("java"), "java (tests/integration/install.sh)")
+
+
+@inlineCallbacks
+def create_topic(admin: AdminClient, name: str, partitions: int = 1) -> Any:
+    """Create a topic, unless a reader's request has created it after it was deleted."""
+    [made] = admin.create_topics([NewTopic(name, partitions, 1)]).values()
+    try:
+        yield deferToThread(made.result)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+
+
+@inlineCallbacks
+def delete_topic(admin: AdminClient, name: str) -> Any:
+    """Delete a topic."""
+    [deleted] = admin.delete_topics([name]).values()
+    yield deferToThread(deleted.result)
 
 
 class Kafka:

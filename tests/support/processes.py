@@ -9,6 +9,7 @@ There are two ways to run a child:
 from __future__ import annotations
 
 import atexit
+import http.client
 import json
 import os
 import random
@@ -48,10 +49,14 @@ __all__ = [
     "free_port",
     "listens",
     "until",
+    "waited_for_processor",
 ]
 
-TIMEOUT = 20.0
-"""Seconds for one step of a child: a line of output, or its end."""
+TIMEOUT = 60.0
+"""Seconds for one step of a child: a line of output, or its end. A loaded machine starts slowly."""
+
+SEND_TIMEOUT = 60.0
+"""Seconds for a response to a message. The loss of a broker may be noticed after 30 s."""
 
 POLL_INTERVAL = 0.05
 """Seconds between two looks at a condition."""
@@ -100,7 +105,7 @@ def listens(port: int) -> bool:
 
 
 @inlineCallbacks
-def until(condition: Callable[[], object], description: str, seconds: float = 30) -> Any:
+def until(condition: Callable[[], object], description: str, seconds: float = 60) -> Any:
     """Wait for `condition()`; fires with the seconds that this took.
 
     Raises:
@@ -114,12 +119,23 @@ def until(condition: Callable[[], object], description: str, seconds: float = 30
     return reactor.seconds() - began
 
 
+def waited_for_processor(pid: int) -> float:
+    """The seconds in which the main thread of a process was ready to run, and did not run.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    return int(waited) / 1e9
+
+
 class Process:
     """A child whose output is read line by line while it runs."""
 
     def __init__(self, arguments: Iterable[str], **options: Any) -> None:
         self.output: list[str] = []
         self._has_output = threading.Condition()
+        self._has_ended = False  # the output
         self.child = subprocess.Popen(
             list(arguments),
             stdout=subprocess.PIPE,
@@ -142,7 +158,7 @@ class Process:
         def search() -> bool:
             nonlocal match
             match = re.search(pattern, "".join(self.output[after:]))
-            return match is not None or not self._reader.is_alive()
+            return match is not None or self._has_ended
 
         with self._has_output:
             self._has_output.wait_for(search, timeout)
@@ -179,6 +195,7 @@ class Process:
                     self.output.append(line)
                     self._has_output.notify_all()
         with self._has_output:
+            self._has_ended = True
             self._has_output.notify_all()
 
 
@@ -271,11 +288,19 @@ class Program:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pid(self) -> int:
+        """The id of the process that was started last."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
 
     def pause(self) -> None:
+        """Send SIGSTOP; return when the process is stopped."""
         self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
@@ -380,11 +405,13 @@ class TopicsvcServer:
         self.program.start()
         return self.until_ready()
 
-    def until_ready(self, seconds: float = 30) -> Deferred[float]:
+    def until_ready(self, seconds: float = 60) -> Deferred[float]:
         return until(lambda: self.parts.get("broker"), "topicsvc is ready", seconds)
 
     def until_not_ready(self, seconds: float = 30) -> Deferred[float]:
-        return until(lambda: not self.parts["broker"], "topicsvc notices the loss", seconds)
+        return until(
+            lambda: self.parts.get("broker") is False, "topicsvc notices the loss", seconds
+        )
 
     @property
     def parts(self) -> dict[str, bool]:
@@ -397,7 +424,7 @@ class TopicsvcServer:
                 return json.load(response)["parts"]
         except urllib.error.HTTPError as response:
             return json.load(response)["parts"]
-        except urllib.error.URLError:
+        except (OSError, http.client.HTTPException):  # it starts, it ends, or it is late
             return {}
 
     def send(self, path: str, body: bytes) -> int:
@@ -408,7 +435,7 @@ class TopicsvcServer:
             {"Authorization": f"Bearer {self._deployment.token()}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=SEND_TIMEOUT) as response:
                 return response.status
         except urllib.error.HTTPError as response:
             with response:

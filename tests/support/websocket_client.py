@@ -9,7 +9,7 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 class WebSocketClient:

@@ -359,13 +359,13 @@ class RuntimeTests(ServiceTestCase):
 
     @inlineCallbacks
     def test_the_token_is_rotated_while_messages_arrive(self) -> Test:
-        """Tokens of a few seconds: one connection, and no message is missed or doubled."""
-        self.lifetime = 4
+        """Tokens of some seconds: one connection, and no message is missed or doubled."""
+        self.lifetime = 12  # a renewal begins 3.3 s before the expiry, or earlier
         service = yield self.start_service()
         client = self.receive("node24", service.port, recover=False)
         yield client.until("state", 2)
         sender = Sender(self.send_to(service))
-        yield client.until("getToken", 5)
+        yield client.until("getToken", 5, 120)
         yield sender.stop()
         yield self.check_all(client, sender)
         self.assertEqual(client.states, ["connecting", "live"])
@@ -374,7 +374,7 @@ class RuntimeTests(ServiceTestCase):
     @inlineCallbacks
     def test_the_authorization_server_is_away_when_the_token_should_be_renewed(self) -> Test:
         """It is back before the token expires: the connection stays."""
-        self.lifetime = 10
+        self.lifetime = 20  # the first renewal begins 5.7 s before the expiry, or earlier
         service = yield self.start_service()
         client = self.receive("node22", service.port, recover=False)
         yield client.until("state", 2)
@@ -410,19 +410,22 @@ class BrowserTests(ServiceTestCase):
         service = yield self.start_service()
         browser = Firefox(self.directory / "firefox")
         client = yield self.show(browser, service.port, recover=False, sends=1)
+        # The message may arrive before the response to its sender.
         yield client.until("message", 1)
+        yield client.until("sent", 1)
         service.program.stop()
         yield client.until("state", 3)
         yield service.start()
         yield until(lambda: client.states[-1] == "live", "it is back")
         yield client.until("message", 2)
+        yield client.until("sent", 2)
         self.assertEqual(client.numbers, [1, 1])
         self.assertEqual(client.of("sent"), [1, 1])
 
     @inlineCallbacks
     def test_a_hidden_page_renews_its_token_in_time(self) -> Test:
         """Chromium throttles its timers; messages make the client look at the clock."""
-        self.lifetime = 8
+        self.lifetime = 14  # a renewal is due 3.9 s before the expiry, or earlier
         service = yield self.start_service()
         browser = Chromium(
             self.directory / "chromium",
@@ -434,7 +437,7 @@ class BrowserTests(ServiceTestCase):
         yield until(lambda: client.of("page") == ["hidden"], "the page is hidden")
         ticks, began = len(client.of("tick")), time.monotonic()
         sender = Sender(self.send_to(service))
-        yield client.until("getToken", 4)
+        yield client.until("getToken", 4, 120)
         per_second = (len(client.of("tick")) - ticks) / (time.monotonic() - began)
         self.assertLess(per_second, 2, "timers are throttled")
         browser.control("Target.activateTarget", targetId=page)
@@ -612,7 +615,8 @@ class RollingRestartTests(ServiceTestCase):
             for client in clients.values():
                 yield until(lambda each=client: each.states[-1] == "live", "it is back")
         yield sender.stop()
-        for client in clients.values():
-            self.assertIn("waiting", client.states)
+        for name, client in clients.items():
+            # "live" may have been the state from before a restart: the report may be late.
+            yield until(lambda each=client: "waiting" in each.states, f"{name} was away")
             self.assertEqual(client.of("gap"), [])
             yield self.check_all(client, sender)

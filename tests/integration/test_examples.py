@@ -39,9 +39,13 @@ GREATEST = "[send]\nmax_body = 1048576"
 
 DRIVER = b"""
 "use strict";
-// Fills in the form for each task, and reports what the page shows.
-const report = (what, text) =>
-  fetch("/report", { method: "POST", body: JSON.stringify([what, text]) });
+// Fills in the form for each task, and reports what the page shows. Reports are sent one after
+// the other, so that they arrive in order.
+let reported = Promise.resolve();
+const report = (what, text) => {
+  const send = () => fetch("/report", { method: "POST", body: JSON.stringify([what, text]) });
+  reported = reported.then(send);
+};
 new MutationObserver(() => report("state", state.textContent))
   .observe(state, { childList: true });
 new MutationObserver((changes) => {
@@ -170,7 +174,7 @@ class ExampleTestCase(TestCase):
             ],
             env={**environment(), "TOPICSVC_TOKEN": self.token()},
             check=True,
-            timeout=30,
+            timeout=120,
         )
 
     def send_longest(self) -> Deferred[Any]:
@@ -180,7 +184,7 @@ class ExampleTestCase(TestCase):
             LONGEST_BODY.encode(),
             {"Authorization": f"Bearer {self.token()}"},
         )
-        return deferToThread(lambda: urllib.request.urlopen(request, timeout=30).close())
+        return deferToThread(lambda: urllib.request.urlopen(request, timeout=60).close())
 
 
 class BrowserTests(ExampleTestCase):

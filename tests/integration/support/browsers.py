@@ -24,7 +24,7 @@ from twisted.web.server import Site
 from websockets.sync.client import connect
 
 from tests.integration.support.requirements import need
-from tests.support.processes import until
+from tests.support.processes import free_port, until
 
 ROOT = Path(__file__).parents[3]
 
@@ -113,7 +113,7 @@ class Chromium(Browser):
     def page(self) -> str:
         """Return the id of the first page."""
         port, _ = self._debugging()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as response:
             targets = json.load(response)
         return [each["id"] for each in targets if each["type"] == "page"][-1]
 
@@ -171,15 +171,22 @@ class Chromium(Browser):
                 number = next(numbers)
                 devtools.send(json.dumps({"id": number, "method": method, "params": parameters}))
                 while True:
-                    answer = json.loads(devtools.recv(30))
+                    answer = json.loads(devtools.recv(60))
                     if answer.get("id") == number:
                         return answer["result"]
 
             yield call
 
     def _debugging(self) -> list[str]:
-        """Return the port and the path of the DevTools protocol."""
-        return (self.directory / "profile/DevToolsActivePort").read_text().split("\n")[:2]
+        """Return the port and the path of the DevTools protocol.
+
+        Raises:
+            OSError: the browser has not written them yet.
+        """
+        port, *paths = (self.directory / "profile/DevToolsActivePort").read_text().split("\n")
+        if not paths:
+            raise OSError("the file is not complete yet")
+        return [port, paths[0]]
 
 
 class Firefox(Browser):
@@ -236,13 +243,12 @@ class WebPort:
         site.noisy = False
         site.log = lambda request: None
         self._factory = WrappingFactory(site)
-        self.port = 0
+        self.port = free_port()  # one that no client takes while the site is stopped
 
     @inlineCallbacks
     def start(self) -> Generator[Deferred[Any], Any, None]:
         endpoint = serverFromString(reactor, f"tcp:{self.port}:interface=127.0.0.1")
         self._listening = yield endpoint.listen(self._factory)
-        self.port = self._listening.getHost().port
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], Any, None]:

@@ -17,9 +17,14 @@ from topicsvc.topics import TopicAddress
 __all__ = ["OtherSender", "make_broker"]
 
 
-def make_broker(options: Options) -> KafkaBroker:
-    """Make the broker under test, in this process."""
-    return KafkaBroker(options, reactor, time, HistorySettings())
+def make_broker(options: Options, history: HistorySettings | None = None) -> KafkaBroker:
+    """Make the broker under test, in this process.
+
+    Args:
+        options: of its connections.
+        history: what it reads back; None: the default.
+    """
+    return KafkaBroker(options, reactor, time, history or HistorySettings())
 
 
 class OtherSender:
@@ -35,7 +40,7 @@ class OtherSender:
             {
                 "bootstrap.servers": server.bootstrap,
                 "enable.idempotence": True,
-                "message.timeout.ms": 120000,
+                "message.timeout.ms": 300000,
                 "reconnect.backoff.max.ms": 200,
                 "linger.ms": 0,
                 "log_level": 0,
@@ -64,4 +69,4 @@ class OtherSender:
         self._client.poll(0)
 
     def finish(self) -> None:
-        assert self._client.flush(60) == 0
+        assert self._client.flush(120) == 0

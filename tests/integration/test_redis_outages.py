@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.integration.support.broker_cases import CELL, figure
 from tests.integration.support.redis_server import Redis, Sentinel
-from tests.support.processes import until
+from tests.support.processes import free_port, until
 from tests.support.scripted_broker import log_lines
 from topicsvc.brokers.factory import make_broker
 from topicsvc.brokers.redis import client
@@ -58,12 +58,11 @@ class Link:
         self._factory.noisy = False
         self._factory.protocol = Server
         self._listening: IListeningPort | None = None
-        self.port = 0
+        self.port = free_port()  # one that no client takes while the proxy is cut
         self.restore()
 
     def restore(self) -> None:
         self._listening = reactor.listenTCP(self.port, self._factory, interface="127.0.0.1")
-        self.port = self._listening.getHost().port
 
     def cut(self) -> Any:
         """Close all connections and accept no more; fires when this is done."""
@@ -132,7 +131,7 @@ def replay(log: TopicLog, position: Position) -> list[bytes] | None:
 class OutageTestCase(TestCase):
     """Fixture: Redis, one broker that listens through a `Link`, and one that sends."""
 
-    timeout = 120
+    timeout = 300
     configuration = ""
     keeps_data = False
     login: Login | None = None
@@ -352,7 +351,9 @@ class ConnectedTests(OutageTestCase):
         self.server.command("REPLICAOF", "127.0.0.1", str(other.port))
         yield until(lambda: "link_status:up" in self.server.command("INFO"), "it is a replica")
         self.server.command("REPLICAOF", "NO", "ONE")
-        yield until(lambda: self.broker.losses.reconnects, "the change is noticed")
+        # Each of the two brokers finds out by a probe of its own.
+        for broker in (self.broker, self.other):
+            yield until(lambda each=broker: each.losses.reconnects, "the change is noticed")
         yield self.until_up(self.broker)
         yield self.until_up(self.other)
         yield self.assert_honest(lost=0, missed=1, provable=0)
@@ -410,7 +411,7 @@ class PasswordTests(OutageTestCase):
 
 
 class FrozenTests(OutageTestCase):
-    probe_interval = 0.2
+    probe_interval = 0.5  # a loaded machine may not run Redis for a second
 
     @inlineCallbacks
     def test_a_frozen_redis_loses_nothing(self) -> Any:
@@ -484,7 +485,7 @@ class FailoverTests(OutageTestCase):
         self.addCleanup(self.replica.remove)
         self.server.command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
         yield self.replica.start()
-        yield until(lambda: "link_status:up" in self.replica.command("INFO"), "it follows", 30)
+        yield until(lambda: "link_status:up" in self.replica.command("INFO"), "it follows", 60)
 
     def until_replicated(self, count: int) -> Any:
         """Fires when the replica has so many messages."""
@@ -526,7 +527,7 @@ class FailoverTests(OutageTestCase):
         yield self.send_and_read(3)
         yield self.until_replicated(3)
         self.server.program.kill()
-        yield until(lambda: sentinel.primary == self.replica.port, "it is promoted", 60)
+        yield until(lambda: sentinel.primary == self.replica.port, "it is promoted", 120)
         yield self.use_replica()
         yield self.assert_honest(lost=0, missed=1, provable=0)
 

@@ -68,7 +68,7 @@ class Redis:
     def start(self) -> Any:
         """Start the server; fires when its port is open, with the seconds that this took."""
         self.program.start()
-        return (yield until(self._listens, "Redis listens", 30))
+        return (yield until(self._listens, "Redis listens", 60))
 
     def command(self, *words: str) -> str:
         """Run one command with redis-cli; return its output."""
@@ -85,7 +85,7 @@ class Redis:
 
 
 class Sentinel:
-    """A Sentinel that watches one primary and promotes its replica after a second.
+    """A Sentinel that watches one primary and promotes its replica after 5 seconds.
 
     Args:
         port: of the primary.
@@ -100,7 +100,8 @@ class Sentinel:
         configuration.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {self._directory}\n"
             f"sentinel monitor main 127.0.0.1 {port} 1\n"
-            "sentinel down-after-milliseconds main 1000\n"
+            # A primary that a loaded machine does not run for a second is not lost.
+            "sentinel down-after-milliseconds main 5000\n"
             "sentinel failover-timeout main 10000\n"
         )
         self.program = Program(
@@ -110,7 +111,7 @@ class Sentinel:
     def start(self) -> Any:
         """Start it; fires when its port is open."""
         self.program.start()
-        return until(lambda: listens(self.port), "Sentinel listens", 30)
+        return until(lambda: listens(self.port), "Sentinel listens", 60)
 
     @property
     def primary(self) -> int:

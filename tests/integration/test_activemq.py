@@ -47,7 +47,7 @@ shared = Shared(ActiveMQ)
 class ActiveMQTestCase(TestCase):
     """Fixture: an `ActiveMQBroker` in this process, connected to a server that all tests share."""
 
-    timeout = 60
+    timeout = 150
 
     @inlineCallbacks
     def setUp(self) -> Any:
@@ -61,7 +61,7 @@ class ActiveMQTestCase(TestCase):
         )
         broker.startService()
         self.addCleanup(broker.stopService)
-        yield until(lambda: broker.is_up, "the broker is up", 15)
+        yield until(lambda: broker.is_up, "the broker is up", 60)
         return broker
 
 
@@ -79,7 +79,7 @@ class PressureTests(PressureCases, ActiveMQTestCase):
 class LeavingClientsTests(ActiveMQTestCase):
     """ActiveMQ sends no heartbeats while it handles frames that need no answer."""
 
-    timeout = 180
+    timeout = 400
     seconds = 120
 
     @inlineCallbacks
@@ -195,7 +195,7 @@ class JmsTests(ActiveMQTestCase):
 class TlsAndLoginTests(TestCase):
     """A broker with TLS and a login."""
 
-    timeout = 90
+    timeout = 200
 
     @inlineCallbacks
     def setUp(self) -> Any:

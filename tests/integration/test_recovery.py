@@ -113,7 +113,7 @@ class KafkaCase(RecoveryCase):
         broker = make_kafka_broker(connection_options(self.server.bootstrap))
         broker.startService()
         self.addCleanup(broker.stopService)
-        yield until(lambda: broker.is_up, "the sender is up", 30)
+        yield until(lambda: broker.is_up, "the sender is up", 60)
         return broker
 
 
@@ -160,7 +160,7 @@ class KafkaOutageTests(KafkaCase, TestCase):
             self.assertEqual((client.unasked, client.returns), (0, []))
         yield self.restart(self.services[0])
         client = self.returning(old)
-        yield until(lambda: len(client.bodies) == 5, "what it has missed arrives")
+        yield self.until_all_have_the_last()
         self.assertEqual((self.numbers_of(client), client.returns), (self.sent[1:], [False]))
 
     @inlineCallbacks

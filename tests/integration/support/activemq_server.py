@@ -108,7 +108,7 @@ class ActiveMQ:
     def start(self) -> Any:
         """Start the broker; fires when both ports are open, with the seconds that this took."""
         self.program.start()
-        return (yield until(self._listens, "ActiveMQ listens", 60))
+        return (yield until(self._listens, "ActiveMQ listens", 120))
 
     def _listens(self) -> bool:
         assert self.program.runs, self.program.log
@@ -223,7 +223,7 @@ class JmsPeer(ProcessProtocol):
             source = Path(__file__).parent.parent / "jms" / "Peer.java"
             jars = f"{JARS}/activemq-client.jar:{JARS}/geronimo-jms_1.1_spec.jar"
             command = ["javac", "-d", str(cls._classes), "-cp", jars, str(source)]
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
         return cls._classes
 
 

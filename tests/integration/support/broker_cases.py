@@ -38,11 +38,16 @@ __all__ = [
     "figure",
 ]
 
-DETECTION_TIME = 32
-"""Seconds in which the loss of a broker must be noticed."""
+DETECTION_TIME = 45
+"""Seconds in which the loss of a broker must be noticed. A frozen ActiveMQ is noticed after up to
+30 s (docs/brokers.md); the rest is for a machine that runs timers late."""
 
-RECOVERY_TIME = 10
-"""Seconds after the return of a broker in which everything must work again."""
+RECOVERY_TIME = 30
+"""Seconds after the return of a broker in which everything must work again. A pause between two
+attempts takes up to 4.5 s, and an attempt up to 5 s; the rest is for a loaded machine."""
+
+LOOKS = 60
+"""How often the topics of a broker are listed, every 0.5 s: the list may be late."""
 
 CELL = "https://cell2.unit1.example/"
 
@@ -85,7 +90,7 @@ class ProcessesCases:
     Mix this class and its subclasses into a TestCase.
     """
 
-    timeout = 180
+    timeout = 400
     on_loss = "keep"
     sessions = 50
 
@@ -157,7 +162,7 @@ class KeepOnLossCases(ProcessesCases):
         yield self.send_many(count)
         figure(f"{count} messages sent by another client", monotonic() - began)
         yield until(
-            lambda: all(len(each.messages) >= count for each in self.subscribers), "all arrive", 60
+            lambda: all(len(each.messages) >= count for each in self.subscribers), "all arrive", 120
         )
         figure(f"{count} messages at each of {self.sessions} sessions", monotonic() - began)
         yield self.assert_delivered(count)
@@ -249,7 +254,7 @@ class RightAfterSuccessCases:
     Mix into a TestCase that has a server in ``self.server`` and a broker in ``self.broker``.
     """
 
-    timeout = 180
+    timeout = 400
     attempts = 1000
     at_once = 4
     server: BrokerServer
@@ -277,7 +282,7 @@ class RightAfterSuccessCases:
             )
             yield service.join(topic, subscriber)
             yield sent[0]
-            yield until(lambda each=subscriber: each.messages, f"message {number} arrives", 5)
+            yield until(lambda each=subscriber: each.messages, f"message {number} arrives", 60)
             self.assertEqual(subscriber.messages, [data(CELL, number)])
             yield subscriber.leave()
 
@@ -339,7 +344,7 @@ class PressureCases:
         bodies = [b'"%0*d"' % (self.size, number) for number in range(self.flood)]
         began = monotonic()
         yield gatherResults([self.broker.publish(Message(topic, CELL, body)) for body in bodies])
-        yield until(lambda: len(member.received) == self.flood, "all arrive", 30)
+        yield until(lambda: len(member.received) == self.flood, "all arrive", 60)
         seconds = monotonic() - began
         figure(f"{self.flood} messages of {self.size} bytes, {len(pauses)} pauses", seconds)
         figure("largest queue", member.most / 1e6, "MB")
@@ -426,7 +431,12 @@ class HostileNamesCases:
             self.assertRaises(PathRefused, TopicAddress, "cell1", "box1", ("probe",), name)
         # A valid topic proves that the hostile ones would be in the list as well.
         self.assertEqual(service.send("/cell1/box1/probe/topic/valid", b"1"), 200)
-        yield deferLater(reactor, 0.5)
-        names = yield self.names_at_the_broker()
-        probes = sorted(name for name in names if "probe" in name)
-        self.assertEqual(probes, [f"cell1.box1.probe.topic.{name}" for name in ("a", "valid")])
+        expected = [f"cell1.box1.probe.topic.{name}" for name in ("a", "valid")]
+        probes: list[str] = []
+        for _ in range(LOOKS):
+            yield deferLater(reactor, 0.5)
+            names = yield self.names_at_the_broker()
+            probes = sorted(name for name in names if "probe" in name)
+            if len(probes) >= len(expected):
+                break
+        self.assertEqual(probes, expected)

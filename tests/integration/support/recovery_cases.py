@@ -36,7 +36,7 @@ class RecoveryCase:
     Mix this class and its subclasses into a TestCase.
     """
 
-    timeout = 300
+    timeout = 600
     clients_count = CLIENTS
     on_loss = "keep"
     interval = max(0.1, CLIENTS / 4000)
@@ -128,7 +128,7 @@ class RecoveryCase:
     def restart(self, service: TopicsvcServer) -> Any:
         """Stop a process with its sessions, and start it again."""
         service.program.signal(signal.SIGTERM)
-        yield until(lambda: not service.program.runs, "the process has stopped")
+        yield until(lambda: not service.program.runs, "the process has stopped", 60)
         yield self.until_all_active()
         yield service.start()
 

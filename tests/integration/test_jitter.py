@@ -16,7 +16,7 @@ TIMES = ("--seconds", "8", "--stays", "3", "--away", "0.5", "--interval", "0.1")
 
 
 class JitterTests(TestCase):
-    timeout = 120
+    timeout = 300
 
     async def run_jitter(self, *arguments: str) -> tuple[str, Any]:
         command = ["-m", "bench.jitter", "--clients", str(CLIENTS), *TIMES, *arguments]

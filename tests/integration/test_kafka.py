@@ -143,7 +143,7 @@ class CloseOnLossTests(CloseOnLossCases, TestCase):
 
 
 class RightAfterSuccessTests(RightAfterSuccessCases, KafkaTestCase):
-    at_once = 100
+    at_once = 40
 
 
 class HostileNamesTests(HostileNamesCases, KafkaTestCase):

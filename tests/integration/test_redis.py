@@ -310,8 +310,8 @@ class LoginTests(RedisTestCase):
             (Login("nobody", "secret-word"), "WRONGPASS"),
         ):
             broker = self.make(server, login=login)
-            yield until(lambda broker=broker: broker.last_error, "it is refused")
-            self.assertIn(why, broker.last_error)
+            # A connection that a loaded machine was late with has another reason.
+            yield until(lambda broker=broker, why=why: why in broker.last_error, why)
             self.assertIn("broker.password_file", broker.last_error)
             self.assertNotIn("word", broker.last_error.replace("password", ""))
             self.assertFalse(broker.is_up)

@@ -311,7 +311,7 @@ class Program:
             self.signal(signal.SIGKILL)
             self._process.wait()
 
-    def stop(self, seconds: float = 10) -> None:
+    def stop(self, seconds: float = 30) -> None:
         """Send SIGTERM, and SIGKILL after `seconds`."""
         if self.runs:
             self.signal(signal.SIGCONT)

@@ -73,6 +73,7 @@ class ReturningClient:
         self.returns: list[bool] = []
         self.unasked = 0
         self.is_active = False
+        self._connecting: Deferred[Any] | None = None
         self._connection: _Connection | None = None
         self._is_stopped = False
         self._retry: IDelayedCall | None = None
@@ -82,8 +83,8 @@ class ReturningClient:
         self._retry = None
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self._port())
         connection = _Connection(self)
-        connecting = connectProtocol(endpoint, connection)
-        connecting.addCallbacks(self._on_connected, lambda _: self._come_back(RETRY_DELAY))
+        self._connecting = connectProtocol(endpoint, connection)
+        self._connecting.addCallbacks(self._on_connected, lambda _: self._come_back(RETRY_DELAY))
 
     def cut(self) -> None:
         """Lose the connection; the client comes back."""
@@ -96,6 +97,8 @@ class ReturningClient:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        if self._connecting is not None:
+            self._connecting.cancel()  # without effect if it is connected
         return None if self._connection is None else self._connection.leave()
 
     def _on_connected(self, connection: _Connection) -> None:

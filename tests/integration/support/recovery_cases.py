@@ -126,11 +126,13 @@ class RecoveryCase:
 
     @inlineCallbacks
     def restart(self, service: TopicsvcServer) -> Any:
-        """Stop a process with its sessions, and start it again."""
+        """Stop a process with its sessions, and start it again; all clients are back then."""
         service.program.signal(signal.SIGTERM)
         yield until(lambda: not service.program.runs, "the process has stopped", 60)
         yield self.until_all_active()
         yield service.start()
+        # A client may not have noticed before that its connection was lost.
+        yield self.until_all_active()
 
 
 class RollingRestartCases(RecoveryCase):

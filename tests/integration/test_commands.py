@@ -429,8 +429,9 @@ class FaultTests(SynchronousTestCase):
                     except subprocess.TimeoutExpired:
                         is_interrupted = self.interrupt(child)
                     out, _ = child.communicate()
-                    if b", in main\n" not in out and (
-                        child.returncode == -signal.SIGINT or b"init_import_site" in out
+                    has_begun = re.search(rb'cli/main\.py", line \d+, in main\n', out)
+                    if not has_begun and (
+                        child.returncode == -signal.SIGINT or b"Fatal Python error: init_" in out
                     ):
                         continue  # Python itself, or its first imports, had not ended yet
                     self.assertNotIn(b"Traceback", out)

@@ -53,13 +53,13 @@ __all__ = [
 ]
 
 TIMEOUT = 60.0
-"""Seconds for one step of a child: a line of output, or its end. A loaded machine starts slowly."""
-
-SEND_TIMEOUT = 60.0
-"""Seconds for a response to a message. The loss of a broker may be noticed after 30 s."""
+"""Seconds for one step of a child: a line of output, or its end. A loaded machine needs less."""
 
 POLL_INTERVAL = 0.05
 """Seconds between two looks at a condition."""
+
+SEND_TIMEOUT = 60.0
+"""Seconds for a response to a message. The loss of a broker may be noticed after 30 s."""
 
 PORTS = (20000, 32000)
 """Ports for servers. Linux gives clients ports from 32768 on, so clients do not take these."""

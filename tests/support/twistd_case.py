@@ -76,7 +76,7 @@ class TwistdTestCase(SynchronousTestCase):
         context: ssl.SSLContext | None = None,
     ) -> int:  # fmt: skip
         """Send a message over HTTP to the loopback address; return the status."""
-        raw = socket.create_connection(("127.0.0.1", port), timeout=30)
+        raw = socket.create_connection(("127.0.0.1", port), timeout=60)
         stream = context.wrap_socket(raw, server_hostname=host) if context else raw
         with stream:
             head = (

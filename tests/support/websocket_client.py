@@ -9,7 +9,8 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
+"""Seconds for one step: more than a loaded machine needs, also to start a service."""
 
 
 class WebSocketClient:

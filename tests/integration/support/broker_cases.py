@@ -42,7 +42,7 @@ DETECTION_TIME = 45
 """Seconds in which the loss of a broker must be noticed. A frozen ActiveMQ is noticed after up to
 30 s (docs/brokers.md); the rest is for a machine that runs timers late."""
 
-RECOVERY_TIME = 30
+RECOVERY_TIME = 20
 """Seconds after the return of a broker in which everything must work again. A pause between two
 attempts takes up to 4.5 s, and an attempt up to 5 s; the rest is for a loaded machine."""
 

@@ -23,7 +23,8 @@ Test = Generator[Deferred[Any], Any, None]
 
 
 class BurstTestCase(ValidatedServiceTestCase):
-    check_timeout = 10
+    check_timeout = 60
+    timeout = 600
 
     @inlineCallbacks
     def setUp(self) -> Test:

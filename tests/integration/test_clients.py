@@ -19,7 +19,7 @@ try:
 except ImportError:
     aiohttp = None
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 MAX_MESSAGES = 5
 
 LINGER = 0.1

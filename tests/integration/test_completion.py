@@ -19,7 +19,7 @@ class ShellTests(SynchronousTestCase):
     def run_shell(self, shell: str, *arguments: str) -> list[str]:
         need(shutil.which(shell), f"{shell} (tests/integration/install.sh)")
         done = subprocess.run(
-            [shell, *arguments], check=True, capture_output=True, timeout=30, text=True
+            [shell, *arguments], check=True, capture_output=True, timeout=120, text=True
         )
         self.assertEqual(done.stderr, "")
         return done.stdout.split()
@@ -71,6 +71,6 @@ class ShellTests(SynchronousTestCase):
         need(shutil.which("mandoc"), "mandoc (tests/integration/install.sh)")
         done = subprocess.run(
             ["mandoc", "-T", "lint", "-W", "warning", str(PAGE)],
-            check=False, capture_output=True, timeout=30, text=True,
+            check=False, capture_output=True, timeout=120, text=True,
         )  # fmt: skip
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))

@@ -97,7 +97,7 @@ class DeploymentTests(SynchronousTestCase):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 
@@ -108,7 +108,7 @@ class DeploymentTests(SynchronousTestCase):
             ["systemd-analyze", "verify", "--man=no", str(units / unit)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         # The program exists below the test's directory, at the path in the unit.
@@ -189,7 +189,7 @@ class DeploymentTests(SynchronousTestCase):
 
     def wait_for(self, log: Path, pattern: str) -> None:
         """Wait until the log of a process that runs in the background matches `pattern`."""
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + 120
         while not re.search(pattern, text := log.read_text() if log.exists() else ""):
             self.assertLess(time.monotonic(), ends, f"{pattern!r} is not in {text}")
             time.sleep(0.05)

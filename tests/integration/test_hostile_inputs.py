@@ -42,7 +42,7 @@ AT_ONCE = 16
 READ_TIMEOUT = 0.3
 """Seconds without a byte after which a connection is closed."""
 
-CONNECT_TIMEOUT = 10.0
+CONNECT_TIMEOUT = 60.0
 
 MARKER = "~S3~"
 """Is in each token and query string. An identifier of a token cannot have it."""

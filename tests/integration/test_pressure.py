@@ -39,7 +39,7 @@ SIZE = 90_000
 MAX_GROWTH = HIGH_WATER + 80_000_000
 """Bytes: the hub's queue, and the requests in progress, with some copies of each body."""
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 """Seconds for all messages to arrive."""
 
 _BUFFER = bytearray(1 << 20)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tests.integration.support.requirements import need
-from tests.support.processes import TWISTD, Process, environment, free_port
+from tests.support.processes import TIMEOUT, TWISTD, Process, environment, free_port
 from tests.support.twistd_case import WEBSOCKET_PATH, TwistdTestCase
 
 HOST = "cell1.unit1.example"
@@ -40,7 +40,7 @@ class SystemdSocketTests(TwistdTestCase):
         service.wait_for(r" 127\.0\.0\.1:\d+ |::ffff:127\.0\.0\.1:\d+")
         # As a trusted proxy, this host names its clients.
         for number in range(4):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as client:
                 client.sendall(
                     f"OPTIONS * HTTP/1.1\r\nHost: {HOST}\r\nX-Forwarded-For: 192.0.2.{number}\r\n"
                     "Connection: close\r\n\r\n".encode()
@@ -55,7 +55,7 @@ class SystemdSocketTests(TwistdTestCase):
         service = self.activate(str(path), "systemd:domain=UNIX:index=0")
         path.chmod(0o620)
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
+            client.settimeout(TIMEOUT)
             client.connect(str(path))
             client.sendall(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             with client.makefile("rb") as response:

@@ -36,7 +36,7 @@ class UnitTests(SynchronousTestCase):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         self.assertEqual(done.returncode, 0, done.stdout)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from topicsvc.client.rules.messages import token_message
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
+"""Seconds for one step: more than a loaded machine needs."""
 MASK = b"\x0f\xf0\x55\xaa"
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10

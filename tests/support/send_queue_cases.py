@@ -36,7 +36,7 @@ from topicsvc.settings import LimitSettings
 
 HANDSHAKE_ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 LIMIT = 64 * 1024 * 1024
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 class FaultySocket(socket.socket):
@@ -120,7 +120,7 @@ class SendQueueCase:
     Sockets are real. The times of `SlowConsumers` are virtual.
     """
 
-    timeout = 30
+    timeout = 120
     kind: type
     open: Any
     transport: type[tcp.Server] = tcp.Server

@@ -32,8 +32,11 @@ from topicsvc.workers import admin_pages
 
 HOST = "cell1.unit1.example"
 TOKEN = "a-token-of-an-operator"
-WAIT = 30.0
+WAIT = 120.0
 """Seconds for a condition, whatever the speed of the machine."""
+
+MAX_DELAY = 15.0
+"""Seconds by which a busy machine may exceed the time limit of an answer."""
 
 MAX_CONNECTIONS = 64
 """Connections after which both workers have some, but for once in 2 ** 60 times."""
@@ -251,7 +254,7 @@ class FaultTests(WorkersTestCase):
         with ThreadPoolExecutor() as threads:
             answers = dict(zip(paths, threads.map(self.request, paths), strict=True))
         limit = max(admin_pages.TIMEOUT, admin_pages.LIST_TIMEOUT)
-        self.assertLess(time.monotonic() - since, limit + WAIT / 2)
+        self.assertLess(time.monotonic() - since, limit + MAX_DELAY)
 
         self.assertEqual(answers["/metrics"][0], 200)
         found = samples(answers["/metrics"][1])

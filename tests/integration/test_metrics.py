@@ -33,7 +33,8 @@ WEBSOCKET_PATH = "/__topic/box1/col.topic."
 SEND_PATH = "/box1/col/topic/"
 SUBJECT = "https://cell2.unit1.example/#me"
 LOOPBACK = "tcp:0:interface=127.0.0.1"
-TIMEOUT = 30.0
+TIMEOUT = 120.0
+"""Seconds for a condition, whatever the speed of the machine."""
 _CLOSE_FRAME = b"\x88\x82\0\0\0\0\x03\xe8"
 SLOW_BODY = b'"%s"' % (b"x" * 900_000)
 
@@ -56,13 +57,13 @@ class MetricsTestCase(SynchronousTestCase):
             [session]
             ping_interval = 1
             ping_limit = 100
-            token_timeout = 3
+            token_timeout = 10
             [send]
             max_body = 1000000
             [validator]
             kind = "local"
             key_file = "{key_file}"
-            cache = 60
+            cache = 3600  # longer than the test
             [stop]
             drain = 0
             """
@@ -90,7 +91,7 @@ class MetricsTestCase(SynchronousTestCase):
     def http(self, token: str | None, body: bytes = b"1", path: str = SEND_PATH + "name") -> int:
         """Send a message; return the status."""
         authorization = "" if token is None else f"Authorization: Bearer {token}\r\n"
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as raw:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT) as raw:
             raw.sendall(
                 f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n{authorization}"
                 f"Content-Length: {len(body)}\r\n\r\n".encode()
@@ -103,7 +104,7 @@ class MetricsTestCase(SynchronousTestCase):
         """Return a socket after the opening handshake."""
         raw = socket.socket()
         self.addCleanup(raw.close)
-        raw.settimeout(10)
+        raw.settimeout(TIMEOUT)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", self.port))
         raw.sendall(
@@ -121,7 +122,7 @@ class MetricsTestCase(SynchronousTestCase):
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.admin}/metrics", headers={"Accept": accept}
         )
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return str(response.read().decode())
 
     def scrape(self) -> dict[str, float]:
@@ -156,8 +157,8 @@ class ScrapeTests(MetricsTestCase):
         # Five sessions stay open.
         listeners = [self.subscribe(token) for _ in range(5)]
         started, hits = 5, 4
-        # Two sessions expire.
-        for lifetime in (1, 2):
+        # Two sessions expire, after they have started even on a slow machine.
+        for lifetime in (10, 11):
             self.subscribe(self.token(lifetime=lifetime), "other")
             checks["granted"] += 1
             started += 1
@@ -382,6 +383,9 @@ OTHER_SERIES = {
 }
 """Series that an alert needs besides its own."""
 
+SLOWNESS = {"TopicsvcReactorLag", "TopicsvcFanOutSlow"}
+"""Alerts that a machine can raise by being slow. They are pending for minutes before they fire."""
+
 
 class AlertTests(SynchronousTestCase):
     """promtool evaluates each alert: above its threshold it fires, below it does not."""
@@ -417,7 +421,7 @@ class AlertTests(SynchronousTestCase):
             capture_output=True,
             check=False,
             text=True,
-            timeout=30,
+            timeout=TIMEOUT,
         )
         return "" if done.returncode == 0 else done.stdout + done.stderr
 
@@ -470,13 +474,13 @@ class PrometheusTests(MetricsTestCase):
             capture_output=True,
             check=False,
             text=True,
-            timeout=30,
+            timeout=TIMEOUT,
         )
         self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
 
     def call(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             return json.load(response)["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
@@ -494,8 +498,8 @@ class PrometheusTests(MetricsTestCase):
         self.connect().send("hello")
         self.until(
             lambda: (
-                self.query('rate(topicsvc_sends_total{status="200"}[10s]) > 0')
-                and self.query("rate(topicsvc_sessions_ended_total[10s]) > 0")
+                self.query('rate(topicsvc_sends_total{status="200"}[5m]) > 0')
+                and self.query("rate(topicsvc_sessions_ended_total[5m]) > 0")
             ),
             "the events are scraped",
         )
@@ -505,7 +509,7 @@ class PrometheusTests(MetricsTestCase):
         count = 0
         for panel in dashboard["panels"]:
             for target in panel.get("targets", ()):
-                expression = target["expr"].replace("$__rate_interval", "20s")
+                expression = target["expr"].replace("$__rate_interval", "5m")
                 expression = re.sub(r"\$(job|instance)", ".*", expression)
                 if not re.search(
                     "limit_hits|refused_tokens|certificate_expiry|_worker", expression
@@ -515,8 +519,8 @@ class PrometheusTests(MetricsTestCase):
         self.assertGreater(count, 25)
         self.until(lambda: self.rules_with("unknown") == [], "all rules were evaluated")
         self.assertEqual(len(self.rules_with("ok")), len(ALERTS))
-        firing = [each["labels"]["alertname"] for each in self.call("alerts")["alerts"]]
-        self.assertEqual(firing, [])
+        self.until(lambda: self.raised() <= SLOWNESS, "no alert is raised")
+        self.assertEqual(self.raised("firing"), set())
 
     def test_a_service_that_is_down_raises_an_alert(self) -> None:
         self.until(lambda: self.query("topicsvc_broker_up == 1"), "the first scrape")
@@ -524,6 +528,14 @@ class PrometheusTests(MetricsTestCase):
         self.until(
             lambda: "TopicsvcDown" in str(self.call("alerts")), "the alert is pending or firing"
         )
+
+    def raised(self, *states: str) -> set[str]:
+        """The names of the alerts in these states; by default, of all that are raised."""
+        return {
+            each["labels"]["alertname"]
+            for each in self.call("alerts")["alerts"]
+            if each["state"] in (states or ("pending", "firing"))
+        }
 
     def rules_with(self, health: str) -> list[str]:
         return [

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from tests.integration.support.run_delay import run_delay
 from tests.integration.support.validated_service import (
     TOPIC,
     ValidatedServiceTestCase,
@@ -44,7 +45,8 @@ MAX_GROWTH = 10_000_000
 
 ADDRESSES, TOKENS, SECONDS = 100, 10_000, 25
 MAX_P99 = 0.020
-"""Seconds in which 99 % of the good tokens get their result during the flood."""
+"""Seconds in which 99 % of the good tokens get their result during the flood, without the time in
+which this process waited for a processor."""
 
 
 class JwtTestCase(ValidatedServiceTestCase):
@@ -119,7 +121,7 @@ class FaultTests(JwtTestCase):
 
 
 class FloodTests(JwtTestCase):
-    timeout = 120
+    timeout = 600
 
     @inlineCallbacks
     def test_made_up_keys_do_not_delay_good_tokens(self) -> Test:
@@ -161,12 +163,12 @@ class FloodTests(JwtTestCase):
         flooding = LoopingCall(flood)
         flooding.start(0.005)
         while len(made_up) < TOKENS:
-            due_at = reactor.seconds() + 0.01
+            due_at, delay = reactor.seconds() + 0.01, run_delay()
             yield sleep(0.01)
             # A new token each time, which is verified; the delay of the timer counts.
             good_token = self.issuer.token(key("Ed25519"), "EdDSA", {"kid": "a2"})
             yield good.validate(self.stack.validator, good_token, TOPIC)
-            times.append(reactor.seconds() - due_at)
+            times.append(reactor.seconds() - due_at - (run_delay() - delay))
             if rolled is None and reactor.seconds() - began > SECONDS / 2:
                 self.issuer.published.append(jwk(key("ES256"), "b"))
                 new = self.issuer.token(key("ES256"), "ES256", {"kid": "b"})
@@ -187,5 +189,6 @@ class FloodTests(JwtTestCase):
         self.assertEqual(set(outcomes), {TokenInactive, TooManyFailedTokens})
         self.assertEqual(outcomes.total(), TOKENS)
         self.assertLess(p99, MAX_P99)
-        self.assertLessEqual(seen_after, FETCH_INTERVAL + 1)
+        # By the next fetch that is allowed; the one after it would start at 2 * FETCH_INTERVAL.
+        self.assertLess(seen_after, 1.5 * FETCH_INTERVAL)
         self.assertLessEqual(self.issuer.fetches - fetches, seconds / FETCH_INTERVAL + 1)

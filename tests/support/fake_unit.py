@@ -24,7 +24,7 @@ from topicsvc.topics import TopicAddress
 USERNAME = "topicsvc:\N{SNOWMAN}"
 PASSWORD = "pass word+%"
 
-GIBIBYTE = 1073741824
+TEBIBYTE = 2**40
 
 _MULTISTATUS = """\
 <multistatus xmlns="DAV:">
@@ -443,7 +443,7 @@ class _Flood:
         self._left = 0
 
 
-def floods(length: int = GIBIBYTE, chunked: bool = False) -> Fault:
+def floods(length: int = TEBIBYTE, chunked: bool = False) -> Fault:
     """A body of `length` bytes."""
 
     def fault(request: Any, reply: Reply) -> Any:

@@ -41,6 +41,7 @@ from tests.support.subscriber import Subscriber
 from topicsvc.process import memory
 from topicsvc.settings import LimitSettings
 from topicsvc.validators.local import make_key, sign_token, write_key
+from topicsvc.web.site import HEAD_TIMEOUT
 
 Test = Generator[Deferred[Any], Any, None]
 
@@ -59,10 +60,14 @@ FILES = 12_000
 MAX_GROWTH = 5_000_000
 """Bytes of memory."""
 
+MOST_CONNECTIONS = 2000
+"""Connections that the clients may have open with the default limits: the 1,000 of the limit, and
+those of one second that a busy service has not accepted yet. Without limits they are 10,500."""
+
 MAX_KEPT = 25_000_000
 """Bytes that Python's allocator may keep after more than 10,000 connections: docs/security.md."""
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 BUSY = 0.1
 """Cores. If other processes use more, the latency is measured again."""
 
@@ -170,13 +175,21 @@ class Flood:
 
 
 class Sender(Protocol):
-    """Sends messages over one persistent HTTP connection."""
+    """Sends messages over one persistent HTTP connection.
+
+    Attributes:
+        requests: number of messages that were sent.
+        responses: number of responses.
+        accepted: number of responses with status 200.
+    """
 
     def __init__(self, token: str) -> None:
         self._token = token
-        self.responses = 0
+        self._rest = b""
+        self.requests = self.responses = self.accepted = 0
 
     def send(self, path: str, body: bytes) -> None:
+        self.requests += 1
         self.transport.write(
             f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {self._token}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
@@ -184,11 +197,17 @@ class Sender(Protocol):
         )
 
     def dataReceived(self, data: bytes) -> None:
-        self.responses += data.count(b"HTTP/1.1 200 ")
+        # A status line may be torn.
+        data = self._rest + data
+        _, *heads = data.split(b"HTTP/1.1 ")
+        is_torn = bool(heads) and len(heads[-1]) < 3
+        self._rest = b"HTTP/1.1 " + heads.pop() if is_torn else data[-8:]
+        self.responses += len(heads)
+        self.accepted += sum(head.startswith(b"200") for head in heads)
 
 
 class FloodTests(TestCase):
-    timeout = 600
+    timeout = 1500
 
     @inlineCallbacks
     def serve(self, unauthenticated: int) -> Test:
@@ -263,7 +282,7 @@ class FloodTests(TestCase):
     def ended(self) -> Counter[str]:
         """Sessions that have ended so far, by the reason in the metrics."""
         url = f"http://127.0.0.1:{self.admin}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             text = response.read().decode()
         found = re.findall(r'^topicsvc_sessions_ended_total\{reason="(\w+)"\} (\S+)$', text, re.M)
         return Counter({reason: int(float(number)) for reason, number in found})
@@ -272,16 +291,19 @@ class FloodTests(TestCase):
     def measured(self, meanwhile: Deferred[Any]) -> Generator[Deferred[Any], Any, Any]:
         """The 99th percentile of latencies until `meanwhile` fires, in seconds; and its result."""
         self.latencies.clear()
-        before = self.sender.responses
+        before = self.sender.accepted
         sending = LoopingCall(self.send)
         sending.start(INTERVAL)
         try:
             result = yield meanwhile
         finally:
             sending.stop()
-        yield deferLater(reactor, 0.5)
-        sent = self.sender.responses - before
-        self.assertEqual(len(self.latencies), sent * SUBSCRIBERS, "messages are missing")
+        yield until(
+            lambda: self.sender.responses == self.sender.requests, "all sends have a response", 60
+        )
+        sent = self.sender.accepted - before
+        yield until(lambda: len(self.latencies) >= sent * SUBSCRIBERS, "all messages arrive", 60)
+        self.assertEqual(len(self.latencies), sent * SUBSCRIBERS)
         return sorted(self.latencies)[len(self.latencies) * 99 // 100], result
 
     def lower_priority(self) -> None:
@@ -304,7 +326,7 @@ class FloodTests(TestCase):
                 text=True,
                 env=environment(),
                 preexec_fn=self.lower_priority,
-                timeout=120,
+                timeout=300,
             )
         finally:
             bulk.stop()
@@ -320,8 +342,11 @@ class FloodTests(TestCase):
         files = self.files
         during, results = yield self.measured(self.run_clients())
         busy = other_load.cores
-        yield until(lambda: self.files == files, "all hostile connections are closed")
+        yield until(lambda: self.files == files, "all hostile connections are closed", 120)
         yield deferLater(reactor, 2 * memory.INTERVAL + 1)
+        yield until(
+            lambda: self.status["VmRSS"] - self.resident < self.max_kept, "memory is returned", 60
+        )
         return Flood(
             before=before,
             during=during,
@@ -355,24 +380,29 @@ class FloodTests(TestCase):
     @inlineCallbacks
     def test_with_the_default_limits(self) -> Test:
         def rules(flood: Flood) -> None:
-            self.assertLess(flood.kept, MAX_GROWTH, flood)
-            self.assertLess(flood.counts["most connections"], 1200)
+            self.assertLess(flood.kept, self.max_kept, flood)
+            self.assertLess(flood.counts["most connections"], MOST_CONNECTIONS)
             silent = flood.closed["silent connection"]
             stayed = [seconds for seconds in silent if seconds > MAX_DELAY]
             self.assertLess(len(stayed), len(silent) / 2, "most are closed at once")
             self.assertEqual(len(silent), self.settings.silent)
             flood.closed["silent connection"] = stayed
 
+        self.max_kept = MAX_GROWTH
         yield self.serve(unauthenticated=LimitSettings().unauthenticated)
         yield self.check(rules)
 
     @inlineCallbacks
     def test_without_limits(self) -> Test:
         def rules(flood: Flood) -> None:
-            self.assertLess(flood.kept, MAX_KEPT, flood)
-            self.assertGreater(flood.counts["most connections"], 10_000)
+            self.assertLess(flood.kept, self.max_kept, flood)
+            # On a busy machine, the first ones are closed before the last ones are opened.
+            seconds = max(flood.counts["seconds of silent connections"], HEAD_TIMEOUT)
+            most = flood.counts["most connections"]
+            self.assertGreater(most, 10_000 * HEAD_TIMEOUT / seconds)
             self.assertEqual(len(flood.closed["silent connection"]), self.settings.silent)
 
+        self.max_kept = MAX_KEPT
         yield self.serve(unauthenticated=0)
         yield self.check(rules)
 

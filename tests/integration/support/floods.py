@@ -141,9 +141,11 @@ class Floods:
             port, first, each_second = self.first_bytes(kind)
             for _ in range(count):
                 await self.connect(kind, port, first, each_second)
+        began = time.monotonic()
         for number in range(settings.silent):
             port = settings.port if number % 10 else settings.tls_port
             await self.connect("silent connection", port)
+        self.counts["seconds of silent connections"] = round(time.monotonic() - began, 2)
         gone = [each.is_gone for each in self._slow_clients]
         await asyncio.wait_for(asyncio.gather(*threads, *gone), TIMEOUT)
         sending.cancel()

@@ -20,8 +20,9 @@ HOST = "cell1.unit1.example"
 SESSIONS = 20
 FILES = 200
 CONNECTIONS = 300
-RECOVERY_TIME = 1.0
-"""Seconds in which new connections work after descriptors are free again."""
+RECOVERY_TIME = 5.0
+"""Seconds in which new connections work after descriptors are free again. If the listen queue was
+full, the system tries a connection again after 1 s, and after 3 s."""
 
 
 class DescriptorTests(TwistdTestCase):
@@ -95,7 +96,7 @@ class DescriptorTests(TwistdTestCase):
 
     def assert_recovers(self) -> None:
         began = time.monotonic()
-        while not self.is_served():
+        while not self.is_served(1):
             self.assertLess(time.monotonic() - began, RECOVERY_TIME, "not served again")
         self.assertLess(time.monotonic() - began, RECOVERY_TIME)
 
@@ -127,10 +128,10 @@ class DescriptorTests(TwistdTestCase):
         self.allow(FILES)
         connections = []
         for _ in range(CONNECTIONS):
-            connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+            connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
             self.addCleanup(connection.close)
             connections.append(connection)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while self.files < FILES - 2:
             self.assertLess(time.monotonic(), deadline, self.files)
             time.sleep(0.05)

@@ -73,7 +73,7 @@ class Count:
 
 
 class LeakTests(TestCase):
-    timeout = 300
+    timeout = 1500
 
     @inlineCallbacks
     def setUp(self) -> Test:
@@ -140,7 +140,7 @@ class LeakTests(TestCase):
             capture_output=True,
             text=True,
             env=environment(),
-            timeout=200,
+            timeout=600,
         )
         self.published.stop()
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -149,7 +149,18 @@ class LeakTests(TestCase):
     @inlineCallbacks
     def settled(self) -> Generator[Deferred[Any], Any, Count]:
         """Wait until all connections are closed; fires with what is left."""
-        yield until(lambda: not self.readers(), "all connections are closed")
+        yield until(
+            lambda: (
+                not (
+                    self.readers()
+                    or len(self.service.websocket_server)
+                    or self.service._site.connections
+                    or self.service._hub.topics
+                )
+            ),
+            "all connections are closed",
+            120,
+        )
         yield deferLater(reactor, 0.2)
         return Count(
             connections=len(self.service.websocket_server),

@@ -113,9 +113,7 @@ class LogTests(CanaryTestCase):
                 self.assert_clean("a reply", payload.decode("latin-1"))
             session.disconnect()
         self.unit.recover()
-        revoked = self.connect()
-        revoked.present(VALID)
-        yield self.reply(revoked)
+        revoked = yield self.active_session()
         del self.unit.tokens[VALID]
         text, _ = yield self.reply(revoked)
         self.assertIn("Token inactive", text)
@@ -257,7 +255,7 @@ def _use(port: int, token: str) -> Iterable[str]:
 
 
 def _fetch(port: int, method: str, path: str, headers: dict[str, str] | None = None) -> str:
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         body = "1" if method == "POST" else None
         connection.request(method, path, body, {"Host": HOST, **(headers or {})})

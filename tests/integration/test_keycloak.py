@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Generator
 from typing import Any
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.threads import deferToThread
 
 from tests.integration.support.keycloak_server import (
     AUDIENCE,
     AUDIENCE_SECRET,
+    LIFESPAN,
     PASSWORD,
     USER,
     Keycloak,
@@ -44,8 +46,8 @@ RULES = """
 class KeycloakTests(ValidatedServiceTestCase):
     """All tests use one server, which the last one stops."""
 
-    timeout = 240
-    check_timeout = 10
+    timeout = 900
+    check_timeout = 60  # more than FETCH_INTERVAL, and the fetch
     server: Keycloak | None = None
     left = 0
 
@@ -71,6 +73,8 @@ class KeycloakTests(ValidatedServiceTestCase):
         text = f"""
             listen = ["tcp:0"]
             unit_url = "https://unit1.example/"
+            [session]
+            ping_interval = 3600  # clients are told of their tokens only
             [validator]
             kind = "jwt"
             timeout = {self.check_timeout}
@@ -89,7 +93,14 @@ class KeycloakTests(ValidatedServiceTestCase):
         return deferToThread(function, *arguments, **settings)
 
     def header(self, token: str) -> dict[str, Any]:
-        part = token.split(".", maxsplit=1)[0]
+        return self.part(token, 0)
+
+    def claims(self, token: str) -> dict[str, Any]:
+        return self.part(token, 1)
+
+    def part(self, token: str, number: int) -> dict[str, Any]:
+        """A part of a JWT."""
+        part = token.split(".")[number]
         return dict(json.loads(base64.urlsafe_b64decode(part + "==")))
 
     @inlineCallbacks
@@ -108,9 +119,13 @@ class KeycloakTests(ValidatedServiceTestCase):
             yield self.do(self.keycloak.set_client, **{"access.token.header.type.rfc9068": value})
             token = yield self.do(self.keycloak.token)
             self.assertEqual(self.header(token)["typ"], typ)
+            expires_at = self.claims(token)["exp"]
+            self.assertEqual(expires_at - self.claims(token)["iat"], LIFESPAN)
+            most = expires_at - int(reactor.seconds())
             outcome = yield self.present(token)
+            least = expires_at - int(reactor.seconds()) - 1
             self.assertIn('"Result":"Success"', outcome.text)
-            self.assertIn(json.loads(outcome.text)["ExpiresIn"], range(580, 601))
+            self.assertIn(json.loads(outcome.text)["ExpiresIn"], range(least, most + 1))
 
     @inlineCallbacks
     def test_scopes_and_nested_roles_give_rights(self) -> Test:
@@ -168,6 +183,8 @@ class KeycloakTests(ValidatedServiceTestCase):
         text = f"""
             listen = ["tcp:0"]
             unit_url = "https://unit1.example/"
+            [session]
+            ping_interval = 3600
             [validator]
             kind = "introspection"
             url = "{endpoint}"

@@ -27,7 +27,10 @@ AUDIENCE = "topicsvc"
 AUDIENCE_SECRET = "a secret of the service"
 CLIENT, SECRET = "app", "a secret of the app"
 USER, PASSWORD = "alice", "a password of alice"
-START_TIMEOUT = 180
+LIFESPAN = 600
+"""Seconds from the issue of an access token to its expiry."""
+
+START_TIMEOUT = 600
 """Seconds: the first start after the installation also builds the server."""
 
 _ADMIN = "admin"
@@ -110,7 +113,8 @@ class Keycloak:
     # Requests; these block, and are called in a thread.
 
     def _set_up(self) -> None:
-        self.admin("POST", "", {"realm": REALM, "enabled": True, "accessTokenLifespan": 600}, "")
+        realm = {"realm": REALM, "enabled": True, "accessTokenLifespan": LIFESPAN}
+        self.admin("POST", "", realm, "")
         self.admin(
             "POST",
             "/client-scopes",

@@ -17,14 +17,14 @@ from tests.support.processes import environment
 from tests.support.twistd_case import TwistdTestCase
 
 HOST = "unit1.example"
-TIMEOUT = 240
+TIMEOUT = 900
 
 CHECKS = ["-p", "-s", "-f", "-P", "-S", "-h", "-U"]
 """Protocols, ciphers, forward secrecy, preferences, certificate, headers, vulnerabilities."""
 
 HARMLESS = {"OK", "INFO", "LOW"}
-NOT_CHECKED = "WARN"
-"""The other severities are MEDIUM, HIGH, CRITICAL and FATAL."""
+NOT_CHECKED = {"WARN", "FATAL"}
+"""The scanner could not check something, or not scan. The others are MEDIUM, HIGH and CRITICAL."""
 
 ABOUT_THE_SCANNER = {"engine_problem", "scanTime"}
 """Findings about the scanner's own OpenSSL, and the duration of the scan."""
@@ -52,7 +52,7 @@ class ScanTests(TwistdTestCase):
                 output, findings = found
                 for _ in range(ATTEMPTS - 1):
                     # A check can fail on a busy machine: repeat the scan without the other one.
-                    if any(each["severity"] == NOT_CHECKED for each in findings):
+                    if any(each["severity"] in NOT_CHECKED for each in findings):
                         output, findings = self.results(self.scan(port, authority), port)
                 by_id = {each["id"]: each["finding"] for each in findings}
                 # The scan is complete, and it was a scan of this service.

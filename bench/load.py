@@ -118,7 +118,8 @@ class _ClosedLoop(ABC):
             if not measuring and now - started >= warm_up:
                 measuring, measured_from = True, now
                 first_waited = waited
-            if measuring and not ending and now - measured_from >= seconds:
+            # On a busy machine, a short measurement lasts until the first message is complete.
+            if measuring and not ending and figures.latencies and now - measured_from >= seconds:
                 ending = True
                 figures.seconds = now - measured_from
                 figures.idle = (waited - first_waited) / figures.seconds
@@ -256,7 +257,7 @@ class Sends:
                 waited += now - before
                 figures.latencies += answered
                 figures.seconds = now - measured_from
-                if figures.seconds >= seconds:
+                if figures.latencies and figures.seconds >= seconds:
                     break
             elif now - started >= warm_up:
                 measured_from = now
@@ -302,7 +303,7 @@ class Burst:
         figures = Figures()
         started = time.perf_counter()
         waited = 0.0
-        while time.perf_counter() - started < seconds:
+        while not figures.latencies or time.perf_counter() - started < seconds:
             start = time.perf_counter()
             waited += self._burst(poll, counter)
             figures.latencies.append(time.perf_counter() - start)

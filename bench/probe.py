@@ -91,7 +91,7 @@ def _probe(address: _Address, pipe: multiprocessing.connection.Connection) -> No
     }
     durations: dict[str, list[float]] = {name: [] for name in requests}
     pipe.send("ready")
-    while not pipe.poll(PAUSE):
+    while not (durations["a ping"] and pipe.poll(PAUSE)):
         for name, request in requests.items():
             started = time.perf_counter()
             request()

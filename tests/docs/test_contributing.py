@@ -35,7 +35,7 @@ class TestCommandTests(SynchronousTestCase):
         lines = page(".ci/run").splitlines()
         for command in (FAST, INTEGRATION):
             self.assertEqual(sum(line.startswith(f"{command} | tee ") for line in lines), 1)
-        self.assertIn("sh tests/integration/install.sh", lines)
+        self.assertIn("retry sh tests/integration/install.sh", lines)
 
     def test_ci_runs_lint_and_types(self) -> None:
         for command in CHECKS:

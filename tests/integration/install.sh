@@ -1,9 +1,14 @@
 #!/bin/sh
 # Installs on Debian, as root, what the integration tests need beside the extra "test".
-# No service is started: each test starts the servers that it uses.
+# No service is started: each test starts the servers that it uses. If a download fails, run it
+# again: what is there is not downloaded again.
 set -eu
 cd "$(dirname "$0")"
 export DEBIAN_FRONTEND=noninteractive
+APT_CONFIG=$(mktemp)
+trap 'rm -f "$APT_CONFIG"' EXIT
+echo 'Acquire::Retries "5"; DPkg::Lock::Timeout "120";' >"$APT_CONFIG"
+export APT_CONFIG
 apt-get update -qq
 
 # test_oidc: a certified OAuth 2.0 server, oidc-provider, from npm.
@@ -26,8 +31,13 @@ mvn -q -B -f kafka/pom.xml dependency:copy-dependencies -DoutputDirectory="$PWD/
 apt-get install -y -qq --no-install-recommends redis-server
 
 # test_keycloak: Keycloak's distribution, from Maven's repository.
-[ -d keycloak/dist ] || mvn -q -B -f keycloak/pom.xml dependency:unpack-dependencies \
-    -DoutputDirectory="$PWD/keycloak/dist"
+# It is complete or not there.
+[ -d keycloak/dist ] || {
+    rm -rf keycloak/target
+    mvn -q -B -f keycloak/pom.xml dependency:unpack-dependencies \
+        -DoutputDirectory="$PWD/keycloak/target/dist"
+    mv keycloak/target/dist keycloak/dist
+}
 
 # test_container: linters for the Containerfile and the compose file.
 # pip itself does not run with PYTHONWARNINGS=error, which a test run may have set.

@@ -24,7 +24,6 @@ Test = Generator[Deferred[Any], Any, None]
 
 class BurstTestCase(ValidatedServiceTestCase):
     check_timeout = 60
-    timeout = 600
 
     @inlineCallbacks
     def setUp(self) -> Test:

@@ -349,7 +349,6 @@ def rows() -> list[tuple[str, bytes, list[bytes], TopicAddress | None]]:
 
 
 class IsolationTests(ValidatedServiceTestCase):
-    timeout = 600
     style: CellUrlStyle = "path"
 
     @inlineCallbacks

@@ -121,8 +121,6 @@ class FaultTests(JwtTestCase):
 
 
 class FloodTests(JwtTestCase):
-    timeout = 600
-
     @inlineCallbacks
     def test_made_up_keys_do_not_delay_good_tokens(self) -> Test:
         """10,000 tokens of 100 addresses; the issuer rolls its key over in the middle."""

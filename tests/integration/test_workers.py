@@ -303,7 +303,7 @@ class SignalTests(WorkersTestCase):
         connecting = LoopingCall(lambda: attempts.append(connect()))
         done = connecting.start(0.01)
         server.signal(signal.SIGUSR2)
-        yield server.wait_for("rolling restart: all workers are new", seconds=120)
+        yield server.wait_for("rolling restart: all workers are new", seconds=300)
         connecting.stop()
         yield done
         yield gatherResults(attempts)  # with those that were under way

@@ -81,6 +81,7 @@ def sleep(seconds: float) -> Deferred[None]:
 class ValidatedServiceTestCase(TestCase):
     """Fixture: a fake unit and a trap on ports of their own, and a service that uses the unit."""
 
+    timeout = 600
     scheme = "http"
     check_timeout = TIMEOUT
     unit_host: str | None = None

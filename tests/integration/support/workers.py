@@ -99,8 +99,8 @@ class WorkersServer:
     def start(self) -> Any:
         """Start it; fires when all workers are ready and have the broker."""
         self.program.start()
-        yield until(lambda: "serves 2 ports with" in self.log, "all workers are ready", 60)
-        yield until(lambda: all(self.parts().values()), "the broker is up", 60)
+        yield until(lambda: "serves 2 ports with" in self.log, "all workers are ready", 180)
+        yield until(lambda: all(self.parts().values()), "the broker is up", 180)
 
     @property
     def log(self) -> str:
@@ -136,7 +136,7 @@ class WorkersServer:
         """Send a signal to the parent."""
         self.program.signal(number)
 
-    def wait_for(self, pattern: str, count: int = 1, seconds: float = 60) -> Deferred[Any]:
+    def wait_for(self, pattern: str, count: int = 1, seconds: float = 180) -> Deferred[Any]:
         """Wait until the log has `count` matches."""
         return until(
             lambda: len(re.findall(pattern, self.program.log)) >= count,

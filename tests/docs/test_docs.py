@@ -20,6 +20,7 @@ from topicsvc.delivery import hub
 from topicsvc.delivery.slow_consumers import STALL_TIMEOUT
 from topicsvc.errors import ConfigError
 from topicsvc.interfaces import Place
+from topicsvc.listening import paced_tls
 from topicsvc.listening.listener import MAX_ACCEPTS
 from topicsvc.listening.proxy_header import MAX_LENGTH, MAX_LINE
 from topicsvc.process import memory
@@ -301,6 +302,7 @@ class SecurityTests(SynchronousTestCase):
                 "reading the last response, and closing, TLS included": seconds(site.CLOSE_TIMEOUT),
                 "presenting a valid token": "`session.token_timeout`",
                 "close handshake": seconds(server.CLOSE_TIMEOUT),
+                "TLS handshake": kibibytes(paced_tls.MAX_HANDSHAKE),
                 "PROXY header, version 1": f"{MAX_LINE} bytes",
                 "PROXY header, version 2": kibibytes(MAX_LENGTH),
                 "request head, without the value of `Authorization`": kibibytes(
@@ -317,7 +319,11 @@ class SecurityTests(SynchronousTestCase):
                 "sends in progress, of all clients": str(send.MAX_IN_FLIGHT),
                 "work for one connection, if others wait": f"{1e3 * http_connection.TURN:g} ms",
                 "connections that a port accepts in one iteration": str(MAX_ACCEPTS),
-                "reads behind an error": f"{1 / http_connection.DISCARD_INTERVAL:.0f} a second",
+                "reads behind an error": (
+                    f"{1 / http_connection.DISCARD_INTERVAL:.0f} a second, "
+                    f"of {kibibytes(http_connection.DISCARD_SIZE)}, "
+                    f"or of {kibibytes(http_connection.TLS_DISCARD_SIZE)} with TLS"
+                ),
                 "work on requests in one reactor iteration": (
                     f"{site.WORK_PER_ITERATION * 1000:.0f} ms"
                 ),

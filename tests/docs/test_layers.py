@@ -27,7 +27,7 @@ LAYERS = [
     ["interfaces", "settings"],
     ["topics", "strict_json", "listening", "process", "client"],
     ["scheduling", "errors", "explain", "files", "histogram", "logs"],
-    ["refusals", "printable"],
+    ["refusals", "printable", "pieces"],
 ]
 """From the top down. Packages and modules of one layer do not import one another.
 
@@ -60,6 +60,7 @@ PURE = {
     "interfaces",
     "listening.endpoint_string",
     "listening.proxy_header",
+    "pieces",
     "printable",
     "refusals",
     "scheduling.heavy_hitters",

@@ -22,22 +22,36 @@ REVOCATION_LIST = "http://localhost/revoked.crl"
 class Authority:
     """Issues certificates into a directory.
 
+    Args:
+        parent: the authority that issues the certificate of this one; None: it is a root.
+
     Attributes:
-        ca_file: the certificate of the authority, which a client trusts.
+        ca_file: the certificate of the root, which a client trusts.
     """
 
-    def __init__(self, directory: Path, name: str = "topicsvc test CA") -> None:
+    def __init__(
+        self, directory: Path, name: str = "topicsvc test CA", parent: Authority | None = None
+    ) -> None:
         self.directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._certificate = self._build(self._name, self._key, is_ca=True)
-        self.ca_file = directory / "ca.pem"
-        self.ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+        certificate = (parent or self)._build(self._name, self._key, is_ca=True)
+        encoded = certificate.public_bytes(serialization.Encoding.PEM)
+        self._intermediates = b""
+        if parent is None:
+            self.ca_file = directory / "ca.pem"
+            self.ca_file.write_bytes(encoded)
+        else:
+            self.ca_file = parent.ca_file
+            self._intermediates = encoded + parent._intermediates
 
     def issue(
         self, *hosts: str, name: str = "server", lifetime: datetime.timedelta = LIFETIME
     ) -> tuple[Path, Path]:
-        """Write a key and a certificate for `hosts`; return the paths of the two files."""
+        """Write a key and a certificate for `hosts`; return the paths of the two files.
+
+        The certificates of the authorities below the root follow in the second file.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
         certificate = self._build(subject, key, hosts=hosts, lifetime=lifetime)
@@ -49,7 +63,8 @@ class Authority:
                 serialization.NoEncryption(),
             )
         )
-        cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        encoded = certificate.public_bytes(serialization.Encoding.PEM)
+        cert_file.write_bytes(encoded + self._intermediates)
         return key_file, cert_file
 
     def client_context(self) -> ssl.SSLContext:

@@ -1,18 +1,48 @@
-"""TLS whose handshakes and decryption are spread over reactor iterations.
+"""TLS whose handshakes and decryption are spread over reactor iterations, in little memory.
 
 A TLS handshake takes about 1 ms, and 8 KiB of one-byte records as long as several of them. If
 many connections are read in one iteration, all other clients wait for their sum.
+
+A connection keeps little memory for TLS. OpenSSL gets whole records only, because it keeps
+16 KiB for a part of a record. The rest of a record stays in the network until all of it is there.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import socket
+from typing import Any, Final
 
+from twisted.internet.interfaces import ISystemHandle
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport
 
 from topicsvc.scheduling.work_budget import WorkBudget
 
+try:
+    from OpenSSL._util import ffi as _ffi
+    from OpenSSL._util import lib as _lib
+
+    _get_data, _new_bio, _free_bio = _lib.BIO_get_mem_data, _lib.BIO_new, _lib.BIO_free
+    _memory, _set_bios = _lib.BIO_s_mem(), _lib.SSL_set_bio
+    _DATA = _ffi.new("char **")
+except (ImportError, AttributeError):  # a pyOpenSSL with other internals
+    _ffi = None
+
 __all__ = ["PacedTls"]
+
+SMALL: Final = 1024
+"""Bytes up to which input leaves OpenSSL's buffer as it is, and the rest of a record is read as it
+arrives."""
+
+MAX_HANDSHAKE: Final = 16384
+"""Most bytes of a client's handshake. OpenSSL keeps up to 131,396 bytes of its first message."""
+
+_HEADER: Final = 5
+_HANDSHAKE: Final = 22
+_CONTENT_TYPES: Final = range(20, 25)
+_MAJOR_VERSION: Final = 3
+_MAX_RECORD: Final = 16384 + 2048
+"""Most bytes behind the header of a record (RFC 5246, section 6.2.3; RFC 8446 allows less)."""
 
 
 class PacedTls(BufferingTLSTransport):
@@ -28,6 +58,13 @@ class PacedTls(BufferingTLSTransport):
     _unprocessed = b""
     _is_deferred = False
     _is_paused = False
+    _partial = b""  # the first bytes of a record that is not complete
+    _missing = 0  # bytes until it is complete; 0: unknown
+    _has_records = True  # False: the bytes are not TLS, and OpenSSL reports that
+    _waits_for_rest = False
+    _read_size = 0  # of the transport, before it waits for the rest
+    _has_small_buffers = False
+    _handshake_left = MAX_HANDSHAKE
 
     def dataReceived(self, data: bytes) -> None:
         """Process `data`, or defer that to a later iteration and read no more until then."""
@@ -35,7 +72,7 @@ class PacedTls(BufferingTLSTransport):
         if self._is_deferred:
             self._unprocessed += data
         elif budget is None:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
+            self._decrypt(data)
         elif budget.is_spent:
             self._unprocessed = data
             self._is_deferred = True
@@ -57,7 +94,7 @@ class PacedTls(BufferingTLSTransport):
 
     def _process(self, data: bytes, budget: WorkBudget) -> None:
         since = budget.now()
-        super().dataReceived(data)  # type: ignore[no-untyped-call]
+        self._decrypt(data)
         budget.spend(since)
 
     def _process_deferred(self) -> None:
@@ -69,6 +106,109 @@ class PacedTls(BufferingTLSTransport):
             self.transport.resumeProducing()
         budget = self.budget
         if budget is None:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
+            self._decrypt(data)
         else:
             self._process(data, budget)
+
+    def _decrypt(self, data: bytes) -> None:
+        """Give OpenSSL the records that are complete, and keep the rest."""
+        if self._waits_for_rest:
+            self._read_what_arrives()
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        size = len(data)
+        end = self._end_of_records(data) if self._has_records else size
+        if end < size:
+            self._partial = data[end:]
+        if end:
+            super().dataReceived(data[:end])  # type: ignore[no-untyped-call]
+            if self._handshakeDone and (end > SMALL or not self._has_small_buffers):
+                # OpenSSL's buffers never shrink. The handshake has made that for output as large
+                # as the chain of certificates.
+                self._has_small_buffers = _renew_buffers(self._tlsConnection)
+        if self._missing > SMALL and self.connected:
+            self._wait_for_rest()
+
+    def _end_of_records(self, data: bytes) -> int:
+        """Return the position behind the last complete record; note what the next one misses."""
+        start, size = 0, len(data)
+        self._missing = 0
+        while size - start >= _HEADER:
+            length = int.from_bytes(data[start + 3 : start + _HEADER], "big")
+            if (
+                data[start] not in _CONTENT_TYPES
+                or data[start + 1] != _MAJOR_VERSION
+                or length > _MAX_RECORD
+            ):
+                self._has_records = False
+                return size
+            is_handshake = data[start] == _HANDSHAKE and not self._handshakeDone
+            if is_handshake and length > self._handshake_left:
+                self.abortConnection()
+                return 0
+            end = start + _HEADER + length
+            if end > size:
+                self._missing = end - size
+                break
+            if is_handshake:
+                self._handshake_left -= length
+            start = end
+        return start
+
+    def _wait_for_rest(self) -> None:
+        """Leave the rest of a long record in the network until all of it has arrived."""
+        transport = self._socket_transport()
+        if transport is not None:
+            self._waits_for_rest = True
+            self._read_size = transport.bufferSize
+            transport.bufferSize = max(self._read_size, self._missing)
+            _set_low_water(transport, self._missing)
+
+    def _read_what_arrives(self) -> None:
+        self._waits_for_rest = False
+        transport = self._socket_transport()
+        if transport is not None:
+            transport.bufferSize = self._read_size
+            _set_low_water(transport, 1)
+
+    def _socket_transport(self) -> Any:
+        """The transport that has the socket; None: it is closed, or there is no socket."""
+        transport = self.transport
+        while isinstance(transport, ProtocolWrapper):  # the PROXY protocol
+            transport = transport.transport
+        if not ISystemHandle.providedBy(transport):
+            return None
+        handle = transport.getHandle()
+        return transport if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None
+
+
+def _set_low_water(transport: Any, size: int) -> None:
+    """Let the kernel report received bytes when there are `size` of them, or the end."""
+    transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+
+
+def _renew_buffers(connection: Any) -> bool:
+    """Give `connection` new buffers for its input and output, if the present ones are empty.
+
+    Returns:
+        whether it has new ones, or cannot have them.
+    """
+    try:
+        ssl, old = connection._ssl, (connection._into_ssl, connection._from_ssl)
+        types = {_ffi.typeof(each).cname for each in old}
+    except (AttributeError, TypeError):
+        return True
+    if types != {"BIO *"}:
+        return True
+    if any(_get_data(each, _DATA) for each in old):
+        return False
+    new = _new_bio(_memory), _new_bio(_memory)
+    if _ffi.NULL in new:
+        for each in new:
+            _free_bio(each)
+        return False
+    # OpenSSL frees the old ones: see SSL_set_bio(3).
+    _set_bios(ssl, *new)
+    connection._into_ssl, connection._from_ssl = new
+    return True

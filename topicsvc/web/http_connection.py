@@ -44,7 +44,7 @@ READ_SIZE = 16384
 
 Without a valid token, less than two reads are kept in memory."""
 
-TLS_READ_SIZE = 4096
+TLS_READ_SIZE = 1024
 """The same over TLS, where a byte may come in a record of its own."""
 
 DISCARD_INTERVAL = 0.02
@@ -55,6 +55,9 @@ Without a pause, 100 clients that send on after an error use a processor core fo
 
 DISCARD_SIZE = 262144
 """Most bytes of such a read: 13 MB a second, so that a client can send a long body to its end."""
+
+TLS_DISCARD_SIZE = 32768
+"""The same over TLS: 1.6 MB a second. What was read may wait until there is time to decrypt it."""
 
 SHORT_REQUEST = 4096
 """Bytes that may wait for a later iteration while the connection is still read."""
@@ -181,6 +184,7 @@ class HttpConnection(TwistedProtocol):
         self._output: list[bytes] = []
         self._output_size = 0
         self._is_tls = False
+        self._read_size = READ_SIZE
         self._send_queue: SendQueue | None = None
         self._deadline: Deadlines[HttpConnection] | None = None
 
@@ -198,8 +202,8 @@ class HttpConnection(TwistedProtocol):
             self.transport.abortConnection()
             return
         self._is_tls = ISSLTransport.providedBy(self.transport)
-        read_size = TLS_READ_SIZE if self._is_tls else READ_SIZE
-        _socket_transport(self.transport).bufferSize = read_size
+        self._read_size = TLS_READ_SIZE if self._is_tls else READ_SIZE
+        _socket_transport(self.transport).bufferSize = self._read_size
         _limit_tls(self.transport, site.budget)
         self.quota.on_token_deadline = self._token_deadline_passed
         self._set_deadline(site.head_deadlines)
@@ -572,7 +576,8 @@ class HttpConnection(TwistedProtocol):
         """Discard what was read, and read on after `DISCARD_INTERVAL`."""
         if not self._is_paused and not self._has_ended:
             self._is_paused = True
-            _socket_transport(self.transport).bufferSize = DISCARD_SIZE
+            size = TLS_DISCARD_SIZE if self._is_tls else DISCARD_SIZE
+            _socket_transport(self.transport).bufferSize = size
             self.transport.pauseProducing()
             self.factory.discard_pauses.start(self)
 
@@ -627,13 +632,13 @@ class HttpConnection(TwistedProtocol):
     def _update_reading(self) -> None:
         """Pause or resume reading.
 
-        While a request is in progress, reading goes on until `READ_SIZE` bytes are buffered: only
-        a transport that reads notices the loss of the connection.
+        While a request is in progress, reading goes on until as many bytes as one read returns
+        are buffered: only a transport that reads notices the loss of the connection.
         """
         pauses = not self._is_closing and (
             (self._is_deferred and self._has_read_ahead)
             or self._is_congested
-            or (self._is_waiting and self._parser.buffered >= READ_SIZE)
+            or (self._is_waiting and self._parser.buffered >= self._read_size)
         )
         if pauses != self._is_paused and self.transport is not None and not self._has_ended:
             self._is_paused = pauses

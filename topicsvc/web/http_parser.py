@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import httptools
 
+from topicsvc.pieces import keep_piece
+
 __all__ = [
     "MAX_CHUNK_LINE",
     "MAX_HEAD",
@@ -49,12 +51,6 @@ MAX_TRAILERS: Final = 4096
 
 CHUNKS_AT_ONCE: Final = 256
 """Most chunks that one call of `RequestParser.read_body` reads; they take less than 1 ms."""
-
-SMALL_PIECE: Final = 1024
-"""Bytes of a body from which a piece is kept as it arrived."""
-
-JOINED_PIECE: Final = 16384
-"""Bytes up to which small pieces of a body are joined."""
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.([01])")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
@@ -179,23 +175,11 @@ class _HeadEvents:
         self.is_head_complete = True
 
     def on_body(self, body: bytes) -> None:
-        _keep(self.body, body)
+        keep_piece(self.body, body)
         self.size += len(body)
 
     def on_message_complete(self) -> None:
         self.is_complete = True
-
-
-def _keep(pieces: list[bytes | bytearray], piece: bytes) -> None:
-    """Add a piece of a body. Small ones are joined: each alone would take 56 bytes more."""
-    if len(piece) >= SMALL_PIECE:
-        pieces.append(piece)
-        return
-    last = pieces[-1] if pieces else None
-    if isinstance(last, bytearray) and len(last) < JOINED_PIECE:
-        last += piece
-    else:
-        pieces.append(bytearray(piece))
 
 
 class _ChunkState(Enum):
@@ -442,7 +426,7 @@ class RequestParser:
             return body
         if available:
             if keep:
-                _keep(self._body, bytes(self._data[position:]))
+                keep_piece(self._body, bytes(self._data[position:]))
             self._position = len(self._data)
             self._left -= available
             self._size += available

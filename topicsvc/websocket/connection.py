@@ -28,6 +28,7 @@ from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.transports import make_send_queue
 from topicsvc.errors import BrokerUnavailable, TokenInactive, TooManySessions, Unavailable
 from topicsvc.interfaces import Grant, Place
+from topicsvc.pieces import keep_piece
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.close_reasons import CONNECTION_LOST, ENDED_BY_OPERATOR, NO_CAUSE, Cause
 from topicsvc.websocket.context import ConnectionContext
@@ -74,9 +75,6 @@ _RESPONSE = (
 )
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """Joined to the client's key (RFC 6455, section 4.2.2)."""
-
-_JOINED_PIECE = 16384
-"""Bytes up to which the pieces of a message are joined."""
 
 _BROKER_LOST = Cause.of_error(BrokerUnavailable("the broker was lost"))
 _SLOW_CONSUMER = "Slow consumer"
@@ -132,8 +130,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     _log: ClassVar[Logger] = Logger()
 
     failedByMe: bool
-    message_data: list[bytes] | None = None
-    frame_data: list[bytearray] | None = None
+    message_data: list[bytes | bytearray] | None = None
     CONFIG_ATTRS = ()  # the options are class attributes: see `topicsvc.websocket.server`
 
     positioned: PositionedMember | None = None
@@ -325,13 +322,8 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def onMessageFrameData(self, payload: bytes) -> None:
         # Autobahn's method keeps each piece, which may be one byte, as an object of its own.
-        if not self.failedByMe:
-            pieces: list[bytearray] = self.frame_data or []
-            self.frame_data = pieces
-            if pieces and len(pieces[-1]) < _JOINED_PIECE:
-                pieces[-1] += payload
-            else:
-                pieces.append(bytearray(payload))
+        if not self.failedByMe and self.message_data is not None:
+            keep_piece(self.message_data, payload)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self._quota.allow_message():
@@ -493,7 +485,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         pauses = session.wants_read_pause
         if not pauses and self._pending is not None and self.state == self.STATE_OPEN:
             # Some are of messages that are not complete.
-            pieces = (*(self.message_data or ()), *(self.frame_data or ()), self.data)
+            pieces = (*(self.message_data or ()), self.data)
             limit = MAX_WAITING_BYTES
             if session.state is not State.ACTIVE:
                 limit = MAX_WAITING_BYTES_WITHOUT_TOKEN

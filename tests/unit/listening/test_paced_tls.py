@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
+from twisted.internet.interfaces import ISystemHandle
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import directlyProvides
 
 from tests.support.certificates import Authority
+from topicsvc.delivery.tls_records import make_records
+from topicsvc.listening import paced_tls
 from topicsvc.listening.endpoints import read_contexts
 from topicsvc.listening.paced_tls import PacedTls
 from topicsvc.listening.tls import ServerContexts
@@ -36,7 +41,7 @@ class Echo(Protocol):
 class TlsPeer:
     """A client and the service's connection to it, with the bytes between them in memory."""
 
-    def __init__(self, test: PacedTlsTests) -> None:
+    def __init__(self, test: TlsTestCase) -> None:
         self.protocol = Echo()
         self.protocol.budget = test.budget
         self.server = test.factory.protocol(test.factory, self.protocol)
@@ -67,17 +72,20 @@ class TlsPeer:
         return self.transport.producerState == "producing"
 
 
-class PacedTlsTests(SynchronousTestCase):
+class TlsTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         directory = Path(self.mktemp())
         directory.mkdir()
         key, certificate = Authority(directory).issue("unit1.example")
         contexts = ServerContexts(read_contexts(f"ssl:443:privateKey={key}:certKey={certificate}"))
-        self.factory: Any = TLSMemoryBIOFactory(contexts, False, Factory.forProtocol(Protocol))
-        self.factory.protocol = PacedTls
         self.clock = Clock()
+        protocols = Factory.forProtocol(Protocol)
+        self.factory: Any = TLSMemoryBIOFactory(contexts, False, protocols, self.clock)
+        self.factory.protocol = PacedTls
         self.budget = WorkBudget(self.clock, 0.004)
 
+
+class PacedTlsTests(TlsTestCase):
     def test_a_handshake_within_the_budget_is_not_deferred(self) -> None:
         peer = TlsPeer(self)
         peer.start()
@@ -162,3 +170,196 @@ class PacedTlsTests(SynchronousTestCase):
         peer.client.send(b"a")
         peer.flush()
         self.assertEqual(peer.protocol.received, b"a")
+
+
+class RecordCase(TlsTestCase):
+    def connect(self) -> TlsPeer:
+        peer = TlsPeer(self)
+        peer.start()
+        peer.exchange()
+        peer.exchange()
+        self.written: list[int] = []
+        connection = peer.server._tlsConnection
+        write = connection.bio_write
+
+        def note(data: bytes) -> int:
+            self.written.append(len(data))
+            return int(write(data))
+
+        self.patch(connection, "bio_write", note)
+        return peer
+
+    def give_socket(self, peer: TlsPeer) -> None:
+        """Give the transport of `peer` a socket, and a size of its reads."""
+        self.socket, other = socket.socketpair()
+        self.addCleanup(self.socket.close)
+        self.addCleanup(other.close)
+        transport: Any = peer.transport
+        transport.getHandle = lambda: self.socket
+        transport.bufferSize = 1024
+        directlyProvides(transport, ISystemHandle)
+
+    @property
+    def low_water(self) -> int:
+        """Bytes that must have arrived before the kernel reports them."""
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+    def record(self, peer: TlsPeer, data: bytes) -> bytes:
+        peer.client.send(data)
+        return peer.client.bio_read(65536)
+
+
+class RecordTests(RecordCase):
+    """OpenSSL gets whole records only."""
+
+    def test_a_part_of_a_record_stays_outside_openssl(self) -> None:
+        peer = self.connect()
+        record = self.record(peer, b"x" * 16_384)
+        for at in range(0, len(record) - 1, 4096):
+            peer.server.dataReceived(record[at : min(at + 4096, len(record) - 1)])
+        self.assertEqual((self.written, peer.protocol.received), ([], b""))
+        peer.server.dataReceived(record[-1:])
+        self.assertEqual(peer.protocol.received, b"x" * 16_384)
+        self.assertEqual(self.written, [len(record)])
+
+    def test_each_segmentation_of_records_gives_the_same_data(self) -> None:
+        for step in (1, 4, 5, 6, 700, 4096, 20_000):
+            peer = self.connect()
+            sent = [b"a", b"b" * 3000, b"c" * 16_384, b"", b"d" * 40]
+            records = b"".join(self.record(peer, each) for each in sent if each)
+            for at in range(0, len(records), step):
+                peer.server.dataReceived(records[at : at + step])
+            self.assertEqual(peer.protocol.received, b"".join(sent), step)
+
+    def test_bytes_that_are_not_tls_end_the_connection_at_once(self) -> None:
+        for data in (b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\xff\xff", b"\x80\x2e\x01\x03\x01"):
+            peer = TlsPeer(self)
+            peer.server.dataReceived(data)
+            self.assertTrue(peer.transport.disconnecting, data)
+
+    def test_a_handshake_that_is_too_long_ends_the_connection(self) -> None:
+        """It is one record, several, or one of which only the header has arrived."""
+
+        def hello(size: int) -> bytes:
+            return b"\x16\x03\x01" + size.to_bytes(2) + b"\x01\x01\xff\x00" + b"x" * (size - 4)
+
+        for data in (hello(16_385), hello(16_385)[:9], hello(8_000) + hello(8_400)):
+            for step in (1, 1000, 20_000):
+                peer = TlsPeer(self)
+                for at in range(0, len(data), step):
+                    self.assertFalse(peer.transport.disconnected)
+                    peer.server.dataReceived(data[at : at + step])
+                    if peer.transport.disconnected:
+                        break
+                self.assertTrue(peer.transport.disconnected, (len(data), step))
+        peer = TlsPeer(self)
+        peer.server.dataReceived(hello(16_384))
+        self.assertFalse(peer.transport.disconnected, "the longest")
+
+    def test_the_rest_of_a_long_record_is_left_to_the_network(self) -> None:
+        peer = self.connect()
+        self.give_socket(peer)
+        transport: Any = peer.transport
+        record = self.record(peer, b"x" * 16_384)
+        peer.server.dataReceived(record[:1024])
+        missing = len(record) - 1024
+        self.assertEqual((self.low_water, transport.bufferSize), (missing, missing))
+        peer.server.dataReceived(record[1024:])
+        self.assertEqual((self.low_water, transport.bufferSize), (1, 1024))
+        peer.server.dataReceived(self.record(peer, b"y" * 500)[:100])
+        self.assertEqual((self.low_water, transport.bufferSize), (1, 1024), "a short record")
+
+    def test_a_size_of_reads_that_the_protocol_sets_meanwhile_stays(self) -> None:
+        peer = self.connect()
+        self.give_socket(peer)
+        transport: Any = peer.transport
+
+        def read_more(data: bytes) -> None:
+            transport.bufferSize = 262_144
+
+        self.patch(peer.protocol, "dataReceived", read_more)
+        records = self.record(peer, b"x" * 16_384) + self.record(peer, b"x" * 16_384)
+        peer.server.dataReceived(records[:1024])
+        peer.server.dataReceived(records[1024:20_000])
+        self.assertEqual((self.low_water, transport.bufferSize), (len(records) - 20_000, 262_144))
+        peer.server.dataReceived(records[20_000:])
+        self.assertEqual((self.low_water, transport.bufferSize), (1, 262_144))
+
+    def test_nothing_is_set_on_a_socket_that_is_closed(self) -> None:
+        peer = self.connect()
+        self.give_socket(peer)
+        record = self.record(peer, b"x" * 16_384)
+        self.socket.close()
+        peer.server.dataReceived(record[:1024])
+        peer.server.dataReceived(record[1024:])
+        self.assertEqual(peer.protocol.received, b"x" * 16_384)
+
+
+class BufferTests(RecordCase):
+    """OpenSSL's buffers, which never shrink, are replaced."""
+
+    def buffers(self, peer: TlsPeer) -> tuple[Any, Any]:
+        connection = peer.server._tlsConnection
+        return connection._into_ssl, connection._from_ssl
+
+    def respond(self, peer: TlsPeer) -> bytes:
+        """Send a response to the client, and return what it has got."""
+        peer.server.write(b"response")
+        self.clock.advance(1)
+        peer.client.bio_write(peer.transport.value())
+        peer.transport.clear()
+        return peer.client.recv(100)
+
+    def test_those_of_the_handshake_are_not_kept(self) -> None:
+        peer = TlsPeer(self)
+        before = self.buffers(peer)
+        peer.start()
+        self.assertEqual(self.buffers(peer), before, "the handshake is not complete")
+        peer.exchange()
+        after = self.buffers(peer)
+        for old, new in zip(before, after, strict=True):
+            self.assertNotEqual(old, new)
+        peer.exchange()
+        self.assertEqual(self.respond(peer), b"response")
+        self.assertEqual(self.buffers(peer), after)
+
+    def test_those_of_long_input_are_not_kept(self) -> None:
+        peer = self.connect()
+        before = self.buffers(peer)
+        for count, size in enumerate((100, 16_384, 100, 16_384), 1):
+            peer.server.dataReceived(self.record(peer, b"x" * size))
+            is_kept = self.buffers(peer) == before
+            self.assertEqual(is_kept, size == 100, size)
+            before = self.buffers(peer)
+            self.assertEqual(len(peer.protocol.received), sum((100, 16_384, 100, 16_384)[:count]))
+        self.assertEqual(self.respond(peer), b"response")
+
+    def test_output_that_waits_is_not_lost(self) -> None:
+        peer = self.connect()
+        before = self.buffers(peer)
+        peer.server._tlsConnection.send(b"waits")
+        # OpenSSL's output is read in `dataReceived`, so it is put off here.
+        self.patch(peer.server, "_flushSendBIO", lambda: None)
+        peer.server.dataReceived(self.record(peer, b"x" * 16_384))
+        self.assertEqual(self.buffers(peer), before)
+        peer.client.bio_write(peer.server._tlsConnection.bio_read(65_536))
+        self.assertEqual(peer.client.recv(100), b"waits")
+
+    def test_records_that_were_made_ready_before_use_the_new_buffer(self) -> None:
+        """The object that encrypts the response to a long request is older than its buffer."""
+        peer = self.connect()
+        records = make_records(peer.server._tlsConnection)
+        for _ in range(3):
+            peer.server.dataReceived(self.record(peer, b"x" * 16_384))
+            encrypted, rest = records.encrypt(b"response")
+            self.assertEqual(rest, b"")
+            peer.client.bio_write(bytes(encrypted))
+            self.assertEqual(peer.client.recv(100), b"response")
+
+    def test_a_pyopenssl_with_other_internals_keeps_its_buffers(self) -> None:
+        self.patch(paced_tls, "_ffi", None)
+        peer = self.connect()
+        before = self.buffers(peer)
+        peer.server.dataReceived(self.record(peer, b"x" * 16_384))
+        self.assertEqual(self.buffers(peer), before)
+        self.assertEqual(self.respond(peer), b"response")

@@ -81,11 +81,12 @@ class ProxiedProtocol(ProtocolWrapper):
 
     def readConnectionLost(self) -> None:
         """Tell the wrapped protocol that the client has closed its half, or close all of it."""
-        protocol = IHalfCloseableProtocol(self.wrappedProtocol, None)
-        if protocol is None:
-            self.transport.loseConnection()
-        else:
+        protocol: Any = self.wrappedProtocol
+        # The class is asked, because TLS takes over the interfaces of its transport: this object.
+        if IHalfCloseableProtocol.implementedBy(type(protocol)):
             protocol.readConnectionLost()
+        else:
+            self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: the wrapped protocol has closed this half itself."""

@@ -280,6 +280,17 @@ class ProxiedTlsTests(TlsTestCase):
         self.assertEqual((known, server.transport.written), (["192.0.2.7"], b""))
         self.assertEqual(self.shown(b"unit2.example", server), "b")
 
+    def test_a_client_that_closes_its_half_is_closed(self) -> None:
+        """TLS takes over the interfaces of its transport, but it cannot be half closed."""
+        memory: Any = MemoryEndpoint()
+        endpoint = TlsEndpoint(ProxiedEndpoint(memory), self.contexts(), Clock())
+        endpoint.listen(Factory.forProtocol(Protocol))
+        server = memory.factory.buildProtocol(None)
+        server.makeConnection(Transport())
+        server.dataReceived(b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n")
+        server.readConnectionLost()
+        self.assertTrue(server.transport.is_lost)
+
     def test_a_header_inside_tls_is_refused(self) -> None:
         memory: Any = MemoryEndpoint()
         TlsEndpoint(ProxiedEndpoint(memory), self.contexts(), Clock()).listen(

@@ -303,6 +303,7 @@ class SecurityTests(SynchronousTestCase):
                 "presenting a valid token": "`session.token_timeout`",
                 "close handshake": seconds(server.CLOSE_TIMEOUT),
                 "TLS handshake": kibibytes(paced_tls.MAX_HANDSHAKE),
+                "responses of TLS to key updates": f"{kibibytes(paced_tls.MAX_OUTPUT)} a minute",
                 "PROXY header, version 1": f"{MAX_LINE} bytes",
                 "PROXY header, version 2": kibibytes(MAX_LENGTH),
                 "request head, without the value of `Authorization`": kibibytes(

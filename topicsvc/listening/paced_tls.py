@@ -4,14 +4,20 @@ A TLS handshake takes about 1 ms, and 8 KiB of one-byte records as long as sever
 many connections are read in one iteration, all other clients wait for their sum.
 
 A connection keeps little memory for TLS. OpenSSL gets whole records only, because it keeps
-16 KiB for a part of a record. The rest of a record stays in the network until all of it is there.
+16 KiB for a part of a record. The rest of a long record stays in the network until all of it is
+there. What OpenSSL sends on its own, in response to key updates, is limited.
 """
 
 from __future__ import annotations
 
+import array
+import fcntl
+import select
 import socket
+import termios
 from typing import Any, Final
 
+from OpenSSL import SSL
 from twisted.internet.interfaces import ISystemHandle
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport
@@ -37,6 +43,14 @@ arrives."""
 MAX_HANDSHAKE: Final = 16384
 """Most bytes of a client's handshake. OpenSSL keeps up to 131,396 bytes of its first message."""
 
+MAX_OUTPUT: Final = 1024
+"""Most bytes that OpenSSL may send on its own in `OUTPUT_TIME` seconds.
+
+The response to a key update has 27."""
+
+OUTPUT_TIME: Final = 60.0
+
+_END: Final = getattr(select, "POLLRDHUP", 0)
 _HEADER: Final = 5
 _HANDSHAKE: Final = 22
 _CONTENT_TYPES: Final = range(20, 25)
@@ -65,6 +79,9 @@ class PacedTls(BufferingTLSTransport):
     _read_size = 0  # of the transport, before it waits for the rest
     _has_small_buffers = False
     _handshake_left = MAX_HANDSHAKE
+    _counts_output = False
+    _output = 0  # bytes since `_output_since`
+    _output_since = 0.0
 
     def dataReceived(self, data: bytes) -> None:
         """Process `data`, or defer that to a later iteration and read no more until then."""
@@ -112,8 +129,11 @@ class PacedTls(BufferingTLSTransport):
 
     def _decrypt(self, data: bytes) -> None:
         """Give OpenSSL the records that are complete, and keep the rest."""
-        if self._waits_for_rest:
-            self._read_what_arrives()
+        if self._read_size:
+            transport = self._socket_transport()
+            if transport is not None:
+                transport.bufferSize = self._read_size
+            self._read_size = 0
         if self._partial:
             data = self._partial + data
             self._partial = b""
@@ -122,13 +142,15 @@ class PacedTls(BufferingTLSTransport):
         if end < size:
             self._partial = data[end:]
         if end:
+            self._counts_output = self._handshakeDone
             super().dataReceived(data[:end])  # type: ignore[no-untyped-call]
+            self._counts_output = False
             if self._handshakeDone and (end > SMALL or not self._has_small_buffers):
                 # OpenSSL's buffers never shrink. The handshake has made that for output as large
                 # as the chain of certificates.
                 self._has_small_buffers = _renew_buffers(self._tlsConnection)
-        if self._missing > SMALL and self.connected:
-            self._wait_for_rest()
+        if self._waits_for_rest or self._missing > SMALL:
+            self._await_rest()
 
     def _end_of_records(self, data: bytes) -> int:
         """Return the position behind the last complete record; note what the next one misses."""
@@ -156,21 +178,51 @@ class PacedTls(BufferingTLSTransport):
             start = end
         return start
 
-    def _wait_for_rest(self) -> None:
-        """Leave the rest of a long record in the network until all of it has arrived."""
+    def _flushSendBIO(self) -> None:
+        if not self._counts_output:
+            super()._flushSendBIO()  # type: ignore[no-untyped-call]
+            return
+        try:
+            output = self._tlsConnection.bio_read(2**15)
+        except SSL.WantReadError:
+            return
+        self.transport.write(output)
+        now = 0.0 if self.budget is None else self.budget.now()
+        if now - self._output_since >= OUTPUT_TIME:
+            self._output, self._output_since = 0, now
+        self._output += len(output)
+        if self._output > MAX_OUTPUT:
+            # A client that asks for key updates and does not read would fill the memory.
+            self._counts_output = False
+            self.abortConnection()
+
+    def _write(self, data: bytes) -> None:
+        # This data is not OpenSSL's own.
+        counts, self._counts_output = self._counts_output, False
+        super()._write(data)  # type: ignore[no-untyped-call]
+        self._counts_output = counts
+
+    def _await_rest(self) -> None:
+        """Leave the rest of a long record in the network until all of it has arrived.
+
+        The kernel may report a part of it before: one-byte segments can fill the socket's memory.
+        It must be read then, because the client could not send more otherwise.
+        """
         transport = self._socket_transport()
-        if transport is not None:
+        if transport is None:
+            return
+        was_waiting, self._waits_for_rest = self._waits_for_rest, False
+        handle = transport.getHandle()
+        if self._missing > SMALL and not _is_ready(handle, self._missing):
             self._waits_for_rest = True
+            _set_low_water(handle, self._missing)
+            return
+        if was_waiting:
+            _set_low_water(handle, 1)
+        if self._missing > SMALL:
+            # The next read returns all of it.
             self._read_size = transport.bufferSize
             transport.bufferSize = max(self._read_size, self._missing)
-            _set_low_water(transport, self._missing)
-
-    def _read_what_arrives(self) -> None:
-        self._waits_for_rest = False
-        transport = self._socket_transport()
-        if transport is not None:
-            transport.bufferSize = self._read_size
-            _set_low_water(transport, 1)
 
     def _socket_transport(self) -> Any:
         """The transport that has the socket; None: it is closed, or there is no socket."""
@@ -183,9 +235,20 @@ class PacedTls(BufferingTLSTransport):
         return transport if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None
 
 
-def _set_low_water(transport: Any, size: int) -> None:
+def _set_low_water(handle: socket.socket, size: int) -> None:
     """Let the kernel report received bytes when there are `size` of them, or the end."""
-    transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+
+
+def _is_ready(handle: socket.socket, size: int) -> bool:
+    """Whether `size` bytes have arrived, or the connection has ended."""
+    arrived = array.array("i", [0])
+    fcntl.ioctl(handle, termios.FIONREAD, arrived)
+    if arrived[0] >= size:
+        return True
+    poll = select.poll()
+    poll.register(handle, _END)
+    return bool(poll.poll(0))
 
 
 def _renew_buffers(connection: Any) -> bool:

@@ -56,8 +56,8 @@ Without a pause, 100 clients that send on after an error use a processor core fo
 DISCARD_SIZE = 262144
 """Most bytes of such a read: 13 MB a second, so that a client can send a long body to its end."""
 
-TLS_DISCARD_SIZE = 32768
-"""The same over TLS: 1.6 MB a second. What was read may wait until there is time to decrypt it."""
+TLS_DISCARD_SIZE = 16384
+"""The same over TLS: 0.8 MB a second. What was read may wait until there is time to decrypt it."""
 
 SHORT_REQUEST = 4096
 """Bytes that may wait for a later iteration while the connection is still read."""

@@ -50,6 +50,28 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+class Activity:
+    """Notices whether a process has something to do.
+
+    Args:
+        pid: its id.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._directory = Path(f"/proc/{pid}")
+        self._seconds = 0.0
+
+    def goes_on(self) -> bool:
+        """Whether the process runs, or has used or awaited a processor since the last call.
+
+        Timers take less than 5 ms, which do not count.
+        """
+        state = (self._directory / "stat").read_text().rpartition(") ")[2].split()[0]
+        ran, waited, _ = map(int, (self._directory / "schedstat").read_text().split())
+        before, self._seconds = self._seconds, (ran + waited) / 1e9
+        return state != "S" or self._seconds - before > 0.005
+
+
 def resident_memory(pid: int) -> int:
     """The memory that a process uses, in KiB."""
     text = Path(f"/proc/{pid}/status").read_text()

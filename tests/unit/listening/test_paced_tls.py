@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.support.certificates import Authority
 from topicsvc.delivery.tls_records import make_records
 from topicsvc.listening import paced_tls
 from topicsvc.listening.endpoints import read_contexts
-from topicsvc.listening.paced_tls import PacedTls
+from topicsvc.listening.paced_tls import MAX_OUTPUT, OUTPUT_TIME, PacedTls
 from topicsvc.listening.tls import ServerContexts
 from topicsvc.scheduling.work_budget import WorkBudget
 
@@ -191,13 +192,21 @@ class RecordCase(TlsTestCase):
 
     def give_socket(self, peer: TlsPeer) -> None:
         """Give the transport of `peer` a socket, and a size of its reads."""
-        self.socket, other = socket.socketpair()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.client_socket = socket.create_connection(server.getsockname())
+            self.socket, _ = server.accept()
         self.addCleanup(self.socket.close)
-        self.addCleanup(other.close)
+        self.addCleanup(self.client_socket.close)
         transport: Any = peer.transport
         transport.getHandle = lambda: self.socket
         transport.bufferSize = 1024
         directlyProvides(transport, ISystemHandle)
+
+    def arrive(self, size: int) -> None:
+        """Let so many bytes be in the socket."""
+        self.client_socket.sendall(b"x" * size)
+        while len(self.socket.recv(size, socket.MSG_PEEK)) < size:
+            pass
 
     @property
     def low_water(self) -> int:
@@ -262,12 +271,54 @@ class RecordTests(RecordCase):
         transport: Any = peer.transport
         record = self.record(peer, b"x" * 16_384)
         peer.server.dataReceived(record[:1024])
-        missing = len(record) - 1024
-        self.assertEqual((self.low_water, transport.bufferSize), (missing, missing))
-        peer.server.dataReceived(record[1024:])
+        self.assertEqual((self.low_water, transport.bufferSize), (len(record) - 1024, 1024))
+        self.arrive(len(record) - 1024)
+        peer.server.dataReceived(record[1024:2048])
+        self.assertEqual((self.low_water, transport.bufferSize), (1, len(record) - 2048))
+        peer.server.dataReceived(record[2048:])
         self.assertEqual((self.low_water, transport.bufferSize), (1, 1024))
+        self.assertEqual(peer.protocol.received, b"x" * 16_384)
+
+    def test_a_part_that_the_kernel_reports_early_is_read(self) -> None:
+        """Otherwise the client's window would stay closed."""
+        peer = self.connect()
+        self.give_socket(peer)
+        record = self.record(peer, b"x" * 16_384)
+        for at in range(0, len(record), 1000):
+            peer.server.dataReceived(record[at : at + 1000])
+            self.assertTrue(peer.is_reading)
+            missing = len(record) - at - 1000
+            self.assertEqual(self.low_water, missing if missing > 1024 else 1)
+        self.assertEqual(peer.protocol.received, b"x" * 16_384)
+
+    def test_the_end_of_the_connection_is_read(self) -> None:
+        peer = self.connect()
+        self.give_socket(peer)
+        transport: Any = peer.transport
+        record = self.record(peer, b"x" * 16_384)
+        peer.server.dataReceived(record[:1024])
+        self.client_socket.shutdown(socket.SHUT_WR)
+        select.select([self.socket], [], [])
+        peer.server.dataReceived(record[1024:2048])
+        self.assertEqual((self.low_water, transport.bufferSize), (1, len(record) - 2048))
+
+    def test_a_rest_that_has_arrived_is_read_at_once(self) -> None:
+        peer = self.connect()
+        self.give_socket(peer)
+        transport: Any = peer.transport
+        record = self.record(peer, b"x" * 16_384)
+        self.arrive(len(record))
+        peer.server.dataReceived(record[:1024])
+        self.assertEqual((self.low_water, transport.bufferSize), (1, len(record) - 1024))
+        peer.server.dataReceived(record[1024:])
+        self.assertEqual(transport.bufferSize, 1024)
+
+    def test_the_rest_of_a_short_record_is_read_as_it_arrives(self) -> None:
+        peer = self.connect()
+        self.give_socket(peer)
+        transport: Any = peer.transport
         peer.server.dataReceived(self.record(peer, b"y" * 500)[:100])
-        self.assertEqual((self.low_water, transport.bufferSize), (1, 1024), "a short record")
+        self.assertEqual((self.low_water, transport.bufferSize), (1, 1024))
 
     def test_a_size_of_reads_that_the_protocol_sets_meanwhile_stays(self) -> None:
         peer = self.connect()
@@ -275,15 +326,16 @@ class RecordTests(RecordCase):
         transport: Any = peer.transport
 
         def read_more(data: bytes) -> None:
-            transport.bufferSize = 262_144
+            transport.bufferSize = 15_000
 
         self.patch(peer.protocol, "dataReceived", read_more)
         records = self.record(peer, b"x" * 16_384) + self.record(peer, b"x" * 16_384)
+        self.arrive(len(records))
         peer.server.dataReceived(records[:1024])
-        peer.server.dataReceived(records[1024:20_000])
-        self.assertEqual((self.low_water, transport.bufferSize), (len(records) - 20_000, 262_144))
-        peer.server.dataReceived(records[20_000:])
-        self.assertEqual((self.low_water, transport.bufferSize), (1, 262_144))
+        peer.server.dataReceived(records[1024:17_000])
+        self.assertEqual(transport.bufferSize, len(records) - 17_000)
+        peer.server.dataReceived(records[17_000:])
+        self.assertEqual((self.low_water, transport.bufferSize), (1, 15_000))
 
     def test_nothing_is_set_on_a_socket_that_is_closed(self) -> None:
         peer = self.connect()
@@ -293,6 +345,47 @@ class RecordTests(RecordCase):
         peer.server.dataReceived(record[:1024])
         peer.server.dataReceived(record[1024:])
         self.assertEqual(peer.protocol.received, b"x" * 16_384)
+
+
+class OwnOutputTests(RecordCase):
+    """What OpenSSL sends without the application, such as responses to key updates."""
+
+    OUTPUT = b"y" * 5
+    SIZE = 27
+
+    def update_keys(self, peer: TlsPeer) -> None:
+        """Let OpenSSL have output of its own when the next record arrives."""
+        peer.server._tlsConnection.send(self.OUTPUT)
+        peer.server.dataReceived(self.record(peer, b"x"))
+
+    def test_too_much_in_a_minute_ends_the_connection(self) -> None:
+        peer = self.connect()
+        for _ in range(MAX_OUTPUT // self.SIZE):
+            self.update_keys(peer)
+        self.assertFalse(peer.transport.disconnected)
+        self.update_keys(peer)
+        self.assertTrue(peer.transport.disconnected)
+
+    def test_each_minute_is_counted_for_itself(self) -> None:
+        peer = self.connect()
+        for _ in range(5):
+            self.clock.advance(OUTPUT_TIME)
+            for _ in range(MAX_OUTPUT // self.SIZE):
+                self.update_keys(peer)
+        self.assertFalse(peer.transport.disconnected)
+
+    def test_data_of_the_application_does_not_count(self) -> None:
+        peer = self.connect()
+
+        def respond(data: bytes) -> None:
+            peer.server.write(b"z" * 100_000)
+
+        self.patch(peer.protocol, "dataReceived", respond)
+        for _ in range(5):
+            peer.server.dataReceived(self.record(peer, b"x"))
+        self.clock.advance(1)
+        self.assertGreater(len(peer.transport.value()), 500_000)
+        self.assertFalse(peer.transport.disconnected)
 
 
 class BufferTests(RecordCase):

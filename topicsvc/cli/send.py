@@ -21,13 +21,13 @@ from topicsvc.cli.client import (
     parse_url,
     run_reactor,
 )
-from topicsvc.cli.line_reader import LineReader
+from topicsvc.cli.line_reader import BATCH_LINES, LineReader
 from topicsvc.cli.terminal import CommandFailed, print_error
 from topicsvc.client.rules.responses import pause_before_retry, status_text
 from topicsvc.errors import InvalidBody, TokenInactive, ValidatorUnavailable
 from topicsvc.explain import explain
 from topicsvc.strict_json import json_text
-from topicsvc.validators.http_client import HttpClient, bearer
+from topicsvc.validators.http_client import HttpClient, Response, bearer
 
 __all__ = ["Sender", "run"]
 
@@ -37,6 +37,10 @@ for longer, so a message is not sent on a connection that is being closed."""
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+
+OK = 200
+TOO_LONG = 413
+"""The body is longer than `send.max_body`, or it has more messages than one request may have."""
 
 
 def run(options: Namespace) -> None:
@@ -96,7 +100,7 @@ def _send_lines(sender: Sender, reader: LineReader) -> Generator[Deferred[Any], 
 def _send_batch(
     sender: Sender, lines: Sequence[bytes], number: int
 ) -> Generator[Deferred[Any], Any, None]:
-    """Send these messages in one request. The first is the message of that number."""
+    """Send these messages. The first is the message of that number."""
     bodies: list[bytes] = []
     invalid: InvalidBody | None = None
     for line in lines:
@@ -105,14 +109,13 @@ def _send_batch(
         except InvalidBody as error:
             invalid = error
             break
-    if len(bodies) == 1:
-        problem = yield sender.post(bodies[0], is_patient=True)
-        if problem:
-            raise CommandFailed(f"message {number}: {problem}")
-    elif bodies:
-        problem = yield sender.post(b"\n".join(bodies), NDJSON, is_patient=True)
-        if problem:
-            raise CommandFailed(f"messages {number} to {number + len(bodies) - 1}: {problem}")
+    if bodies:
+        accepted, refused, problem = yield sender.post_all(bodies)
+        first = number + accepted
+        if refused == 1:
+            raise CommandFailed(f"message {first}: {problem}")
+        if refused:
+            raise CommandFailed(f"messages {first} to {first + refused - 1}: {problem}")
     if invalid is not None:
         raise CommandFailed(f"message {number + len(bodies)}: {invalid}") from invalid
 
@@ -134,51 +137,93 @@ class Sender:
         self._client = HttpClient(Agent(reactor, connectTimeout=TIMEOUT, pool=pool))
         self._reactor = reactor
         self._url = url
+        self._most = BATCH_LINES
         self._headers = {"authorization": bearer(token)}
         if host:
             self._headers["host"] = host
 
     @inlineCallbacks
-    def post(
-        self, body: bytes, media_type: str = JSON, *, is_patient: bool = False
-    ) -> Generator[Deferred[Any], Any, str]:
-        """Send one request.
+    def post(self, body: bytes, *, is_patient: bool = False) -> Generator[Deferred[Any], Any, str]:
+        """Send one message.
 
         Args:
-            body: one JSON value, or one a line.
-            media_type: of the body.
+            body: a JSON value.
             is_patient: whether to send it again if the service says when (``Retry-After``).
 
         Returns:
-            Fires with the reason if the body was not accepted, else with an empty string.
+            Fires with the reason if the message was not accepted, else with an empty string.
 
         Fails with:
             CommandFailed: there was no response.
         """
+        response = yield self._request(body, JSON, is_patient)
+        return _problem(response)
+
+    @inlineCallbacks
+    def post_all(
+        self, bodies: Sequence[bytes]
+    ) -> Generator[Deferred[Any], Any, tuple[int, int, str]]:
+        """Send messages in their order, in as few requests as the service allows.
+
+        If a request with several is too long (413), later requests have half as many.
+
+        Args:
+            bodies: the messages, a JSON value each, without line feeds.
+
+        Returns:
+            Fires with the number of messages that were accepted, the number of messages in the
+            request that was refused behind them, and the reason. Without such a request they are
+            0 and an empty string.
+
+        Fails with:
+            CommandFailed: there was no response.
+        """
+        accepted = 0
+        while accepted < len(bodies):
+            part = bodies[accepted : accepted + self._most]
+            media_type = JSON if len(part) == 1 else NDJSON
+            response = yield self._request(b"\n".join(part), media_type, is_patient=True)
+            if response.status == TOO_LONG and len(part) > 1:
+                self._most = len(part) // 2
+            elif response.status != OK:
+                return accepted, len(part), _problem(response)
+            else:
+                accepted += len(part)
+        return accepted, 0, ""
+
+    @inlineCallbacks
+    def _request(
+        self, body: bytes, media_type: str, is_patient: bool
+    ) -> Generator[Deferred[Any], Any, Response]:
+        """Send a request, again if the service says when; fires with the last response."""
         headers = {**self._headers, "content-type": media_type}
         paused = 0.0
         while True:
             sending = self._client.request("POST", self._url.to_text(), headers, body=body)
             sending.addTimeout(TIMEOUT, self._reactor, self._raise_timeout)
             try:
-                response = yield sending
+                response: Response = yield sending
             except ValidatorUnavailable as error:
                 raise connection_error(self._url, str(error).removeprefix("POST: ")) from error
-            if response.status == 200:
-                return ""
             retry_after = response.header("retry-after")
             pause = pause_before_retry(response.status, retry_after, paused)
             if pause is None or not is_patient:
-                break
+                return response
             print_error(f"{status_text(response.status, response.body)} Waiting {pause:.0f} s")
             paused += pause
             yield deferLater(self._reactor, pause)
-        if 300 <= response.status < 400:
-            return f"{response.status}: it redirects to {response.header('location')}"
-        return status_text(response.status, response.body)
 
     def _raise_timeout(self, _: object, seconds: float) -> NoReturn:
         raise connection_error(
             self._url,
             f"no response within {seconds:.0f} s; it is not known whether the message was sent",
         )
+
+
+def _problem(response: Response) -> str:
+    """Why a message was not accepted; an empty string: it was."""
+    if response.status == OK:
+        return ""
+    if 300 <= response.status < 400:
+        return f"{response.status}: it redirects to {response.header('location')}"
+    return status_text(response.status, response.body)

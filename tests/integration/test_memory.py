@@ -337,6 +337,9 @@ def _ways() -> Iterator[tuple[str, dict[str, Any]]]:
         ("unread_responses", f"GET /nowhere HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() * 5_000, 0),
     ):
         yield f"http_{name}", {"flood": request, "least": least}
+        if name in ("an_incomplete_head", "pipelined_sends"):
+            arguments = {"flood": request, "least": least, "in_single_bytes": True}
+            yield f"http_{name}_and_single_bytes", arguments
 
 
 def _test(name: str, arguments: dict[str, Any]) -> Any:

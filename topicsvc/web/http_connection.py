@@ -45,7 +45,8 @@ READ_SIZE = 16384
 Without a valid token, less than two reads are kept in memory."""
 
 TLS_READ_SIZE = 1024
-"""The same over TLS, where a byte may come in a record of its own."""
+"""The same over TLS, where a byte may come in a record of its own. The rest of a record that has
+arrived is read at once: see `PacedTls`."""
 
 DISCARD_INTERVAL = 0.02
 """Seconds between two reads from a connection whose input is discarded.

@@ -86,29 +86,28 @@ class Records:
 class DirectRecords(Records):
     """Makes records with OpenSSL's functions."""
 
-    __slots__ = ("_connection", "_ssl")
+    __slots__ = ("_bio", "_ssl")
 
     def __init__(self, connection: Any) -> None:
         self._ssl = connection._ssl
-        self._connection = connection  # its buffer for output may be replaced: see `PacedTls`
+        self._bio = connection._from_ssl
 
     def encrypt(self, data: bytes) -> tuple[bytes | memoryview, bytes]:
         """See `Records`."""
         written = _write(self._ssl, data, min(len(data), _RECORD))
-        made = _read(self._connection._from_ssl, _buffer, _BUFFER_SIZE)
+        made = _read(self._bio, _buffer, _BUFFER_SIZE)
         if written == len(data) and 0 < made < _BUFFER_SIZE:
             return _view[:made], b""
         return self._encrypt_more(data, written, made)
 
     def _encrypt_more(self, data: bytes, written: int, made: int) -> tuple[bytes, bytes]:
         """Continue `encrypt` after its first record, or after the first write failed."""
-        bio = self._connection._from_ssl
         done = 0
         records: list[bytes] = []
         while True:
             while made > 0:
                 records.append(bytes(_view[:made]))
-                made = _read(bio, _buffer, _BUFFER_SIZE)
+                made = _read(self._bio, _buffer, _BUFFER_SIZE)
             if written <= 0:  # as `SSL.Error` above
                 _forget_errors()
                 break
@@ -117,5 +116,5 @@ class DirectRecords(Records):
                 break
             piece = data[done : done + _RECORD]
             written = _write(self._ssl, piece, len(piece))
-            made = _read(bio, _buffer, _BUFFER_SIZE)
+            made = _read(self._bio, _buffer, _BUFFER_SIZE)
         return b"".join(records), data[done:]

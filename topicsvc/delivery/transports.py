@@ -267,6 +267,7 @@ class TlsSendQueue(SocketSendQueue):
     def __init__(self, tls: Any, lower: Any, *rest: Any) -> None:
         self._tls = tls
         self._records = make_records(tls.getHandle())
+        tls.keeps_output = True  # the records refer to the buffer: see `PacedTls`
         super().__init__(lower, *rest)
 
     def buffered(self) -> int:

@@ -28,8 +28,8 @@ try:
     from OpenSSL._util import ffi as _ffi
     from OpenSSL._util import lib as _lib
 
-    _get_data, _new_bio, _free_bio = _lib.BIO_get_mem_data, _lib.BIO_new, _lib.BIO_free
-    _memory, _set_bios = _lib.BIO_s_mem(), _lib.SSL_set_bio
+    _get_data, _set_bios = _lib.BIO_get_mem_data, _lib.SSL_set_bio
+    _new_bio, _memory = _lib.BIO_new, _lib.BIO_s_mem()
     _DATA = _ffi.new("char **")
 except (ImportError, AttributeError):  # a pyOpenSSL with other internals
     _ffi = None
@@ -64,9 +64,11 @@ class PacedTls(BufferingTLSTransport):
 
     Attributes:
         budget: the time for work on received bytes in one reactor iteration; None: no limit.
+        keeps_output: whether another object refers to OpenSSL's buffer for output. It stays then.
     """
 
     budget: WorkBudget | None = None
+    keeps_output = False
     transport: Any
 
     _unprocessed = b""
@@ -77,7 +79,7 @@ class PacedTls(BufferingTLSTransport):
     _has_records = True  # False: the bytes are not TLS, and OpenSSL reports that
     _waits_for_rest = False
     _read_size = 0  # of the transport, before it waits for the rest
-    _has_small_buffers = False
+    _has_small_input = False
     _handshake_left = MAX_HANDSHAKE
     _counts_output = False
     _output = 0  # bytes since `_output_since`
@@ -145,10 +147,9 @@ class PacedTls(BufferingTLSTransport):
             self._counts_output = self._handshakeDone
             super().dataReceived(data[:end])  # type: ignore[no-untyped-call]
             self._counts_output = False
-            if self._handshakeDone and (end > SMALL or not self._has_small_buffers):
-                # OpenSSL's buffers never shrink. The handshake has made that for output as large
-                # as the chain of certificates.
-                self._has_small_buffers = _renew_buffers(self._tlsConnection)
+            if self._handshakeDone and (end > SMALL or not self._has_small_input):
+                # OpenSSL's buffers never shrink.
+                self._has_small_input = _renew_input(self._tlsConnection)
         if self._waits_for_rest or self._missing > SMALL:
             self._await_rest()
 
@@ -177,6 +178,13 @@ class PacedTls(BufferingTLSTransport):
                 self._handshake_left -= length
             start = end
         return start
+
+    def _checkHandshakeStatus(self) -> None:
+        super()._checkHandshakeStatus()  # type: ignore[no-untyped-call]
+        if self._handshakeDone and not self.keeps_output:
+            self._flushSendBIO()
+            # The handshake has made it as large as the chain of certificates.
+            _renew_output(self._tlsConnection)
 
     def _flushSendBIO(self) -> None:
         if not self._counts_output:
@@ -251,27 +259,43 @@ def _is_ready(handle: socket.socket, size: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _renew_buffers(connection: Any) -> bool:
-    """Give `connection` new buffers for its input and output, if the present ones are empty.
+def _renew_input(connection: Any) -> bool:
+    """Give `connection` a new buffer for its input, if the present one is empty.
 
     Returns:
-        whether it has new ones, or cannot have them.
+        whether it has a new one, or cannot have it.
     """
-    try:
-        ssl, old = connection._ssl, (connection._into_ssl, connection._from_ssl)
-        types = {_ffi.typeof(each).cname for each in old}
-    except (AttributeError, TypeError):
+    if not _has_known_internals(connection):
         return True
-    if types != {"BIO *"}:
-        return True
-    if any(_get_data(each, _DATA) for each in old):
+    new = _new_buffer(connection._into_ssl)
+    if new is None:
         return False
-    new = _new_bio(_memory), _new_bio(_memory)
-    if _ffi.NULL in new:
-        for each in new:
-            _free_bio(each)
-        return False
-    # OpenSSL frees the old ones: see SSL_set_bio(3).
-    _set_bios(ssl, *new)
-    connection._into_ssl, connection._from_ssl = new
+    # OpenSSL frees the old one, and keeps the other: see SSL_set_bio(3).
+    _set_bios(connection._ssl, new, connection._from_ssl)
+    connection._into_ssl = new
     return True
+
+
+def _renew_output(connection: Any) -> None:
+    """Give `connection` a new buffer for its output, if the present one is empty."""
+    if _has_known_internals(connection):
+        new = _new_buffer(connection._from_ssl)
+        if new is not None:
+            _set_bios(connection._ssl, connection._into_ssl, new)
+            connection._from_ssl = new
+
+
+def _has_known_internals(connection: Any) -> bool:
+    try:
+        both = connection._ssl, connection._into_ssl, connection._from_ssl
+        return [_ffi.typeof(each).cname for each in both] == ["SSL *", "BIO *", "BIO *"]
+    except (AttributeError, TypeError):
+        return False
+
+
+def _new_buffer(old: Any) -> Any:
+    """A buffer to replace an old one; None: the old one is not empty, or there is no memory."""
+    if _get_data(old, _DATA):
+        return None
+    new = _new_bio(_memory)
+    return None if new == _ffi.NULL else new

@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from OpenSSL import SSL
@@ -19,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
 from tests.support.certificates import Authority
-from topicsvc.delivery.tls_records import make_records
+from topicsvc.delivery.transports import TlsSendQueue
 from topicsvc.listening import paced_tls
 from topicsvc.listening.endpoints import read_contexts
 from topicsvc.listening.paced_tls import MAX_OUTPUT, OUTPUT_TIME, PacedTls
@@ -421,30 +422,39 @@ class BufferTests(RecordCase):
         before = self.buffers(peer)
         for count, size in enumerate((100, 16_384, 100, 16_384), 1):
             peer.server.dataReceived(self.record(peer, b"x" * size))
-            is_kept = self.buffers(peer) == before
-            self.assertEqual(is_kept, size == 100, size)
-            before = self.buffers(peer)
+            after = self.buffers(peer)
+            self.assertEqual(after[0] == before[0], size == 100, size)
+            self.assertEqual(after[1], before[1], "that for output stays")
+            before = after
             self.assertEqual(len(peer.protocol.received), sum((100, 16_384, 100, 16_384)[:count]))
         self.assertEqual(self.respond(peer), b"response")
 
-    def test_output_that_waits_is_not_lost(self) -> None:
-        peer = self.connect()
+    def test_output_that_waits_at_the_end_of_the_handshake_is_not_lost(self) -> None:
+        peer = TlsPeer(self)
         before = self.buffers(peer)
-        peer.server._tlsConnection.send(b"waits")
-        # OpenSSL's output is read in `dataReceived`, so it is put off here.
+        peer.start()
         self.patch(peer.server, "_flushSendBIO", lambda: None)
-        peer.server.dataReceived(self.record(peer, b"x" * 16_384))
-        self.assertEqual(self.buffers(peer), before)
-        peer.client.bio_write(peer.server._tlsConnection.bio_read(65_536))
-        self.assertEqual(peer.client.recv(100), b"waits")
+        peer.exchange()
+        self.assertTrue(peer.server._handshakeDone)
+        self.assertEqual(self.buffers(peer)[1], before[1])
+        self.assertGreater(len(peer.server._tlsConnection.bio_read(65_536)), 0)
 
-    def test_records_that_were_made_ready_before_use_the_new_buffer(self) -> None:
-        """The object that encrypts the response to a long request is older than its buffer."""
-        peer = self.connect()
-        records = make_records(peer.server._tlsConnection)
+    def test_the_one_that_records_refer_to_is_not_replaced(self) -> None:
+        """A response, to a deadline for example, may be made before the end of the handshake."""
+        peer = TlsPeer(self)
+        before = self.buffers(peer)
+        lower = SimpleNamespace(
+            getHandle=lambda: SimpleNamespace(send=len), registerProducer=lambda *arguments: None
+        )
+        consumers: Any = None
+        queue = TlsSendQueue(peer.server, lower, 1000, consumers, str)
+        peer.start()
+        peer.exchange()
+        peer.exchange()
+        self.assertEqual(self.buffers(peer)[1], before[1])
         for _ in range(3):
             peer.server.dataReceived(self.record(peer, b"x" * 16_384))
-            encrypted, rest = records.encrypt(b"response")
+            encrypted, rest = queue._records.encrypt(b"response")
             self.assertEqual(rest, b"")
             peer.client.bio_write(bytes(encrypted))
             self.assertEqual(peer.client.recv(100), b"response")

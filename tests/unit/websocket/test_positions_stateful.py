@@ -198,7 +198,8 @@ class Reader:
         check: the check of its token that is in progress.
         has_begun: whether this connection has got a `Success`.
         is_lagging: whether the program does not read.
-        was_troubled: whether data of this connection may have been dropped at an expiry.
+        was_troubled: whether data of this connection may have been dropped at an expiry, or its
+            subscription was lost. A grant that is renewed then says that messages may be missing.
     """
 
     number: int
@@ -330,6 +331,8 @@ class Machine(RuleBasedStateMachine):
         self.broker.fail_all()
         if closes:
             self.losses += not self.broker.is_storing
+            for reader in self.readers:
+                reader.was_troubled = True  # until it comes back
             self.broker.lose_subscriptions()
 
     @precondition(lambda self: self.broker.is_down)

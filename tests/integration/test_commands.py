@@ -23,6 +23,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.support.requirements import need
+from tests.integration.support.run_delay import run_delay
 from tests.support.certificates import Authority
 from tests.support.processes import (
     TOPICSVC,
@@ -30,7 +31,6 @@ from tests.support.processes import (
     Process,
     TwistdProcess,
     environment,
-    waited_for_processor,
 )
 from topicsvc.cli.send import CONNECTION_IDLE_TIME
 from topicsvc.settings import SendSettings
@@ -446,16 +446,16 @@ class FaultTests(SynchronousTestCase):
         Returns:
             Whether the process had not ended before.
         """
-        before, began = waited_for_processor(os.getpid()), time.monotonic()
+        before, began = run_delay(), time.monotonic()
         if child.poll() is None:
-            before += waited_for_processor(child.pid)
+            before += run_delay(child.pid)
         child.send_signal(signal.SIGINT)
         if child.returncode is not None:
             return False
         how = os.WEXITED | os.WNOHANG | os.WNOWAIT
         wait_until(lambda: os.waitid(os.P_PID, child.pid, how), "it has ended")
         took = time.monotonic() - began
-        waited = waited_for_processor(os.getpid()) + waited_for_processor(child.pid) - before
+        waited = run_delay() + run_delay(child.pid) - before
         child.wait()
         self.assertLess(took - waited, AT_ONCE)
         return True

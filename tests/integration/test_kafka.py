@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from time import time
 from typing import Any
@@ -43,6 +42,7 @@ from tests.integration.support.kafka_server import (
     need_kafka,
     until_it_has,
 )
+from tests.integration.support.run_delay import run_delay
 from tests.support.broker_contract import BrokerContract, Inbox, LogContract
 from tests.support.certificates import Authority
 from tests.support.processes import (
@@ -50,7 +50,6 @@ from tests.support.processes import (
     Shared,
     TopicsvcServer,
     until,
-    waited_for_processor,
 )
 from topicsvc.brokers.kafka import reader
 from topicsvc.brokers.kafka.broker import KafkaBroker
@@ -465,7 +464,7 @@ class NoTopicsTests(TestCase):
         ticks: list[float] = []
 
         def tick() -> None:
-            ticks.append(reactor.seconds() - waited_for_processor(os.getpid()))
+            ticks.append(reactor.seconds() - run_delay())
 
         ticking = LoopingCall(tick)
         ticking.start(0.02)

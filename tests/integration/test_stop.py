@@ -21,13 +21,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from tests.integration.support.activemq_server import ActiveMQ, need_activemq
+from tests.integration.support.run_delay import run_delay
 from tests.support.processes import (
     Deployment,
     Program,
     Shared,
     TopicsvcServer,
     until,
-    waited_for_processor,
 )
 from tests.support.subscriber import Subscriber
 from topicsvc.topics import TopicAddress
@@ -80,10 +80,7 @@ class StallMeter:
         self.here = max(self.here, now - self._last_call - 0.05)
         self._last_call = now
         for program in self._programs:
-            try:
-                waited = waited_for_processor(program.pid)
-            except OSError:
-                continue  # it has ended
+            waited = run_delay(program.pid)
             before = self._waited.get(program.pid, waited)
             self.there = max(self.there, waited - before)
             self._waited[program.pid] = waited

@@ -49,7 +49,6 @@ __all__ = [
     "free_port",
     "listens",
     "until",
-    "waited_for_processor",
 ]
 
 TIMEOUT = 60.0
@@ -117,16 +116,6 @@ def until(condition: Callable[[], object], description: str, seconds: float = 60
             raise AssertionError(f"not within {seconds} s: {description}")
         yield deferLater(reactor, POLL_INTERVAL)
     return reactor.seconds() - began
-
-
-def waited_for_processor(pid: int) -> float:
-    """The seconds in which the main thread of a process was ready to run, and did not run.
-
-    Raises:
-        OSError: there is no such process.
-    """
-    _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-    return int(waited) / 1e9
 
 
 class Process:

@@ -58,7 +58,7 @@ DISCARD_SIZE = 262144
 """Most bytes of such a read: 13 MB a second, so that a client can send a long body to its end."""
 
 TLS_DISCARD_SIZE = 16384
-"""The same over TLS: 0.8 MB a second. What was read may wait until there is time to decrypt it."""
+"""The same over TLS: 0.8 MB a second. The connection may keep these bytes for a later iteration."""
 
 SHORT_REQUEST = 4096
 """Bytes that may wait for a later iteration while the connection is still read."""

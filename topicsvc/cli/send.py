@@ -143,12 +143,11 @@ class Sender:
             self._headers["host"] = host
 
     @inlineCallbacks
-    def post(self, body: bytes, *, is_patient: bool = False) -> Generator[Deferred[Any], Any, str]:
-        """Send one message.
+    def post(self, body: bytes) -> Generator[Deferred[Any], Any, str]:
+        """Send one message once.
 
         Args:
             body: a JSON value.
-            is_patient: whether to send it again if the service says when (``Retry-After``).
 
         Returns:
             Fires with the reason if the message was not accepted, else with an empty string.
@@ -156,7 +155,7 @@ class Sender:
         Fails with:
             CommandFailed: there was no response.
         """
-        response = yield self._request(body, JSON, is_patient)
+        response = yield self._request(body, JSON, is_patient=False)
         return _problem(response)
 
     @inlineCallbacks
@@ -165,7 +164,8 @@ class Sender:
     ) -> Generator[Deferred[Any], Any, tuple[int, int, str]]:
         """Send messages in their order, in as few requests as the service allows.
 
-        If a request with several is too long (413), later requests have half as many.
+        A request is sent again if the service says when (``Retry-After``). If one with several
+        messages is too long (413), later requests have half as many.
 
         Args:
             bodies: the messages, a JSON value each, without line feeds.
@@ -193,7 +193,7 @@ class Sender:
 
     @inlineCallbacks
     def _request(
-        self, body: bytes, media_type: str, is_patient: bool
+        self, body: bytes, media_type: str, *, is_patient: bool
     ) -> Generator[Deferred[Any], Any, Response]:
         """Send a request, again if the service says when; fires with the last response."""
         headers = {**self._headers, "content-type": media_type}

@@ -50,8 +50,9 @@ class SendTestCase(SynchronousTestCase):
 
 
 class RetryTests(SendTestCase):
-    def send(self, *responses: Response, is_patient: bool = True) -> Deferred[str]:
-        return self.sender(*responses).post(b"1", is_patient=is_patient)
+    def send(self, *responses: Response) -> Deferred[str]:
+        """Send a message; fires with the reason if it was not accepted."""
+        return self.sender(*responses).post_all([b"1"]).addCallback(lambda result: result[2])
 
     def test_after_429_the_message_is_sent_again_when_the_service_says(self) -> None:
         done = self.send(response(429, "10", TOO_MANY), response(200))
@@ -78,7 +79,7 @@ class RetryTests(SendTestCase):
         self.assertEqual(self.successResultOf(done), "503 Service Unavailable")
 
     def test_doctor_does_not_wait(self) -> None:
-        done = self.send(response(429, "10", TOO_MANY), is_patient=False)
+        done = self.sender(response(429, "10", TOO_MANY)).post(b"1")
         self.assertEqual(self.successResultOf(done), "429 Too many messages.")
 
 

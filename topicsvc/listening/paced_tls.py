@@ -34,7 +34,7 @@ try:
 except (ImportError, AttributeError):  # a pyOpenSSL with other internals
     _ffi = None
 
-__all__ = ["PacedTls"]
+__all__ = ["PacedTls", "socket_transport"]
 
 SMALL: Final = 1024
 """Bytes up to which input leaves OpenSSL's buffer as it is, and the rest of a record is read as it
@@ -234,13 +234,18 @@ class PacedTls(BufferingTLSTransport):
 
     def _socket_transport(self) -> Any:
         """The transport that has the socket; None: it is closed, or there is no socket."""
-        transport = self.transport
-        while isinstance(transport, ProtocolWrapper):  # the PROXY protocol
-            transport = transport.transport
+        transport = socket_transport(self.transport)
         if not ISystemHandle.providedBy(transport):
             return None
         handle = transport.getHandle()
         return transport if isinstance(handle, socket.socket) and handle.fileno() >= 0 else None
+
+
+def socket_transport(transport: Any) -> Any:
+    """Return the transport that has the socket, below TLS and the PROXY protocol."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport
 
 
 def _set_low_water(handle: socket.socket, size: int) -> None:

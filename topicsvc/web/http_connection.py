@@ -23,7 +23,7 @@ from zope.interface import implementer
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.transports import make_send_queue
-from topicsvc.listening.paced_tls import PacedTls
+from topicsvc.listening.paced_tls import PacedTls, socket_transport
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.topics import ONE_HOST
@@ -204,7 +204,7 @@ class HttpConnection(TwistedProtocol):
             return
         self._is_tls = ISSLTransport.providedBy(self.transport)
         self._read_size = TLS_READ_SIZE if self._is_tls else READ_SIZE
-        _socket_transport(self.transport).bufferSize = self._read_size
+        socket_transport(self.transport).bufferSize = self._read_size
         _limit_tls(self.transport, site.budget)
         self.quota.on_token_deadline = self._token_deadline_passed
         self._set_deadline(site.head_deadlines)
@@ -578,7 +578,7 @@ class HttpConnection(TwistedProtocol):
         if not self._is_paused and not self._has_ended:
             self._is_paused = True
             size = TLS_DISCARD_SIZE if self._is_tls else DISCARD_SIZE
-            _socket_transport(self.transport).bufferSize = size
+            socket_transport(self.transport).bufferSize = size
             self.transport.pauseProducing()
             self.factory.discard_pauses.start(self)
 
@@ -647,13 +647,6 @@ class HttpConnection(TwistedProtocol):
                 self.transport.pauseProducing()
             else:
                 self.transport.resumeProducing()
-
-
-def _socket_transport(transport: Any) -> Any:
-    """Return the transport that owns the socket."""
-    while isinstance(transport, ProtocolWrapper):
-        transport = transport.transport
-    return transport
 
 
 def _limit_tls(transport: Any, budget: WorkBudget) -> None:

@@ -1,7 +1,7 @@
 """A TLS scanner reports nothing of medium severity or above.
 
 The certificates are from an authority of the test, which the scanner trusts. All findings count
-except those about the scanner itself.
+except those about the scanner itself, and one check that it cannot do reliably.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ NOT_CHECKED = {"WARN", "FATAL"}
 
 ABOUT_THE_SCANNER = {"engine_problem", "scanTime"}
 """Findings about the scanner's own OpenSSL, and the duration of the scan."""
+
+BY_CHANCE = {"sessionresumption_ticket"}
+"""The scanner's first client ends at the end of its empty input, often before the session tickets
+of TLS 1.3 arrive, and the second one fails without them. The same happens with other servers.
+`tests/end_to_end/test_tls.py` tests resumption."""
 
 ATTEMPTS = 3
 
@@ -59,18 +64,19 @@ class ScanTests(TwistdTestCase):
                 self.assertEqual(by_id["cert_chain_of_trust"], "passed.", output)
                 self.assertIn("TLS1.3", by_id["protocol_negotiated"])
                 self.assertLessEqual({"SSLv2", "heartbleed", "LOGJAM", "RC4"}, set(by_id))
-                problems = [
-                    each
-                    for each in findings
-                    if each["severity"] not in HARMLESS and each["id"] not in ABOUT_THE_SCANNER
-                ]
+                problems = [each for each in findings if each["severity"] not in HARMLESS]
                 self.assertEqual(problems, [])
 
     def results(self, scan: subprocess.Popen[str], port: int) -> tuple[str, list[dict[str, str]]]:
         output = scan.communicate(timeout=TIMEOUT)[0]
         findings: list[dict[str, str]] = json.loads(self.report(port).read_text())
         self.report(port).unlink()
-        return output, findings
+        return output, [
+            each
+            for each in findings
+            if each["id"] not in ABOUT_THE_SCANNER
+            and not (each["id"] in BY_CHANCE and each["severity"] in NOT_CHECKED)
+        ]
 
     def report(self, port: int) -> Path:
         return self.directory / f"scan-{port}.json"

@@ -1,4 +1,4 @@
-"""A subscriber's times during floods of HTTP requests: ``python -m bench.floods``.
+"""A subscriber's times during floods of requests and frames: ``python -m bench.floods``.
 
 While a flood runs, a subscriber sends pings, and a sender sends messages to it by HTTP. The
 command prints the times of pings and deliveries, and the processor time of the reactor's
@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.servers import HOST, ROOT, TOPIC, Topicsvc, running
 from bench.sessions import Target, fail, masked, open_session, pin
 from tests.support.certificates import Authority
-from tests.support.http_floods import HttpFlood, attack, http_floods
+from tests.support.input_floods import InputFlood, attack, input_floods
 from tests.support.raw_client import PING, PONG, TEXT, RawClient
 
 PAUSE = 0.01
@@ -138,7 +138,7 @@ class _Samples:
 class _Attack:
     """An attack of another process, as values that it can receive."""
 
-    flood: HttpFlood
+    flood: InputFlood
     port: int
     ca_file: str
     connections: int
@@ -194,7 +194,7 @@ class Floods:
     def print(self, connections: Collection[int], words: Collection[str]) -> None:
         """Print the table. Each flood has one of `words` in its name; no words: all floods."""
         print("| flood | connections | ping | delivery | iteration |\n|---|---|---|---|---|")
-        names = [flood.name for flood in http_floods(HOST, "", "")]
+        names = [flood.name for flood in input_floods(HOST, "", "", "")]
         self._print_row("none", 0)
         for name in names:
             if not words or any(word in name for word in words):
@@ -207,7 +207,7 @@ class Floods:
             samples = _Samples(target)
             with contextlib.ExitStack() as stack:
                 if connections:
-                    floods = http_floods(HOST, TOPIC % 2, target.tokens[0])
+                    floods = input_floods(HOST, TOPIC % 2, target.path % 2, target.tokens[0])
                     [flood] = [each for each in floods if each.name == name]
                     port = server.tls_port if flood.tls else server.plain_port
                     seconds = 2 * SETTLE + self.seconds

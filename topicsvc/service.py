@@ -50,6 +50,7 @@ from topicsvc.process.reactor_lag import ReactorLag
 from topicsvc.process.setup import fail_to_start, max_open_files, tune_gc, use_monotonic_clock
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import SystemdNotifier
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import Config, LogSettings, MemorySettings, StopSettings
 from topicsvc.validators.factory import ValidatorStack
 from topicsvc.validators.stats import TokenCheckStats
@@ -58,7 +59,7 @@ from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
-from topicsvc.web.site import TopicSite, TopicTree
+from topicsvc.web.site import WORK_PER_ITERATION, TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame, positioned
 from topicsvc.websocket.server import CLOSE_TIMEOUT, WebSocketServer
 from topicsvc.workers.command import RELAY, WorkerArguments
@@ -221,12 +222,15 @@ class TopicService(Service):
         self.limits = Limits(reactor, now, settings.limits, max_open_files(), self._deadline_clock)
         history = History(settings.history, reactor) if settings.history.seconds else None
         self._hub = Hub(self.broker, reactor, now, data_frame, positioned, history)
+        budget = WorkBudget(reactor, WORK_PER_ITERATION)
         self.websocket_server = WebSocketServer(
             validator,
             self._hub,
             reactor,
             now,
             settings.session,
+            budget,
+            WorkBudget(reactor, WORK_PER_ITERATION),
             settings.stop.drain,
             revocation=self._validators.revocation,
             limits=self.limits,
@@ -259,6 +263,7 @@ class TopicService(Service):
             settings.send.max_body,
             self.limits,
             self.websocket_server.context.slow_consumers,
+            budget,
             self._deadline_clock,
         )
         descriptors: Sequence[int | None] = sockets or [None] * len(settings.listen)

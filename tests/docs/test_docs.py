@@ -30,7 +30,7 @@ from topicsvc.validators.jwt import validator as jwt_validator
 from topicsvc.validators.local import make_key, write_key
 from topicsvc.validators.wrappers import concurrency
 from topicsvc.web import http_connection, http_parser, responses, send, site
-from topicsvc.websocket import messages, server
+from topicsvc.websocket import connection, messages, server
 from topicsvc.websocket.close_reasons import CLOSE_REASONS
 from topicsvc.websocket.session import (
     GOING_AWAY,
@@ -318,16 +318,22 @@ class SecurityTests(SynchronousTestCase):
                 "messages of one request": "`send.max_batch`",
                 "body that is not needed": kibibytes(http_connection.MAX_SKIPPED),
                 "sends in progress, of all clients": str(send.MAX_IN_FLIGHT),
-                "work for one connection, if others wait": f"{1e3 * http_connection.TURN:g} ms",
+                "work for one HTTP connection, if others wait": (
+                    f"{1e3 * http_connection.TURN:g} ms"
+                ),
                 "connections that a port accepts in one iteration": str(MAX_ACCEPTS),
                 "reads behind an error": (
                     f"{1 / http_connection.DISCARD_INTERVAL:.0f} a second, "
                     f"of {kibibytes(http_connection.DISCARD_SIZE)}, "
                     f"or of {kibibytes(http_connection.TLS_DISCARD_SIZE)} with TLS"
                 ),
-                "work on requests in one reactor iteration": (
+                "work on requests, and on frames before a valid token, in one reactor iteration": (
                     f"{site.WORK_PER_ITERATION * 1000:.0f} ms"
                 ),
+                "work on frames of sessions in one reactor iteration": (
+                    f"{site.WORK_PER_ITERATION * 1000:.0f} ms"
+                ),
+                "one read of a WebSocket without TLS": kibibytes(connection.READ_SIZE),
                 "length of a token": kibibytes(messages.MAX_TOKEN),
                 "one check": "`validator.timeout`",
                 "checks that wait for the validator": str(concurrency.MAX_WAITING),

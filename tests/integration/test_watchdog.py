@@ -1,4 +1,4 @@
-"""Floods of requests from 1 and 100 connections: systemd's watchdog is fed throughout each.
+"""Floods of requests and frames, from 1 and 100 connections: the watchdog is fed throughout each.
 
 The watchdog of this test has 2 s, where examples/systemd/topicsvc.service has 30 s.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.certificates import Authority
-from tests.support.http_floods import HttpFlood, attack, http_floods
+from tests.support.input_floods import InputFlood, attack, input_floods
 from tests.support.processes import TwistdProcess
 from tests.support.raw_client import TEXT, RawClient, frame
 from topicsvc.topics import TopicAddress
@@ -97,7 +97,7 @@ class WatchdogTests(SynchronousTestCase):
         self.assertEqual(subscriber.upgrade(TOPIC.websocket_path, HOST), 101)
         subscriber.write(frame(TEXT, b'{"AccessToken":"%s"}' % self.token.encode()))
         self.assertIn(b"Success", (subscriber.read_frame() or (0, b""))[1])
-        for flood in http_floods(HOST, TOPIC.send_path, self.token):
+        for flood in input_floods(HOST, TOPIC.send_path, TOPIC.websocket_path, self.token):
             gap, trips = self.measure(flood, connections, subscriber)
             with self.subTest(flood=flood.name):
                 self.assertLess(gap, WATCHDOG, "systemd would kill the service")
@@ -106,7 +106,7 @@ class WatchdogTests(SynchronousTestCase):
         self.assertNotIn("Traceback", self.service.text)
 
     def measure(
-        self, flood: HttpFlood, connections: int, subscriber: RawClient
+        self, flood: InputFlood, connections: int, subscriber: RawClient
     ) -> tuple[float, list[float]]:
         """Return the longest time between two feeds, and the round trips of pings, in seconds."""
         end = time.monotonic() + SECONDS

@@ -28,13 +28,14 @@ from topicsvc.admission.limits import Limits
 from topicsvc.delivery.history import History
 from topicsvc.delivery.hub import Hub
 from topicsvc.interfaces import Message, Revocation
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import HistorySettings, LimitSettings, LocalSettings, SessionSettings
 from topicsvc.topics import TopicAddress, Unit
 from topicsvc.web.handshake import UpgradeResource
 from topicsvc.web.metadata import MetadataResource
 from topicsvc.web.refused_sends import RefusedSends
 from topicsvc.web.send import SendResource
-from topicsvc.web.site import TopicSite, TopicTree
+from topicsvc.web.site import WORK_PER_ITERATION, TopicSite, TopicTree
 from topicsvc.websocket.messages import data_frame, positioned
 from topicsvc.websocket.server import WebSocketServer
 
@@ -332,6 +333,8 @@ class ServiceTestCase(SynchronousTestCase):
             self.clock,
             self.wall,
             self.settings,
+            WorkBudget(self.clock, WORK_PER_ITERATION),
+            WorkBudget(self.clock, WORK_PER_ITERATION),
             self.drain,
             random=Random(1),
             revocation=revocation if self.recheck else None,
@@ -358,6 +361,7 @@ class ServiceTestCase(SynchronousTestCase):
             MAX_BODY,
             self.limits,
             self.websocket_server.context.slow_consumers,
+            self.websocket_server.context.budget,
         )
         self._port = 50000
 

@@ -34,7 +34,7 @@ try:
 except (ImportError, AttributeError):  # a pyOpenSSL with other internals
     _ffi = None
 
-__all__ = ["PacedTls", "socket_transport"]
+__all__ = ["PacedTls", "set_tls_budget", "socket_transport"]
 
 SMALL: Final = 1024
 """Bytes up to which input leaves OpenSSL's buffer as it is, and the rest of a record is read as it
@@ -246,6 +246,14 @@ def socket_transport(transport: Any) -> Any:
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     return transport
+
+
+def set_tls_budget(transport: Any, budget: WorkBudget) -> None:
+    """Spread the work of `transport` on received bytes within `budget`, if it has TLS."""
+    while isinstance(transport, ProtocolWrapper):
+        if isinstance(transport, PacedTls):
+            transport.budget = budget
+        transport = transport.transport
 
 
 def _set_low_water(handle: socket.socket, size: int) -> None:

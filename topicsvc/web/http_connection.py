@@ -23,7 +23,7 @@ from zope.interface import implementer
 from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.transports import make_send_queue
-from topicsvc.listening.paced_tls import PacedTls, socket_transport
+from topicsvc.listening.paced_tls import set_tls_budget, socket_transport
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.topics import ONE_HOST
@@ -205,7 +205,7 @@ class HttpConnection(TwistedProtocol):
         self._is_tls = ISSLTransport.providedBy(self.transport)
         self._read_size = TLS_READ_SIZE if self._is_tls else READ_SIZE
         socket_transport(self.transport).bufferSize = self._read_size
-        _limit_tls(self.transport, site.budget)
+        set_tls_budget(self.transport, site.budget)
         self.quota.on_token_deadline = self._token_deadline_passed
         self._set_deadline(site.head_deadlines)
 
@@ -647,14 +647,6 @@ class HttpConnection(TwistedProtocol):
                 self.transport.pauseProducing()
             else:
                 self.transport.resumeProducing()
-
-
-def _limit_tls(transport: Any, budget: WorkBudget) -> None:
-    """Limit the work of `transport` for received bytes to `budget`, if it has TLS."""
-    while isinstance(transport, ProtocolWrapper):
-        if isinstance(transport, PacedTls):
-            transport.budget = budget
-        transport = transport.transport
 
 
 def _bad_request_response(error: BadRequest) -> Response:

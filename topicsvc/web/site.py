@@ -35,7 +35,7 @@ CLOSE_TIMEOUT = 5.0
 """Seconds for a client to read a response and close, before the socket is aborted."""
 
 WORK_PER_ITERATION = 0.004
-"""Seconds of work on requests in one reactor iteration; further work waits for the next."""
+"""Seconds of work on clients' data in one reactor iteration; further work waits for the next."""
 
 STATUSES = (200, 400, 401, 403, 404, 405, 413, 417, 429, 500, 503)
 """Statuses of sends. Each counter starts at 0, else Prometheus would miss its first increase."""
@@ -111,12 +111,12 @@ class TopicSite(Factory):
         max_body: most bytes of a request's body.
         limits: the limits on clients.
         slow_consumers: send queues of clients that do not read.
+        budget: the time for work on requests in one reactor iteration.
         deadline_clock: measures deadlines of clients; None: `clock`.
 
     Attributes:
         connections: open HTTP connections, without those that became a WebSocket.
         sends: completed sends, by HTTP status.
-        budget: the time for work on requests in one reactor iteration.
     """
 
     protocol = HttpConnection
@@ -129,6 +129,7 @@ class TopicSite(Factory):
         max_body: int,
         limits: Limits,
         slow_consumers: SlowConsumers,
+        budget: WorkBudget,
         deadline_clock: IReactorTime | None = None,
     ) -> None:
         self.resource = resource
@@ -138,7 +139,7 @@ class TopicSite(Factory):
         self.slow_consumers = slow_consumers
         self.connections = 0
         self.sends: Counter[int] = Counter(dict.fromkeys(STATUSES, 0))
-        self.budget = WorkBudget(clock, WORK_PER_ITERATION)
+        self.budget = budget
         timer = deadline_clock or clock
         self.head_deadlines = Deadlines(timer, HEAD_TIMEOUT, HttpConnection.deadline_passed)
         self.body_deadlines = Deadlines(timer, BODY_TIMEOUT, HttpConnection.deadline_passed)

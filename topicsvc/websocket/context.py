@@ -12,6 +12,7 @@ from topicsvc.delivery.hub import Hub
 from topicsvc.delivery.slow_consumers import SlowConsumers
 from topicsvc.interfaces import Grant, Revocation, TokenValidator
 from topicsvc.scheduling.deadlines import Deadlines
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.token_id import TokenIds
@@ -51,6 +52,9 @@ class ConnectionContext:
         close_deadlines: connections in a close handshake.
         failure_deadlines: those over TLS whose client broke a rule.
         token_ids: identifies tokens in the log.
+        budget: the time for work on data of clients without a valid token, and on requests, in
+            one reactor iteration.
+        session_budget: the same for the data of sessions that have started.
         revocation: how revoked tokens are noticed; None: not before they expire.
     """
 
@@ -63,6 +67,8 @@ class ConnectionContext:
     token_deadlines: Deadlines[TimedConnection]
     close_deadlines: Deadlines[TimedConnection]
     failure_deadlines: Deadlines[TimedConnection]
+    budget: WorkBudget
+    session_budget: WorkBudget
     token_ids: TokenIds = field(default_factory=TokenIds)
     revocation: Revocation | None = None
 

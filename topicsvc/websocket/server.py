@@ -24,6 +24,7 @@ from topicsvc.interfaces import Revocation, TokenValidator
 from topicsvc.scheduling.deadlines import Deadlines
 from topicsvc.scheduling.due_times import DueTimes
 from topicsvc.scheduling.timing_wheel import SLOTS, TimingWheel
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.connection import TopicConnection
@@ -53,6 +54,8 @@ class WebSocketServer(Service):
         clock: the reactor, or a clock in its place.
         now: the time of day, in seconds since the epoch. Expiry is measured by it.
         settings: what an operator may set about sessions.
+        budget: see `topicsvc.websocket.context.ConnectionContext`.
+        session_budget: see there.
         drain: seconds over which the close frames are spread when the service stops.
         random: spreads closes and revalidations.
         revocation: how revoked tokens are noticed; None: not before they expire.
@@ -75,6 +78,8 @@ class WebSocketServer(Service):
         clock: IReactorTime,
         now: Callable[[], float],
         settings: SessionSettings,
+        budget: WorkBudget,
+        session_budget: WorkBudget,
         drain: float = 0,
         random: Random | None = None,
         revocation: Revocation | None = None,
@@ -107,6 +112,8 @@ class WebSocketServer(Service):
             failure_deadlines=Deadlines(
                 deadline_clock, FAILURE_TIMEOUT, lambda connection: connection.end_failed()
             ),
+            budget=budget,
+            session_budget=session_budget,
         )
         self.ended_sessions: deque[EndedSession] | None = None
         self._random = random or Random()  # noqa: S311 - spreads load, no secret

@@ -161,15 +161,16 @@ class ValidatedServiceTestCase(TestCase):
             validators.rights_validator,
         )
         upgrade = UpgradeResource(unit, self.websocket_server.new_connection)
+        # A test connects many clients within one reactor iteration.
+        budget = self.websocket_server.context.budget = WorkBudget(reactor, inf)
         self.site = TopicSite(
             TopicTree(unit, upgrade, send),
             reactor,
             100000,
             self.service.limits,
             self.websocket_server.context.slow_consumers,
+            budget,
         )
-        # A test connects many clients within one reactor iteration.
-        self.site.budget = WorkBudget(reactor, inf)
         self.addCleanup(self.stop)
 
     @inlineCallbacks

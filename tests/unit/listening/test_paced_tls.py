@@ -15,6 +15,7 @@ from twisted.internet.interfaces import ISystemHandle
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
@@ -23,7 +24,7 @@ from tests.support.certificates import Authority
 from topicsvc.delivery.transports import TlsSendQueue
 from topicsvc.listening import paced_tls
 from topicsvc.listening.endpoints import read_contexts
-from topicsvc.listening.paced_tls import MAX_OUTPUT, OUTPUT_TIME, PacedTls
+from topicsvc.listening.paced_tls import MAX_OUTPUT, OUTPUT_TIME, PacedTls, set_tls_budget
 from topicsvc.listening.tls import ServerContexts
 from topicsvc.scheduling.work_budget import WorkBudget
 
@@ -162,6 +163,23 @@ class PacedTlsTests(TlsTestCase):
         peer.server.connectionLost(None)
         self.clock.advance(0)
         self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_another_budget_is_set_below_other_protocols(self) -> None:
+        peer = TlsPeer(self)
+        peer.start()
+        peer.exchange()
+        self.budget.charge(1.0)
+        wrapper = ProtocolWrapper(Factory(), Protocol())
+        wrapper.transport = peer.server
+        set_tls_budget(wrapper, WorkBudget(self.clock, 0.004))
+        peer.client.send(b"a")
+        peer.flush()
+        self.assertEqual(peer.protocol.received, b"a")
+
+    def test_a_connection_without_tls_has_no_budget_of_its_own(self) -> None:
+        transport = StringTransport()
+        set_tls_budget(transport, self.budget)
+        self.assertFalse(hasattr(transport, "budget"))
 
     def test_without_a_budget_nothing_is_deferred(self) -> None:
         peer = TlsPeer(self)

@@ -15,6 +15,7 @@ from topicsvc.admission.client_quota import ClientQuota
 from topicsvc.admission.limits import Limits
 from topicsvc.delivery.hub import Hub
 from topicsvc.errors import TopicNotFound
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.messages import data_frame
@@ -37,6 +38,8 @@ class SessionTests(SynchronousTestCase):
             self.clock,
             self.clock.seconds,
             SessionSettings(),
+            WorkBudget(self.clock, 0.004),
+            WorkBudget(self.clock, 0.004),
         )
         self.transport = StringTransport()
         quota = ClientQuota.admit(Limits(self.clock, self.clock.seconds), None)

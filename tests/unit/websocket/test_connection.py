@@ -8,10 +8,13 @@ from weakref import ref
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
+from tests.support.flow_transport import flow_client
 from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.interfaces import Grant, Message
+from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
+from topicsvc.websocket import connection
 from topicsvc.websocket.connection import TopicConnection
 
 
@@ -663,6 +666,133 @@ class SlowReaderTests(ServiceTestCase):
         self.clock.advance(5)
         self.iterate()
         self.assert_nothing_left()
+
+
+class WorkTests(ServiceTestCase):
+    """Received bytes are processed within the budget of a reactor iteration."""
+
+    def spend_all(self) -> None:
+        self.site.budget.charge(1.0)
+
+    def test_bytes_beyond_the_budget_wait_and_nothing_more_is_read(self) -> None:
+        client = self.connect()
+        self.spend_all()
+        client.send_frame(9, b"a")
+        client.send_frame(9, b"b")
+        client.assert_nothing()
+        self.assertFalse(client.transport.is_reading)
+        self.iterate()
+        self.assertTrue(client.transport.is_reading)
+        self.iterate()
+        self.assertEqual(client.frames(), [(10, b"a"), (10, b"b")])
+
+    def test_bytes_that_arrive_in_spite_of_the_pause_keep_their_order(self) -> None:
+        client = self.connect()
+        self.spend_all()
+        client.send_frame(9, b"a")
+        client.transport.is_reading = True
+        client.send_frame(9, b"b")
+        self.iterate()
+        self.assertEqual(client.frames(), [(10, b"a"), (10, b"b")])
+
+    def test_the_frames_of_many_clients_are_spread_over_iterations(self) -> None:
+        seconds = self.clock.seconds
+        self.patch(self.clock, "seconds", lambda: self.spent + seconds())
+        self.spent = 0.0
+        clients = [self.connect() for _ in range(20)]
+        on_ping = TopicConnection.onPing
+
+        def slow(connection: TopicConnection, payload: bytes) -> None:
+            self.spent += 0.0011
+            on_ping(connection, payload)
+
+        self.patch(TopicConnection, "onPing", slow)
+        for client in clients:
+            client.send_frame(9, b"a")
+        answered = []
+        for _ in range(5):
+            answered.append(sum(bool(client.frames()) for client in clients))
+            self.site.budget._next_iteration()
+        self.assertEqual(answered, [4, 4, 4, 4, 4])
+
+    def test_a_session_does_not_wait_for_clients_without_a_token(self) -> None:
+        client = self.subscribe()
+        self.spend_all()
+        client.send_frame(9, b"a")
+        self.assertEqual(client.frames(), [(10, b"a")])
+
+    def test_sessions_wait_for_one_another(self) -> None:
+        client = self.subscribe()
+        self.websocket_server.context.session_budget.charge(1.0)
+        client.send_frame(9, b"a")
+        client.assert_nothing()
+        self.iterate()
+        self.assertEqual(client.frames(), [(10, b"a")])
+
+    def test_over_tls_a_session_does_not_wait_for_clients_without_a_token(self) -> None:
+        budgets: list[WorkBudget] = []
+        self.patch(connection, "set_tls_budget", lambda _, budget: budgets.append(budget))
+        client = flow_client(self, "tls")
+        client.upgrade()
+        client.transport.flush()
+        client.read_answer()
+        self.spend_all()
+        client.send_frame(9, b"a")  # TLS has spread the work already
+        client.transport.flush()
+        self.assertEqual(client.frames(), [(10, b"a")])
+        client.present("a-token")
+        self.assertEqual(budgets, [])
+        self.validator.last.grant(self.now + 60)
+        self.assertEqual(budgets, [self.websocket_server.context.session_budget])
+
+    def test_a_connection_that_is_lost_meanwhile_is_left_alone(self) -> None:
+        client = self.connect()
+        self.spend_all()
+        client.present("a-token")
+        client.disconnect()
+        self.iterate()
+        self.assertEqual(self.validator.checks, [])
+        self.assert_nothing_left()
+
+    def test_reading_stays_paused_if_the_session_wants_that(self) -> None:
+        """Bytes behind a token that is being checked are not read without limit."""
+        client = self.connect()
+        self.spend_all()
+        client.present("a-token")
+        client.transport.is_reading = True
+        client.send_frame(1, b"x" * 5000, fin=False)
+        self.iterate()
+        self.assertFalse(client.transport.is_reading)
+        self.validator.last.grant(self.now + 60)
+        self.broker.confirm()
+        self.assertTrue(client.transport.is_reading)
+
+    def test_a_session_that_resumes_reading_does_not_overtake_bytes_that_wait(self) -> None:
+        client = self.connect()
+        client.present("a-token")
+        client.send_frame(1, b"x" * 5000, fin=False)
+        self.assertFalse(client.transport.is_reading)
+        client.transport.is_reading = True
+        self.spend_all()
+        client.send_frame(9, b"a")
+        self.validator.last.grant(self.now + 60)
+        self.broker.confirm()
+        self.assertFalse(client.transport.is_reading)
+        self.iterate()
+        self.assertTrue(client.transport.is_reading)
+
+    def test_a_close_frame_that_waited_is_answered(self) -> None:
+        client = self.connect()
+        self.spend_all()
+        client.send_frame(8, b"\x03\xe8")
+        self.iterate()
+        self.assertEqual(client.frames(), [(8, b"\x03\xe8")])
+        self.iterate()
+        self.assert_nothing_left()
+
+    def test_a_read_has_2_kib(self) -> None:
+        """Of the shortest frames these are 341, which take 1.5 ms."""
+        self.assertEqual(self.connect().transport.bufferSize, 2048)
 
 
 class MemoryTests(ServiceTestCase):

@@ -1,4 +1,4 @@
-"""Floods of HTTP requests, and clients that send them."""
+"""Floods of HTTP requests and WebSocket frames, and clients that send them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["HttpFlood", "attack", "http_floods"]
+from tests.support.raw_client import PING, TEXT, frame, handshake
+
+__all__ = ["InputFlood", "attack", "input_floods"]
 
 PIECE = 65536
 """Bytes that a client sends or reads at a time."""
@@ -19,10 +21,11 @@ RECORDS = 200
 
 
 @dataclass(frozen=True)
-class HttpFlood:
+class InputFlood:
     """What each connection sends: `first` once, then `unit` again and again.
 
     Attributes:
+        opening: a request that has got its response before.
         tls: whether each `unit` is a TLS record of its own.
         reads: whether the responses are read.
     """
@@ -30,33 +33,37 @@ class HttpFlood:
     name: str
     unit: bytes
     first: bytes = b""
+    opening: bytes = b""
     tls: bool = False
     reads: bool = True
 
 
-def http_floods(host: str, send_path: str, token: str) -> list[HttpFlood]:
+def input_floods(host: str, send_path: str, websocket_path: str, token: str) -> list[InputFlood]:
     """Return all floods; `token` is valid for sending to `send_path`."""
     host_line = f"Host: {host}\r\n".encode()
     send = f"POST {send_path} HTTP/1.1\r\nAuthorization: Bearer {token}\r\n".encode()
     send += host_line
     get = b"GET / HTTP/1.1\r\n" + host_line
+    upgrade = handshake(websocket_path, host)
     return [
-        HttpFlood("pipelined GETs", get + b"\r\n"),
-        HttpFlood("HEADs", b"HEAD /x?access_token=a HTTP/1.1\r\n" + host_line + b"\r\n"),
-        HttpFlood("95 headers", get + b"X: 1\r\n" * 95 + b"\r\n"),
-        HttpFlood("one-byte chunks", b"1\r\nx\r\n", send + b"Transfer-Encoding: chunked\r\n\r\n"),
-        HttpFlood("empty lines", b"\r\n"),
-        HttpFlood("one-byte TLS records", b"x", send + b"Content-Length: 1000000\r\n\r\n",
+        InputFlood("pipelined GETs", get + b"\r\n"),
+        InputFlood("HEADs", b"HEAD /x?access_token=a HTTP/1.1\r\n" + host_line + b"\r\n"),
+        InputFlood("95 headers", get + b"X: 1\r\n" * 95 + b"\r\n"),
+        InputFlood("one-byte chunks", b"1\r\nx\r\n", send + b"Transfer-Encoding: chunked\r\n\r\n"),
+        InputFlood("empty lines", b"\r\n"),
+        InputFlood("one-byte TLS records", b"x", send + b"Content-Length: 1000000\r\n\r\n",
                   tls=True),
-        HttpFlood("unwanted bodies", b"x" * 1000,
+        InputFlood("unwanted bodies", b"x" * 1000,
                   b"POST /nowhere HTTP/1.1\r\n" + host_line + b"Content-Length: 1000000\r\n\r\n"),
-        HttpFlood("unread responses", b"GET /nowhere HTTP/1.1\r\n" + host_line + b"\r\n",
+        InputFlood("unread responses", b"GET /nowhere HTTP/1.1\r\n" + host_line + b"\r\n",
                   reads=False),
+        InputFlood("WebSocket fragments", frame(0, fin=False), frame(TEXT, fin=False), upgrade),
+        InputFlood("WebSocket pings", frame(PING), opening=upgrade),
     ]  # fmt: skip
 
 
 def attack(
-    flood: HttpFlood, connect: Callable[[], socket.socket], connections: int, end: float
+    flood: InputFlood, connect: Callable[[], socket.socket], connections: int, end: float
 ) -> int:
     """Send a flood from many connections, as much as they can, until a time.
 
@@ -80,7 +87,6 @@ def attack(
                     sock = connect()
                 except OSError:
                     break
-                sock.setblocking(False)
                 clients[sock] = _Client(flood, sock)
             for sock, client in list(clients.items()):
                 before = client.sent
@@ -104,9 +110,13 @@ class _Client:
         sent: number of bytes that were sent.
     """
 
-    def __init__(self, flood: HttpFlood, sock: socket.socket) -> None:
+    def __init__(self, flood: InputFlood, sock: socket.socket) -> None:
         self._reads = flood.reads
         self._sock = sock
+        if flood.opening:
+            sock.sendall(flood.opening)
+            sock.recv(PIECE)
+        sock.setblocking(False)
         self._data = flood.unit if flood.tls else flood.unit * (PIECE // len(flood.unit))
         self._times = RECORDS if flood.tls else 1
         self._unsent = flood.first

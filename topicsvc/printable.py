@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
-__all__ = ["counted", "printable"]
+__all__ = ["counted", "host_and_port", "printable"]
 
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """General categories of Unicode: controls, formats, lone surrogates, line and paragraph breaks.
@@ -30,6 +31,12 @@ def printable(text: str) -> str:
 def counted(count: int, one: str, more: str) -> str:
     """Return the number and what is counted: ``1 topic is``, ``2 topics are``."""
     return f"{count} {one if count == 1 else more}"
+
+
+def host_and_port(peer: Any) -> str:
+    """Return the text of a Twisted address: ``192.0.2.7:50000``; of a UNIX socket, its repr."""
+    host = getattr(peer, "host", None)
+    return repr(peer) if host is None else f"{host}:{peer.port}"
 
 
 def _is_escaped(character: str) -> bool:

@@ -8,9 +8,10 @@ import unicodedata
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.printable import counted, printable
+from topicsvc.printable import counted, host_and_port, printable
 
 
 class PrintableTests(SynchronousTestCase):
@@ -59,3 +60,11 @@ class CountedTests(SynchronousTestCase):
     def test_one_is_not_a_plural(self) -> None:
         lines = [counted(count, "topic gets", "topics get") for count in range(3)]
         self.assertEqual(lines, ["0 topics get", "1 topic gets", "2 topics get"])
+
+
+class HostAndPortTests(SynchronousTestCase):
+    def test_an_address_of_the_internet(self) -> None:
+        self.assertEqual(host_and_port(IPv4Address("TCP", "192.0.2.7", 50000)), "192.0.2.7:50000")
+
+    def test_a_unix_socket_without_a_name(self) -> None:
+        self.assertEqual(host_and_port(UNIXAddress(None)), "UNIXAddress(None)")

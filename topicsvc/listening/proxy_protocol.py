@@ -24,6 +24,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
 from topicsvc.listening.proxy_header import InvalidProxyHeader, ProxyHeader, SocketAddress
+from topicsvc.printable import host_and_port
 
 __all__ = ["LearnsPeer", "ProxiedEndpoint", "ProxiedFactory"]
 
@@ -124,7 +125,7 @@ class ProxiedFactory(WrappingFactory[ProxiedProtocol]):
             self._log.warn(
                 "closed {peer}: no valid PROXY protocol header ({why}), which a haproxy: endpoint "
                 "needs; {count} so far",
-                peer=peer,
+                peer=host_and_port(peer),
                 why=why,
                 count=self._refused,
             )

@@ -10,6 +10,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from topicsvc.admission.addresses import forwarded_address, is_within
 from topicsvc.admission.client_quota import ClientQuota
+from topicsvc.printable import host_and_port
 from topicsvc.settings import LimitSettings, Network
 from topicsvc.web.http_parser import RequestHead
 
@@ -44,7 +45,7 @@ def set_client_address(
     peer = transport.getPeer()
     host: str | None = getattr(peer, "host", None)
     if host is None:
-        quota.peer = str(peer)
+        quota.peer = host_and_port(peer)
         return
     client = host
     if settings.trusted_proxies:
@@ -54,5 +55,5 @@ def set_client_address(
             head.get_all(b"forwarded"),
             settings.trusted_proxies,
         )
-    quota.peer = f"{host}:{peer.port}" if client == host else client
+    quota.peer = host_and_port(peer) if client == host else client
     quota.set_client_address(client)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from topicsvc.explain import explain_listen_error
 from topicsvc.listening.endpoint_string import with_absolute_paths
 from topicsvc.listening.listener import Listener
 from topicsvc.listening.shared_sockets import SharedSockets
+from topicsvc.printable import counted
 from topicsvc.process.setup import fail_to_start
 from topicsvc.process.signals import Signals
 from topicsvc.process.systemd import SystemdNotifier
@@ -238,8 +239,8 @@ class ParentService(Service):
             if self._supervisor.is_rolling:
                 self._log.info("rolling restart: queued; it begins when the present one has ended")
             else:
-                count = len(self._supervisor.serving)
-                self._log.info("rolling restart: {count} workers", count=count)
+                workers = _counted(self._supervisor.serving)
+                self._log.info("rolling restart: {workers}", workers=workers)
             self._do(self._supervisor.roll())
 
     def stopService(self) -> Deferred[None]:
@@ -250,7 +251,7 @@ class ParentService(Service):
         """
         super().stopService()  # type: ignore[no-untyped-call]
         timeout = self._drain_timeout
-        self._log.info("stopping: {count} workers", count=len(self._supervisor.alive))
+        self._log.info("stopping: {workers}", workers=_counted(self._supervisor.alive))
         self._notifier.stopping(timeout)
         for number in _STOP_SIGNALS:
             self._signals.handle_once(number, self._stop_at_once)
@@ -457,6 +458,10 @@ class ParentService(Service):
                 number=place,
                 reason=str(failure.value),
             )
+
+
+def _counted(workers: Sized) -> str:
+    return counted(len(workers), "worker", "workers")
 
 
 def _ignore(answer: Deferred[Members]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
+from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
@@ -49,7 +50,8 @@ class Transport:
 
     abortConnection = loseConnection
 
-    def getPeer(self) -> None: ...
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.8", 443)
 
 
 class TlsTestCase(SynchronousTestCase):
@@ -301,7 +303,7 @@ class ProxiedTlsTests(TlsTestCase):
         server.dataReceived(b"\x16\x03\x01\x02\x00\x01")
         self.assertTrue(server.transport.is_lost)
         [event] = self.events
-        self.assertIn("no valid PROXY protocol header", formatEvent(event))
+        self.assertIn("closed 192.0.2.8:443: no valid PROXY protocol header", formatEvent(event))
 
 
 class ReplaceTests(TlsTestCase):

@@ -473,6 +473,13 @@ class ParentTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.log, ["stopping: 3 workers"])
 
+    def test_a_stop_with_one_worker_left(self) -> None:
+        self.start()
+        for each in self.started[:2]:
+            each.ended("exit code 1")
+        self.parent.stopService()
+        self.assertEqual(self.log[-1], "stopping: 1 worker")
+
     def test_new_connections_are_refused_as_soon_as_the_workers_know_of_the_stop(self) -> None:
         """They do not wait in a backlog that no worker accepts any more."""
         self.start()

@@ -18,7 +18,7 @@ from typing import Any
 from bench.load import Burst, FanOut, ManyTopics, Sends
 from bench.probe import Probe
 from bench.results import Results
-from bench.servers import Library, Nchan, Server, Topicsvc, processor_time, running
+from bench.servers import Library, Nchan, Server, Topicsvc, checkout, processor_time, running
 from bench.sessions import Target, open_sessions, pin, start_sessions
 from tests.support.certificates import Authority
 
@@ -281,7 +281,10 @@ def main() -> None:
         help="measure these groups of rows only",
     )
     parser.add_argument(
-        "--compare", type=Path, metavar="DIRECTORY", help="measure another checkout of topicsvc too"
+        "--compare",
+        type=checkout,
+        metavar="DIRECTORY",
+        help="measure another checkout of topicsvc too",
     )
     parser.add_argument("--no-peers", action="store_true", help="measure topicsvc only")
     options = parser.parse_args()
@@ -296,7 +299,7 @@ def main() -> None:
             *sizes,
             seconds=seconds,
             peers=not options.quick and not options.no_peers,
-            earlier=options.compare and options.compare.resolve(),
+            earlier=options.compare,
             rows=options.rows,
         )
         for run in range(runs):

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.servers import HOST, ROOT, TOPIC, Topicsvc, running
+from bench.servers import HOST, ROOT, TOPIC, Topicsvc, checkout, running
 from bench.sessions import Target, fail, masked, open_session, pin
 from tests.support.certificates import Authority
 from tests.support.input_floods import InputFlood, attack, input_floods
@@ -233,7 +233,7 @@ def main() -> None:
         "--floods", nargs="+", default=(), metavar="WORD", help="floods with a word in their name"
     )
     parser.add_argument(
-        "--checkout", type=Path, default=ROOT, metavar="DIRECTORY", help="topicsvc to measure"
+        "--checkout", type=checkout, default=ROOT, metavar="DIRECTORY", help="topicsvc to measure"
     )
     options = parser.parse_args()
     pin(1)
@@ -241,7 +241,7 @@ def main() -> None:
     with contextlib.suppress(PermissionError):
         os.nice(-10)
     with tempfile.TemporaryDirectory(prefix="topicsvc-bench-") as name:
-        floods = Floods(Path(name), options.checkout.resolve(), options.seconds)
+        floods = Floods(Path(name), options.checkout, options.seconds)
         floods.print(options.connections, options.floods)
 
 

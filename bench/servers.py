@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -32,6 +33,14 @@ _INSPECT = f"""
             inspect = true"""
 
 NCHAN_MODULE = "/usr/lib/nginx/modules/ngx_nchan_module.so"
+
+
+def checkout(directory: str) -> Path:
+    """Return the path of another checkout, for `argparse`."""
+    path = Path(directory).resolve()
+    if not (path / "topicsvc/service.py").is_file():
+        raise argparse.ArgumentTypeError(f"{directory} is not a checkout of topicsvc")
+    return path
 
 
 class Topicsvc:

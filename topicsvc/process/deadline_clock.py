@@ -60,6 +60,7 @@ class DeadlineClock:
         self._late_at = inf
         self._look_call: IDelayedCall | None = None
         self._call_timers: Callable[[], None] | None = None
+        self._add_call: Callable[..., IDelayedCall] | None = None
 
     def start(self) -> None:
         """Watch the reactor from now on."""
@@ -70,6 +71,8 @@ class DeadlineClock:
             return
         self._call_timers = reactor.runUntilCurrent
         reactor.runUntilCurrent = self._run_until_current  # type: ignore[method-assign]
+        self._add_call = reactor.callLater
+        reactor.callLater = self._call_later  # type: ignore[assignment, method-assign]
         self._look()
 
     def stop(self) -> None:
@@ -80,6 +83,7 @@ class DeadlineClock:
         self._due = self._late_at = inf
         if vars(self._reactor).get("runUntilCurrent") == self._run_until_current:
             self._reactor.runUntilCurrent = self._call_timers
+            self._reactor.callLater = self._add_call
 
     def seconds(self) -> float:
         """The time, less that in which the process did not run."""
@@ -110,6 +114,12 @@ class DeadlineClock:
         self._due = self._reactor.seconds() + INTERVAL
         self._late_at = self._due + LATE
         self._look_call = self._reactor.callLater(INTERVAL, self._look)
+
+    def _call_later(self, delay: float, *args: Any, **kw: Any) -> IDelayedCall:
+        """Make a delayed call, as the reactor does."""
+        self.seconds()  # notices a stop: a call that is made after it must not be put off
+        assert self._add_call is not None  # noqa: S101 - set by `start`
+        return self._add_call(delay, *args, **kw)
 
     def _run_until_current(self) -> None:
         """Call the timers that are due, as the reactor does in each iteration."""

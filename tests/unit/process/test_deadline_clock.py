@@ -153,6 +153,32 @@ class DeadlineClockTests(SynchronousTestCase):
         self.reactor.run_for(1)
         self.assertNotIn("second", self.expired)
 
+    def test_calls_that_are_made_after_the_stop_are_not_put_off(self) -> None:
+        """As work for the next iteration, which bytes in the first poll cause."""
+        for delay in (0, 2):
+            with self.subTest(delay=delay):
+                self.reactor.run_for(1)
+                self.stop_process()
+                self.reactor.sockets.append(
+                    lambda delay=delay: self.reactor.callLater(
+                        delay, lambda: self.reactor.log.append("called")
+                    )
+                )
+                self.reactor.doIteration(0)  # the poll in which the process was stopped
+                self.reactor.run_for(delay + 0.1)
+                self.assertIn("called", self.reactor.log)
+
+    def test_deadlines_are_put_off_although_calls_are_made_after_the_stop(self) -> None:
+        self.deadlines.start("client")
+        self.reactor.run_for(3)
+        self.stop_process()
+        self.reactor.sockets.append(lambda: self.reactor.callLater(0, lambda: None))
+        self.reactor.doIteration(0)
+        self.reactor.run_for(6)
+        self.assertEqual(self.expired, [])
+        self.reactor.run_for(1 + INTERVAL)
+        self.assertEqual(self.expired, ["client"])
+
     def test_a_long_stop_is_logged_once(self) -> None:
         events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(events.append)
@@ -168,6 +194,7 @@ class DeadlineClockTests(SynchronousTestCase):
     def test_stop_restores_the_reactor(self) -> None:
         self.clock.stop()
         self.assertEqual(self.reactor.runUntilCurrent.__func__, ReactorBase.runUntilCurrent)
+        self.assertEqual(self.reactor.callLater.__func__, ReactorBase.callLater)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.stop_process()
         self.assertEqual(self.clock.seconds(), self.reactor.now)

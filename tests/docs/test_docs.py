@@ -333,7 +333,9 @@ class SecurityTests(SynchronousTestCase):
                 "work on frames of sessions in one reactor iteration": (
                     f"{site.WORK_PER_ITERATION * 1000:.0f} ms"
                 ),
-                "one read of a WebSocket without TLS": kibibytes(connection.READ_SIZE),
+                "frames that are processed between two checks of these limits": kibibytes(
+                    connection.PIECE
+                ),
                 "length of a token": kibibytes(messages.MAX_TOKEN),
                 "one check": "`validator.timeout`",
                 "checks that wait for the validator": str(concurrency.MAX_WAITING),

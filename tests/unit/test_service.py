@@ -28,6 +28,7 @@ from topicsvc.process.instances import count_locks
 from topicsvc.service import Options, TopicService, makeService
 from topicsvc.settings import Config, LimitSettings
 from topicsvc.validators.local import LocalValidator, make_key, write_key
+from topicsvc.web.site import WORK_PER_ITERATION
 from topicsvc.workers.parent import ParentService
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
@@ -231,6 +232,14 @@ class TopicServiceTests(TestCase):
         )
         yield service.stopService()
         self.assertEqual(service._health_parts()["accepting"], False)
+
+    def test_sessions_and_all_other_clients_have_a_budget_each(self) -> None:
+        service = TopicService(self.settings(), reactor)
+        context = service.websocket_server.context
+        self.assertIs(context.budget, service._site.budget)
+        self.assertIsNot(context.session_budget, context.budget)
+        budgets = [context.budget._seconds, context.session_budget._seconds]
+        self.assertEqual(budgets, [WORK_PER_ITERATION] * 2)
 
     def test_a_missing_systemd_socket_is_one_problem(self) -> None:
         settings = self.settings("", "systemd:domain=INET:index=0")

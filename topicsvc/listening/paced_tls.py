@@ -34,7 +34,7 @@ try:
 except (ImportError, AttributeError):  # a pyOpenSSL with other internals
     _ffi = None
 
-__all__ = ["PacedTls", "set_tls_budget", "socket_transport"]
+__all__ = ["PacedTls", "budget_of_waiting_input", "set_tls_budget", "socket_transport"]
 
 SMALL: Final = 1024
 """Bytes up to which input leaves OpenSSL's buffer as it is, and the rest of a record is read as it
@@ -110,6 +110,11 @@ class PacedTls(BufferingTLSTransport):
         self._is_paused = False
         if not self._is_deferred:
             self.transport.resumeProducing()
+
+    @property
+    def has_waiting_input(self) -> bool:
+        """Whether received bytes wait for a later iteration."""
+        return self._is_deferred
 
     def _process(self, data: bytes, budget: WorkBudget) -> None:
         since = budget.now()
@@ -254,6 +259,15 @@ def set_tls_budget(transport: Any, budget: WorkBudget) -> None:
         if isinstance(transport, PacedTls):
             transport.budget = budget
         transport = transport.transport
+
+
+def budget_of_waiting_input(transport: Any) -> WorkBudget | None:
+    """Return the budget that received bytes of `transport` wait for; None: none wait."""
+    while isinstance(transport, ProtocolWrapper):
+        if isinstance(transport, PacedTls) and transport.has_waiting_input:
+            return transport.budget
+        transport = transport.transport
+    return None
 
 
 def _set_low_water(handle: socket.socket, size: int) -> None:

@@ -40,9 +40,7 @@ MAX_SKIPPED = 65536
 """Most bytes of an unused body that are read to keep the connection open."""
 
 READ_SIZE = 16384
-"""Most bytes of one read, also after the handshake of a WebSocket.
-
-Without a valid token, less than two reads are kept in memory."""
+"""Most bytes of one read. Without a valid token, less than two reads are kept in memory."""
 
 TLS_READ_SIZE = 1024
 """The same over TLS, where a byte may come in a record of its own. The rest of a record that has

@@ -28,9 +28,12 @@ from topicsvc.delivery.send_queue import SendQueue
 from topicsvc.delivery.transports import make_send_queue
 from topicsvc.errors import BrokerUnavailable, TokenInactive, TooManySessions, Unavailable
 from topicsvc.interfaces import Grant, Place
-from topicsvc.listening.paced_tls import set_tls_budget, socket_transport
+from topicsvc.listening.paced_tls import (
+    budget_of_waiting_input,
+    set_tls_budget,
+    socket_transport,
+)
 from topicsvc.pieces import keep_piece
-from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.topics import TopicAddress
 from topicsvc.websocket.close_reasons import CONNECTION_LOST, ENDED_BY_OPERATOR, NO_CAUSE, Cause
 from topicsvc.websocket.context import ConnectionContext
@@ -65,8 +68,10 @@ from topicsvc.websocket.session_log import SessionRecord
 
 __all__ = ["ConnectionObserver", "TopicConnection"]
 
-READ_SIZE = 2048
-"""Most bytes of one read without TLS: 341 of the shortest frames, which take 1.5 ms."""
+PIECE = 2048
+"""Most bytes that are processed before the budget is checked, and that are read without TLS.
+
+They can be 341 frames, which take 1.5 ms."""
 
 _FAILURES = {1002: "Protocol error", 1007: "Invalid UTF-8", 1009: "Message too big"}
 """The close codes with which Autobahn fails a connection (RFC 6455, section 7.4.1)."""
@@ -171,7 +176,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
         self._pending: Deferred[Any] | None = None
         self.is_member = False
         self._is_read_paused = False
-        self._budget: WorkBudget | None = None
+        self._budget = context.budget
         self._unprocessed = b""  # received when the budget of its iteration was spent
         self._close_reason = ""
         self._record: SessionRecord
@@ -215,7 +220,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def token_timeout(self) -> None:
         """Close a connection that presented no token in time."""
-        self._perform(self._session.token_timeout())
+        self._after_input(lambda: self._perform(self._session.token_timeout()))
 
     def going_away(self) -> None:
         """Close because the service is stopping."""
@@ -257,7 +262,7 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def abort(self) -> None:
         """Abort a close handshake that took too long."""
-        self.transport.abortConnection()
+        self._after_input(self.transport.abortConnection)
 
     def end_failed(self) -> None:
         """End TLS behind the close frame that a failed connection has sent."""
@@ -279,9 +284,9 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def connectionMade(self) -> None:
         """The HTTP side has handed the transport over."""
         self.peer = self._quota.peer
-        if not ISSLTransport.providedBy(self.transport):  # TLS spreads the work itself
-            self._budget = self._context.budget
-            socket_transport(self.transport).bufferSize = READ_SIZE
+        self._is_tls = ISSLTransport.providedBy(self.transport)
+        if not self._is_tls:
+            socket_transport(self.transport).bufferSize = PIECE
         self._record = self._context.session_log.open(self.peer, self.topic.path)
         if not self.has_initial_state:
             WebSocketProtocol._connectionMade(self)
@@ -297,35 +302,39 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
 
     def dataReceived(self, data: bytes) -> None:
         """Process `data`, or defer that to a later iteration and read no more until then."""
-        budget = self._budget
-        if budget is None:
-            self._process(data)
-        elif self._unprocessed:
+        if self._unprocessed:
             self._unprocessed += data
-        elif budget.is_spent:
-            self._unprocessed = data
-            self.transport.pauseProducing()
-            budget.defer(self._process_deferred)
+        elif self._budget.is_spent and not self._is_tls:  # TLS was deferred before
+            self._defer(data)
         else:
-            since = budget.now()
             self._process(data)
-            budget.spend(since)
+
+    def _defer(self, data: bytes) -> None:
+        self._unprocessed = data
+        self.transport.pauseProducing()
+        self._budget.defer(self._process_deferred)
 
     def _process_deferred(self) -> None:
         data, self._unprocessed = self._unprocessed, b""
-        self.dataReceived(data)
-        if not self._is_read_paused:
+        try:
+            self.dataReceived(data)
+        except Exception:
+            self._log.failure("an internal error closes {peer}", peer=self.peer)
+            self.transport.abortConnection()
+        if not self._is_read_paused and not self._unprocessed:
             self.transport.resumeProducing()
 
-    def _use_session_budget(self) -> None:
-        """Wait no more for the work of clients without a token."""
-        budget = self._context.session_budget
-        if self._budget is None:
-            set_tls_budget(self.transport, budget)
+    def _after_input(self, act: Callable[[], None]) -> None:
+        """Call `act`, behind bytes that arrived in time and wait for a later iteration."""
+        waits = self._budget if self._unprocessed else budget_of_waiting_input(self.transport)
+        if waits is None:
+            act()
         else:
-            self._budget = budget
+            waits.defer(act)
 
     def _process(self, data: bytes) -> None:
+        budget = self._budget
+        since = budget.now()
         if (
             self.state == self.STATE_OPEN
             and self.current_frame is None
@@ -335,9 +344,15 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
             text = whole_text(data, self.maxMessagePayloadSize)
             if text is not None:
                 self.onMessage(text, False)
+                budget.spend(since)
                 return
-        # Autobahn's method of this name formats a debug line for each call.
-        self._dataReceived(data)
+        for start in range(0, len(data), PIECE):
+            if start and budget.is_spent:
+                self._defer(data[start:])
+                break
+            # Autobahn's method of this name formats a debug line for each call.
+            self._dataReceived(data[start : start + PIECE])
+            since = budget.spend(since)
         if self._pending is not None:
             self._update_reading()
 
@@ -601,13 +616,15 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def _validated(self, grant: Grant) -> None:
         self._done()
         self._context.token_deadlines.cancel(self)
-        self._use_session_budget()
         self._record.set_subject(grant.subject)
         self._perform(self._session.granted(grant, self._now()))
 
     def _joined(self, place: Place | None) -> None:
         self._done()
         self.is_member = True
+        # It waits no more for the work of clients without a token.
+        self._budget = self._context.session_budget
+        set_tls_budget(self.transport, self._budget)
         self._observer.joined(self)
         self._perform(self._session.joined(self._now(), place))
 

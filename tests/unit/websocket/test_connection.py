@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 from weakref import ref
 
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
 from tests.support.flow_transport import flow_client
-from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
+from tests.support.harness import SENDER, TOPIC, Client, MemoryTransport, ServiceTestCase
 from topicsvc.interfaces import Grant, Message
+from topicsvc.listening.proxy_protocol import ProxiedFactory
 from topicsvc.scheduling.work_budget import WorkBudget
 from topicsvc.settings import SessionSettings
 from topicsvc.topics import TopicAddress
@@ -741,9 +743,16 @@ class WorkTests(ServiceTestCase):
         client.transport.flush()
         self.assertEqual(client.frames(), [(10, b"a")])
         client.present("a-token")
-        self.assertEqual(budgets, [])
         self.validator.last.grant(self.now + 60)
+        self.assertEqual(budgets, [])
+        self.broker.confirm()
         self.assertEqual(budgets, [self.websocket_server.context.session_budget])
+
+    def test_a_token_that_is_refused_starts_no_session(self) -> None:
+        client = self.connect()
+        client.present("a-token")
+        self.validator.last.grant(self.now - 1)
+        self.assertIs(client.transport.protocol._budget, self.site.budget)
 
     def test_a_connection_that_is_lost_meanwhile_is_left_alone(self) -> None:
         client = self.connect()
@@ -793,6 +802,107 @@ class WorkTests(ServiceTestCase):
     def test_a_read_has_2_kib(self) -> None:
         """Of the shortest frames these are 341, which take 1.5 ms."""
         self.assertEqual(self.connect().transport.bufferSize, 2048)
+
+    def test_a_read_behind_a_proxy_header_has_2_kib(self) -> None:
+        transport = MemoryTransport(self.clock, self.next_port())
+        proxied = ProxiedFactory(self.site).buildProtocol(transport.getPeer())
+        transport.protocol = proxied
+        proxied.makeConnection(transport)
+        client = Client.__new__(Client)
+        client.test, client.transport, client.status = self, transport, 0
+        client.send_raw(b"PROXY TCP4 192.0.2.7 192.0.2.1 50000 443\r\n")
+        self.assertEqual(client.upgrade(), 101)
+        self.assertEqual(transport.bufferSize, 2048)
+
+    def test_long_input_is_processed_in_pieces_of_2_kib(self) -> None:
+        """Behind a handshake, or from one TLS record: 2,700 frames."""
+        for kind in ("tcp", "tls"):
+            with self.subTest(kind=kind):
+                pieces: list[int] = []
+                process = TopicConnection._dataReceived
+
+                def slow(
+                    connection: TopicConnection,
+                    data: bytes,
+                    process: Any = process,
+                    pieces: list[int] = pieces,
+                ) -> None:
+                    pieces.append(len(data))
+                    self.spend_all()
+                    process(connection, data)
+
+                client = flow_client(self, kind)
+                client.upgrade()
+                client.transport.flush()
+                client.read_answer()
+                patched = self.patch(TopicConnection, "_dataReceived", slow)
+                client.send_raw(b"\x8a\x80abcd" * 1000)
+                self.assertEqual((pieces, client.transport.is_reading), ([2048], False))
+                self.site.budget._next_iteration()
+                self.assertEqual((pieces, client.transport.is_reading), ([2048] * 2, False))
+                self.site.budget._next_iteration()
+                self.assertEqual((sum(pieces), client.transport.is_reading), (6000, True))
+                patched.restore()
+                self.iterate()
+
+    def test_a_token_that_waits_arrived_in_time(self) -> None:
+        client = self.connect()
+        self.advance(59.999)
+        client.frames()
+        self.spend_all()
+        client.present("a-token")
+        self.clock.rightNow += 0.002
+        self.iterate()
+        self.assertEqual(len(self.validator.checks), 1)
+        self.assertNotIn(8, [opcode for opcode, _ in client.frames()])
+
+    def test_bytes_that_wait_and_are_no_token_do_not_extend_the_time(self) -> None:
+        client = self.connect()
+        self.advance(59.999)
+        client.frames()
+        self.spend_all()
+        client.send_frame(9, b"a")
+        self.clock.rightNow += 0.002
+        self.iterate()
+        *_, pong, close = client.frames()
+        self.assertEqual(pong, (10, b"a"))
+        self.assert_close(close, 1008, "Token timeout")
+
+    def test_a_close_frame_that_waits_arrived_in_time(self) -> None:
+        client = self.connect()
+        client.transport.protocol.going_away()
+        self.advance(4.999)
+        self.spend_all()
+        client.send_frame(8, b"\x03\xe9")
+        self.clock.rightNow += 0.002
+        self.iterate()
+        self.iterate()
+        assert client.transport.lost is not None
+        self.assertIs(client.transport.lost.type, ConnectionDone)
+
+    def test_reading_stays_paused_if_bytes_wait_for_the_other_budget(self) -> None:
+        client = self.connect()
+        client.present("a-token")
+        self.spend_all()
+        client.send_frame(9, b"a")
+        self.validator.last.grant(self.now + 60)
+        self.broker.confirm()
+        self.websocket_server.context.session_budget.charge(1.0)
+        self.site.budget._next_iteration()
+        self.assertFalse(client.transport.is_reading)
+        self.iterate()
+        self.assertTrue(client.transport.is_reading)
+        self.assertEqual(client.frames()[-1], (10, b"a"))
+
+    def test_an_error_in_bytes_that_waited_closes_the_connection(self) -> None:
+        client = self.connect()
+        self.patch(TopicConnection, "onPing", lambda *_: 1 / 0)
+        self.spend_all()
+        client.send_frame(9, b"a")
+        self.iterate()
+        self.iterate()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assert_nothing_left()
 
 
 class MemoryTests(ServiceTestCase):

@@ -24,7 +24,13 @@ from tests.support.certificates import Authority
 from topicsvc.delivery.transports import TlsSendQueue
 from topicsvc.listening import paced_tls
 from topicsvc.listening.endpoints import read_contexts
-from topicsvc.listening.paced_tls import MAX_OUTPUT, OUTPUT_TIME, PacedTls, set_tls_budget
+from topicsvc.listening.paced_tls import (
+    MAX_OUTPUT,
+    OUTPUT_TIME,
+    PacedTls,
+    budget_of_waiting_input,
+    set_tls_budget,
+)
 from topicsvc.listening.tls import ServerContexts
 from topicsvc.scheduling.work_budget import WorkBudget
 
@@ -175,6 +181,21 @@ class PacedTlsTests(TlsTestCase):
         peer.client.send(b"a")
         peer.flush()
         self.assertEqual(peer.protocol.received, b"a")
+
+    def test_the_budget_of_input_that_waits(self) -> None:
+        peer = TlsPeer(self)
+        peer.start()
+        peer.exchange()
+        wrapper = ProtocolWrapper(Factory(), Protocol())
+        wrapper.transport = peer.server
+        self.assertIsNone(budget_of_waiting_input(wrapper))
+        self.budget.charge(1.0)
+        peer.client.send(b"a")
+        peer.flush()
+        self.assertIs(budget_of_waiting_input(wrapper), self.budget)
+        self.clock.advance(0)
+        self.assertIsNone(budget_of_waiting_input(wrapper))
+        self.assertIsNone(budget_of_waiting_input(StringTransport()))
 
     def test_a_connection_without_tls_has_no_budget_of_its_own(self) -> None:
         transport = StringTransport()

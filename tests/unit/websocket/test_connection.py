@@ -6,6 +6,7 @@ import gc
 from typing import Any
 from weakref import ref
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
@@ -717,6 +718,26 @@ class WorkTests(ServiceTestCase):
             self.site.budget._next_iteration()
         self.assertEqual(answered, [4, 4, 4, 4, 4])
 
+    def test_the_tokens_of_many_clients_are_spread_over_iterations(self) -> None:
+        seconds = self.clock.seconds
+        self.patch(self.clock, "seconds", lambda: self.spent + seconds())
+        self.spent = 0.0
+        clients = [self.connect() for _ in range(12)]
+        validate = self.validator.validate
+
+        def slow(token: str, topic: TopicAddress) -> Deferred[Grant]:
+            self.spent += 0.0011
+            return validate(token, topic)
+
+        self.patch(self.validator, "validate", slow)
+        for client in clients:
+            client.present("a-token")
+        checks = []
+        for _ in range(3):
+            checks.append(len(self.validator.checks))
+            self.site.budget._next_iteration()
+        self.assertEqual(checks, [4, 8, 12])
+
     def test_a_session_does_not_wait_for_clients_without_a_token(self) -> None:
         client = self.subscribe()
         self.spend_all()
@@ -845,24 +866,32 @@ class WorkTests(ServiceTestCase):
                 patched.restore()
                 self.iterate()
 
+    def pass_deadline(self, almost: float) -> None:
+        """A deadline is over, and is looked at before the bytes that wait for the budget."""
+        self.advance(almost)
+        self.clock.rightNow += 0.002
+        self.spend_all()
+
+    def test_over_tls_the_token_waits_below(self) -> None:
+        self.patch(connection, "budget_of_waiting_input", lambda _: self.site.budget)
+        client = self.connect()
+        self.pass_deadline(59.999)
+        self.site.budget.defer(lambda: client.present("a-token"))
+        self.iterate()
+        self.assertEqual(len(self.validator.checks), 1)
+
     def test_a_token_that_waits_arrived_in_time(self) -> None:
         client = self.connect()
-        self.advance(59.999)
-        client.frames()
-        self.spend_all()
+        self.pass_deadline(59.999)
         client.present("a-token")
-        self.clock.rightNow += 0.002
         self.iterate()
         self.assertEqual(len(self.validator.checks), 1)
         self.assertNotIn(8, [opcode for opcode, _ in client.frames()])
 
     def test_bytes_that_wait_and_are_no_token_do_not_extend_the_time(self) -> None:
         client = self.connect()
-        self.advance(59.999)
-        client.frames()
-        self.spend_all()
+        self.pass_deadline(59.999)
         client.send_frame(9, b"a")
-        self.clock.rightNow += 0.002
         self.iterate()
         *_, pong, close = client.frames()
         self.assertEqual(pong, (10, b"a"))
@@ -871,10 +900,8 @@ class WorkTests(ServiceTestCase):
     def test_a_close_frame_that_waits_arrived_in_time(self) -> None:
         client = self.connect()
         client.transport.protocol.going_away()
-        self.advance(4.999)
-        self.spend_all()
+        self.pass_deadline(4.999)
         client.send_frame(8, b"\x03\xe9")
-        self.clock.rightNow += 0.002
         self.iterate()
         self.iterate()
         assert client.transport.lost is not None

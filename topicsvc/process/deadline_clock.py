@@ -58,6 +58,7 @@ class DeadlineClock:
         self._cpu = 0.0  # at the last look
         self._due = inf  # the next look
         self._late_at = inf
+        self._reads_first = False  # before timers are called
         self._look_call: IDelayedCall | None = None
         self._call_timers: Callable[[], None] | None = None
         self._add_call: Callable[..., IDelayedCall] | None = None
@@ -126,6 +127,8 @@ class DeadlineClock:
         now = self._reactor.seconds()
         if now > self._late_at:
             self._resume(now)
+        if self._reads_first:
+            self._reads_first = False
             self._reactor.doIteration(0)
         assert self._call_timers is not None  # noqa: S101 - set by `start`
         self._call_timers()
@@ -138,6 +141,7 @@ class DeadlineClock:
         # Until `_look` is called, in this iteration or the next.
         self._due = now
         self._late_at = now + INTERVAL + LATE
+        self._reads_first = True
         if stopped <= 0:
             return
         self.stopped += stopped

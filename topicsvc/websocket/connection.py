@@ -190,6 +190,9 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def heartbeat(self, now: float) -> None:
         """Send a ping, or close if the session has expired or too many pings are unanswered."""
         self._perform(self._session.check_expiry(now))
+        self._after_input(self._send_ping)
+
+    def _send_ping(self) -> None:
         if self.state == self.STATE_OPEN:
             ping = self._pings.next_ping()
             if ping is None:

@@ -125,6 +125,15 @@ class DeadlineClockTests(SynchronousTestCase):
         self.reactor.run_for(1)
         self.assertEqual(self.reactor.log[:3], ["poll", "pong", "timer"])
 
+    def test_a_stop_within_a_poll_also_lets_sockets_be_read_first(self) -> None:
+        """The poll does not know what arrived meanwhile, and its calls notice the stop."""
+        self.reactor.callLater(0.2, lambda: self.reactor.log.append("timer"))
+        self.stop_process(seconds=1)
+        self.reactor.callLater(0, lambda: None)
+        self.reactor.sockets.append(lambda: self.reactor.log.append("pong"))
+        self.reactor.run_for(1)
+        self.assertEqual(self.reactor.log[:3], ["poll", "pong", "timer"])
+
     def test_time_that_the_process_uses_counts(self) -> None:
         """Clients could cause work to extend their deadlines; sockets are read first."""
         self.deadlines.start("client")

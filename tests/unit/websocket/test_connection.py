@@ -897,6 +897,21 @@ class WorkTests(ServiceTestCase):
         self.assertEqual(pong, (10, b"a"))
         self.assert_close(close, 1008, "Token timeout")
 
+    def test_a_pong_that_waits_arrived_in_time(self) -> None:
+        client = self.subscribe(lifetime=3600)
+        for _ in range(10):
+            self.advance(60)
+        ping = client.frames()[-1]
+        self.assertEqual(ping[0], 9)
+        self.advance(59.9)
+        self.websocket_server.context.session_budget.charge(1.0)
+        client.send_frame(10, ping[1])
+        for connection_ in self.websocket_server.active_sessions():
+            connection_.heartbeat(self.now)
+        client.assert_nothing()
+        self.iterate()
+        self.assertEqual([opcode for opcode, _ in client.frames()], [9])
+
     def test_a_close_frame_that_waits_arrived_in_time(self) -> None:
         client = self.connect()
         client.transport.protocol.going_away()

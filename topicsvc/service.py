@@ -356,8 +356,9 @@ class TopicService(Service):
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
         if self.read_settings is not None and not self._is_worker:
-            # Without this handler SIGHUP kills the process, so it is installed first.
+            # Without these handlers the signals kill the process, so they are installed first.
             self._signals.handle(signal.SIGHUP, self.reload)
+            self._signals.handle(signal.SIGUSR2, self._cannot_roll)
         self._deadline_clock.start()
         self._reactor_lag.startService()
         self._memory_trimmer.startService()
@@ -426,6 +427,10 @@ class TopicService(Service):
             self._log.failure("internal error: not reloaded")
         finally:
             self._notifier.ready()
+
+    def _cannot_roll(self) -> None:
+        """SIGUSR2 replaces workers, and this process has none; by default it kills a process."""
+        self._log.warn("SIGUSR2: a rolling restart needs workers: restart the service instead")
 
     def prepare_reload(self) -> PreparedReload:
         """Read settings and certificates again, without a change.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 
@@ -108,6 +109,34 @@ class CertificateTests(ReloadTestCase):
         serial = self.renew()
         self.reload(self.service, "reloaded: ")
         self.assertEqual(self.serials(), [serial, serial], "loaded after the repair")
+
+
+class RollingRestartTests(ReloadTestCase):
+    """SIGUSR2 to a process without workers."""
+
+    def assert_it_goes_on(self, *options: str) -> None:
+        service = self.start("--config", str(self.configure(LOOPBACK)), *options)
+        client = self.connect(service.ports[0], HOST, WEBSOCKET_PATH)
+        self.present(client, self.token())
+        for count in (1, 2):
+            service.child.send_signal(signal.SIGUSR2)
+            line = r"SIGUSR2: a rolling restart needs workers: restart the service instead\n"
+            service.wait_for(f"(?s)(?:{line}.*){{{count}}}")
+        self.assertEqual(
+            self.send(service.ports[0], HOST, "/box1/col/topic/name", b"1", "POST"), 200
+        )
+        self.assertEqual(json.loads(client.recv())["Body"], 1)
+        service.stop()
+        self.assertIn("stopping: 1 session", service.text)
+
+    def test_it_writes_a_line_and_keeps_its_sessions(self) -> None:
+        self.assert_it_goes_on()
+
+    def test_it_does_so_with_workers_auto_on_one_processor_too(self) -> None:
+        processors = os.sched_getaffinity(0)
+        self.addCleanup(os.sched_setaffinity, 0, processors)
+        os.sched_setaffinity(0, {min(processors)})
+        self.assert_it_goes_on("--workers", "auto")
 
 
 class SettingsTests(ReloadTestCase):

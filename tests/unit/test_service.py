@@ -6,6 +6,8 @@ import io
 import os
 import re
 import resource
+import signal
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from twisted.application.service import IService, IServiceMaker
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -258,6 +261,46 @@ class TopicServiceTests(TestCase):
         self.assertIn("in use", line)
         yield second.stopService()
         yield first.stopService()
+
+    @inlineCallbacks
+    def test_without_workers_sigusr2_is_one_line_and_the_service_goes_on(self) -> object:
+        """By default the signal kills a process: without a drain, and without a line."""
+        before = signal.getsignal(signal.SIGUSR2)
+        service = TopicService(self.settings(), reactor)
+        service.read_settings = self.settings
+        lines = self.warnings_of(service)
+        service.privilegedStartService()
+        service.startService()
+        signal.raise_signal(signal.SIGUSR2)
+        yield deferLater(reactor, 0)
+        line = "SIGUSR2: a rolling restart needs workers: restart the service instead"
+        self.assertEqual(lines, [line])
+        self.assertEqual((len(service.ports), service.has_stopped), (1, False))
+        yield service.stopService()
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), before)
+
+    @inlineCallbacks
+    def test_a_worker_leaves_signals_to_its_parent(self) -> object:
+        handlers = [signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGUSR2)]
+        listening = socket.create_server(("127.0.0.1", 0)).detach()
+        service = TopicService(self.settings(), reactor, sockets=[listening])
+        service.read_settings = self.settings
+        service.startService()
+        after = [signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGUSR2)]
+        yield service.stopService()
+        self.assertEqual(after, handlers)
+
+    def warnings_of(self, service: TopicService) -> list[str]:
+        """Return a list to which the warnings of a service are added."""
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event.get("log_source") is service and event["log_level"] is LogLevel.warn:
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        return lines
 
     def test_counts_of_token_checks_survive_a_reload(self) -> None:
         service = TopicService(self.settings(), reactor)

@@ -72,11 +72,11 @@ def main() -> None:
             import_module(arguments.reactor).install()
         twistd.runApp(_configuration(arguments, control))
     except CannotStart as error:
-        control.sendall(encode_event("failed", problems=error.problems))
+        control.sendall(encode_event("failed", problems=error.problems, is_refused=True))
         sys.exit(1)
     except Exception:
         problem = f"internal error: {traceback.format_exc()}"
-        control.sendall(encode_event("failed", problems=[problem]))
+        control.sendall(encode_event("failed", problems=[problem], is_refused=False))
         sys.exit(1)
 
 

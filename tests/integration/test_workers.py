@@ -182,6 +182,26 @@ class CrashTests(WorkersTestCase):
         self.assertLess(taken, 30)
 
     @inlineCallbacks
+    def test_one_that_cannot_start_again_leaves_all_connections_to_the_other(self) -> Any:
+        server = yield self.serve()
+        key = self.deployment.key_file.read_bytes()
+        self.deployment.key_file.write_bytes(b"garbage")
+        self.addCleanup(self.deployment.key_file.write_bytes, key)
+        [victim, survivor] = server.pids
+        os.kill(victim, signal.SIGKILL)
+        yield server.wait_for("has ended: .*validator.key_file: .*not a key")
+        yield server.wait_for("cannot start: until it can, new connections go to the other workers")
+        for _ in range(30):
+            self.assertEqual((yield self.send(server, b"1")), 200)
+        self.assertIn(survivor, server.pids)
+        self.deployment.key_file.write_bytes(key)
+        yield until(lambda: all(server.parts().values()), "both are ready", 60)
+        [new] = set(server.pids) - {survivor}
+        before = open_files(new)
+        yield self.join(server, 40)
+        self.assertGreater(open_files(new), before)
+
+    @inlineCallbacks
     def test_workers_end_soon_after_their_parent_and_leave_no_orphan(self) -> Any:
         server = yield self.serve(workers=3, drain=30)
         yield self.join(server, 20)

@@ -38,6 +38,9 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _PORTS = {"tcp": "", "ssl": "", "tcp6": "::", "tls": "::"}
 """The kinds that listen on a port, and their default interfaces."""
 
+_DEFAULT_BACKLOG = "50"
+"""The backlog of an endpoint that names none; Twisted's default."""
+
 _ANY_PORT = ""
 """Port 0, of which leading zeros are removed."""
 
@@ -99,6 +102,11 @@ class EndpointString:
     def interface(self) -> str:
         """The address that a TCP endpoint listens on; empty: each IPv4 address."""
         return self.get("interface") or _PORTS.get(self.kind, "")
+
+    @property
+    def backlog(self) -> int:
+        """How many connections to a TCP port may wait until they are accepted."""
+        return int(self.get("backlog", _DEFAULT_BACKLOG))
 
     @property
     def is_local(self) -> bool:

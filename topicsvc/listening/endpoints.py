@@ -49,17 +49,22 @@ def parse(text: str, reactor: Any, descriptor: int | None = None) -> IStreamServ
     if string.is_tls:
         lower, contexts = _tls(string, reactor)
         if descriptor is not None:
-            lower = InheritedEndpoint(descriptor, reactor)
+            lower = _of_parent(string, descriptor, reactor)
         for _ in range(string.proxies):
             lower = ProxiedEndpoint(lower)
         return TlsEndpoint(lower, contexts, reactor)
     if descriptor is None:
         endpoint = _own(string, reactor)
     else:
-        endpoint = InheritedEndpoint(descriptor, reactor)
+        endpoint = _of_parent(string, descriptor, reactor)
     for _ in range(string.proxies):
         endpoint = ProxiedEndpoint(endpoint)
     return endpoint
+
+
+def _of_parent(string: EndpointString, descriptor: int, reactor: Any) -> InheritedEndpoint:
+    """The endpoint with a socket that the parent opened."""
+    return InheritedEndpoint(descriptor, reactor, string.backlog if string.has_port else None)
 
 
 def _own(string: EndpointString, reactor: Any) -> IStreamServerEndpoint:

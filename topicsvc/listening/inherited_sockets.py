@@ -28,15 +28,20 @@ class InheritedEndpoint:
     Args:
         descriptor: the number of the descriptor.
         reactor: the reactor.
+        backlog: how many connections may wait; None: the socket listens already.
     """
 
-    def __init__(self, descriptor: int, reactor: Any) -> None:
+    def __init__(self, descriptor: int, reactor: Any, backlog: int | None = None) -> None:
         self.descriptor = descriptor
         self._reactor = reactor
+        self._backlog = backlog
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """See `IStreamServerEndpoint`."""
         try:
+            if self._backlog is not None:  # see `SharedSockets.refuse`
+                with socket.socket(fileno=os.dup(self.descriptor)) as passed:
+                    passed.listen(self._backlog)
             family = _family(self.descriptor)
         except (OSError, ValueError) as error:
             return fail(error)

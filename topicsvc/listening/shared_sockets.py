@@ -20,7 +20,6 @@ from topicsvc.listening.endpoint_string import PREFIX, EndpointString
 
 __all__ = ["SharedSockets", "sharing_problem"]
 
-_DEFAULT_BACKLOG = "50"
 _ANY = "0"
 
 
@@ -54,6 +53,7 @@ class SharedSockets:
         string = EndpointString.parse(text)
         self._sockets: list[socket.socket] = []
         self._port: Any = None
+        self._is_any_port = False
         if string.has_port:
             self._open(string, count)
             self.descriptors = [each.fileno() for each in self._sockets]
@@ -74,7 +74,8 @@ class SharedSockets:
     def _open(self, string: EndpointString, count: int) -> None:
         port = int(string.get("port", "443"))
         interface = string.interface
-        backlog = int(string.get("backlog", _DEFAULT_BACKLOG))
+        backlog = string.backlog
+        self._is_any_port = not port
         try:
             if port:
                 _bind(interface, port, is_shared=False).close()
@@ -86,6 +87,27 @@ class SharedSockets:
         except OSError as error:
             self.close()
             raise CannotListenError(interface, port, error) from error
+
+    def refuse(self, index: int) -> bool:
+        """Let the socket of one worker refuse connections, until it listens on it again.
+
+        The connections that wait in its backlog are reset, and the kernel gives new ones to the
+        other sockets. It keeps its address: see `InheritedEndpoint`. A socket of all workers stays
+        as it is.
+
+        Returns:
+            Whether that is new.
+        """
+        # With port 0 the first socket would lose the port that the kernel has chosen for it.
+        if not self._sockets or (index == 0 and self._is_any_port):
+            return False
+        try:
+            # On Linux this ends the listening. A new socket instead could not be bound any more,
+            # if the port is below 1024 and the process has given up the right to that.
+            self._sockets[index].shutdown(socket.SHUT_RD)
+        except OSError:  # it does not listen
+            return False
+        return True
 
     def close(self) -> Deferred[None]:
         """Close the sockets; remove the file of a UNIX socket, unless it is systemd's."""

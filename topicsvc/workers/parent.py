@@ -191,8 +191,8 @@ class ParentService(Service):
         """Fires when all workers have answered.
 
         Fails if one has not within `seconds`, if no place has a worker that serves, or if one place
-        has had none for longer than `seconds`. During a stop, workers end: only those that still
-        run must answer.
+        has had none for longer than `seconds`, unless its settings keep it from starting. During a
+        stop, workers end: only those that still run must answer.
         """
         answers: list[Deferred[Any]] = [
             control.call("ping", seconds) for control in self.controls.values() if control
@@ -286,6 +286,8 @@ class ParentService(Service):
                     self._start(worker, place)
                 case rules.StartLater(place, delay):
                     self._reactor.callLater(delay, self._start_again, place)
+                case rules.Refuse(place):
+                    self._refuse(place)
                 case rules.Drain(worker, is_replaced):
                     self._drain(worker, is_replaced)
                 case rules.Check() | rules.Apply() | rules.Drop():
@@ -372,10 +374,10 @@ class ParentService(Service):
             cancel_deadline()
             self._do(self._supervisor.ready(worker, digest, now()))
 
-        def ended(reason: str) -> None:
+        def ended(reason: str, is_refused: bool) -> None:
             cancel_deadline()
             del self._processes[worker]
-            self._do(self._supervisor.ended(worker, reason, now()))
+            self._do(self._supervisor.ended(worker, reason, now(), is_refused))
 
         def keep_metrics(text: str) -> None:
             if self._admin_tree is not None:
@@ -389,6 +391,16 @@ class ParentService(Service):
             late = f"not ready within {START_TIMEOUT:.0f} s"
             deadline = self._reactor.callLater(START_TIMEOUT, process.kill, late)
         process.start(sockets, {**self._environment, **identity.environment()})
+
+    def _refuse(self, place: int) -> None:
+        """Let the sockets of a place refuse connections."""
+        new = [each for each in self._sockets if each.refuse(place - 1)]
+        if new:
+            self._log.warn(
+                "worker {number} cannot start: until it can, new connections go to the other "
+                "workers only",
+                number=place,
+            )
 
     def _start_again(self, place: int) -> None:
         self._do(self._supervisor.start_again(place))

@@ -44,7 +44,8 @@ class WorkerProcess(ProcessProtocol):
         arguments: what it is started with.
         reactor: the reactor.
         on_ready: called with a digest of its settings when it serves.
-        on_ended: called once with the reason when its process has ended.
+        on_ended: called once when its process has ended: with the reason, and with whether that is
+            a problem of its settings or files, which it has told before it was ready.
         on_metrics: called with its last metrics, in Prometheus' text format, when it has stopped.
 
     Attributes:
@@ -59,7 +60,7 @@ class WorkerProcess(ProcessProtocol):
         arguments: WorkerArguments,
         reactor: Any,
         on_ready: Callable[[str], None],
-        on_ended: Callable[[str], None],
+        on_ended: Callable[[str, bool], None],
         on_metrics: Callable[[str], None],
     ) -> None:
         self.control = WorkerControl(reactor, self._event, self._control_lost)
@@ -69,6 +70,7 @@ class WorkerProcess(ProcessProtocol):
         self._on_ended = on_ended
         self._on_metrics = on_metrics
         self._problems: list[str] = []
+        self._is_refused = False
         self._exit: str | None = None
         self._has_control = False
         self._receiver = LogReceiver(arguments.number)
@@ -131,7 +133,7 @@ class WorkerProcess(ProcessProtocol):
         """
         if self.pid is not None:
             if reason:
-                self._problems = [reason]
+                self._problems, self._is_refused = [reason], False
             self.transport.signalProcess("KILL")
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
@@ -142,7 +144,7 @@ class WorkerProcess(ProcessProtocol):
         if event == "ready":
             self._on_ready(members["digest"])
         elif event == "failed":
-            self._problems = members["problems"]
+            self._problems, self._is_refused = members["problems"], members["is_refused"]
         elif event == "metrics":
             self._on_metrics(members["text"])
 
@@ -160,7 +162,7 @@ class WorkerProcess(ProcessProtocol):
     def _end_if_over(self) -> None:
         """Report the end once; the control socket may hold the reason until it is closed."""
         if self._exit is not None and not self._has_control:
-            self._on_ended("; ".join(self._problems) or self._exit)
+            self._on_ended("; ".join(self._problems) or self._exit, self._is_refused)
 
 
 def _exit(error: BaseException | None) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "Fail",
     "NotReloaded",
     "OtherSettings",
+    "Refuse",
     "Reloaded",
     "RollEnded",
     "RollFailed",
@@ -56,6 +57,13 @@ class StartLater:
 
     place: int
     delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Let the sockets of a place refuse connections, until a worker listens on them again."""
+
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,7 @@ class Stopped:
 Effect = (
     Start
     | StartLater
+    | Refuse
     | Drain
     | Check
     | Apply
@@ -176,6 +185,7 @@ class _Place:
         crashes: crashes in a row.
         ready_at: when the worker that serves was ready.
         unserved_since: since when no worker serves; None: one serves, or none has been ready yet.
+        failing_since: since when `Supervisor.unserved` counts; None: it does not.
     """
 
     number: int
@@ -184,6 +194,7 @@ class _Place:
     crashes: int = 0
     ready_at: float = 0.0
     unserved_since: float | None = None
+    failing_since: float | None = None
 
 
 @dataclass(slots=True)
@@ -250,8 +261,12 @@ class Supervisor:
         return {place.number: place.serving for place in self._places.values()}
 
     def unserved(self, now: float) -> float:
-        """The seconds for which a place has had no worker that serves: the most of all places."""
-        since = [each.unserved_since for each in self._places.values()]
+        """The seconds for which a place has had no worker that serves: the most of all places.
+
+        A place does not count while its settings keep its workers from starting: a restart of the
+        whole service would fail for the same reason.
+        """
+        since = [each.failing_since for each in self._places.values()]
         return max((now - each for each in since if each is not None), default=0.0)
 
     def start(self) -> list[Effect]:
@@ -286,7 +301,7 @@ class Supervisor:
         old, place.serving = place.serving, worker
         place.starting = None
         place.ready_at = now
-        place.unserved_since = None
+        place.unserved_since = place.failing_since = None
         effects: list[Effect] = []
         if not self.is_started:
             self.is_started = all(each.serving is not None for each in self._places.values())
@@ -307,8 +322,15 @@ class Supervisor:
             effects += self._roll_on()
         return effects + self._reload_if_wanted()
 
-    def ended(self, worker: int, reason: str, now: float) -> list[Effect]:
-        """A worker has ended: by itself, or after `Drain`."""
+    def ended(self, worker: int, reason: str, now: float, is_refused: bool = False) -> list[Effect]:
+        """A worker has ended: by itself, or after `Drain`.
+
+        Args:
+            worker: the worker.
+            reason: why.
+            now: the time.
+            is_refused: whether its settings or files have kept it from starting.
+        """
         place = self._alive.pop(worker)
         was_starting = worker == place.starting
         was_serving = worker == place.serving
@@ -316,7 +338,7 @@ class Supervisor:
             place.starting = None
         if was_serving:
             place.serving = None
-            place.unserved_since = now
+            place.unserved_since = place.failing_since = now
         effects: list[Effect] = []
         if self.is_stopping:
             return [] if self._alive else [Stopped()]
@@ -331,6 +353,7 @@ class Supervisor:
             if place.starting is None:
                 delay = self._delay(place, was_serving, now)
                 effects += [Crashed(place.number, reason, delay), StartLater(place.number, delay)]
+                effects += self._fails(place, is_refused, now)
             else:
                 effects.append(Crashed(place.number, reason, 0))
             if self._leaving is None:
@@ -340,6 +363,21 @@ class Supervisor:
             effects += self._roll_on()
         effects += self._leave_reload(worker)
         return effects + self._reload_if_wanted()
+
+    def _fails(self, place: _Place, is_refused: bool, now: float) -> list[Effect]:
+        """A place has no worker. Without one for some seconds, its sockets refuse connections.
+
+        Until then connections wait for the next worker. They do so too if no place has a worker.
+        """
+        if is_refused:
+            place.failing_since = None
+        elif place.failing_since is None:
+            place.failing_since = now
+        since = place.unserved_since
+        is_alone = all(each.serving is None for each in self._places.values())
+        if since is None or now - since < MAX_DELAY or is_alone:
+            return []
+        return [Refuse(place.number)]
 
     def _delay(self, place: _Place, was_ready: bool, now: float) -> float:
         if was_ready and now - place.ready_at >= STABLE:

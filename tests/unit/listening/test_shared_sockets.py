@@ -11,9 +11,11 @@ from unittest import mock
 from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory, Protocol
 from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import TestCase
 
+from topicsvc.listening import endpoints
 from topicsvc.listening.endpoint_string import EndpointString
 from topicsvc.listening.shared_sockets import SharedSockets, sharing_problem
 
@@ -64,6 +66,55 @@ class SharedSocketsTests(TestCase):
             each.close()
         self.assertEqual(sum(counts), 120)
         self.assertLess(max(counts), 120)
+
+    @inlineCallbacks
+    def test_a_socket_can_refuse_connections_until_its_worker_listens_again(self) -> Any:
+        """Meanwhile the kernel gives all connections to the other sockets."""
+        for text in (
+            "tcp:{}:interface=127.0.0.1:backlog=90",
+            "tcp6:{}:interface=\\:\\:1:backlog=90",
+        ):
+            with socket.socket(
+                socket.AF_INET6 if text.startswith("tcp6") else socket.AF_INET
+            ) as probe:
+                probe.bind(("::1" if text.startswith("tcp6") else "127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            shared = self.open(text.format(port), 2)
+            address = self.address(shared.descriptors[0])
+            for index in (0, 1):
+                self.assertTrue(shared.refuse(index))
+                self.assertFalse(shared.refuse(index))
+                self.assertEqual(self.address(shared.descriptors[index])[:2], address[:2])
+                clients = [socket.create_connection(address[:2], 10) for _ in range(40)]
+                other = shared.descriptors[1 - index]
+                self.assertEqual(self.waiting(other), 40)
+                listening = os.dup(shared.descriptors[index])
+                endpoint = endpoints.parse(text.format(port), reactor, listening)
+                served = yield endpoint.listen(Factory.forProtocol(Protocol))
+                clients += [socket.create_connection(address[:2], 10) for _ in range(40)]
+                self.assertLess(self.waiting(other), 40)
+                self.assertGreater(self.waiting(shared.descriptors[index]), 0)
+                yield served.stopListening()
+                for each in clients:
+                    each.close()
+            for index in (0, 1):
+                shared.refuse(index)
+            self.assertRaises(ConnectionRefusedError, socket.create_connection, address[:2], 10)
+
+    def waiting(self, descriptor: int) -> int:
+        """Accept all connections that wait; return their number."""
+        count = 0
+        with socket.socket(fileno=os.dup(descriptor)) as listening:
+            while True:
+                try:
+                    listening.accept()[0].close()
+                except BlockingIOError:
+                    return count
+                count += 1
+
+    def test_what_is_one_socket_for_all_refuses_nothing(self) -> None:
+        shared = self.open(f"unix:{os.path.relpath(self.mktemp())}")
+        self.assertFalse(shared.refuse(1))
 
     def test_a_port_of_another_process_is_not_shared(self) -> None:
         """Another topicsvc with workers would get a part of the connections."""

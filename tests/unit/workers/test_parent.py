@@ -71,16 +71,17 @@ class FakeWorker:
         test: ParentTests,
         arguments: WorkerArguments,
         ready: Callable[[str], None],
-        ended: Callable[[str], None],
+        ended: Callable[[str, bool], None],
         tell_metrics: Callable[[str], None],
     ) -> None:
         self.tell_metrics = tell_metrics
         self.number = arguments.number
-        self.ready, self.ended = ready, ended
+        self.ready = ready
+        self.end = ended
         self.done: list[str] = []
         self.problems: list[str] = []
         self.digest = "new"
-        self.is_silent = False
+        self.is_silent = self.has_ended = False
         self.error = ""
         self.sockets: list[int] = []
         self.killed = 0
@@ -101,6 +102,10 @@ class FakeWorker:
         if name == "check":
             return {"problems": self.problems, "digest": self.digest}
         return {"applied": ["[session]"], "needs_restart": ["listen"]}
+
+    def ended(self, reason: str, is_refused: bool = False) -> None:
+        self.has_ended = True
+        self.end(reason, is_refused)
 
     def start(self, sockets: list[int], environment: dict[str, str]) -> None:
         self.sockets = sockets
@@ -257,7 +262,7 @@ class ParentTests(SynchronousTestCase):
         self.reactor.advance(0.001)
         self.assertEqual((new.killed, new.reason), (1, f"not ready within {START_TIMEOUT:.0f} s"))
         new.ended(new.reason)
-        self.assertIn("not ready within 120 s; the next one starts in 0.2 s", self.log[-1])
+        self.assertIn("not ready within 120 s; the next one starts in 0.2 s", self.log[-2])
         self.reactor.advance(0.2)
         self.parent.reload()
         self.started[4].ready("old")
@@ -271,6 +276,40 @@ class ParentTests(SynchronousTestCase):
             end()
         self.reactor.advance(START_TIMEOUT)
         self.assertEqual([each.killed for each in self.started[3:5]], [0, 0])
+
+    def fail_to_start(self, place: int, seconds: float, is_refused: bool = True) -> None:
+        """For so many seconds, each worker of a place ends while it starts."""
+        until = self.reactor.seconds() + seconds
+        while self.reactor.seconds() < until:
+            self.reactor.advance(0.1)
+            last = self.started[-1]
+            if last.number == place and not last.has_ended:
+                last.ended("key_file: not a key", is_refused)
+
+    def listens(self, worker: FakeWorker) -> int:
+        with socket.socket(fileno=os.dup(worker.sockets[0])) as copy:
+            return copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+    def test_the_socket_of_a_place_whose_workers_cannot_start_refuses_connections(self) -> None:
+        """Otherwise half of the new connections of two workers would wait in its backlog."""
+        self.start()
+        self.started[1].ended("signal 9")
+        self.fail_to_start(2, 2)
+        self.assertEqual([self.listens(each) for each in self.started[:3]], [1, 1, 1])
+        self.fail_to_start(2, 20)
+        self.assertEqual([self.listens(each) for each in self.started[:3]], [1, 0, 1])
+        line = "worker 2 cannot start: until it can, new connections go to the other workers only"
+        self.assertEqual(self.log.count(line), 1)
+
+    def test_if_no_worker_serves_connections_wait_for_the_next_one(self) -> None:
+        self.start()
+        for each in (0, 2, 1):
+            self.started[each].ended("signal 9")
+        self.reactor.advance(0.1)
+        for each in self.started[3:5]:
+            each.ended("signal 9")
+        self.fail_to_start(2, 20)
+        self.assertEqual([self.listens(each) for each in self.started[:3]], [1, 1, 1])
 
     # Reload
 
@@ -641,6 +680,40 @@ class ParentTests(SynchronousTestCase):
         answer = self.parent._probe(5)
         self.pump()
         self.failureResultOf(answer)
+
+    def probe(self) -> Deferred[Any]:
+        answer = self.parent._probe(5)
+        self.pump()
+        self.reactor.advance(5)
+        return answer
+
+    def test_settings_that_keep_one_worker_from_starting_do_not_end_the_others(self) -> None:
+        """The watchdog would end them too, and the start would fail for the same reason."""
+        self.start()
+        self.started[1].ended("signal 9")
+        self.fail_to_start(2, 60)
+        self.successResultOf(self.probe())
+        self.assertIn("worker 2 has ended: key_file: not a key; the next one", self.log[-1])
+        self.started[0].is_silent = True
+        self.failureResultOf(self.probe())
+
+    def test_a_place_whose_workers_crash_while_they_start_counts_after_that_again(self) -> None:
+        self.start()
+        self.started[1].ended("signal 9")
+        self.fail_to_start(2, 60)
+        self.fail_to_start(2, 4, is_refused=False)
+        self.successResultOf(self.probe())
+        self.fail_to_start(2, 4, is_refused=False)
+        self.failureResultOf(self.probe())
+
+    def test_settings_that_keep_all_workers_from_starting_fail_the_probe(self) -> None:
+        self.start()
+        for each in list(self.started):
+            each.ended("signal 9")
+        self.reactor.advance(0.1)
+        for each in self.started[3:]:
+            each.ended("key_file: not a key", True)
+        self.failureResultOf(self.probe(), WorkerUnavailable)
 
     def test_during_a_stop_only_the_workers_that_still_run_are_asked(self) -> None:
         self.start()

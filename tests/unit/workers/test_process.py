@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from topicsvc.workers.command import CONTROL, RELAY, WorkerArguments
+from topicsvc.workers.control import encode_event
 from topicsvc.workers.process import WorkerProcess
 
 
@@ -56,10 +57,14 @@ def too_many(*_: Any, **__: Any) -> Any:
 class StartTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = FakeReactor()
-        self.ended: list[str] = []
+        self.ended: list[tuple[str, bool]] = []
         arguments = WorkerArguments(1, 2, 1, Path("/"), "", RELAY, ())
         self.process = WorkerProcess(
-            arguments, self.reactor, lambda _: None, self.ended.append, lambda _: None
+            arguments,
+            self.reactor,
+            lambda _: None,
+            lambda *each: self.ended.append(each),
+            lambda _: None,
         )
 
     def assert_it_ends_with_a_reason(self) -> None:
@@ -67,7 +72,7 @@ class StartTests(SynchronousTestCase):
         self.process.start([7], {})
         self.assertEqual(self.ended, [])  # not before the caller knows the process
         self.reactor.advance(0)
-        self.assertEqual(self.ended, ["it cannot be started: Too many open files"])
+        self.assertEqual(self.ended, [("it cannot be started: Too many open files", False)])
         self.assertEqual(os.listdir("/proc/self/fd"), files)
         self.reactor.advance(60)
         self.assertEqual(len(self.ended), 1)
@@ -99,12 +104,25 @@ class StartTests(SynchronousTestCase):
         self.assert_it_ends_with_a_reason()
 
 
-class KillTests(SynchronousTestCase):
-    def test_the_reason_of_a_kill_is_the_reason_of_the_end(self) -> None:
-        reactor, ended = FakeReactor(), list[str]()
+class EndTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.ended: list[tuple[str, bool]] = []
         arguments = WorkerArguments(1, 2, 1, Path("/"), "", RELAY, ())
-        process = WorkerProcess(arguments, reactor, lambda _: None, ended.append, lambda _: None)
-        process.start([7], {})
+        self.process = WorkerProcess(
+            arguments,
+            FakeReactor(),
+            lambda _: None,
+            lambda *each: self.ended.append(each),
+            lambda _: None,
+        )
+        self.process.start([7], {})
+
+    def end(self, **how: int) -> None:
+        self.process.control.connectionLost(Failure(ConnectionDone()))
+        self.process.processEnded(Failure(ProcessTerminated(**how)))
+
+    def kill(self, reason: str) -> list[str]:
+        """Kill it; return the signals that it gets."""
         signals: list[str] = []
 
         class Transport:
@@ -113,9 +131,26 @@ class KillTests(SynchronousTestCase):
             def signalProcess(self, name: str) -> None:
                 signals.append(name)
 
-        process.transport = Transport()
-        process.kill("not ready within 120 s")
-        self.assertEqual((signals, ended), (["KILL"], []))
-        process.control.connectionLost(Failure(ConnectionDone()))
-        process.processEnded(Failure(ProcessTerminated(signal=9)))
-        self.assertEqual(ended, ["not ready within 120 s"])
+        self.process.transport = Transport()
+        self.process.kill(reason)
+        return signals
+
+    def test_the_reason_of_a_kill_is_the_reason_of_the_end(self) -> None:
+        self.assertEqual((self.kill("not ready within 120 s"), self.ended), (["KILL"], []))
+        self.end(signal=9)
+        self.assertEqual(self.ended, [("not ready within 120 s", False)])
+
+    def test_a_problem_that_it_tells_is_the_reason_and_it_says_of_what_kind(self) -> None:
+        for is_refused in (True, False):
+            self.setUp()
+            event = encode_event("failed", problems=["a", "b"], is_refused=is_refused)
+            self.process.control.dataReceived(event)
+            self.end(exitCode=1)
+            self.assertEqual(self.ended, [("a; b", is_refused)])
+
+    def test_one_that_is_killed_as_it_hangs_after_its_problem_counts_as_killed(self) -> None:
+        event = encode_event("failed", problems=["a"], is_refused=True)
+        self.process.control.dataReceived(event)
+        self.kill("not ready within 120 s")
+        self.end(signal=9)
+        self.assertEqual(self.ended, [("not ready within 120 s", False)])

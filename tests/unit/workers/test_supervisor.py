@@ -20,6 +20,7 @@ from topicsvc.workers.supervisor import (
     Fail,
     NotReloaded,
     OtherSettings,
+    Refuse,
     Reloaded,
     RollEnded,
     RollFailed,
@@ -44,8 +45,10 @@ class SupervisorTestCase(SynchronousTestCase):
     def ready(self, worker: int, digest: str = "old") -> list[Effect]:
         return self.supervisor.ready(worker, digest, self.clock.seconds())
 
-    def ended(self, worker: int, reason: str = "exit code 1") -> list[Effect]:
-        return self.supervisor.ended(worker, reason, self.clock.seconds())
+    def ended(
+        self, worker: int, reason: str = "exit code 1", is_refused: bool = False
+    ) -> list[Effect]:
+        return self.supervisor.ended(worker, reason, self.clock.seconds(), is_refused)
 
     def check(
         self, workers: Iterable[int], problems: Iterable[str] = (), digest: str = "new"
@@ -86,7 +89,7 @@ class StartTests(SupervisorTestCase):
 class CrashTests(SupervisorTestCase):
     def crash(self, worker: int) -> float:
         """Return the delay until the next start."""
-        [crashed, later] = self.ended(worker, "signal 9")
+        crashed, later, *_ = self.ended(worker, "signal 9")
         assert isinstance(later, StartLater)
         self.assertEqual(crashed, Crashed(later.place, "signal 9", later.delay))
         self.clock.advance(later.delay)
@@ -150,6 +153,31 @@ class CrashTests(SupervisorTestCase):
             self.clock.advance(3)
             self.ended(self.start_again(2))
         self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 15)
+
+    def test_a_place_does_not_count_while_its_settings_keep_its_workers_from_starting(self) -> None:
+        self.ended(2)
+        self.clock.advance(2)
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 2)
+        self.ended(self.start_again(2), is_refused=True)
+        self.clock.advance(60)
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 0)
+        worker = self.start_again(2)
+        self.clock.advance(1)
+        self.ended(worker)
+        self.clock.advance(3)
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 3)
+        self.ready(self.start_again(2))
+        self.assertEqual(self.supervisor.unserved(self.clock.seconds()), 0)
+
+    def test_a_place_without_a_worker_for_some_seconds_refuses_connections(self) -> None:
+        self.ended(2)
+        self.clock.advance(MAX_DELAY - 0.001)
+        self.assertNotIn(Refuse(2), self.ended(self.start_again(2)))
+        self.clock.advance(0.001)
+        self.assertEqual(self.ended(self.start_again(2))[-1], Refuse(2))
+        for worker in (1, 3):
+            self.ended(worker)
+        self.assertNotIn(Refuse(2), self.ended(self.start_again(2)))
 
     def test_a_worker_that_starts_with_other_settings_is_reported(self) -> None:
         self.crash(1)

@@ -379,6 +379,44 @@ class SignalTests(WorkersTestCase):
         self.assertNotIn("Traceback", server.program.log)
 
     @inlineCallbacks
+    def test_a_stopped_worker_delays_no_second_signal_and_is_no_orphan(self) -> Any:
+        """It cannot end by itself. The drain is longer than the test waits."""
+        for signals in (2, 3):
+            server = yield self.serve(drain=600)
+            yield self.join(server, 8)
+            pids = server.pids
+            os.kill(pids[0], signal.SIGSTOP)
+            server.signal(signal.SIGTERM)
+            yield server.wait_for("stopping: 2 workers")
+            server.signal(signal.SIGTERM)
+            yield until(
+                lambda server=server: "stopping at once: a second signal" in server.program.log,
+                "the second signal",
+            )
+            if signals == 3:
+                server.program.signal(signal.SIGTERM)
+            yield until(lambda server=server: not server.program.runs, "it ends", 120)
+            self.assertFalse(any(map(is_alive, pids)))
+            number = r"worker [12] has not ended within 2 s after the second signal: it is killed"
+            killed = number if signals == 2 else "a third signal: the workers are killed"
+            self.assertRegex(server.program.log, killed)
+            yield self.leave()
+            self.clients.clear()
+
+    @inlineCallbacks
+    def test_a_stopped_worker_keeps_no_other_one_from_starting_during_a_reload(self) -> Any:
+        server = yield self.serve()
+        stopped, victim = server.pids
+        os.kill(stopped, signal.SIGSTOP)
+        self.addCleanup(lambda: is_alive(stopped) and os.kill(stopped, signal.SIGCONT))
+        server.signal(signal.SIGHUP)
+        os.kill(victim, signal.SIGKILL)
+        yield server.wait_for("has ended: signal 9; the next one starts in 0.1 s")
+        # Not after the 60 s in which workers must check.
+        yield server.wait_for("has not answered yet, and another one must start", seconds=30)
+        yield until(lambda: len(server.pids) == 2, "another worker starts", 30)
+
+    @inlineCallbacks
     def test_signals_to_a_whole_process_group_stop_it_in_order(self) -> Any:
         """A terminal sends Ctrl-C to all processes, and systemd sends SIGTERM to all."""
         server = yield self.serve(drain=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["Signals"]
@@ -64,6 +64,29 @@ class Signals:
             self._reactor.callFromThread(action)
 
         self._install(number, on_signal)
+
+    def handle_twice(
+        self, numbers: Sequence[int], first: Callable[[], None], second: Callable[[], None]
+    ) -> None:
+        """Let the reactor call `first` for one of the signals, and call `second` for the next one.
+
+        `second` is called in the signal handler, even if the reactor is blocked. A third signal
+        kills the process.
+        """
+        count = 0
+
+        def on_signal(*_: object) -> None:
+            nonlocal count
+            count += 1
+            if count == 1:
+                self._reactor.callFromThread(first)
+                return
+            for each in numbers:
+                signal.signal(each, signal.SIG_DFL)
+            second()
+
+        for each in numbers:
+            self._install(each, on_signal)
 
     def restore(self) -> None:
         """Put the previous handlers back."""

@@ -52,6 +52,9 @@ CHECK_TIMEOUT = 60.0
 DRAIN_MARGIN = 20.0
 """Seconds that the end of a worker may take, beyond `StopSettings.drain`."""
 
+KILL_DELAY = 2.0
+"""Seconds after a second signal in which a worker must have ended."""
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ITERATION = 0.05
 
@@ -121,6 +124,8 @@ class ParentService(Service):
         self._closing: list[Deferred[None]] = []
         self._read = _OwnReload(settings)  # at the last SIGHUP
         self._checked_by_all = self._read  # of the reload in progress
+        self._checks = 0
+        self._is_stopping_at_once = False
 
     def _asked_workers(self) -> list[AskedWorker]:
         return [
@@ -253,8 +258,7 @@ class ParentService(Service):
         timeout = self._drain_timeout
         self._log.info("stopping: {workers}", workers=_counted(self._supervisor.alive))
         self._notifier.stopping(timeout)
-        for number in _STOP_SIGNALS:
-            self._signals.handle_once(number, self._stop_at_once)
+        self._signals.handle_twice(_STOP_SIGNALS, self._stop_at_once, self._kill_all)
         self._do(self._supervisor.stop())
         # The workers have their own descriptors, and close them when they learn of the stop. From
         # then on a connection would wait here for the whole time of the stop.
@@ -264,9 +268,33 @@ class ParentService(Service):
         return self._stopped.addCallback(self._close)
 
     def _stop_at_once(self) -> None:
+        if self._is_stopping_at_once:
+            self._kill_all()
+            return
+        self._is_stopping_at_once = True
         self._log.warn("stopping at once: a second signal")
         for process in self._processes.values():
             _ignore(process.control.call("stop_at_once"))
+        self._reactor.callLater(KILL_DELAY, self._kill_late)
+
+    def _kill_late(self) -> None:
+        """Kill the workers that a second signal has not ended: those that are blocked."""
+        for process in self._processes.values():
+            self._log.warn(
+                "worker {number} has not ended within {seconds:g} s after the second signal: it "
+                "is killed",
+                number=process.number,
+                seconds=KILL_DELAY,
+            )
+            process.kill()
+
+    def _kill_all(self) -> None:
+        """Kill all workers at a third signal, in its handler: none outlives its parent."""
+        for process in list(self._processes.values()):
+            process.kill()
+        self._reactor.callFromThread(
+            self._log.warn, "stopping at once: a third signal: the workers are killed"
+        )
 
     def _close(self, _: None) -> Deferred[Any]:
         self._signals.restore()
@@ -290,6 +318,8 @@ class ParentService(Service):
                     self._refuse(place)
                 case rules.Drain(worker, is_replaced):
                     self._drain(worker, is_replaced)
+                case rules.GiveUpLater(reload, delay):
+                    self._reactor.callLater(delay, self._give_up, reload)
                 case rules.Check() | rules.Apply() | rules.Drop():
                     self._go_on_with_reload(effect)
                 case rules.Fail():
@@ -411,18 +441,19 @@ class ParentService(Service):
         self._reactor.callLater(self._drain_timeout, process.kill)
 
     def _check(self, workers: Iterable[int]) -> None:
+        self._checks += 1
         for worker in workers:
-            checking = self._processes[worker].control.call("check", CHECK_TIMEOUT)
-            checking.addCallback(self._checked, worker)
-            checking.addErrback(self._not_checked, worker)
+            process = self._processes[worker]
+            checking = process.control.call("check", CHECK_TIMEOUT)
+            checking.addErrback(_not_checked, process.number)
+            checking.addCallback(self._checked, worker, self._checks)
 
-    def _checked(self, answer: Members, worker: int) -> None:
-        self._do(self._supervisor.checked(worker, answer["problems"], answer["digest"]))
+    def _checked(self, answer: Members, worker: int, check: int) -> None:
+        if check == self._checks:  # otherwise that reload was given up
+            self._do(self._supervisor.checked(worker, answer["problems"], answer["digest"]))
 
-    def _not_checked(self, failure: Any, worker: int) -> None:
-        failure.trap(WorkerUnavailable)
-        # If it has ended, the supervisor learns that too.
-        self._do(self._supervisor.checked(worker, [f"a worker: {failure.value}"], ""))
+    def _give_up(self, reload: int) -> None:
+        self._do(self._supervisor.give_up(reload))
 
     def _apply(self, workers: Iterable[int]) -> None:
         own_reload = self._checked_by_all
@@ -470,6 +501,12 @@ class ParentService(Service):
                 number=place,
                 reason=str(failure.value),
             )
+
+
+def _not_checked(failure: Failure, number: int) -> Members:
+    """The answer of a worker that has not checked. If it has ended, the supervisor learns that."""
+    failure.trap(WorkerUnavailable)
+    return {"problems": [f"worker {number}: {failure.value}"], "digest": ""}
 
 
 def _counted(workers: Sized) -> str:

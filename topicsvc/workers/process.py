@@ -49,6 +49,7 @@ class WorkerProcess(ProcessProtocol):
         on_metrics: called with its last metrics, in Prometheus' text format, when it has stopped.
 
     Attributes:
+        number: its number among the workers.
         control: its control socket.
     """
 
@@ -64,6 +65,7 @@ class WorkerProcess(ProcessProtocol):
         on_metrics: Callable[[str], None],
     ) -> None:
         self.control = WorkerControl(reactor, self._event, self._control_lost)
+        self.number = arguments.number
         self._arguments = arguments
         self._reactor = reactor
         self._on_ready = on_ready

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "MAX_DELAY",
     "MIN_DELAY",
+    "RELOAD_GRACE",
     "STABLE",
     "Apply",
     "Check",
@@ -20,6 +21,7 @@ __all__ = [
     "Drop",
     "Effect",
     "Fail",
+    "GiveUpLater",
     "NotReloaded",
     "OtherSettings",
     "Refuse",
@@ -41,6 +43,9 @@ MAX_DELAY = 3.0
 
 STABLE = 10.0
 """Seconds that a worker must have been ready for its crash to count as a first one."""
+
+RELOAD_GRACE = 2.0
+"""Seconds that the start of a worker waits for a reload: for the workers that check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,14 @@ class Check:
     """Let each of the workers read the settings; see `Supervisor.checked`."""
 
     workers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpLater:
+    """Call `Supervisor.give_up` for a reload after `delay` seconds."""
+
+    reload: int
+    delay: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +173,7 @@ Effect = (
     | Refuse
     | Drain
     | Check
+    | GiveUpLater
     | Apply
     | Drop
     | Started
@@ -201,10 +215,12 @@ class _Place:
 class _Reload:
     """A reload in progress: the workers that check, and their results."""
 
+    number: int
     waiting: set[int]
     checked: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     digests: set[str] = field(default_factory=set)
+    is_limited: bool = False
 
 
 class Supervisor:
@@ -228,6 +244,7 @@ class Supervisor:
         self._last_worker = 0
         self._digest: str | None = None
         self._reload: _Reload | None = None
+        self._reloads = 0
         self._wants_reload = False
         self._delayed_starts: list[int] = []  # places, until a reload has ended
         self._roll: list[int] | None = None  # the places that come next
@@ -286,7 +303,7 @@ class Supervisor:
             return []
         if self._reload is not None:
             self._delayed_starts.append(number)
-            return []
+            return self._limit_reload()
         return [self._start(place)]
 
     def ready(self, worker: int, digest: str, now: float) -> list[Effect]:
@@ -406,7 +423,8 @@ class Supervisor:
         if not workers:
             return []
         self._wants_reload = False
-        self._reload = _Reload(set(workers))
+        self._reloads += 1
+        self._reload = _Reload(self._reloads, set(workers))
         return [Check(tuple(workers))]
 
     def checked(self, worker: int, problems: Iterable[str], digest: str) -> list[Effect]:
@@ -435,6 +453,28 @@ class Supervisor:
         self._reload.waiting.discard(worker)
         if worker in self._reload.checked:
             self._reload.checked.remove(worker)
+        return self._end_reload()
+
+    def _limit_reload(self) -> list[Effect]:
+        """A start waits for the reload: it must not wait long for a worker that is blocked."""
+        reload = self._reload
+        if reload is None or reload.is_limited:
+            return []
+        reload.is_limited = True
+        return [GiveUpLater(reload.number, RELOAD_GRACE)]
+
+    def give_up(self, number: int) -> list[Effect]:
+        """End a reload for which a start has waited, without a change, unless it has ended."""
+        reload = self._reload
+        if reload is None or reload.number != number:
+            return []
+        for worker in sorted(reload.waiting):
+            place = self._alive[worker].number
+            reload.problems.append(
+                f"worker {place} has not answered yet, and another one must start: reload again"
+            )
+        reload.checked += sorted(reload.waiting)
+        reload.waiting.clear()
         return self._end_reload()
 
     def _end_reload(self) -> list[Effect]:
@@ -491,8 +531,10 @@ class Supervisor:
 
     def _roll_on(self) -> list[Effect]:
         """Replace the next worker. A place without one gets a new one anyway."""
-        if self._roll is None or self._reload is not None:
+        if self._roll is None:
             return []
+        if self._reload is not None:
+            return self._limit_reload()
         if any(place.starting is not None for place in self._places.values()):
             return []
         while self._roll:

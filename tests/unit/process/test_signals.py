@@ -41,6 +41,17 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(self.reactor.calls, [self.action])
         self.assertEqual(signal.getsignal(signal.SIGUSR2), signal.SIG_DFL)
 
+    def test_after_handle_twice_the_second_signal_calls_at_once_and_a_third_kills(self) -> None:
+        seen: list[str] = []
+        numbers = (signal.SIGUSR1, signal.SIGUSR2)
+        self.signals.handle_twice(numbers, self.action, lambda: seen.append("second"))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        self.assertEqual((self.reactor.calls, seen), ([self.action], []))
+        os.kill(os.getpid(), signal.SIGUSR2)
+        self.assertEqual((self.reactor.calls, seen), ([self.action], ["second"]))
+        for number in numbers:
+            self.assertEqual(signal.getsignal(number), signal.SIG_DFL)
+
     def test_only_the_first_counted_signal_is_passed_on_and_a_third_kills(self) -> None:
         seen: list[object] = []
         before = signal.signal(signal.SIGUSR2, lambda *arguments: seen.append(arguments[0]))

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.control import ControlSocket
@@ -31,7 +33,14 @@ from topicsvc.workers import parent
 from topicsvc.workers.command import WorkerArguments
 from topicsvc.workers.control import TIMEOUT, Members
 from topicsvc.workers.identity import WorkerIdentity
-from topicsvc.workers.parent import CHECK_TIMEOUT, DRAIN_MARGIN, START_TIMEOUT, ParentService
+from topicsvc.workers.parent import (
+    CHECK_TIMEOUT,
+    DRAIN_MARGIN,
+    KILL_DELAY,
+    START_TIMEOUT,
+    ParentService,
+)
+from topicsvc.workers.supervisor import RELOAD_GRACE
 
 SETTINGS = Config(
     ("tcp:0:interface=127.0.0.1",),
@@ -59,8 +68,8 @@ class FakeReactor(Clock):
     def callWhenRunning(self, call: Callable[[], None]) -> None:
         self.when_running.append(call)
 
-    def callFromThread(self, call: Callable[[], None]) -> None:
-        call()
+    def callFromThread(self, call: Callable[..., None], *arguments: Any) -> None:
+        call(*arguments)
 
 
 class FakeWorker:
@@ -379,7 +388,72 @@ class ParentTests(SynchronousTestCase):
         self.done()
         self.reactor.advance(CHECK_TIMEOUT)
         self.assertEqual(self.done()[1:], [["drop"], ["drop"]])
-        self.assertIn("a worker: no answer within 60 s", self.log[0])
+        self.assertEqual(
+            self.log,
+            ["not reloaded, the old settings stay in effect: worker 1: no answer within 60 s"],
+        )
+
+    def test_a_worker_that_has_closed_its_control_socket_is_named_too(self) -> None:
+        self.start()
+        self.started[1].control.connectionLost(Failure(ConnectionDone()))
+        self.parent.reload()
+        self.pump()
+        self.assertEqual(
+            self.log,
+            [
+                "not reloaded, the old settings stay in effect: worker 2: its control socket is "
+                "closed"
+            ],
+        )
+
+    def block_a_reload(self) -> None:
+        """The first worker is stopped, and does not check."""
+        self.start()
+        self.started[0].is_silent = True
+        self.parent.reload()
+        self.done()
+
+    def test_a_crashed_worker_is_started_again_although_another_one_does_not_check(self) -> None:
+        self.block_a_reload()
+        self.started[1].ended("signal 9")
+        self.assertEqual(self.log, ["worker 2 has ended: signal 9; the next one starts in 0.1 s"])
+        self.reactor.advance(0.1)
+        self.reactor.advance(RELOAD_GRACE - 0.01)
+        self.assertEqual(len(self.started), 3)
+        self.reactor.advance(0.01)
+        self.assertEqual([each.number for each in self.started[3:]], [2])
+        self.assertEqual(
+            self.log[1:],
+            [
+                "not reloaded, the old settings stay in effect: worker 1 has not answered yet, "
+                "and another one must start: reload again"
+            ],
+        )
+        self.assertEqual(self.done()[2], ["drop"])
+
+    def test_a_rolling_restart_begins_although_a_worker_does_not_check(self) -> None:
+        self.block_a_reload()
+        signal.raise_signal(signal.SIGUSR2)
+        self.reactor.advance(RELOAD_GRACE)
+        self.assertEqual(self.started[3].number, 1)
+        self.started[3].ready("new")
+        self.reactor.advance(2 + DRAIN_MARGIN)
+        self.assertEqual(self.started[0].killed, 1)
+        self.started[0].ended("signal 9")
+        self.assertEqual(self.started[4].number, 2)
+
+    def test_the_late_answer_of_a_reload_that_was_given_up_is_not_one_of_the_next(self) -> None:
+        self.block_a_reload()
+        self.started[1].ended("signal 9")
+        self.reactor.advance(0.1)
+        self.reactor.advance(RELOAD_GRACE)
+        self.started[3].ready("old")
+        self.parent.reload()
+        self.done()
+        self.reactor.advance(CHECK_TIMEOUT - RELOAD_GRACE)  # the first check has no answer
+        self.assertEqual(self.done()[2], [])
+        self.reactor.advance(RELOAD_GRACE)
+        self.assertEqual(self.done()[2], ["drop"])
 
     def test_a_worker_that_does_not_confirm_is_named_and_the_others_report(self) -> None:
         self.start()
@@ -542,6 +616,60 @@ class ParentTests(SynchronousTestCase):
         self.assertEqual(self.done(), [["stop_at_once"]] * 3)
         for each in self.started:
             each.ended("exit code 0")
+        self.reactor.advance(KILL_DELAY)
+        self.assertEqual([each.killed for each in self.started], [0, 0, 0])
+
+    def stop_with_one_that_hangs(self) -> Deferred[None]:
+        """The last worker does not end."""
+        self.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        stopped = self.parent.stopService()
+        signal.raise_signal(signal.SIGTERM)
+        for each in self.started[:2]:
+            each.ended("exit code 0")
+        return stopped
+
+    def test_a_worker_that_hangs_is_killed_soon_after_the_second_signal(self) -> None:
+        stopped = self.stop_with_one_that_hangs()
+        self.reactor.advance(KILL_DELAY - 0.01)
+        self.assertEqual(self.started[2].killed, 0)
+        self.reactor.advance(0.01)
+        self.assertEqual([each.killed for each in self.started], [0, 0, 1])
+        self.assertEqual(
+            self.log[1:],
+            [
+                "stopping at once: a second signal",
+                "worker 3 has not ended within 2 s after the second signal: it is killed",
+            ],
+        )
+        self.assertNoResult(stopped)
+        self.started[2].ended("signal 9")
+        self.successResultOf(stopped)
+
+    def test_a_third_signal_kills_all_workers_and_leaves_no_orphan(self) -> None:
+        stopped = self.stop_with_one_that_hangs()
+        signal.raise_signal(signal.SIGINT)
+        self.assertEqual([each.killed for each in self.started], [0, 0, 1])
+        self.assertEqual(
+            self.log[1:],
+            [
+                "stopping at once: a second signal",
+                "stopping at once: a third signal: the workers are killed",
+            ],
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.assertEqual(signal.getsignal(number), signal.SIG_DFL)
+        self.started[2].ended("signal 9")
+        self.successResultOf(stopped)
+
+    def test_a_third_signal_counts_too_if_the_first_two_came_together(self) -> None:
+        self.parent._signals.counted = 2
+        stopped = self.stop_with_one_that_hangs()
+        self.reactor.advance(0)
+        self.assertEqual([each.killed for each in self.started], [0, 0, 1])
+        self.started[2].ended("signal 9")
+        self.successResultOf(stopped)
 
     def test_signals_during_a_stop_change_nothing(self) -> None:
         self.start()

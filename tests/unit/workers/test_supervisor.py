@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from topicsvc.workers.supervisor import (
     MAX_DELAY,
     MIN_DELAY,
+    RELOAD_GRACE,
     STABLE,
     Apply,
     Check,
@@ -18,6 +19,7 @@ from topicsvc.workers.supervisor import (
     Drop,
     Effect,
     Fail,
+    GiveUpLater,
     NotReloaded,
     OtherSettings,
     Refuse,
@@ -230,8 +232,48 @@ class ReloadTests(SupervisorTestCase):
     def test_a_worker_does_not_start_while_the_others_check(self) -> None:
         self.supervisor.reload()
         self.ended(2)
-        self.assertEqual(self.supervisor.start_again(2), [])
+        self.assertEqual(self.supervisor.start_again(2), [GiveUpLater(1, RELOAD_GRACE)])
         self.assertEqual(self.check((1, 3)), [Apply((1, 3)), Reloaded(), Start(4, 2)])
+        self.assertEqual(self.supervisor.give_up(1), [])
+
+    def given_up(self, *numbers: int) -> NotReloaded:
+        text = "worker {} has not answered yet, and another one must start: reload again"
+        return NotReloaded(tuple(text.format(number) for number in numbers))
+
+    def test_a_start_does_not_wait_long_for_a_worker_that_is_blocked_while_it_checks(self) -> None:
+        self.supervisor.reload()
+        self.ended(2)
+        self.supervisor.start_again(2)
+        self.check((3,))
+        effects = self.supervisor.give_up(1)
+        self.assertEqual(effects, [Drop((3, 1)), self.given_up(1), Start(4, 2)])
+        self.assertEqual(self.supervisor.checked(1, [], "new"), [])
+        self.assertEqual(self.ready(4), [])
+
+    def test_a_rolling_restart_does_not_wait_long_for_it_either(self) -> None:
+        self.supervisor.reload()
+        self.assertEqual(self.supervisor.roll(), [GiveUpLater(1, RELOAD_GRACE)])
+        effects = self.supervisor.give_up(1)
+        self.assertEqual(effects, [Drop((1, 2, 3)), self.given_up(1, 2, 3), Start(4, 1)])
+
+    def test_a_reload_is_given_up_once_and_the_next_one_is_another(self) -> None:
+        self.supervisor.reload()
+        self.supervisor.reload()
+        self.ended(2)
+        self.supervisor.start_again(2)
+        self.assertEqual(self.supervisor.roll(), [])
+        self.supervisor.give_up(1)
+        effects = self.ready(4)
+        self.assertEqual(effects, [Start(5, 1)])
+        self.assertEqual(self.ready(5), [Drain(1, is_replaced=True), Check((5, 4, 3))])
+        self.assertEqual(self.supervisor.give_up(1), [])
+        self.assertEqual(self.ended(1, ""), [GiveUpLater(2, RELOAD_GRACE)])
+
+    def test_after_a_stop_nothing_is_given_up(self) -> None:
+        self.supervisor.reload()
+        self.supervisor.roll()
+        self.supervisor.stop()
+        self.assertEqual(self.supervisor.give_up(1), [])
 
     def test_reloads_during_a_reload_are_one_more(self) -> None:
         self.supervisor.reload()
@@ -335,7 +377,7 @@ class RollTests(SupervisorTestCase):
         self.assertEqual(self.supervisor.reload(), [])
         effects = self.ready(4)
         self.assertEqual(effects, [Drain(1, is_replaced=True), Check((4, 2, 3))])
-        self.assertEqual(self.ended(1, ""), [])
+        self.assertEqual(self.ended(1, ""), [GiveUpLater(1, RELOAD_GRACE)])
         self.assertEqual(self.check((4, 2, 3)), [Apply((4, 2, 3)), Reloaded(), Start(5, 2)])
 
     def test_a_rolling_restart_brings_new_settings_without_a_report(self) -> None:

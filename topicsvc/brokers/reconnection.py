@@ -241,7 +241,7 @@ class BrokerClient(Service, Generic[Connection, Handler]):
             self._log.warn(format_, name=self.name, broker=self._shown, why=why)
 
     def _on_connect_failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
+        if self.running and not failure.check(CancelledError):  # else it was cancelled by a stop
             why = failure.getErrorMessage().rstrip(".")
             self._log_outage("the {name} cannot reach {broker}: {why}", why, "")
 

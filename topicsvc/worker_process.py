@@ -58,13 +58,12 @@ READY_INTERVAL = 0.02
 FLUSH_TIME = 0.05
 """Seconds in which the reactor writes the last event to the control socket."""
 
-_IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
 
 def main() -> None:
-    """Run one worker. The parent learns over the control socket why it cannot start."""
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
+    """Run one worker. The parent learns over the control socket why it cannot start.
+
+    The command line ignores the signals that are for the parent only: see `IGNORED`.
+    """
     arguments = WorkerArguments.parse(sys.argv[1:])
     control = socket.socket(fileno=CONTROL)
     try:

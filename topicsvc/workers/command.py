@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CONTROL", "FIRST_SOCKET", "LOG", "RELAY", "WorkerArguments"]
+__all__ = ["CONTROL", "FIRST_SOCKET", "IGNORED", "LOG", "RELAY", "WorkerArguments"]
 
 CONTROL = 3
 """The descriptor of the control socket in a worker."""
@@ -21,7 +22,13 @@ FIRST_SOCKET = 5
 RELAY = "relay"
 """In place of the name of a logger: the worker writes to `LOG`."""
 
-_RUN = "from topicsvc.worker_process import main; main()"
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals that a worker ignores: the parent gets them too, and tells its workers."""
+
+_IGNORE = f"import signal; [signal.signal(each, signal.SIG_IGN) for each in {[*map(int, IGNORED)]}]"
+"""Before the imports, which take a second: a signal then would end the worker."""
+
+_RUN = f"{_IGNORE}; from topicsvc.worker_process import main; main()"
 
 
 @dataclass(frozen=True, slots=True)

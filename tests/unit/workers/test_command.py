@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from topicsvc.workers.command import WorkerArguments
+from topicsvc.workers.command import IGNORED, WorkerArguments
 
 
 class WorkerArgumentsTests(SynchronousTestCase):
@@ -24,6 +25,19 @@ class WorkerArgumentsTests(SynchronousTestCase):
         command = WorkerArguments(2, 3, 1, Path("/"), "", "relay", ()).command()
         self.assertIn("worker-2-of-3", command)
         self.assertEqual(command[1], "-P")
+
+    def test_signals_to_the_whole_group_are_ignored_before_the_first_import(self) -> None:
+        """The imports take a second, in which SIGUSR2, for example, would end the worker."""
+        for number in IGNORED:
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.assertEqual(
+            set(IGNORED), {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+        )
+        command = WorkerArguments(2, 3, 1, Path("/"), "", "relay", ()).command()
+        first, _, rest = command[3].partition("; from ")
+        exec(first, {})
+        self.assertEqual({signal.getsignal(each) for each in IGNORED}, {signal.SIG_IGN})
+        self.assertEqual(rest, "topicsvc.worker_process import main; main()")
 
     def test_the_sockets_follow_one_another(self) -> None:
         arguments = WorkerArguments(1, 2, 3, Path("/"), "", "relay", ())

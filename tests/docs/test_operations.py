@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import errno
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -15,7 +19,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.docs.test_docs import page, settings
 from tests.support import promql
 from tests.support.control import FakeControl
-from topicsvc import demo
+from topicsvc import demo, workers
+from topicsvc import service as service_module
 from topicsvc.admin import query, site
 from topicsvc.admin.answers import Answer
 from topicsvc.admin.request import AdminRequest
@@ -59,14 +64,20 @@ def scrape_workers() -> list[Metric]:
     controls = [FakeControl(Clock()) for _ in range(2)]
     for control in controls:
         control.answers["/metrics"] = 200, text.decode()
-    workers = [AskedWorker(n, n, True, control) for n, control in enumerate(controls, 1)]
+    asked = [AskedWorker(n, n, True, control) for n, control in enumerate(controls, 1)]
     clock = Clock()
-    tree = WorkersTree(lambda: workers, 2, dict, lambda: None, clock, OperatorSettings())
+    tree = WorkersTree(lambda: asked, 2, dict, lambda: None, clock, OperatorSettings())
     found: list[Answer] = []
     tree.respond(AdminRequest(b"GET", b"/metrics")).addCallback(found.append)
     while not found:
         clock.advance(0)
     return list(text_string_to_metric_families(found[0].body.decode()))
+
+
+def constants(file: Path) -> str:
+    """Return the strings in a module, each on a line; those of an f-string are in parts."""
+    nodes = ast.walk(ast.parse(file.read_text()))
+    return "\n".join(str(node.value) for node in nodes if isinstance(node, ast.Constant))
 
 
 def labels_of(family: Metric) -> set[str]:
@@ -102,12 +113,12 @@ class PageTests(SynchronousTestCase):
         )
         for name, merge in GAUGES.items():
             if merge is not sum and name != "topicsvc_build_info":
-                workers = page(PAGE).partition("\n### Metrics of workers")[2]
-                self.assertIn(f"`{name}`", workers.partition("\n## ")[0])
+                section = page(PAGE).partition("\n### Metrics of workers")[2]
+                self.assertIn(f"`{name}`", section.partition("\n## ")[0])
 
     def test_the_figures_about_workers(self) -> None:
         text = " ".join(page(PAGE).split())
-        topics = [f"{merged_lists.topics_of_each(workers):,}" for workers in (2, 4, 20, 64)]
+        topics = [f"{merged_lists.topics_of_each(count):,}" for count in (2, 4, 20, 64)]
         self.assertEqual(topics[2:], ["1,000", "1,000"])
         for figure in (
             f"{admin_pages.TIMEOUT:.0f} s for health and metrics, {admin_pages.LIST_TIMEOUT:.0f} s "
@@ -116,6 +127,16 @@ class PageTests(SynchronousTestCase):
             f"the last {server.MAX_ENDED:,} connections of each worker",
         ):
             self.assertIn(figure, text)
+
+    def test_the_lines_about_workers_are_those_of_the_log(self) -> None:
+        section = page(PAGE).partition("\n### Lines about workers\n")[2].partition("\n### ")[0]
+        samples = re.findall(r"^(?:\| `|    )([^|`]+?)(?:` \|.*)?$", section, re.MULTILINE)
+        self.assertGreater(len(samples), 12)
+        sources = [*Path(workers.__path__[0]).glob("*.py"), Path(str(service_module.__file__))]
+        known = "\n".join(map(constants, sources)) + os.strerror(errno.EMFILE)
+        for sample in samples:
+            for part in re.split(r"\.\.\.|\d+(?:\.\d)?| ?s$|[:;]|validator.key_file", sample):
+                self.assertIn(part.strip(), known, sample)
 
     def test_the_page_lists_exactly_the_process_metrics(self) -> None:
         documented = set(re.findall(r"`(process_\w+)`", page(PAGE)))

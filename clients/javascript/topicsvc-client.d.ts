@@ -44,8 +44,9 @@ export interface Clock {
 
 export interface TopicOptions {
   /**
-   * Return an access token. If it fails, it is called again after a pause. After 30 s without a
-   * result, the signal is aborted and the call has failed.
+   * Return an access token. If it fails, or returns anything but a text that is not empty, it is
+   * called again after a pause. After 30 s without a result, the signal is aborted and the call has
+   * failed.
    */
   getToken(request: TokenRequest): string | Promise<string>;
   /** Ask the service for the messages that were missed between two connections. Default: true. */
@@ -85,6 +86,10 @@ export interface MessageEvent extends Event {
 
 export interface StateEvent extends Event {
   readonly state: State;
+  /** Of `waiting`: the close code; undefined if the client gave the connection up itself. */
+  readonly code?: number;
+  /** Of `waiting`: why there is no connection. */
+  readonly reason?: string;
 }
 
 export interface GapEvent extends Event, Gap {}
@@ -132,14 +137,19 @@ export class Topic extends EventTarget implements AsyncIterable<MessageEvent> {
   /**
    * The place behind the last message that the application has; null without positions. While
    * `for await` loops run, behind the last message that the slowest of them has returned. Save it in
-   * the loop: what waits for a loop is dropped when the loop ends early.
+   * the loop: what waits for a loop is dropped when the loop ends early. A loop that exceeds `buffer`
+   * does not count while another one or a listener reads.
    */
   readonly position: string | null;
   /** Get a new token and present it at once, or after the reply that is under way. */
   refresh(): void;
-  /** Close the connection for good. */
+  /** Close the connection for good. Loops still return what waits for them. */
   close(): void;
-  /** Messages from now on. Ends when the topic is closed, and throws when it has failed. */
+  /**
+   * Messages from now on; the first loop also has those that arrived before it, at most `buffer`,
+   * unless there is a listener of `message`. Ends when the topic is closed, and throws when it has
+   * failed.
+   */
   [Symbol.asyncIterator](): AsyncGenerator<MessageEvent, void, void>;
   addEventListener<K extends keyof TopicEvents>(
     type: K,
@@ -166,12 +176,12 @@ export class Topic extends EventTarget implements AsyncIterable<MessageEvent> {
 export interface SendOptions {
   /** Return an access token that may send. */
   getToken(request: { reason: "first" | "refused"; signal?: AbortSignal }): string | Promise<string>;
-  /** Ends the request, and a pause before the next one. */
+  /** Ends the call: `getToken`, the request, and a pause. Nothing else limits their time. */
   signal?: AbortSignal;
 }
 
 export interface SendError extends Error {
-  /** The HTTP status. */
+  /** The HTTP status; 0 after a redirect in a browser. */
   status: number;
   /** The code in the body, as "PR403-AU-0002"; undefined if there is none. */
   code?: string;
@@ -181,7 +191,8 @@ export interface SendError extends Error {
  * Send one JSON value to a topic. Resolves when the broker has accepted it.
  *
  * After 401, `getToken` is called once with `refused`. After 429, the message is sent again after
- * `Retry-After`, for at most 60 s. After 503 it is not certain that the message was not sent.
+ * `Retry-After`, for at most 60 s. After 503 it is not certain that the message was not sent. Redirects
+ * are errors: they are not followed.
  *
  * @param url the send URL of the topic.
  * @param value what `JSON.stringify` takes.

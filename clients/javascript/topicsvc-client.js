@@ -1,16 +1,6 @@
 // topicsvc-client: receives from a topic of topicsvc, and sends to one.
 // The policy is in clients/README.md; the states and options are in README.md beside this file.
 
-const DEFAULTS = {
-  recover: true,
-  minDelay: 500,
-  maxDelay: 30000,
-  connectTimeout: 10000,
-  replyTimeout: 15000,
-  buffer: 1000,
-};
-/** Close codes after which another connection would end in the same way. */
-const FINAL = [1002, 1003, 1007, 1009];
 const EXPIRED = "Session expired";
 const INACTIVE = "Token inactive";
 /** Reasons of 1008 after which another connection is made. */
@@ -24,19 +14,8 @@ const ENDS = [
   "Too many frames",
   "Ended by operator",
 ];
-/** Milliseconds: a live connection that lasted this long begins with short pauses again. */
-const STEADY = 5000;
 /** Milliseconds without a message after which a waking client wants to know whether it is connected. */
 const QUIET = 15000;
-/** Milliseconds between two looks at the clock, and how late a timer is only after a sleep. */
-const LOOK = 60000;
-const SLEPT = 75000;
-/** Milliseconds after which a call of `getToken` counts as failed. */
-const LONGEST_CALL = 30000;
-/** Seconds: most that `send` waits before it sends again, all pauses together. */
-const LONGEST_PAUSE = 60;
-/** What stands before the body in a data message. */
-const BEFORE_BODY = /^\s*\{\s*"From"\s*:\s*(?:null|"(?:[^"\\]|\\.)*")\s*,\s*"Body"\s*:/;
 
 /** The time in milliseconds: it goes on while the device sleeps, and never goes back. */
 function makeNow() {
@@ -44,10 +23,10 @@ function makeNow() {
   let wall = Date.now();
   let steady = performance.now();
   return () => {
-    const before = [wall, steady];
+    time += Math.max(Date.now() - wall, performance.now() - steady, 0);
     wall = Date.now();
     steady = performance.now();
-    return (time += Math.max(wall - before[0], steady - before[1], 0));
+    return time;
   };
 }
 
@@ -58,8 +37,35 @@ const makeClock = () => ({
   random: Math.random,
 });
 
-const event = (type, fields) => Object.assign(new Event(type), fields);
 const problem = (code, text, more) => Object.assign(new Error(text), { code }, more);
+
+/** The text of anything that was thrown: it may be no object, or have no text. */
+function textOf(error) {
+  try {
+    return String(error?.message ?? error);
+  } catch {
+    return typeof error;
+  }
+}
+
+/** The result of `begin`, an async function; the signal's reason if it is aborted first. */
+const unlessAborted = (signal, begin) =>
+  new Promise((done, stop) => {
+    const abort = () => stop(signal.reason);
+    signal?.throwIfAborted();
+    signal?.addEventListener("abort", abort);
+    begin()
+      .finally(() => signal?.removeEventListener("abort", abort))
+      .then(done, stop);
+  });
+
+/** Call `getToken`; throws if the result is no token. */
+async function ask(options, reason, signal) {
+  const token = await unlessAborted(signal, async () => options.getToken({ reason, signal }));
+  if (token && typeof token === "string") return token;
+  const what = token === "" ? "no token" : `a ${typeof token}, not a string`;
+  throw new TypeError(`getToken returned ${what}`);
+}
 
 class Message extends Event {
   #data;
@@ -73,11 +79,9 @@ class Message extends Event {
 
   /** The JSON text of the body as it was sent; big numbers survive in it. */
   get text() {
-    let text = this.#data.slice(BEFORE_BODY.exec(this.#data)?.[0].length).trim().slice(0, -1);
-    if (this.position !== null) {
-      text = text.slice(0, text.lastIndexOf('"Position"')).trim().slice(0, -1);
-    }
     try {
+      let [, text] = /^\{"From":.*?"Body":(.*)\}/s.exec(this.#data);
+      if (this.position) [, text] = /^(.*),"Position"/s.exec(text);
       JSON.parse(text);
       return text.trim();
     } catch {
@@ -92,7 +96,7 @@ export class Topic extends EventTarget {
   #options;
   #clock;
   #over = new AbortController();
-  #state = "idle";
+  state = "idle";
   #error;
   #socket;
   #timer;
@@ -104,24 +108,25 @@ export class Topic extends EventTarget {
   #silence;
   #token;
   /** Whether the token was not granted yet. */
-  #fresh = false;
+  #fresh;
   #reason = "first";
-  #refused = false;
+  #refused;
   #expiry;
   #renewAt;
   #renewals = 0;
   /** Ends the call of `getToken` that is under way. */
   #asking;
   /** Whether a new token is wanted after the call or the reply that is under way. */
-  #again = false;
+  #again;
   /** Of the last message that the application has, and that this client has. */
   #position;
   #received;
-  /** The position before the message that is being delivered. */
-  #before;
-  /** Messages that wait for loops. */
-  #queues = new Set();
-  #saidPositions = false;
+  /** Messages that wait for the first loop; null: a listener has the messages. */
+  #early = [];
+  /** Messages that wait for loops, each with the position before it. */
+  #queues = new Set([this.#early]);
+  /** What was told once about positions. */
+  #said;
   /** Messages that wait for `onGap`. */
   #gap;
 
@@ -130,7 +135,15 @@ export class Topic extends EventTarget {
     if (typeof options?.getToken !== "function") throw new TypeError("getToken is not a function");
     this.url = String(url);
     this.#options = { ...options };
-    for (const [name, value] of Object.entries(DEFAULTS)) this.#options[name] ??= value;
+    const defaults = {
+      recover: true,
+      minDelay: 500,
+      maxDelay: 30000,
+      connectTimeout: 10000,
+      replyTimeout: 15000,
+      buffer: 1000,
+    };
+    for (const [name, value] of Object.entries(defaults)) this.#options[name] ??= value;
     this.#options.WebSocket ??= globalThis.WebSocket;
     this.#clock = options.clock ?? makeClock();
     this.#position = this.#received = options.since ?? null;
@@ -138,25 +151,21 @@ export class Topic extends EventTarget {
     const page = globalThis.document;
     globalThis.addEventListener?.("online", () => this.#wake(), until);
     page?.addEventListener("visibilitychange", () => page.hidden || this.#wake(), until);
-    queueMicrotask(() => this.#state === "idle" && this.#connect());
-  }
-
-  get state() {
-    return this.#state;
+    queueMicrotask(() => this.state === "idle" && this.#connect());
   }
 
   /** Loops read later than the messages arrive: the one that is farthest behind has the position. */
   get position() {
     const [[behind]] = [[], ...this.#queues].sort((a, b) => b.length - a.length);
-    return behind ? behind.before : this.#position;
+    return behind ? behind[1] : this.#position;
   }
 
   /** Get a new token and present it at once, or after the reply that is under way. */
   refresh() {
-    if (this.#state === "live" && !this.#busy) {
+    if (this.state === "live" && !this.#busy) {
       this.#fresh = false;
       this.#renew();
-    } else if (this.#state === "waiting") {
+    } else if (this.state === "waiting") {
       this.#token = undefined;
       this.#connect();
     } else {
@@ -168,33 +177,39 @@ export class Topic extends EventTarget {
     if (!this.#over.signal.aborted) this.#end("closed");
   }
 
-  async *[Symbol.asyncIterator]() {
+  addEventListener(type, ...more) {
+    super.addEventListener(type, ...more);
+    if (type === "message") {
+      this.#queues.delete(this.#early);
+      this.#early = null;
+    }
+  }
+
+  [Symbol.asyncIterator]() {
+    const loop = this.#loop();
+    // Messages wait from now on.
+    loop.next();
+    return loop;
+  }
+
+  async *#loop() {
     const { buffer } = this.#options;
-    const queue = [];
-    let resume;
-    const add = (each) => {
-      if (each.type === "message" && queue.length <= buffer) {
-        queue.push({ each, before: this.#before });
-      }
-      resume?.();
-    };
+    const queue = this.#early ?? [];
+    this.#early &&= undefined;
     this.#queues.add(queue);
-    this.addEventListener("message", add);
-    this.addEventListener("state", add);
     try {
+      yield;
       for (;;) {
         if (queue.length > buffer) {
           throw problem("buffer", `more than ${buffer} messages wait: read faster, or set buffer`);
         }
-        if (queue.length) yield queue.shift().each;
+        if (queue.length) yield queue.shift()[0];
         else if (this.#error) throw this.#error;
-        else if (this.#state === "closed") return;
-        else await new Promise((done) => (resume = done));
+        else if (this.state === "closed") return;
+        else await new Promise((done) => (queue.resume = done));
       }
     } finally {
       this.#queues.delete(queue);
-      this.removeEventListener("message", add);
-      this.removeEventListener("state", add);
     }
   }
 
@@ -203,14 +218,21 @@ export class Topic extends EventTarget {
     return this.#asking || this.#due < Infinity;
   }
 
-  #set(state) {
-    this.#state = state;
-    this.dispatchEvent(event("state", { state }));
-    return this.#state === state;
+  #set(state, why) {
+    this.state = state;
+    for (const queue of this.#queues) queue.resume?.();
+    this.#emit("state", { state, ...why });
+    return this.state === state;
   }
 
-  #tell(code, text, cause) {
-    this.dispatchEvent(event("error", { error: problem(code, text, { cause }) }));
+  #emit(type, fields) {
+    this.dispatchEvent(Object.assign(new Event(type), fields));
+  }
+
+  /** Tell an error that is not final; returns its text. */
+  #tell(code, cause, text = `${code} failed: ${textOf(cause)}`) {
+    this.#emit("error", { error: problem(code, text, { cause }) });
+    return text;
   }
 
   /** A random pause in milliseconds; its bound doubles with `count`. */
@@ -219,17 +241,27 @@ export class Topic extends EventTarget {
     return this.#clock.random() * Math.min(maxDelay, minDelay * 2 ** count, Math.max(most, minDelay));
   }
 
+  /** The times at which something is due, each with what to do then. */
+  get #agenda() {
+    const agenda = [
+      [this.#due, () => (this.state === "waiting" ? this.#connect() : this.#lost("timeout"))],
+    ];
+    if (this.state === "live") {
+      agenda.push([this.#heard + this.#silence, () => this.#lost("silence")]);
+      if (this.#due === Infinity) agenda.push([this.#expiry, () => this.#lost(EXPIRED)]);
+      if (!this.#busy) agenda.push([this.#renewAt, () => this.#renew()]);
+    }
+    return agenda;
+  }
+
   /** Fire at the next time at which something may be due. */
   #arm() {
     const now = this.#clock.now();
-    let next = Math.min(this.#due, now + LOOK);
-    if (this.#state === "live") {
-      next = Math.min(next, this.#heard + this.#silence, this.#due < Infinity ? next : this.#expiry);
-      if (!this.#busy) next = Math.min(next, this.#renewAt);
-    }
+    // Look at the clock each minute: a timer that is 75 s late was late after a sleep.
+    const next = Math.min(now + 60000, ...this.#agenda.map(([time]) => time));
     this.#clock.clearTimeout(this.#timer);
     this.#timer = this.#clock.setTimeout(
-      () => (this.#clock.now() - next > SLEPT ? this.#wake() : this.#look()),
+      () => (this.#clock.now() - next > 75000 ? this.#wake() : this.#look()),
       Math.max(0, next - now),
     );
   }
@@ -238,23 +270,16 @@ export class Topic extends EventTarget {
   #look() {
     if (this.#over.signal.aborted) return;
     const now = this.#clock.now();
-    if (this.#state === "waiting") {
-      if (now >= this.#due) return this.#connect();
-    } else if (now >= this.#due) {
-      return this.#lost();
-    } else if (this.#state === "live") {
-      if (now >= this.#heard + this.#silence) return this.#lost();
-      if (now >= this.#expiry && this.#due === Infinity) return this.#lost();
-      if (now >= this.#renewAt && !this.#busy) return this.#renew();
-    }
-    this.#arm();
+    const found = this.#agenda.find(([time]) => now >= time);
+    if (found) found[1]();
+    else this.#arm();
   }
 
   /** The device woke up: a pause ends, and a quiet connection is checked. */
   #wake() {
-    if (this.#state === "waiting") return this.#connect();
+    if (this.state === "waiting") return this.#connect();
     this.#look();
-    if (this.#state === "live" && !this.#busy && this.#clock.now() - this.#heard > QUIET) {
+    if (this.state === "live" && !this.#busy && this.#clock.now() - this.#heard > QUIET) {
       this.#present();
     }
   }
@@ -264,12 +289,12 @@ export class Topic extends EventTarget {
     if (!this.#set("connecting")) return;
     const known = this.#token && (this.#fresh || this.#clock.now() < this.#expiry);
     if (known) this.#open();
-    else this.#ask(this.#reason, () => this.#open(), () => this.#lost());
+    else this.#ask();
   }
 
   #renew() {
-    if (this.#fresh) return this.#present();
-    this.#ask("expiring", () => this.#present(), () => this.#retry());
+    if (this.#fresh) this.#present();
+    else this.#ask();
   }
 
   /** Renew again after a pause, in time for more than one attempt before the token expires. */
@@ -279,36 +304,36 @@ export class Topic extends EventTarget {
     this.#arm();
   }
 
-  async #ask(reason, done, failed) {
+  async #ask() {
     const asking = (this.#asking = new AbortController());
-    const { signal } = asking;
     this.#again = false;
     this.#arm();
     let token, error;
     const timer = this.#clock.setTimeout(
-      () => asking.abort(new Error(`no token within ${LONGEST_CALL / 1000} s`)),
-      LONGEST_CALL,
+      () => asking.abort(new Error("no token within 30 s")),
+      30000,
     );
-    const aborted = new Promise((done) => (signal.onabort = () => done()));
     try {
-      token = await Promise.race([this.#options.getToken({ reason, signal }), aborted]);
-      if (!token) throw signal.reason ?? new TypeError("getToken returned no token");
+      token = await ask(this.#options, this.#reason, asking.signal);
     } catch (caught) {
       error = caught;
     }
     this.#clock.clearTimeout(timer);
     if (this.#asking !== asking) return;
     this.#asking = undefined;
+    const connecting = this.state === "connecting";
     if (token) {
       this.#token = token;
       this.#fresh = true;
       this.#reason = "expiring";
-      done();
+      if (connecting) this.#open();
+      else this.#present();
     } else {
-      // The error may be no object: `Promise.reject()` has none.
-      this.#tell("getToken", `getToken failed: ${error?.message ?? error}`, error);
+      const text = this.#tell("getToken", error);
       // A listener may have closed the topic.
-      if (!this.#over.signal.aborted) failed();
+      if (this.#over.signal.aborted) return;
+      if (connecting) this.#lost(text);
+      else this.#retry();
     }
   }
 
@@ -317,20 +342,23 @@ export class Topic extends EventTarget {
     try {
       socket = this.#socket = new this.#options.WebSocket(this.url);
     } catch (error) {
-      return this.#fail("failed", error.message);
+      return this.#fail("failed", textOf(error));
     }
-    socket.onopen = () => this.#present();
+    socket.onopen = () => {
+      socket.onopen = null;
+      this.#present();
+    };
     socket.onmessage = ({ data }) => this.#read(data);
     socket.onclose = ({ code, reason }) => this.#closed(code, reason);
-    socket.onerror = () => {};
+    // Without `onopen` this does nothing. Node.js 22 has no event `close` after a failed handshake.
+    socket.onerror = ({ message }) => socket.onopen && this.#closed(1006, message ?? "");
     this.#due = this.#clock.now() + this.#options.connectTimeout;
     this.#arm();
   }
 
   #present() {
-    const message = { AccessToken: this.#token };
-    if (this.#options.recover && this.#state !== "live") message.Since = this.#received;
-    this.#socket.send(JSON.stringify(message));
+    const Since = this.#options.recover && this.state !== "live" ? this.#received : undefined;
+    this.#socket.send(JSON.stringify({ AccessToken: this.#token, Since }));
     this.#due = this.#clock.now() + this.#options.replyTimeout;
     this.#arm();
   }
@@ -338,11 +366,10 @@ export class Topic extends EventTarget {
   #read(data) {
     let message;
     try {
-      if (typeof data !== "string") throw new TypeError("a binary message");
-      message = JSON.parse(data);
+      message = JSON.parse(typeof data === "string" ? data : "binary");
     } catch (error) {
-      this.#tell("message", `not a message of topicsvc: ${error.message}`, error);
-      return this.#over.signal.aborted || this.#lost();
+      const text = this.#tell("message", error, `not a message of topicsvc: ${error.message}`);
+      return this.#over.signal.aborted || this.#lost(text);
     }
     this.#heard = this.#clock.now();
     if (message?.Response !== undefined) {
@@ -358,7 +385,7 @@ export class Topic extends EventTarget {
   }
 
   #granted({ ExpiresIn, Position: position = null, Missed, Heartbeat }) {
-    const first = this.#state !== "live";
+    const first = this.state !== "live";
     const { recover } = this.#options;
     const since = this.#received;
     if (this.#due < Infinity) {
@@ -370,17 +397,16 @@ export class Topic extends EventTarget {
     }
     if (first) {
       this.#liveSince = this.#heard;
-      this.#silence = position !== null && Heartbeat ? Heartbeat * 1000 + QUIET : Infinity;
+      this.#silence = position && Heartbeat ? Heartbeat * 1000 + QUIET : Infinity;
       if (!this.#set("live")) return;
-      if (recover && position === null && !this.#saidPositions) {
-        this.#saidPositions = true;
-        this.#tell("positions", "the service has no positions: recover has no effect");
+      if (recover && !position) {
+        this.#said ||= this.#tell("positions", null, "no positions: recover has no effect");
       }
     }
     if (recover) {
-      if (first ? since !== null && Missed !== false : Missed && position !== null) {
+      if (first ? since !== null && Missed !== false : Missed && position) {
         this.#miss(position);
-      } else if (position !== null) {
+      } else if (position) {
         this.#take({ Position: position });
       }
     }
@@ -392,10 +418,9 @@ export class Topic extends EventTarget {
   /** An error reply. */
   #refuse(reason) {
     if (ENDS.includes(reason)) {
-      this.#drop();
       this.#closed(1008, reason);
-    } else if (this.#state !== "live") {
-      this.#lost();
+    } else if (this.state !== "live") {
+      this.#lost(reason);
     } else {
       this.#due = Infinity;
       if (this.#fresh || this.#again) {
@@ -418,15 +443,23 @@ export class Topic extends EventTarget {
       gap.position = position;
       gap.abort?.abort();
       if (gap.abort) this.#loadLater(gap);
-      if (this.#gap === gap) this.dispatchEvent(event("gap", { since: gap.since, position }));
+      if (this.#gap === gap) this.#emit("gap", { since: gap.since, position });
     }
   }
 
   #deliver(message, data) {
     if (this.#over.signal.aborted) return;
-    this.#before = this.#position;
-    this.#position = message.Position ?? this.#position;
-    if (data) this.dispatchEvent(new Message(message, data));
+    const before = this.#position;
+    this.#position = message.Position ?? before;
+    if (!data) return;
+    const each = new Message(message, data);
+    for (const queue of this.#queues) {
+      if (queue.length <= this.#options.buffer) queue.push([each, before]);
+      // It is over its bound: it has the position only while nothing else reads.
+      else if (this.#queues.size > 1 || this.#early === null) this.#queues.delete(queue);
+      queue.resume?.();
+    }
+    this.dispatchEvent(each);
   }
 
   /** Messages were missed: the application loads its state anew. */
@@ -437,7 +470,7 @@ export class Topic extends EventTarget {
     this.#received = position;
     if (this.#options.onGap) this.#load((this.#gap = { since, position, queue: [], tries: 0 }));
     else this.#position = position;
-    this.dispatchEvent(event("gap", { since, position }));
+    this.#emit("gap", { since, position });
   }
 
   async #load(gap) {
@@ -451,7 +484,7 @@ export class Topic extends EventTarget {
       for (const each of gap.queue) this.#deliver(...each);
     } catch (error) {
       if (signal.aborted) return;
-      this.#tell("onGap", `onGap failed: ${error?.message ?? error}`, error);
+      this.#tell("onGap", error);
       this.#loadLater(gap);
     }
   }
@@ -478,10 +511,11 @@ export class Topic extends EventTarget {
       this.#refused = true;
       this.#token = undefined;
       this.#reason = "refused";
-    } else if (FINAL.includes(code) || (code === 1008 && !AGAIN.includes(reason))) {
+    } else if (/^100[2379]$/.test(code) || (code === 1008 && !AGAIN.includes(reason))) {
+      // Another connection would end in the same way.
       return this.#fail("failed", `the connection was closed: ${code} ${reason}`);
     }
-    this.#lost();
+    this.#lost(reason, code);
   }
 
   /** Leave the connection, if there is one, and what was done for it. */
@@ -497,20 +531,21 @@ export class Topic extends EventTarget {
     }
   }
 
-  #lost() {
+  #lost(reason, code) {
     this.#drop();
     if (this.#again) this.#token = undefined;
     const now = this.#clock.now();
-    if (now - this.#liveSince >= STEADY) this.#pauses = 0;
+    // A live connection that lasted this long begins with short pauses again.
+    if (now - this.#liveSince >= 5000) this.#pauses = 0;
     this.#liveSince = Infinity;
     this.#due = now + this.#pause(this.#pauses++);
-    if (this.#set("waiting")) this.#arm();
+    if (this.#set("waiting", { code, reason })) this.#arm();
   }
 
   #fail(code, text) {
     this.#error = problem(code, text);
     this.#end("failed");
-    this.dispatchEvent(event("error", { error: this.#error }));
+    this.#emit("error", { error: this.#error });
   }
 
   #end(state) {
@@ -523,35 +558,31 @@ export class Topic extends EventTarget {
 }
 
 /** Send one JSON value to a topic; resolves when the broker has accepted it. */
-export async function send(url, value, { getToken, signal, clock = makeClock() }) {
+export async function send(url, value, options) {
+  const { signal, clock = makeClock() } = options;
   const body = JSON.stringify(value);
   let reason = "first";
-  let token = await getToken({ reason, signal });
+  let token = await ask(options, reason, signal);
   for (let paused = 0; ; ) {
     const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json" };
-    const response = await fetch(url, { method: "POST", headers, body, signal });
+    const request = { method: "POST", headers, body, signal, redirect: "manual" };
+    const response = await fetch(url, request);
     const { status } = response;
     if (response.ok) return;
     const pause = Math.max(Number(response.headers.get("Retry-After")) || 1, 1);
     const error = await response.json().catch(() => {});
     signal?.throwIfAborted();
     if (status === 401 && reason === "first") {
-      token = await getToken({ reason: (reason = "refused"), signal });
-    } else if (status === 429 && (paused += pause) <= LONGEST_PAUSE) {
-      // The service did not take the message. After 503 this is not certain.
-      await new Promise((done, stop) => {
-        const abort = () => {
-          clock.clearTimeout(timer);
-          stop(signal.reason);
-        };
-        signal?.addEventListener("abort", abort, { once: true });
-        const timer = clock.setTimeout(() => {
-          signal?.removeEventListener("abort", abort);
-          done();
-        }, pause * 1000);
-      });
+      token = await ask(options, (reason = "refused"), signal);
+    } else if (status === 429 && (paused += pause) <= 60) {
+      // All pauses together last 60 s at most. The service did not take the message. After 503 this is not certain.
+      let timer;
+      const pausing = () => new Promise((done) => (timer = clock.setTimeout(done, pause * 1000)));
+      await unlessAborted(signal, pausing).finally(() => clock.clearTimeout(timer));
     } else {
-      throw problem(error?.code, `HTTP ${status}: ${error?.message?.value ?? ""}`, { status });
+      // Browsers hide the status of a redirect: it is 0.
+      const text = status < 400 ? "not followed" : (error?.message?.value ?? "");
+      throw problem(error?.code, `HTTP ${status}: ${text}`, { status });
     }
   }
 }

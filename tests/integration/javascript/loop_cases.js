@@ -179,6 +179,178 @@ const cases = {
       topic.close();
     }
   },
+  async "messages that arrive before the first loop wait for it"() {
+    const topic = make(placedSocketOf(3), { recover: true });
+    await new Promise((done) => setTimeout(done));
+    assert.equal(topic.position, "a.0");
+    const bodies = [];
+    for await (const { body, position } of topic) {
+      bodies.push(body);
+      assert.equal(topic.position, position);
+      if (body === 3) break;
+    }
+    assert.deepEqual([bodies, topic.position], [[1, 2, 3], "a.3"]);
+    topic.close();
+  },
+  async "messages wait from the call of the iterator's function on"() {
+    const WebSocket = socketOf(0);
+    const topic = make(WebSocket);
+    topic.addEventListener("message", () => {});
+    await new Promise((done) => setTimeout(done));
+    const loop = topic[Symbol.asyncIterator]();
+    WebSocket.made[0].receive({ From: null, Body: 1 });
+    await new Promise((done) => setTimeout(done));
+    assert.equal((await loop.next()).value.body, 1);
+    topic.close();
+  },
+  async "an iterator that returns before its first turn holds no position"() {
+    const topic = make(placedSocketOf(3), { recover: true });
+    const loop = topic[Symbol.asyncIterator]();
+    await loop.return();
+    await new Promise((done) => setTimeout(done));
+    assert.equal(topic.position, "a.3");
+    assert.equal((await loop.next()).done, true);
+    topic.close();
+  },
+  async "with a listener no message waits for a later loop"() {
+    const topic = make(placedSocketOf(3), { recover: true });
+    const heard = [];
+    topic.addEventListener("message", (e) => heard.push(e.body));
+    await new Promise((done) => setTimeout(done));
+    assert.deepEqual([heard, topic.position], [[1, 2, 3], "a.3"]);
+    topic.close();
+    for await (const { body } of topic) assert.fail(body);
+  },
+  async "more messages than buffer before the first loop are an error, and keep the position"() {
+    for (const [count, throws] of [[5, false], [9, true]]) {
+      const topic = make(placedSocketOf(count), { recover: true, buffer: 5 });
+      await new Promise((done) => setTimeout(done));
+      assert.equal(topic.position, "a.0");
+      const loop = topic[Symbol.asyncIterator]();
+      if (throws) await assert.rejects(() => loop.next(), { code: "buffer" });
+      else assert.equal((await loop.next()).value.body, 1);
+      topic.close();
+    }
+  },
+  async "a loop over its buffer leaves the position to a listener"() {
+    const topic = make(placedSocketOf(9), { recover: true, buffer: 5 });
+    topic.addEventListener("message", () => {});
+    const loop = topic[Symbol.asyncIterator]();
+    await new Promise((done) => setTimeout(done));
+    assert.equal(topic.position, "a.9");
+    await assert.rejects(() => loop.next(), { code: "buffer" });
+    topic.close();
+  },
+  async "a loop over its buffer leaves the position to another loop"() {
+    const WebSocket = placedSocketOf(0);
+    const topic = make(WebSocket, { recover: true, buffer: 5 });
+    const [abandoned, loop] = [topic[Symbol.asyncIterator](), topic[Symbol.asyncIterator]()];
+    await new Promise((done) => setTimeout(done));
+    const positions = [];
+    for (let n = 1; n <= 9; n++) {
+      WebSocket.made[0].receive({ From: null, Body: n, Position: `a.${n}` });
+      await loop.next();
+      positions.push(topic.position);
+    }
+    assert.deepEqual(positions, ["a.0", "a.0", "a.0", "a.0", "a.0", "a.0", "a.7", "a.8", "a.9"]);
+    await assert.rejects(() => abandoned.next(), { code: "buffer" });
+    topic.close();
+  },
+  async "what is not a token is a getToken that failed, and is called again"() {
+    const values = [{}, 10n, undefined, 42, Symbol("x"), "", "t"];
+    const topic = make(socketOf(1), { getToken: () => values.shift(), minDelay: 1, maxDelay: 1 });
+    const errors = [];
+    const whys = [];
+    topic.addEventListener("error", ({ error }) => errors.push([error.code, error.message]));
+    topic.addEventListener("state", (e) => e.state === "waiting" && whys.push([e.code, e.reason]));
+    for await (const each of topic) if (each.body === 1) break;
+    topic.close();
+    const texts = ["object", "bigint", "undefined", "number", "symbol"].map(
+      (type) => `getToken failed: getToken returned a ${type}, not a string`,
+    );
+    texts.push("getToken failed: getToken returned no token");
+    assert.deepEqual(errors, texts.map((text) => ["getToken", text]));
+    assert.deepEqual(whys, texts.map((text) => [undefined, text]));
+  },
+  async "values without a text may be thrown"() {
+    const thrown = () => [Symbol("x"), Object.create(null), undefined, { get message() { throw 1; } }];
+    const texts = ["Symbol(x)", "object", "undefined", "object"];
+    const tokens = thrown();
+    const gaps = thrown();
+    const errors = [];
+    const topic = make(placedSocketOf(1, true), {
+      recover: true,
+      since: "z.1",
+      minDelay: 1,
+      maxDelay: 1,
+      async getToken() {
+        if (tokens.length) throw tokens.shift();
+        return "t";
+      },
+      onGap() {
+        if (gaps.length) throw gaps.shift();
+      },
+    });
+    topic.addEventListener("error", ({ error }) => errors.push(error.message));
+    for await (const each of topic) if (each.body === 1) break;
+    topic.close();
+    const wanted = ["getToken", "onGap"].flatMap((name) => texts.map((text) => `${name} failed: ${text}`));
+    assert.deepEqual(errors, wanted);
+  },
+  async "a WebSocket class that throws a value without a text is final"() {
+    const topic = make(class { constructor() { throw Object.create(null); } });
+    await assert.rejects(() => topic[Symbol.asyncIterator]().next(), { code: "failed", message: "object" });
+  },
+  async "the event of the state waiting says why"() {
+    const reply = (socket, Reason) =>
+      socket.receive({ Response: "AccessToken", Result: "Failed", Reason });
+    for (const [wanted, afterwards] of [
+      [[1001, "Going away"], (socket) => socket.onclose({ code: 1001, reason: "Going away" })],
+      [[1008, "Session expired"], (socket) => reply(socket, "Session expired")],
+      [[undefined, "Service unavailable"], null],
+    ]) {
+      const Other = class extends socketOf(0) {
+        send() {
+          queueMicrotask(() => reply(this, "Service unavailable"));
+        }
+      };
+      const topic = make(afterwards ? socketOf(0, afterwards) : Other);
+      const event = await new Promise((done) =>
+        topic.addEventListener("state", (e) => e.state === "waiting" && done(e)),
+      );
+      topic.close();
+      assert.deepEqual([event.code, event.reason], wanted);
+    }
+  },
+  async "a refused handshake has the runtime's text as its reason, and both events count once"() {
+    for (const hasClose of [true, false]) {
+      const WebSocket = class {
+        constructor() {
+          queueMicrotask(() => {
+            this.onerror({ message: "404" });
+            if (hasClose) this.onclose?.({ code: 1006, reason: "" });
+          });
+        }
+        close() {}
+      };
+      const seen = [];
+      const topic = make(WebSocket, { minDelay: 1e9 });
+      topic.addEventListener("state", (e) => seen.push([e.state, e.code, e.reason]));
+      await new Promise((done) => setTimeout(done));
+      assert.deepEqual(seen, [["connecting", undefined, undefined], ["waiting", 1006, "404"]]);
+      topic.close();
+    }
+  },
+  async "an error event after the handshake has no effect"() {
+    const WebSocket = socketOf(1, (socket) => socket.onerror({}));
+    const topic = make(WebSocket);
+    for await (const each of topic) if (each.body === 1) break;
+    await new Promise((done) => setTimeout(done));
+    assert.equal(topic.state, "live");
+    topic.close();
+    WebSocket.made[0].onerror({});
+    assert.equal(topic.state, "closed");
+  },
   async "a listener may close the topic in any state"() {
     for (const state of ["connecting", "live"]) {
       const WebSocket = socketOf(3);

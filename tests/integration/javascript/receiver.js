@@ -22,6 +22,7 @@ export function receive({ url, tokens, options, sends }, report) {
     },
   });
   topic.addEventListener("state", (e) => report(["state", e.state]));
+  topic.addEventListener("state", (e) => e.state === "waiting" && report(["code", e.code]));
   topic.addEventListener("state", async (e) => {
     if (e.state !== "live" || !sends) return;
     try {

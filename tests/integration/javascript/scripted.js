@@ -86,11 +86,11 @@ class Script {
         this.gone = true;
       }
       /** The connection ends by the server or the network. */
-      end(code, reason) {
+      end(code, reason, hasClose = true) {
         if (this.gone) return;
         this.gone = true;
         this.onerror?.({});
-        this.onclose?.({ code, reason });
+        if (hasClose) this.onclose?.({ code, reason });
       }
     };
   }
@@ -168,7 +168,8 @@ class Script {
       this.socket.accepted = true;
       this.socket.onopen?.({});
     },
-    refuse: () => this.socket.end(1006, ""),
+    // As in Node.js 22, which has no event `close` then; `drop` is as in all others.
+    refuse: () => this.socket.end(1006, "", false),
     drop: () => this.socket.end(1006, ""),
     cut: ({ code, reason }) => this.socket.end(code, reason),
     send: ({ message, text, binary }) =>

@@ -1,7 +1,10 @@
 // Cases of `send` with a scripted server, in virtual time; prints how many ran.
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:http";
 import { send } from "../../../clients/javascript/topicsvc-client.js";
 
+const realFetch = globalThis.fetch;
 const URL = "https://cell1.unit1.example/box1/col/topic/name";
 
 /** Send with these responses; returns what happened. */
@@ -72,6 +75,67 @@ const cases = {
   async "a response that is not JSON is an error with its status"() {
     const { error } = await script([[502]]);
     assert.deepEqual([error.status, error.code, error.message], [502, undefined, "HTTP 502: "]);
+  },
+  async "a redirect is an error, and nothing is sent to its target"() {
+    const paths = [];
+    const server = createServer((request, response) => {
+      paths.push(request.url);
+      const status = Number(request.url.slice(1)) || 200;
+      response.writeHead(status, { Location: "/target", Connection: "close" }).end();
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    globalThis.fetch = realFetch;
+    const statuses = [301, 302, 303, 307, 308];
+    for (const status of statuses) {
+      const url = `http://127.0.0.1:${server.address().port}/${status}`;
+      await assert.rejects(send(url, 1, { getToken: () => "t" }), {
+        message: `HTTP ${status}: not followed`,
+        status,
+      });
+    }
+    server.close();
+    assert.deepEqual(paths, statuses.map((status) => `/${status}`));
+  },
+  async "a redirect whose status a browser hides is an error"() {
+    globalThis.fetch = async (_, { redirect }) => {
+      assert.equal(redirect, "manual");
+      return { ok: false, status: 0, headers: new Headers(), json: () => Promise.reject() };
+    };
+    await assert.rejects(send(URL, 1, { getToken: () => "t" }), {
+      message: "HTTP 0: not followed",
+      status: 0,
+    });
+  },
+  async "what is not a token is an error, and nothing is sent"() {
+    globalThis.fetch = () => assert.fail("sent");
+    for (const [value, text] of [
+      [{}, "a object, not a string"],
+      [undefined, "a undefined, not a string"],
+      [10n, "a bigint, not a string"],
+      ["", "no token"],
+    ]) {
+      const message = `getToken returned ${text}`;
+      await assert.rejects(send(URL, 1, { getToken: () => value }), { name: "TypeError", message });
+    }
+  },
+  async "the signal ends a getToken that never returns"() {
+    for (const wanted of ["first", "refused"]) {
+      globalThis.fetch = async () => new Response(null, { status: 401 });
+      const abort = new AbortController();
+      const getToken = ({ reason, signal }) => {
+        assert.equal(signal, abort.signal);
+        if (reason !== wanted) return "t";
+        setTimeout(() => abort.abort());
+        return new Promise(() => {});
+      };
+      await assert.rejects(send(URL, 1, { getToken, signal: abort.signal }), { name: "AbortError" });
+    }
+  },
+  async "after a signal that was aborted before, getToken is not called"() {
+    const getToken = () => assert.fail("called");
+    const signal = AbortSignal.abort();
+    await assert.rejects(send(URL, 1, { getToken, signal }), { name: "AbortError" });
   },
   async "the signal ends a pause"() {
     const abort = new AbortController();

@@ -28,7 +28,9 @@ topic.addEventListener("message", (e) => {
 });
 topic.addEventListener("state", (e) => {
   const state: State = e.state;
-  console.log(state);
+  const code: number | undefined = e.code;
+  const reason: string | undefined = e.reason;
+  console.log(state, code, reason);
 });
 topic.addEventListener("gap", ({ since, position }) => console.log(since, position));
 topic.addEventListener("error", ({ error }) => {

@@ -171,3 +171,21 @@ class ScriptedServersTests(SynchronousTestCase):
             action = found.get((int(code), reason)) or found[int(code), ANY_REASON]
             end = "failed" if action.startswith("give up") else "waiting"
             self.assertEqual(ends, {(end,)}, (code, reason))
+
+
+class PackageTests(SynchronousTestCase):
+    def test_the_guide_of_a_package_has_no_link_to_files_outside_of_it(self) -> None:
+        """The repository is not in a published package: such a link would lead nowhere."""
+        for language in ("javascript", "python"):
+            links = re.findall(r"\]\(([^)]+)\)", page(f"clients/{language}/README.md"))
+            outside = [each for each in links if not each.startswith(("https://", "#"))]
+            self.assertEqual(outside, [], language)
+
+    def test_the_guide_for_javascript_has_each_reason_of_the_state_waiting(self) -> None:
+        """The texts of the client, not those of close frames, error replies and runtimes."""
+        client = page("clients/javascript/topicsvc-client.js")
+        reasons = set(re.findall(r'#lost\("([^"]*)"\)', client))
+        self.assertEqual(reasons, {"timeout", "silence"})
+        guide = page("clients/javascript/README.md")
+        rows = re.findall(r"^\| `([^`]+)` \|", guide.partition("| `reason` |")[2], re.MULTILINE)
+        self.assertLessEqual(reasons, set(rows))

@@ -331,9 +331,8 @@ export class Topic extends EventTarget {
     } else {
       const text = this.#tell("getToken", error);
       // A listener may have closed the topic.
-      if (this.#over.signal.aborted) return;
       if (connecting) this.#lost(text);
-      else this.#retry();
+      else if (!this.#over.signal.aborted) this.#retry();
     }
   }
 
@@ -369,7 +368,7 @@ export class Topic extends EventTarget {
       message = JSON.parse(typeof data === "string" ? data : "binary");
     } catch (error) {
       const text = this.#tell("message", error, `not a message of topicsvc: ${error.message}`);
-      return this.#over.signal.aborted || this.#lost(text);
+      return this.#lost(text);
     }
     this.#heard = this.#clock.now();
     if (message?.Response !== undefined) {
@@ -400,7 +399,7 @@ export class Topic extends EventTarget {
       this.#silence = position && Heartbeat ? Heartbeat * 1000 + QUIET : Infinity;
       if (!this.#set("live")) return;
       if (recover && !position) {
-        this.#said ||= this.#tell("positions", null, "no positions: recover has no effect");
+        this.#said ||= this.#tell("positions", null, "recover has no effect: no positions");
       }
     }
     if (recover) {
@@ -521,9 +520,8 @@ export class Topic extends EventTarget {
   /** Leave the connection, if there is one, and what was done for it. */
   #drop() {
     const socket = this.#socket;
-    this.#socket = undefined;
     this.#asking?.abort();
-    this.#asking = undefined;
+    this.#asking = this.#socket = undefined;
     this.#due = this.#renewAt = Infinity;
     if (socket) {
       socket.onopen = socket.onmessage = socket.onclose = null;
@@ -533,6 +531,8 @@ export class Topic extends EventTarget {
 
   #lost(reason, code) {
     this.#drop();
+    // A listener may have closed the topic, also one of the signal.
+    if (this.#over.signal.aborted) return;
     if (this.#again) this.#token = undefined;
     const now = this.#clock.now();
     // A live connection that lasted this long begins with short pauses again.
@@ -581,7 +581,7 @@ export async function send(url, value, options) {
       await unlessAborted(signal, pausing).finally(() => clock.clearTimeout(timer));
     } else {
       // Browsers hide the status of a redirect: it is 0.
-      const text = status < 400 ? "not followed" : (error?.message?.value ?? "");
+      const text = status < 400 ? "redirect not followed" : (error?.message?.value ?? "");
       throw problem(error?.code, `HTTP ${status}: ${text}`, { status });
     }
   }

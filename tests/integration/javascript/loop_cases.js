@@ -166,6 +166,23 @@ const cases = {
     await new Promise((done) => setTimeout(done));
     assert.deepEqual([calls, topic.state, timers.size], [["onGap", "a.0"], "closed", 0]);
   },
+  async "a listener of the signal of getToken may close the topic: it stays closed"() {
+    const WebSocket = socketOf(1);
+    let calls = 0;
+    const topic = make(WebSocket, {
+      getToken({ signal }) {
+        if (++calls === 1) return "t";
+        signal.addEventListener("abort", () => topic.close());
+        return new Promise(() => {});
+      },
+    });
+    const states = [];
+    topic.addEventListener("state", (e) => states.push(e.state));
+    for await (const each of topic) if (each.body === 1) break;
+    topic.refresh();
+    WebSocket.made[0].onclose({ code: 1001, reason: "" });
+    assert.deepEqual([states, topic.state], [["connecting", "live", "closed"], "closed"]);
+  },
   async "more messages than buffer for a loop are an error, and none is missing in silence"() {
     for (const [count, throws] of [[5, false], [6, true]]) {
       const topic = make(socketOf(count, () => topic.close()), { buffer: 5 });

@@ -80,8 +80,8 @@ class Message extends Event {
   /** The JSON text of the body as it was sent; big numbers survive in it. */
   get text() {
     try {
-      let [, text] = /^\{"From":.*?"Body":(.*)\}/s.exec(this.#data);
-      if (this.position) [, text] = /^(.*),"Position"/s.exec(text);
+      let [, text] = /^\s*\{\s*"From".*?"Body"\s*:(.*)\}/s.exec(this.#data);
+      if (this.position) [, text] = /(.*),\s*"Position"/s.exec(text);
       JSON.parse(text);
       return text.trim();
     } catch {
@@ -581,7 +581,7 @@ export async function send(url, value, options) {
       await unlessAborted(signal, pausing).finally(() => clock.clearTimeout(timer));
     } else {
       // Browsers hide the status of a redirect: it is 0.
-      const text = status < 400 ? "redirect not followed" : (error?.message?.value ?? "");
+      const text = status < 400 ? "a redirect" : (error?.message?.value ?? "");
       throw problem(error?.code, `HTTP ${status}: ${text}`, { status });
     }
   }

@@ -209,6 +209,20 @@ const cases = {
     assert.deepEqual([bodies, topic.position], [[1, 2, 3], "a.3"]);
     topic.close();
   },
+  async "the text of a body is exact whatever whitespace the server writes around it"() {
+    const big = "12345678901234567890123";
+    const frames = [
+      `{"From":null,"Body":${big}}`,
+      ` { "From" : "a\\"Body\\":1" ,\n "Body" : [${big}, "}"] } `,
+      `{"From": null, "Body": {"From": 1, "Position": ${big}}, "Position": "a.1"}`,
+    ];
+    const topic = make(socketOf(0, (socket) => frames.forEach((data) => socket.onmessage({ data }))));
+    const texts = [];
+    for await (const { text } of topic) if (texts.push(text) === frames.length) break;
+    topic.close();
+    const wanted = [big, `[${big}, "}"]`, `{"From": 1, "Position": ${big}}`];
+    assert.deepEqual(texts, wanted);
+  },
   async "messages wait from the call of the iterator's function on"() {
     const WebSocket = socketOf(0);
     const topic = make(WebSocket);

@@ -355,24 +355,42 @@ class Hub:
     def _catch_up(self, channel: Channel, member: PositionedMember) -> None:
         """Let a session join when what another process may have delivered is here too."""
         join = partial(self._complete_return, channel, member)
+
+        def join_behind_what_has_arrived() -> None:
+            self._add_step(channel, Step(lambda: self._returns.run([join])))
+
         catching_up = self._broker.catch_up(channel.topic)
         if catching_up is None:
-            join()
+            if channel.frames:
+                join_behind_what_has_arrived()
+            else:
+                join()
             return
 
         def done(result: object) -> None:
             if isinstance(result, Failure) and not result.check(BrokerUnavailable):
                 self._log.failure("internal error: waiting for messages failed", result)
-            # Behind the messages that have arrived.
-            self._add_step(channel, Step(lambda: self._returns.run([join])))
+            join_behind_what_has_arrived()
 
         catching_up.addBoth(done)
 
     def _complete_returns(self, channel: Channel, positions: TopicPositions) -> None:
+        """The ring is there: let the sessions join that have waited for it."""
         self._returns.run(
-            [partial(self._complete_return, channel, member) for member in positions.waiting]
+            [partial(self._begin_return, channel, member) for member in positions.waiting]
         )
         self._check_unused(channel)
+
+    def _begin_return(self, channel: Channel, member: PositionedMember) -> None:
+        positions = channel.positions
+        if positions is None or member not in positions.waiting:
+            return  # withdrawn
+        since, _ = positions.waiting[member]
+        ring = positions.ring
+        if since is not None and ring is not None and ring.may_be_behind(since):
+            self._catch_up(channel, member)  # it may be newer than the log
+        else:
+            self._complete_return(channel, member)
 
     def _complete_return(self, channel: Channel, member: PositionedMember) -> None:
         positions = channel.positions

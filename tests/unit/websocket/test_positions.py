@@ -758,6 +758,79 @@ class StoringBrokerTests(PositionTestCase):
         self.assertTrue(json.loads(clients[1].texts()[0])["Missed"])
         self.assertEqual(len(self.logs), 1)
 
+    def test_a_client_that_is_ahead_joins_behind_the_messages_that_wait_here(self) -> None:
+        """The broker has nothing to wait for: the client's last message waits for its delivery."""
+        self.returned("k.i1")
+        self.logs[0].callback(self.log(1))
+        self.iterate()
+        self.broker.deliver(self.marked(2))
+        self.broker.deliver(self.marked(3))
+        client = self.returned("k.i3")
+        client.assert_nothing()
+        for _ in range(3):
+            self.iterate()
+        success = self.success(client)
+        self.assertEqual((success["Position"], success["Missed"]), ("k.i3", False))
+        self.assertEqual(self.hub.position_stats.missed, 0)
+        self.broker.deliver(self.marked(4))
+        self.iterate()
+        self.assertEqual(self.data(client), [(4, "k.i4")])
+
+    def test_a_client_that_is_ahead_while_messages_go_to_many_members(self) -> None:
+        """Its last message waits behind a delivery that has begun."""
+        members = [self.returned("k.i1") for _ in range(3)]
+        self.logs[0].callback(self.log(1))
+        self.iterate()
+        for member in members:
+            self.success(member)
+        self.patch(hub, "MAX_DELIVERIES_PER_ITERATION", 1)
+        self.broker.deliver(self.marked(2))
+        self.one_iteration()
+        self.broker.deliver(self.marked(3))
+        clients = [self.returned(f"k.i{each}") for each in (2, 3)]
+        for _ in range(9):
+            self.iterate()
+        for client, bodies in zip(clients, ([3], []), strict=True):
+            success, *data = [json.loads(text) for text in client.texts()]
+            self.assertFalse(success["Missed"])
+            self.assertEqual([each["Body"] for each in data], bodies)
+        self.assertEqual([len(member.texts()) for member in members], [2, 2, 2])
+
+    def test_a_position_that_nobody_knows_waits_for_nothing_more(self) -> None:
+        self.returned("k.i1")
+        self.logs[0].callback(self.log(1))
+        self.iterate()
+        self.assertEqual(self.assert_missed(self.returned("k.i9")), "k.i1")
+        self.broker.deliver(self.marked(2))
+        client = self.returned("k.i9")
+        self.iterate()
+        self.iterate()
+        self.assertEqual(self.assert_missed(client), "k.i2")
+
+    def test_a_client_that_is_ahead_of_the_log_that_is_read(self) -> None:
+        """It came while the log was read, with a message that was sent after that request."""
+        calls: list[Deferred[None]] = []
+
+        def catching_up(_: TopicAddress) -> Deferred[None]:
+            calls.append(Deferred())
+            return calls[-1]
+
+        self.broker.catching_up = catching_up
+        first, ahead, left = [self.returned(f"k.i{each}") for each in (1, 2, 2)]
+        self.logs[0].callback(self.log(1))
+        self.iterate()
+        self.assertFalse(self.success(first)["Missed"])
+        ahead.assert_nothing()
+        self.assertEqual(len(calls), 2)
+        left.disconnect()
+        self.broker.deliver(self.marked(2))
+        for call in calls:
+            call.callback(None)
+        for _ in range(3):
+            self.iterate()
+        success = self.success(ahead)
+        self.assertEqual((success["Position"], success["Missed"]), ("k.i2", False))
+
     def test_a_log_that_cannot_be_read_is_service_unavailable(self) -> None:
         client = self.returned("k.i0")
         self.logs[0].errback(BrokerUnavailable("injected by the test"))

@@ -114,7 +114,7 @@ class ReturningClient:
 
     def on_message(self, connection: _Connection, message: dict[str, Any]) -> None:
         """A text message has arrived."""
-        if message.get("Result") == "Failed" or message.get("Response") == "Unknown":
+        if message.get("Result") == "Error" or message.get("Response") == "Unknown":
             return  # it closes the connection, and the client comes back
         self.position = message["Position"]
         if "Body" in message:

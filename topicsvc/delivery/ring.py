@@ -145,8 +145,7 @@ class Ring:
 
         It may be the place behind a message that has not arrived here yet.
         """
-        epoch, _, text = position.partition(".")
-        ids = text.split("_")
+        epoch, ids = self._parse(position)
         if epoch != self._epoch or self._is_numbered:
             return False
         return len(ids) > len(self._numbers) or any(
@@ -159,8 +158,7 @@ class Ring:
         Returns:
             None: `position` is not provable.
         """
-        epoch, _, text = position.partition(".")
-        ids = text.split("_")
+        epoch, ids = self._parse(position)
         if epoch != self._epoch or len(ids) > len(self._numbers):
             return None
         ids += [""] * (len(self._numbers) - len(ids))  # partitions that are newer than `position`
@@ -180,3 +178,15 @@ class Ring:
             for number, entry in enumerate(kept, first + skipped + 1)
             if number > places[entry.lane]
         ]
+
+    def _parse(self, position: str) -> tuple[str, list[str]]:
+        """Return the epoch of a position, and its ids.
+
+        An empty id is the beginning of a lane. A lane that the ring does not know yet is read from
+        its beginning, so empty ids of such lanes at the end say nothing, and are left out.
+        """
+        epoch, _, text = position.partition(".")
+        ids = text.split("_")
+        while len(ids) > len(self._numbers) and not ids[-1]:
+            ids.pop()
+        return epoch, ids

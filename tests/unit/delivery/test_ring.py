@@ -136,6 +136,19 @@ class LanesTests(SynchronousTestCase):
         self.assertIsNone(self.ring.frames_after("k.a1_b2"))
         self.assertIsNone(self.ring.frames_after("k.b_a1"))
 
+    def test_empty_lanes_of_another_process_that_are_not_known_here(self) -> None:
+        """It started after partitions were added, and no message was sent to them."""
+        for position in ("k.a_b_", "k.a_b__"):
+            self.assertFalse(self.ring.may_be_behind(position), position)
+            self.assertEqual(self.ring.frames_after(position), [], position)
+        add(self.ring, b"a1", Mark(0, "a1"))
+        add(self.ring, b"c1", Mark(2, "c1"))
+        self.assertEqual(self.ring.frames_after("k.a_b__"), [b"a1", b"c1"])
+        self.assertEqual(self.ring.frames_after("k.a1_b_c1_"), [])
+        for position in ("k.a__", "k._b_", "k.a_b_c2_", "k.a_b__d1"):
+            self.assertIsNone(self.ring.frames_after(position), position)
+            self.assertTrue(self.ring.may_be_behind(position), position)
+
     def test_a_new_lane_is_read_from_its_beginning(self) -> None:
         self.assertEqual(add(self.ring, b"c1", Mark(2, "c1")), "k.a_b_c1")
         self.assertEqual(self.ring.frames_after("k.a_b"), [b"c1"])
@@ -144,7 +157,8 @@ class LanesTests(SynchronousTestCase):
         add(self.ring, b"c2", Mark(2, "c2"))
         self.ring.trim(1, 100, -1)
         self.assertIsNone(self.ring.frames_after("k.a_b"))  # c1 has gone
-        self.assertIsNone(self.ring.frames_after("k.a_b_c1_"))
+        self.assertEqual(self.ring.frames_after("k.a_b_c1_"), [b"c2"])
+        self.assertIsNone(self.ring.frames_after("k.a_b_c1_d1"))
 
 
 class ModelTests(SynchronousTestCase):

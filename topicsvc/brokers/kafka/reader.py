@@ -7,7 +7,7 @@ reading continues where it stopped.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred, fail
@@ -257,10 +257,9 @@ class Reader:
             for topic in topics:
                 known = self._partitions
                 existing = partitions.get(topic.name, ())
-                new = {each: 0 for each in existing if (topic.name, each) not in known}
+                new = [each for each in existing if (topic.name, each) not in known]
                 if new and topic.is_confirmed:
-                    self._assign(topic, new)
-                    self._recall.on_new_partitions(topic)
+                    self.add(topic, new)
 
         self._recall.check_topics()
         requested.addCallbacks(succeeded, lambda failure: failure.trap(BrokerUnavailable))
@@ -322,6 +321,10 @@ class Reader:
 
     def lanes(self, topic: TopicSubscription) -> dict[int, Lane]:
         return self._lanes[topic.id]
+
+    def add(self, topic: TopicSubscription, partitions: Iterable[int]) -> None:
+        self._assign(topic, dict.fromkeys(partitions, 0))
+        self._recall.on_new_partitions(topic)
 
     def deliver(self, topic: TopicSubscription, record: Record) -> Message:
         """Deliver a record, and move the place in its partition."""

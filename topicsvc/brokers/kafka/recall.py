@@ -6,7 +6,7 @@ changed, its records wait until the cluster has said whether the election may ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import ClassVar, Protocol
 
@@ -66,6 +66,10 @@ class Lanes(Protocol):
 
     def lanes(self, topic: TopicSubscription) -> dict[int, Lane]:
         """The partitions of a topic that are read."""
+        ...
+
+    def add(self, topic: TopicSubscription, partitions: Iterable[int]) -> None:
+        """Read new partitions of a topic too, from their beginning on."""
         ...
 
     def deliver(self, topic: TopicSubscription, record: Record) -> Message:
@@ -399,6 +403,7 @@ class Recall:
             for name, (watched, results) in behind.items():
                 end = ends[name]
                 known = {} if isinstance(end, BrokerUnavailable) else end
+                self._read_new_partitions(watched, known)
                 self._wait_for(watched, known, results, CATCH_UP_CHECKS)
 
         def failed(failure: Failure) -> None:
@@ -408,6 +413,15 @@ class Recall:
                     result.errback(why)
 
         return self._metadata.end_offsets(list(behind)).addCallbacks(succeeded, failed)
+
+    def _read_new_partitions(self, watched: _Watched, ends: Mapping[int, int]) -> None:
+        """Another process may have found these partitions, and delivered their records."""
+        if not self._is_watched(watched):
+            return
+        new = sorted(ends.keys() - self._lanes.lanes(watched.topic).keys())
+        if new:
+            self._descriptions.add(watched.topic.id)  # it may be another topic
+            self._lanes.add(watched.topic, new)
 
     def _wait_for(
         self,

@@ -491,6 +491,45 @@ class CatchUpTests(RecallTestCase):
         self.assertIsNone(self.broker.catch_up(topic("plain")))
         self.assertIsNone(self.broker.catch_up(topic("unknown")))
 
+    def test_it_reads_partitions_that_were_added_from_their_beginning(self) -> None:
+        """Another process has found them, and delivered a record; this one has not looked yet."""
+        self.server.topics[broker_name()] |= {1: 1, 2: 0}
+        catching_up = self.catch_up()
+        assigned = {0: 7, 1: 0, 2: 0}
+        self.assertEqual(self.consumer.offsets(broker_name()), assigned)
+        self.pass_time(0.1)
+        self.assertNoResult(catching_up)
+        self.deliver(0, partition=1)
+        self.pass_time(0.1)
+        self.successResultOf(catching_up)
+        self.assertEqual([message.mark for message in self.inbox], [Mark(1, "0-0")])
+        self.pass_time(reader.PARTITION_CHECK_INTERVAL)
+        self.assertEqual(self.consumer.offsets(broker_name()), assigned)
+        self.assertEqual(self.missed, [])
+
+    def test_a_topic_that_was_created_again_with_more_partitions_is_found(self) -> None:
+        self.server.topics[broker_name()] |= {1: 0}
+        self.server.described[broker_name()] = ANOTHER
+        self.catch_up()
+        self.pass_time(0.1)
+        self.assertEqual(len(self.missed), 1)
+
+    def test_added_partitions_that_make_positions_too_long_end_them(self) -> None:
+        self.server.topics[broker_name()] |= dict.fromkeys(range(1, 30), 0)
+        catching_up = self.catch_up()
+        self.successResultOf(catching_up)
+        self.assertEqual(self.missed, [(None, 0)])
+        self.clock.advance(0)
+
+    def test_a_topic_that_has_ended_meanwhile_gets_no_partitions(self) -> None:
+        self.server.topics[broker_name()] |= {1: 0}
+        self.server.held = []
+        catching_up = self.catch_up()
+        self.broker._reader._recall.forget(next(iter(self.broker._reader._watched)))
+        self.server.release()
+        self.successResultOf(catching_up)
+        self.assertEqual(self.consumer.offsets(broker_name()), {0: 7})
+
     def test_it_ends_with_the_service(self) -> None:
         self.server.topics[broker_name()] = {0: 9}
         self.catch_up()

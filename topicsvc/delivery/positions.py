@@ -133,10 +133,11 @@ class PositionedMember:
 
     def tell_missed(self, ring: Ring) -> bool:
         """Tell the client that messages may be missing; return whether it could be told."""
-        self.queue.has_dropped = False
+        had_dropped, self.queue.has_dropped = self.queue.has_dropped, False
         is_told = self._on_missed(Place(ring.position, True, self.heartbeat))
         if not is_told or self.queue.has_dropped:
-            self.queue.has_dropped = True  # `resume` tells it
+            self._is_behind = True  # `resume` finds out what is missing
+            self.queue.has_dropped = self.queue.has_dropped or had_dropped
             return False
         self._follow(ring)
         self.active_at = self._now()
@@ -147,9 +148,16 @@ class PositionedMember:
         self._on_missed = _is_gone
         self._topic = None
 
-    def tell_position(self, tell: Callable[[str | None], None]) -> None:
-        """Nothing was sent for the time of a heartbeat: tell the client its position."""
+    def tell_position(self, now: float, tell: Callable[[str | None], None]) -> None:
+        """Nothing was sent for the time of a heartbeat: tell the client its position.
+
+        Args:
+            now: the time of day.
+            tell: tells it; not called if the grant has expired. `resume` then finds out the place.
+        """
         self.touch()
+        if now >= self.queue.deliver_until:
+            return
         if self._topic is not None and (self._is_behind or self.queue.has_dropped):
             self._topic.tell_missed(self)
         else:
@@ -171,6 +179,7 @@ class _MissedNotice:
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         """See `topicsvc.interfaces.Member`."""
+        self._member.queue.has_dropped = True  # if it cannot be told now, `resume` tells it
         self._topic.tell_missed(self._member)
 
     def broker_lost(self) -> None:

@@ -203,8 +203,9 @@ class TopicConnection(WebSocketServerProtocol):  # type: ignore[misc]
     def position_due(self) -> None:
         """Nothing was sent for the time of a heartbeat: tell the client its position."""
         if self.positioned is not None:
+            now = self._now()
             self.positioned.tell_position(
-                lambda position: self._perform(self._session.position_due(self._now(), position))
+                now, lambda position: self._perform(self._session.position_due(now, position))
             )
 
     def set_keeps_token(self, keeps: bool) -> None:

@@ -910,6 +910,80 @@ class OffTests(PositionTestCase):
         self.assertEqual(self.broker.subscriptions[-1].stops, 1)
 
 
+class ShortIntervalTests(PositionTestCase):
+    """Heartbeats fall due while a new token is checked after the expiry."""
+
+    settings = SessionSettings(ping_interval=5)
+
+    def expired(self) -> tuple[Client, str]:
+        """A client whose new token is being checked, 1 s after the old one has expired."""
+        client, position = self.begun(lifetime=10)
+        self.advance(9)
+        client.present("another-token")
+        self.advance(2)
+        client.frames()
+        return client, position
+
+    def assert_no_text(self, client: Client) -> None:
+        self.assertEqual([payload for opcode, payload in client.frames() if opcode == 1], [])
+
+    def test_a_heartbeat_after_the_expiry_keeps_what_can_be_proved(self) -> None:
+        client, position = self.expired()
+        self.send(1)
+        self.advance(6)
+        self.assert_no_text(client)
+        self.validator.last.grant(self.now + 60)
+        success, *data = [json.loads(text) for text in client.texts()]
+        self.assertEqual((success["Position"], success["Missed"]), (position, False))
+        self.assertEqual([each["Body"] for each in data], [1])
+        self.send(2)
+        self.assertEqual([body for body, _ in self.data(client)], [2])
+
+    def test_a_gap_after_the_expiry_is_told_under_the_new_grant(self) -> None:
+        """Before the heartbeat, or behind it; also with a message before or behind the gap."""
+        for order in ("gm", "mg", "g", "hg", "gh", "mhg", "hgm"):
+            with self.subTest(order=order):
+                client, position = self.expired()
+                for each in order:
+                    if each == "g":
+                        self.broker.subscriptions[-1].missed(None)
+                        self.iterate()
+                    elif each == "m":
+                        self.send(1)
+                    else:
+                        self.advance(6)
+                self.advance(6)
+                self.assert_no_text(client)
+                self.validator.last.grant(self.now + 60)
+                self.assertNotEqual(self.assert_missed(client), position)
+                self.send(2)
+                self.assertEqual([body for body, _ in self.data(client)], [2])
+                client.disconnect()
+
+    def test_data_that_was_dropped_is_told_under_the_new_grant(self) -> None:
+        client, _ = self.expired()
+        session = next(iter(self.websocket_server.active_sessions()))
+        session._send_queue.has_dropped = True
+        self.send(1)
+        self.advance(6)
+        self.assert_no_text(client)
+        self.validator.last.grant(self.now + 60)
+        self.assert_missed(client)
+
+    def test_news_that_cannot_be_told_keep_what_can_be_proved(self) -> None:
+        """The queue's time of day is before the expiry, and that of the session behind it."""
+        client, position = self.expired()
+        self.send(1)
+        session = next(iter(self.websocket_server.active_sessions()))
+        session._send_queue.deliver_until = self.now + 100
+        self.send(2)
+        self.assert_no_text(client)
+        self.validator.last.grant(self.now + 60)
+        success, *data = [json.loads(text) for text in client.texts()]
+        self.assertEqual((success["Position"], success["Missed"]), (position, False))
+        self.assertEqual([each["Body"] for each in data], [1, 2])
+
+
 class OtherIntervalTests(PositionTestCase):
     settings = SessionSettings(ping_interval=20.5)
 

@@ -481,9 +481,17 @@ class Machine(RuleBasedStateMachine):
         self.connect(reader, reader.position)
         self.grant(reader, 100.0)
 
-    @rule(number=st.integers(0, 3), count=st.integers(0, 5), is_congested=st.booleans())
-    def renew_too_late(self, number: int, count: int, is_congested: bool) -> None:
-        """The new grant comes after the expiry, at which data may have waited."""
+    @rule(
+        number=st.integers(0, 3),
+        count=st.integers(0, 5),
+        is_congested=st.booleans(),
+        seconds=st.sampled_from([0.1, 6.0]),
+    )
+    def renew_too_late(self, number: int, count: int, is_congested: bool, seconds: float) -> None:
+        """The new grant comes after the expiry, at which data may have waited.
+
+        The heartbeat may fall due between a message and the grant.
+        """
         reader = self.choose(number, lambda reader: reader.has_begun and reader.check is None)
         if reader is None or reader.client is None:
             return
@@ -499,6 +507,7 @@ class Machine(RuleBasedStateMachine):
             self.advance(1.0)
             self.send([1], 0)
             self.iterate(3)
+            self.advance(seconds)
             self.drain(reader)
             self.grant(reader, 100.0)
 

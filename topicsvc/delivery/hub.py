@@ -273,6 +273,8 @@ class Hub:
             self._subscribe(channel)
         elif positions.ring is not None:
             self._catch_up(channel, member)
+        elif channel.subscription is not None and not positions.is_recalling:
+            self._recall(channel, positions)  # it may fail at once
         return joining
 
     def return_to_now(
@@ -286,13 +288,8 @@ class Hub:
         if self.history is None:
             return _positions_off(member, since) if self.join_now(topic, member) else None
         channel = self._joinable(topic)
-        if channel is None:
-            return None
-        positions = self._positions(channel)
-        if positions.ring is None and not positions.is_recalling:
-            self._recall(channel, positions)
-        ring = positions.ring
-        if ring is None or (since is not None and ring.may_be_behind(since)):
+        ring = None if channel is None or channel.positions is None else channel.positions.ring
+        if channel is None or ring is None or (since is not None and ring.may_be_behind(since)):
             return None
         return self._join_positions(channel, member, since)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 
 from tests.support.harness import SENDER, TOPIC, Client, ServiceTestCase
 from topicsvc.delivery import hub
@@ -838,6 +838,32 @@ class StoringBrokerTests(PositionTestCase):
         self.assertEqual(self.broker.subscriptions[-1].stops, 1)
         self.returned("k.i0")
         self.assertEqual(len(self.logs), 2)
+
+    def test_a_log_that_fails_at_once_is_service_unavailable(self) -> None:
+        """Also on a topic that has plain sessions already."""
+        plain = self.subscribe()
+        self.broker.log = lambda _: fail(BrokerUnavailable("injected by the test"))
+        for since in (None, "k.i0"):
+            client = self.returned(since)
+            client.assert_refused("AccessToken", "Service unavailable", 1013)
+        self.deliver(b"1")
+        self.assertEqual(len(plain.texts()), 1)
+        self.assertEqual(self.broker.subscriptions[-1].stops, 0)
+        self.broker.log = self.recall
+        client = self.returned("k.i0")
+        self.logs[0].callback(self.log(1))
+        self.iterate()
+        self.assertEqual(len(client.texts()), 2)
+
+    def test_a_log_that_is_there_at_once(self) -> None:
+        plain = self.subscribe()
+        self.broker.log = lambda _: succeed(self.log(1, 2))
+        client = self.returned("k.i1")
+        self.iterate()
+        self.assertEqual(len(client.texts()), 2)
+        self.broker.deliver(self.marked(3))
+        self.iterate()
+        self.assertEqual((len(client.texts()), len(plain.texts())), (1, 1))
 
     def test_an_internal_error_while_a_log_is_read_is_logged(self) -> None:
         client = self.returned("k.i0")

@@ -284,7 +284,7 @@ class _Service(Collector):
         )
         yield GaugeMetricFamily(
             "topicsvc_history_bytes",
-            "Memory for these messages; at most history.total.",
+            "Memory for these messages and their topics; limited by history.total.",
             0 if history is None else history.memory,
         )
         yield CounterMetricFamily(

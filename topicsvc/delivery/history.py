@@ -10,7 +10,7 @@ from typing import NamedTuple
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from topicsvc.delivery.ring import Ring
+from topicsvc.delivery.ring import RING_OVERHEAD, Ring
 from topicsvc.interfaces import Mark, TopicLog
 from topicsvc.scheduling.log_throttle import LogThrottle
 from topicsvc.settings import HistorySettings
@@ -45,6 +45,9 @@ class Replay(NamedTuple):
 class History:
     """Makes the rings of all topics, and removes messages that are over a limit.
 
+    `history.total` is for messages and rings. Rings themselves cannot be removed while clients
+    use them: they count for at most half of it, so that the messages always have the other half.
+
     Args:
         settings: the limits.
         clock: the reactor, or a clock in its place.
@@ -63,6 +66,9 @@ class History:
         self._process = token_hex(5)
         self._numbers = count(1)
         self.memory = 0
+        self._rings = 0
+        self._max_rings_size = settings.total // 2
+        self._uncounted = 0  # bytes of rings over half of the total
         self.messages = 0
         self.evicted = 0
         self._used: OrderedDict[Ring, None] = OrderedDict()  # with messages; the last used ends it
@@ -91,12 +97,14 @@ class History:
         else:
             ring = Ring(log.epoch, log.start)
         self.memory += ring.memory
+        self._count_rings(1)
         return ring
 
     def forget(self, ring: Ring) -> None:
         """The topic is not kept any more."""
         self.clear(ring)
         self.memory -= ring.memory
+        self._count_rings(-1)
 
     def reset(self, ring: Ring, log: TopicLog | None) -> None:
         """Messages of a topic may be missing: forget its messages and positions.
@@ -126,7 +134,7 @@ class History:
         self._trim(ring, now)
         self._count(ring, memory, messages)
         self._use(ring)
-        if self.memory > self._settings.total:
+        if self.memory - self._uncounted > self._settings.total:
             self._evict()
         if self._sweep is None and self._used:
             self._sweep = self._clock.callLater(SWEEP_INTERVAL, self._sweep_some)
@@ -164,6 +172,10 @@ class History:
             self._sweep.cancel()
             self._sweep = None
 
+    def _count_rings(self, more: int) -> None:
+        self._rings += more
+        self._uncounted = max(0, self._rings * RING_OVERHEAD - self._max_rings_size)
+
     def _new_epoch(self) -> str:
         return f"{self._process}{next(self._numbers):x}"
 
@@ -199,7 +211,7 @@ class History:
 
     def _evict(self) -> None:
         """Remove all messages of the least recently used topics, until the total is kept."""
-        while self._used and self.memory > self._settings.total:
+        while self._used and self.memory - self._uncounted > self._settings.total:
             self.evicted += 1
             self.clear(next(iter(self._used)))
         if self._warnings.allow("total", self._clock.seconds()):

@@ -65,6 +65,47 @@ class HistoryTests(SynchronousTestCase):
         # Its newest position stays provable.
         self.assertEqual(self.history.replay(rings[1], starts[1]), (b"", 0))
 
+    def test_topics_without_messages_leave_half_of_the_total_to_messages(self) -> None:
+        """They cannot be removed while clients use them, whatever is removed of other topics."""
+        empty = [self.ring() for _ in range(20)]
+        self.assertGreater(self.history.memory, 2 * self.settings.total)
+        ring = self.ring()
+        start = ring.position
+        self.keep(ring, *[b"x"] * 10)
+        self.assertEqual((len(ring), self.history.evicted), (10, 0))
+        self.assertEqual(self.history.replay(ring, start), (b"x" * 10, 10))
+        rings = [ring, *(self.ring() for _ in range(20))]
+        for each in rings:
+            self.keep(each, *[b"x"] * 10)
+        self.assertGreater(self.history.evicted, 10)
+        self.assertEqual(len(rings[-1]), 10)
+        overhead = (len(empty) + len(rings)) * RING_OVERHEAD
+        self.assertEqual(self.history.memory, sum(each.memory for each in (*empty, *rings)))
+        self.assertLessEqual(self.history.memory - overhead, self.settings.total // 2)
+        for each in (*empty, *rings[:-1]):
+            self.history.forget(each)
+        self.assertEqual((self.history.memory, len(rings[-1])), (rings[-1].memory, 10))
+
+    def test_by_default_10922_topics_count_whole(self) -> None:
+        """docs/configuration.md says so."""
+        settings = HistorySettings()
+        history = History(settings, self.clock)
+        for _ in range(10922):
+            history.new_ring(None)
+        self.assertEqual((history._uncounted, RING_OVERHEAD), (0, 3072))
+        history.new_ring(None)
+        self.assertGreater(history._uncounted, 0)
+
+    def test_few_topics_share_the_whole_total(self) -> None:
+        """Topics that count for less than half of the total are counted with their messages."""
+        rings = [self.ring() for _ in range(4)]
+        for _ in range(3):
+            for ring in rings:
+                self.keep(ring, *[b"xxxxxxxxxxx"] * 10)
+        self.assertGreater(self.history.evicted, 0)
+        self.assertLessEqual(self.history.memory, self.settings.total)
+        self.assertGreater(self.history.memory, 0.7 * self.settings.total)
+
     def test_the_search_for_old_messages_does_not_count_as_use(self) -> None:
         first, second = self.ring(), self.ring()
         self.keep(first, b"x")
@@ -138,9 +179,9 @@ class MemoryTests(SynchronousTestCase):
                 gc.collect()
                 tracemalloc.start()
                 self.addCleanup(tracemalloc.stop)
-                rings = [history.new_ring(None) for _ in range(3000)]
+                rings = [history.new_ring(None) for _ in range(1500)]
                 number = 0
-                while history.evicted < 2000:
+                while history.evicted < 1000:
                     for ring in rings[number % 7 :: 7]:
                         number += 1
                         mark, _ = ring.advance(None)

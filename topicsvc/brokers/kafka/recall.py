@@ -257,6 +257,7 @@ class Recall:
         """The next records of a partition are missing, and those behind them follow."""
         watched = self.watched.get(topic.id)
         if watched is None:
+            self._subscriptions.notify_missed(topic, None)  # positions are those of the process
             return
         lane = self._lanes.lanes(topic)[partition]
         lane.place = lane.epoch = None

@@ -190,6 +190,18 @@ class NoLogTests(RecallTestCase):
         self.assertIsNone(self.broker.recall(topic()))
         self.assertEqual(len(self.log_of("has too many partitions for positions")), 1)
 
+    def test_a_gap_of_such_a_topic_is_told(self) -> None:
+        """Otherwise the positions of the process would prove that nothing is missing."""
+        self.subscribed(ends=dict.fromkeys(range(20), 10**6))
+        self.assertIsNone(self.broker.recall(topic()))
+        self.server.lows[broker_name(), 0] = 10**6 + 20
+        self.server.topics[broker_name()] |= {0: 10**6 + 30}
+        id_ = self.consumer.id(broker_name())
+        self.consumer.handler.on_offset_missing(id_, 0, 10**6)
+        self.assertEqual(self.missed, [(None, 0)])
+        self.deliver(10**6 + 20)
+        self.assertEqual((self.missed, len(self.inbox)), ([(None, 0)], 1))
+
     def test_if_partitions_are_added_until_positions_are_too_long_sessions_are_told(self) -> None:
         self.subscribed()
         self.keep(entry(6))

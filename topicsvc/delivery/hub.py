@@ -28,6 +28,7 @@ from topicsvc.delivery.positions import (
     PositionedMember,
     PositionStats,
     TopicPositions,
+    missed_notices,
 )
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.histogram import Histogram
@@ -422,10 +423,12 @@ class Hub:
     def _missed(self, channel: Channel, log: TopicLog | None) -> None:
         """Messages may be missing behind those that wait."""
         positions = channel.positions
-        if positions is None:
+        if positions is None and self.history is not None:
             return
 
         def notices() -> Iterator[Member] | None:
+            if positions is None:
+                return missed_notices(channel.members, self.position_stats)
             return positions.missed(log) if channel.positions is positions else None
 
         self._add_step(channel, Step(notices))

@@ -16,7 +16,14 @@ from topicsvc.delivery.history import History
 from topicsvc.delivery.ring import Ring
 from topicsvc.interfaces import Mark, Member, Message, Place, Receiver, TopicLog
 
-__all__ = ["Encode", "EncodePosition", "PositionStats", "PositionedMember", "TopicPositions"]
+__all__ = [
+    "Encode",
+    "EncodePosition",
+    "PositionStats",
+    "PositionedMember",
+    "TopicPositions",
+    "missed_notices",
+]
 
 Encode = Callable[[Message], bytes]
 EncodePosition = Callable[[bytes, str], bytes]
@@ -78,18 +85,18 @@ class PositionedMember:
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         """See `topicsvc.interfaces.Member`."""
         topic = self._topic
-        if topic is not None:
-            if topic.batch_end <= self._seen:
-                return  # it was in a replay
-            if now >= self.queue.deliver_until:
-                self._is_behind = True
-            elif self._is_behind or self.queue.has_dropped:
-                # The time of day was set back, to a time before the expiry.
-                topic.tell_missed(self)
-                return
-            else:
-                self._seen = topic.batch_end
-                self.position = topic.batch_position
+        if topic is not None and topic.batch_end <= self._seen:
+            return  # it was in a replay
+        if now >= self.queue.deliver_until:
+            self._is_behind = True
+        elif self._is_behind or self.queue.has_dropped:
+            # The time of day was set back, to a time before the expiry.
+            self._tell_behind()
+            if topic is not None:
+                return  # the new position is behind these frames
+        elif topic is not None:
+            self._seen = topic.batch_end
+            self.position = topic.batch_position
         self.active_at = self._now()
         try:
             self.queue.deliver(frames, count, now)
@@ -115,10 +122,11 @@ class PositionedMember:
         self._topic = topic
         self._follow(ring)
 
-    def _follow(self, ring: Ring) -> None:
-        """Everything in `ring` has been delivered, or is not wanted."""
-        self._seen = ring.count
-        self.position = ring.position
+    def _follow(self, ring: Ring | None) -> None:
+        """Everything in `ring` has been delivered, or is not wanted; None: positions are off."""
+        if ring is not None:
+            self._seen = ring.count
+            self.position = ring.position
         self._is_behind = False
         self.queue.has_dropped = False
 
@@ -127,14 +135,22 @@ class PositionedMember:
         topic, self.active_at = self._topic, self._now()
         if topic is not None and topic.ring is None:  # the broker is lost: the session ends soon
             return Place(self.position, True, self.heartbeat)
-        if topic is None or not (self._is_behind or self.queue.has_dropped):
+        if not (self._is_behind or self.queue.has_dropped):
             return Place(self.position, False, self.heartbeat)
+        if topic is None:
+            self._follow(None)
+            return Place(None, True, self.heartbeat)
         return topic.resume(self, None if self.queue.has_dropped else self.position)
 
-    def tell_missed(self, ring: Ring) -> bool:
-        """Tell the client that messages may be missing; return whether it could be told."""
+    def tell_missed(self, ring: Ring | None) -> bool:
+        """Tell the client that messages may be missing; return whether it could be told.
+
+        Args:
+            ring: of its topic; None: positions are off.
+        """
         had_dropped, self.queue.has_dropped = self.queue.has_dropped, False
-        is_told = self._on_missed(Place(ring.position, True, self.heartbeat))
+        position = None if ring is None else ring.position
+        is_told = self._on_missed(Place(position, True, self.heartbeat))
         if not is_told or self.queue.has_dropped:
             self._is_behind = True  # `resume` finds out what is missing
             self.queue.has_dropped = self.queue.has_dropped or had_dropped
@@ -142,6 +158,12 @@ class PositionedMember:
         self._follow(ring)
         self.active_at = self._now()
         return True
+
+    def _tell_behind(self) -> None:
+        if self._topic is not None:
+            self._topic.tell_missed(self)
+        else:
+            self.tell_missed(None)
 
     def detach(self) -> None:
         """Drop the references to the owner, which is gone."""
@@ -158,8 +180,8 @@ class PositionedMember:
         self.touch()
         if now >= self.queue.deliver_until:
             return
-        if self._topic is not None and (self._is_behind or self.queue.has_dropped):
-            self._topic.tell_missed(self)
+        if self._is_behind or self.queue.has_dropped:
+            self._tell_behind()
         else:
             tell(self.position)
 
@@ -171,19 +193,30 @@ def _is_gone(_: Place) -> bool:
 class _MissedNotice:
     """Takes the place of a member in the delivery of the news that messages may be missing."""
 
-    __slots__ = ("_member", "_topic")
+    __slots__ = ("_member", "_tell")
 
-    def __init__(self, topic: TopicPositions, member: PositionedMember) -> None:
-        self._topic = topic
+    def __init__(self, member: PositionedMember, tell: Callable[[PositionedMember], None]) -> None:
         self._member = member
+        self._tell = tell
 
     def deliver(self, frames: bytes, count: int, now: float) -> None:
         """See `topicsvc.interfaces.Member`."""
         self._member.queue.has_dropped = True  # if it cannot be told now, `resume` tells it
-        self._topic.tell_missed(self._member)
+        self._tell(self._member)
 
     def broker_lost(self) -> None:
         """Never called."""
+
+
+def missed_notices(members: Iterable[Member], stats: PositionStats) -> Iterator[Member]:
+    """Positions are off, and messages may be missing: return notices for those that ask for it."""
+
+    def tell(member: PositionedMember) -> None:
+        stats.gaps += member.tell_missed(None)
+
+    return iter(
+        [_MissedNotice(each, tell) for each in members if isinstance(each, PositionedMember)]
+    )
 
 
 class TopicPositions:
@@ -316,7 +349,7 @@ class TopicPositions:
         """Messages may be missing: forget earlier positions, and return notices for all members."""
         if self.ring is not None:
             self._history.reset(self.ring, log)
-        return iter([_MissedNotice(self, member) for member in self.members])
+        return iter([_MissedNotice(member, self.tell_missed) for member in self.members])
 
     def tell_missed(self, member: PositionedMember) -> None:
         """Tell a member that messages may be missing."""

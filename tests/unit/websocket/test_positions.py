@@ -59,12 +59,11 @@ class PositionTestCase(ServiceTestCase):
         for body in bodies:
             self.deliver(b"%d" % body)
 
-    def assert_missed(self, client: Client) -> str:
-        """Nothing but a `Success` which says that messages may be missing."""
+    def assert_missed(self, client: Client) -> Any:
+        """Nothing but a `Success` which says that messages may be missing; its position."""
         success = self.success(client)
         self.assertIs(success["Missed"], True)
-        position: str = success["Position"]
-        return position
+        return success["Position"]
 
 
 class WireTests(PositionTestCase):
@@ -934,6 +933,70 @@ class OffTests(PositionTestCase):
         self.assertIn((1, b'{"Position":null}'), client.frames())
         client.disconnect()
         self.assertEqual(self.broker.subscriptions[-1].stops, 1)
+
+    def renewed(self, client: Client) -> None:
+        self.validator.last.grant(self.now + 60)
+        self.assertIsNone(self.assert_missed(client))
+
+    def test_a_renewal_says_that_messages_were_dropped_since_the_expiry(self) -> None:
+        """Positions are off, so they cannot follow."""
+        client = self.returned(lifetime=10)
+        client.texts()
+        self.advance(9)
+        client.present("another-token")
+        self.advance(2)
+        self.send(1)
+        client.assert_nothing()
+        self.renewed(client)
+        client.present("another-token")
+        self.validator.last.grant(self.now + 60)
+        self.assertFalse(self.success(client)["Missed"])
+
+    def test_a_renewal_says_that_data_which_waited_was_dropped(self) -> None:
+        client = self.returned()
+        client.texts()
+        session = next(iter(self.websocket_server.active_sessions()))
+        session._send_queue.has_dropped = True
+        client.present("another-token")
+        self.renewed(client)
+
+    def test_a_gap_is_told_behind_the_messages_before_it(self) -> None:
+        plain, client, left = self.subscribe(), self.returned(), self.returned()
+        client.texts()
+        left.disconnect()
+        self.broker.deliver(Message(TOPIC, SENDER, b"1"))
+        self.broker.subscriptions[-1].missed(None)
+        self.broker.deliver(Message(TOPIC, SENDER, b"2"))
+        for _ in range(3):
+            self.iterate()
+        first, gap, second = [json.loads(text) for text in client.texts()]
+        self.assertEqual((first["Body"], second["Body"]), (1, 2))
+        self.assertEqual((gap["Position"], gap["Missed"]), (None, True))
+        self.assertEqual(len(plain.texts()), 2)
+        self.assertEqual(self.hub.position_stats.gaps, 1)
+
+    def test_a_gap_after_the_expiry_is_told_under_the_new_grant(self) -> None:
+        client = self.returned(lifetime=10)
+        client.texts()
+        self.advance(9)
+        client.present("another-token")
+        self.advance(2)
+        self.broker.subscriptions[-1].missed(None)
+        self.iterate()
+        client.assert_nothing()
+        self.renewed(client)
+
+    def test_a_time_of_day_that_is_set_back_hides_no_gap(self) -> None:
+        client = self.returned(lifetime=10)
+        client.texts()
+        self.wall.jump(20)
+        self.send(1)
+        self.wall.jump(-20)
+        client.assert_nothing()
+        self.send(2)
+        gap, data = [json.loads(text) for text in client.texts()]
+        self.assertEqual((gap["Position"], gap["Missed"]), (None, True))
+        self.assertEqual(data["Body"], 2)
 
 
 class ShortIntervalTests(PositionTestCase):

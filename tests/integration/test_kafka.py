@@ -252,13 +252,19 @@ class PositionTests(KafkaTestCase):
         return recalled
 
     @inlineCallbacks
-    def another(self) -> Any:
-        """Start another process, which joins; fires with what it has read back."""
+    def another_broker(self, inbox: Inbox) -> Any:
+        """Start another process, which subscribes."""
         broker = make_broker(connection_options(self.server.bootstrap))
         broker.startService()
         self.addCleanup(broker.stopService)
         yield until(lambda: broker.is_up, "the broker is up", 60)
-        yield broker.subscribe(self.topic, Inbox())
+        yield broker.subscribe(self.topic, inbox)
+        return broker
+
+    @inlineCallbacks
+    def another(self) -> Any:
+        """Start another process, which joins; fires with what it has read back."""
+        broker = yield self.another_broker(Inbox())
         return (yield self.recall(broker))
 
     @inlineCallbacks
@@ -342,15 +348,34 @@ class PositionTests(KafkaTestCase):
         self.assertEqual(self.lane(other), list(range(100)))
 
     @inlineCallbacks
+    def test_a_process_reads_a_new_partition_when_a_client_comes_from_another(self) -> Any:
+        """It would not look for partitions for an hour, and the client knows one more."""
+        yield self.create("catches_up")
+        self.patch(reader, "PARTITION_CHECK_INTERVAL", 3600)
+        inbox = Inbox()
+        slow = yield self.another_broker(inbox)
+        yield self.recall(slow)
+        yield self.add_partition()
+        yield self.send(range(3), 1)
+        yield slow.catch_up(self.topic)
+        yield until(lambda: len(inbox.messages) == 3, "the new partition is read", 60)
+        marks = [message.mark for message in inbox.messages]
+        self.assertEqual(marks, [Mark(1, place_id(0, each)) for each in range(3)])
+
+    @inlineCallbacks
+    def add_partition(self) -> Any:
+        more = NewPartitions(self.topic.broker_name, 2)
+        [made] = self.admin.create_partitions([more]).values()
+        yield deferToThread(made.result)
+        yield until_it_has(self.admin, self.topic.broker_name, 2)
+
+    @inlineCallbacks
     def test_a_new_partition_begins_with_the_empty_place(self) -> Any:
         yield self.create("grows")
         yield self.join()
         yield self.send_and_receive(range(5))
         yield self.recall()
-        more = NewPartitions(self.topic.broker_name, 2)
-        [made] = self.admin.create_partitions([more]).values()
-        yield deferToThread(made.result)
-        yield until_it_has(self.admin, self.topic.broker_name, 2)
+        yield self.add_partition()
         yield self.send_and_receive(range(5, 8), 1)
         self.assertEqual(self.gaps, [])
         self.assertEqual(self.inbox.messages[5].mark, Mark(1, place_id(0, 0)))

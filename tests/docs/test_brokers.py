@@ -19,6 +19,7 @@ from topicsvc.brokers.kafka import (
 )
 from topicsvc.brokers.redis import broker as redis_broker
 from topicsvc.brokers.redis import client as redis
+from topicsvc.brokers.redis import reads
 from topicsvc.delivery import hub
 from topicsvc.settings import HistorySettings
 
@@ -57,6 +58,9 @@ class FigureTests(SynchronousTestCase):
             f"a send gets 503 after {propagation:.0f} s",
             f"After {options.PRODUCER['message.timeout.ms'] / 1000:.0f} s the broker does not",
             f"one reply or message of Redis | {redis.MAX_REPLY >> 20} MiB |",
+            f"| a page of a stream | {reads.PAGE >> 10} KiB; a longer message",
+            f"requested at a time | {reads.MAX_REQUESTED >> 20} MiB in total",
+            f"lost while {reads.MAX_REQUESTED // reads.PAGE} reads of streams waited for a reply",
             f"does not respond within {redis.PROBE_INTERVAL * (redis.MAX_UNANSWERED + 1):g} s",
             f"cannot be read back within {log_reader.TIMEOUT:g} s",
             f"Positions have at most {lanes.MAX_POSITION} characters",

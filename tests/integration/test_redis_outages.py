@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Protocol
 from twisted.logger import LogEvent, globalLogPublisher
@@ -297,6 +297,56 @@ class ConnectionTests(OutageTestCase):
         self.link.restore()
         yield self.until_up(self.broker)
         yield self.assert_honest(lost=0, missed=0, provable=1)
+
+
+class ManyTopicsTests(OutageTestCase):
+    """The streams of all topics together have far more than Redis buffers for the reader."""
+
+    probe_interval = 2.5  # a loaded machine must not add a reconnect
+    TOPICS = 200
+    MESSAGES = 10
+    BODY = 50_000
+
+    @inlineCallbacks
+    def test_all_topics_are_read_again_by_one_connection(self) -> Any:
+        """100 MB are kept, and Redis closes a reader for which 32 MiB wait."""
+        limit = self.server.command("CONFIG", "GET", "client-output-buffer-limit")
+        self.assertIn(f"pubsub {32 << 20} {8 << 20} 60", limit)
+        topics = [
+            TopicAddress("cell1", "box1", ("outages",), f"t{number}")
+            for number in range(self.TOPICS)
+        ]
+        received: dict[TopicAddress, list[bytes]] = {topic: [] for topic in topics}
+        missed: list[TopicLog | None] = []
+
+        def deliver(message: Message) -> None:
+            received[message.topic].append(message.body[:3])
+
+        yield gatherResults(
+            [self.broker.subscribe(topic, deliver, missed=missed.append) for topic in topics]
+        )
+        before = self.broker.losses.reconnects
+        yield self.link.cut()
+        yield self.until_down(self.broker)
+        for number in range(self.MESSAGES):
+            body = b'"%02d%s"' % (number, b"x" * self.BODY)
+            yield gatherResults(
+                [self.other.publish(Message(topic, CELL, body)) for topic in topics]
+            )
+        began = time.monotonic()
+        self.link.restore()
+        yield self.until_up(self.broker)
+        seconds = time.monotonic() - began
+        expected = [b'"%02d' % number for number in range(self.MESSAGES)]
+        self.assertEqual([topic for topic in topics if received[topic] != expected], [])
+        self.assertEqual((missed, self.broker.losses.gaps), ([], 0))
+        # The reader and the sender, once each.
+        self.assertEqual(self.broker.losses.reconnects - before, 2)
+        self.assert_log("client-output-buffer-limit", 0)
+        figure(f"{self.TOPICS} topics with 500 kB each are read again", seconds)
+        logs = yield gatherResults([self.broker.recall(topic) for topic in topics])
+        self.assertEqual([len(log.messages) for log in logs], [self.MESSAGES] * self.TOPICS)
+        self.assertEqual(self.broker.losses.reconnects - before, 2)
 
 
 class ConnectedTests(OutageTestCase):

@@ -103,21 +103,29 @@ class ScriptedRedis:
                 assert self.newest is not None
                 return _encode(self.newest[0])
             case b"EVAL":
-                return self._history(*command[5:8])
+                return self._history(*command[5:8], int(command[10]))
             case _:
                 return b"+PONG\r\n"
 
-    def _history(self, since: bytes, known: bytes, generation: bytes) -> bytes:
+    def _history(self, since: bytes, known: bytes, generation: bytes, limit: int) -> bytes:
         newest = self.newest or (b"0-" + generation, generation)
         if self.can_store and self.newest is None:
             self.newest = newest
             self.entries.clear()
-        entries = []
+        entries, rest = [], 0
         if since and self.newest is not None:
             place = scripts.parse_id(since if known == newest[1] else b"0-0")
-            entries = [list(each) for each in self.entries if scripts.parse_id(each[0]) > place]
+            for id_, fields in self.entries:
+                length = 256 + sum(map(len, fields[1::2])) + 4
+                if scripts.parse_id(id_) <= place:
+                    continue
+                if length > limit:
+                    rest = length
+                    break
+                limit -= length
+                entries.append([id_, fields])
         is_kept = int(self.newest is not None)
-        return _encode([*newest, is_kept, b"%d" % self.time, entries])
+        return _encode([*newest, is_kept, b"%d" % self.time, entries, rest])
 
 
 class ScriptedRedisPeer(ScriptedTransport):

@@ -27,8 +27,9 @@ from topicsvc.brokers.in_flight import InFlightLimit, OnResult
 from topicsvc.brokers.message_text import json_body
 from topicsvc.brokers.reader_and_sender import ReaderAndSender
 from topicsvc.brokers.redis import scripts
-from topicsvc.brokers.redis.client import Command, RedisClient, Session
+from topicsvc.brokers.redis.client import Command, OnReply, RedisClient, Session
 from topicsvc.brokers.redis.identity import Identity
+from topicsvc.brokers.redis.reads import OnHistory, Since, StreamReads
 from topicsvc.brokers.redis.scripts import (
     BEGINNING,
     EntryId,
@@ -55,6 +56,9 @@ __all__ = ["RedisBroker"]
 
 _INVALID_INTERVAL = 60.0
 """Seconds between two lines of the log about messages that are not from topicsvc."""
+
+_LOST_READS_INTERVAL = 60.0
+"""Seconds between two lines of the log about reads without a reply."""
 
 PLACE_LIFETIME = 86400
 """Seconds for which the key with the newest place of a topic is kept."""
@@ -277,6 +281,8 @@ class _Reader:
         self._invalid = LogThrottle(_INVALID_INTERVAL)
         self._identity: Identity | None = None
         self._is_limited = False
+        self._reads = StreamReads(self._request)
+        self._lost_reads = LogThrottle(_LOST_READS_INTERVAL)
         self._refreshing = LoopingCall(self._refresh_keys)
         self._refreshing.clock = clock
 
@@ -311,6 +317,9 @@ class _Reader:
 
     # Reading.
 
+    def _request(self, command: Command, on_reply: OnReply) -> None:
+        self.client.request(command, on_reply)
+
     def _request_topic(self, topic: TopicSubscription) -> None:
         """Subscribe the channel, then read the stream: no message lies between them."""
         id_ = self._subscriptions.new_id(topic)
@@ -342,22 +351,32 @@ class _Reader:
                 self._on_history(topic, position, history)
 
         since = position.place
-        place = ("", "") if since is None else (str(since.id), since.generation)
-        self._read(topic.address, position, place, on_history)
+        if since is None:
+            self._read_place(topic.address, position, on_history)
+        else:
+            place = (str(since.id), since.generation)
+            self._read(topic.address, position, place, on_history, lambda: topic.id == id_)
 
     def _read(
         self,
         address: TopicAddress,
         position: _Position,
-        since: tuple[str, str | int],
-        on_history: Callable[[History | BrokerUnavailable], None],
+        since: Since,
+        on_history: OnHistory,
+        is_wanted: Callable[[], bool],
     ) -> None:
-        """Run the script `READ`; `since` are the first two of its arguments."""
-        kept, names = self._kept, self._names
-        command: Command = (
-            *("EVAL", scripts.READ, 2, names.stream(address), names.newest(address), *since),
-            *(next(kept.new_generations), kept.place_ms, kept.unused_place_ms),
-        )
+        """Read what the stream has behind `since`; see `StreamReads.read`."""
+
+        def command(since: Since, limit: int) -> Command:
+            position.refreshed_at = self._clock.seconds()
+            return self._read_command(address, since, limit)
+
+        self._reads.read(command, since, on_history, is_wanted)
+
+    def _read_place(
+        self, address: TopicAddress, position: _Position, on_history: OnHistory
+    ) -> None:
+        """Read the newest place only. The reply is short, so this waits for no other read."""
         position.refreshed_at = self._clock.seconds()
 
         def on_reply(reply: Any) -> None:
@@ -370,7 +389,14 @@ class _Reader:
                 history = BrokerUnavailable(str(error))
             on_history(history)
 
-        self.client.request(command, on_reply)
+        self.client.request(self._read_command(address, ("", ""), 0), on_reply)
+
+    def _read_command(self, address: TopicAddress, since: Since, limit: int) -> Command:
+        kept, names = self._kept, self._names
+        return (
+            *("EVAL", scripts.READ, 2, names.stream(address), names.newest(address), *since),
+            *(next(kept.new_generations), kept.place_ms, kept.unused_place_ms, limit),
+        )
 
     def _on_history(self, topic: TopicSubscription, position: _Position, history: History) -> None:
         is_restoring = topic.id in self._restoring
@@ -465,14 +491,18 @@ class _Reader:
                 and (place == history.newest or not history.is_kept)
             ):
                 recalled.callback(self._log_until(topic.address, place, history))
+            elif not position.is_read:
+                self._recall(address, recalled, attempts)  # behind the pages that are read now
             elif not attempts:
                 recalled.errback(BrokerUnavailable("the keys of the topic do not stay"))
             else:
-                if position.is_read:
-                    self._catch_up(topic, position)
+                self._catch_up(topic, position)
                 self._recall(address, recalled, attempts - 1)
 
-        self._read(address, position, (str(BEGINNING), ""), on_history)
+        def is_wanted() -> bool:
+            return topic.id == id_ and not recalled.called
+
+        self._read(address, position, (str(BEGINNING), ""), on_history, is_wanted)
 
     def _log_until(self, address: TopicAddress, place: StreamPlace, history: History) -> TopicLog:
         """Make the log of a topic; `place` is its end."""
@@ -509,7 +539,7 @@ class _Reader:
             if position.is_read and history.is_kept and position.place != history.newest:
                 self._catch_up(topic, position)
 
-        self._read(topic.address, position, ("", ""), on_history)
+        self._read_place(topic.address, position, on_history)
 
     # Topics.
 
@@ -602,6 +632,7 @@ class _Reader:
     def on_lost(self, last_heard: float) -> None:
         """Fail pending requests and keep the topics: they are requested again."""
         self._refreshing.stop()
+        self._log_lost_reads()
         self._restoring.clear()
         self._expected.clear()
         topics = tuple(self._subscriptions)
@@ -619,6 +650,17 @@ class _Reader:
             )
         if self.client.running and self._closes_on_loss:
             self._subscriptions.notify_lost(topics)
+
+    def _log_lost_reads(self) -> None:
+        """If reads waited for a reply, Redis may have closed the connection because of them."""
+        reads = len(self._reads)
+        if self.client.running and reads and self._lost_reads.allow("", self._clock.seconds()):
+            self._log.warn(
+                "the reader was lost while {reads} waited for a reply; if this happens again, "
+                "raise client-output-buffer-limit pubsub of Redis",
+                reads=counted(reads, "read of a stream", "reads of streams"),
+                count=reads,
+            )
 
 
 def _leave_other(client: RedisClient, other: RedisClient) -> None:

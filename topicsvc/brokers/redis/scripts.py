@@ -86,17 +86,32 @@ if why then
   local code = string.match(why, '^%-?(%u+)')
   if code ~= 'OOM' and code ~= 'MISCONF' and code ~= 'NOREPLICAS' then return result end
 end
-if ARGV[1] == '' or is_kept == 0 then return {id, g, is_kept, ms, {}} end
+if ARGV[1] == '' or is_kept == 0 then return {id, g, is_kept, ms, {}, 0} end
 local since = g == ARGV[2] and ARGV[1] or '0-0'
-return {id, g, is_kept, ms, redis.call('XRANGE', KEYS[1], '(' .. since, '+')}
+local limit, size, rest, entries = tonumber(ARGV[6]), 0, 0, {}
+repeat
+  local some = redis.call('XRANGE', KEYS[1], '(' .. since, '+', 'COUNT', 10)
+  for _, e in ipairs(some) do
+    local length = 256
+    for _, value in ipairs(e[2]) do length = length + #value end
+    if size + length > limit then rest = length break end
+    size = size + length
+    entries[#entries + 1] = e
+    since = e[1]
+  end
+until rest > 0 or #some < 10
+return {id, g, is_kept, ms, entries, rest}
 """
 """Returns the newest place and the entries after another place.
 
 The reply: id and generation of the newest place; 0 if Redis could not store that place, otherwise
-1; Redis's time in milliseconds; the entries.
+1; Redis's time in milliseconds; the entries; the bytes of the first entry that is left out because
+the reply would be too long, 0 if none is left out.
 
 ``KEYS``: the stream and the key of the newest place. ``ARGV``: id and generation of the other
-place, a new generation, and the milliseconds for which the key is kept, with and without a message.
+place, a new generation, the milliseconds for which the key is kept, with and without a message, and
+the most bytes of the entries. An entry counts 256 bytes more than its values.
+
 If the id is empty, or the newest place could not be stored, the script returns no entries. If Redis
 has another generation, the script returns all entries.
 
@@ -185,12 +200,14 @@ class History:
         is_kept: whether Redis has this place; otherwise it had none and could not store this one.
         time: Redis's time, in milliseconds since the epoch.
         entries: the requested entries, the oldest first.
+        rest: bytes of the first entry that did not fit into the reply; 0: there is none.
     """
 
     newest: StreamPlace
     is_kept: bool
     time: int
     entries: tuple[Entry, ...]
+    rest: int = 0
 
     def last(self, seconds: float) -> tuple[EntryId, tuple[Entry, ...]]:
         """Return the entries that lead to the newest place without a hole.
@@ -266,10 +283,10 @@ def parse_history(reply: Any) -> History:
         InvalidReply: it has another form.
     """
     try:
-        newest, generation, is_kept, time, entries = reply
+        newest, generation, is_kept, time, entries, rest = reply
         parsed = tuple(_entry(id_, fields) for id_, fields in entries)
         place = StreamPlace(int(generation), parse_id(newest))
-        return History(place, bool(is_kept), int(time), parsed)
+        return History(place, bool(is_kept), int(time), parsed, int(rest))
     except (TypeError, ValueError):
         raise InvalidReply("not the entries of a stream") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 
 from twisted.internet.defer import Deferred
@@ -15,6 +16,7 @@ from topicsvc.brokers import in_flight, reconnection, subscriptions
 from topicsvc.brokers.redis import broker, client
 from topicsvc.brokers.redis.broker import REFRESH_INTERVAL, REFRESH_TICK, RedisBroker
 from topicsvc.brokers.redis.client import Session
+from topicsvc.brokers.redis.reads import MAX_REQUESTED, PAGE
 from topicsvc.errors import BrokerUnavailable
 from topicsvc.interfaces import Mark, Message, Subscription, TopicLog
 from topicsvc.settings import HistorySettings, Login
@@ -252,7 +254,7 @@ class SubscriptionTests(RedisTests):
         subscribe, read = self.reader.commands[2:]
         self.assertEqual(subscribe, [b"SUBSCRIBE", CHANNEL])
         self.assertEqual((read[0], read[2:7]), (b"EVAL", [b"2", STREAM, NEWEST, b"", b""]))
-        self.assertEqual(read[8:], [b"86400000", b"3600000"])
+        self.assertEqual(read[8:], [b"86400000", b"3600000", b"0"])
         self.reader.respond(subscribe)
         self.assertNoResult(subscribed)
         self.reader.push(CHANNEL, self.server.add(b"1"))
@@ -449,6 +451,257 @@ class OutageTests(RedisTests):
         reader.send_bytes(b"x" * 1001)
         self.pass_time(0)
         self.assertTrue(reader.is_closed)
+
+
+class ManyTopicsTests(RedisTests):
+    """More streams are to be read than may be requested at a time."""
+
+    TOPICS = 100
+    READS = MAX_REQUESTED // PAGE
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.names = [f"name{number}" for number in range(self.TOPICS)]
+        for name in self.names:
+            self.successResultOf(self.subscribe(name))
+        self.events.clear()
+
+    def lose_reader(self) -> None:
+        """The reader loses its connection; the next one replies when the test says so."""
+        self.reader.close()
+        self.server.responds = False
+
+    def connect_reader(self) -> ScriptedRedisPeer:
+        """Let the reader's new connection begin; return it."""
+        while len(self.server.connected) < 2:
+            self.clock.advance(0.1)
+        peer = self.server.connected[-1]
+        for command in tuple(peer.commands):
+            peer.respond(command)
+        return peer
+
+    def answer(self, peer: ScriptedRedisPeer, answered: int, reads: int) -> int:
+        """Reply to the commands after the first `answered`, until some reads have a reply."""
+        while reads and answered < len(peer.commands):
+            command = peer.commands[answered]
+            answered += 1
+            reads -= command[0] == b"EVAL"
+            peer.respond(command)
+        return answered
+
+    def streams(self, peer: ScriptedRedisPeer) -> list[bytes]:
+        """Names of the topics whose streams were read, in their order."""
+        return [each[3].split(b".")[-1].rstrip(b"}") for each in peer.received(b"EVAL")]
+
+    def test_after_an_outage_the_reads_without_a_reply_are_bounded(self) -> None:
+        """In the order of the topics, and after their SUBSCRIBE commands."""
+        self.server.add(b"1")
+        self.lose_reader()
+        peer = self.connect_reader()
+        answered = 2
+        for done in range(self.TOPICS):
+            self.assertEqual(len(peer.received(b"SUBSCRIBE")), self.TOPICS)
+            self.assertEqual(len(peer.received(b"EVAL")), min(done + self.READS, self.TOPICS))
+            self.assertFalse(self.broker.is_up)
+            answered = self.answer(peer, answered, 1)
+        self.assertTrue(self.broker.is_up)
+        self.assertEqual(self.streams(peer), [name.encode() for name in self.names])
+        self.assertEqual(self.bodies, [b"1"] * self.TOPICS)
+        self.assertEqual(self.broker.losses.gaps, 0)
+
+    def test_a_lost_connection_while_reads_wait_is_explained_and_all_are_read_again(self) -> None:
+        self.server.add(b"1")
+        self.lose_reader()
+        peer = self.connect_reader()
+        self.answer(peer, 2, 10)
+        self.assertEqual(self.bodies, [b"1"] * 10)
+        peer.close()
+        line = (
+            f"the reader was lost while {self.READS} reads of streams waited for a reply; if this "
+            "happens again, raise client-output-buffer-limit pubsub of Redis"
+        )
+        self.assertEqual(self.log_of("client-output-buffer-limit"), [line])
+        self.server.responds = True
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+        self.assertEqual(self.bodies, [b"1"] * self.TOPICS, "none is delivered twice")
+        self.assertEqual(self.broker.losses.gaps, 0)
+
+    def test_the_explanation_is_logged_once_a_minute(self) -> None:
+        for _ in range(3):
+            self.lose_reader()
+            self.connect_reader().close()
+        self.assertEqual(len(self.log_of("client-output-buffer-limit")), 1)
+
+    def test_a_connection_that_is_lost_without_such_reads_is_not_explained(self) -> None:
+        self.reader.close()
+        self.assertEqual(self.log_of("client-output-buffer-limit"), [])
+
+    def test_recalls_of_all_topics_are_bounded_too(self) -> None:
+        """As when many clients with positions join at once."""
+        peer = self.reader
+        peer.responds = False
+        before = len(peer.received(b"EVAL"))
+        recalled = [self.broker.recall(topic(name)) for name in self.names]
+        for done in range(self.TOPICS):
+            requested = len(peer.received(b"EVAL")) - before
+            self.assertEqual(requested, min(done + self.READS, self.TOPICS))
+            peer.respond(peer.received(b"EVAL")[before + done])
+        for each in recalled:
+            assert each is not None
+            self.successResultOf(each)
+
+    def test_a_recall_waits_only_for_the_reads_before_it(self) -> None:
+        """Topics that are read again and again do not delay it."""
+        peer = self.reader
+        peer.responds = False
+        before = len(peer.received(b"EVAL"))
+        for name in self.names[:-1]:
+            peer.push(b"t:channel:{cell1.box1.col.topic.%s}" % name.encode(), b"1-1 1-2\n\nx")
+        recalled = self.broker.recall(topic(self.names[-1]))
+        assert recalled is not None
+        for done in range(self.TOPICS):
+            self.assertNoResult(recalled)
+            peer.respond(peer.received(b"EVAL")[before + done])
+            name = self.streams(peer)[before + done]
+            peer.push(b"t:channel:{cell1.box1.col.topic.%s}" % name, b"1-1 1-2\n\nx")
+        self.successResultOf(recalled)
+
+    def test_a_new_topic_is_confirmed_although_reads_wait(self) -> None:
+        """Only its newest place is read, and this reply is short."""
+        peer = self.reader
+        peer.responds = False
+        for name in self.names:
+            self.broker.recall(topic(name)).addErrback(lambda _: None)
+        subscribed = self.subscribe("new")
+        commands = [each for each in peer.commands if b"topic.new}" in b"".join(each[1:5])]
+        self.assertEqual([each[0] for each in commands], [b"SUBSCRIBE", b"EVAL"])
+        for command in peer.commands[-2 - self.READS :]:
+            peer.respond(command)
+        self.successResultOf(subscribed)
+
+    def test_a_recall_of_a_topic_that_is_unsubscribed_meanwhile_is_not_sent(self) -> None:
+        subscription = self.successResultOf(self.subscribe("gone"))
+        peer = self.reader
+        peer.responds = False
+        before = len(peer.received(b"EVAL"))
+        for name in self.names[: self.READS]:
+            self.broker.recall(topic(name)).addErrback(lambda _: None)
+        recalled = self.broker.recall(topic("gone"))
+        assert recalled is not None
+        subscription.stop()
+        self.clock.advance(subscriptions.UNSUBSCRIBE_DELAY)
+        self.assertNoResult(recalled)
+        peer.respond(peer.received(b"EVAL")[before])
+        self.failureResultOf(recalled, BrokerUnavailable)
+        self.assertEqual(len(peer.received(b"EVAL")), before + self.READS)
+
+
+class LongStreamTests(RedisTests):
+    """A stream that is longer than one page."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.successResultOf(self.subscribe())
+        self.bodies_sent = [self.body(number) for number in range(20)]
+
+    def body(self, number: int, length: int = PAGE // 4) -> bytes:
+        return b'"%03d%s"' % (number, b"x" * length)
+
+    def assert_delivered(self, *expected: int | str) -> None:
+        """The messages with these numbers were delivered."""
+        found = ["MISSED" if body == b"MISSED" else int(body[1:4]) for body in self.bodies]
+        self.assertEqual(found, list(expected))
+
+    def send_in_outage(self, *bodies: bytes) -> None:
+        """The reader loses its connection, and other processes send."""
+        self.reader.close()
+        for body in bodies:
+            self.server.add(body)
+
+    def read_slowly(self) -> Iterator[None]:
+        """Let the reader connect; stop after each page."""
+        self.server.responds = False
+        while len(self.server.connected) < 2:
+            self.clock.advance(0.1)
+        peer = self.server.connected[-1]
+        answered = 0
+        while answered < len(peer.commands):
+            command = peer.commands[answered]
+            answered += 1
+            peer.respond(command)
+            if command[0] == b"EVAL":
+                yield
+
+    def test_after_an_outage_all_pages_are_delivered(self) -> None:
+        self.send_in_outage(*self.bodies_sent)
+        pages = len(list(self.read_slowly()))
+        self.assertEqual(pages, 7, "a page has three messages")
+        self.assert_delivered(*range(20))
+        self.assertEqual(self.broker.losses.gaps, 0)
+
+    def test_messages_that_arrive_between_two_pages_are_delivered_once(self) -> None:
+        self.send_in_outage(*self.bodies_sent)
+        peers = self.server.connected
+        count = 20
+        for _ in self.read_slowly():
+            [reader] = [each for each in self.server.connected if each not in peers]
+            reader.push(CHANNEL, self.server.add(self.body(count, 1)))
+            count += 1
+        self.assertGreater(count, 26)
+        self.assert_delivered(*range(count))
+        self.assertEqual(self.broker.losses.gaps, 0)
+
+    def test_entries_that_were_trimmed_between_two_pages_are_a_gap(self) -> None:
+        self.send_in_outage(*self.bodies_sent)
+        pages = self.read_slowly()
+        next(pages)
+        del self.server.entries[:10]
+        list(pages)
+        self.assert_delivered(0, 1, 2, "MISSED", *range(10, 20))
+        self.assertEqual(self.broker.losses.gaps, 1)
+
+    def test_a_flush_between_two_pages_is_a_gap(self) -> None:
+        self.send_in_outage(*self.bodies_sent)
+        pages = self.read_slowly()
+        next(pages)
+        self.server.lose_everything()
+        self.server.add(self.body(30), b"78")
+        list(pages)
+        self.assert_delivered("MISSED", 30)
+        self.assertEqual(self.broker.losses.gaps, 1)
+
+    def test_a_recall_has_all_pages(self) -> None:
+        for body in self.bodies_sent:
+            self.reader.push(CHANNEL, self.server.add(body))
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        self.pass_time(1)
+        log = self.successResultOf(recalled)
+        self.assertEqual([int(message.body[1:4]) for message, _ in log.messages], [*range(20)])
+
+    def test_a_recall_waits_for_a_reading_that_began_later(self) -> None:
+        """That uses up no attempts, whatever number of pages it has."""
+        self.patch(broker, "MAX_RECALLS", 0)
+        peer = self.reader
+        peer.responds = False
+        answered = len(peer.commands)
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        for body in self.bodies_sent:
+            message = self.server.add(body)
+        peer.push(CHANNEL, message)  # it does not follow the last one
+        while answered < len(peer.commands):
+            peer.respond(peer.commands[answered])
+            answered += 1
+        self.assert_delivered(*range(20))
+        self.assertEqual(len(self.successResultOf(recalled).messages), 20)
+
+    def test_a_message_longer_than_a_page_is_read(self) -> None:
+        lengths = (1, 3 * PAGE, 2 * MAX_REQUESTED, 1)
+        self.send_in_outage(*(self.body(*each) for each in enumerate(lengths)))
+        self.pass_time(BACK)
+        self.assert_delivered(*range(4))
 
 
 class PositionTests(RedisTests):

@@ -48,7 +48,7 @@ class ParseTests(SynchronousTestCase):
 
     def test_a_history(self) -> None:
         fields = [b"f", b"https://c/", b"b", b"1", b"p", b"3-0", b"t", b"7"]
-        found = parse_history([b"5-0", b"8", 1, b"9", [[b"5-0", fields]]])
+        found = parse_history([b"5-0", b"8", 1, b"9", [[b"5-0", fields]], 0])
         one = Entry(EntryId(5, 0), "https://c/", b"1", EntryId(3, 0))
         self.assertEqual(found, History(StreamPlace(8, EntryId(5, 0)), True, 9, (one,)))
 
@@ -72,14 +72,14 @@ class ParseTests(SynchronousTestCase):
             None,
             [],
             [b"5-0", b"8", 1, b"9"],
-            [b"5-0", b"x", 1, b"9", []],
-            [b"5-0", b"8", 1, b"x", []],
+            [b"5-0", b"x", 1, b"9", [], 0],
+            [b"5-0", b"8", 1, b"x", [], 0],
             [b"x", b"8", 1, b"9", []],
-            [b"5-0", b"8", 1, b"9", None],
-            [b"5-0", b"8", 1, b"9", [[b"5-0"]]],
-            [b"5-0", b"8", 1, b"9", [[b"5-0", good[:6]]]],
-            [b"5-0", b"8", 1, b"9", [[b"5-0", [b"x", *good[1:]]]]],
-            [b"5-0", b"8", 1, b"9", [[b"x", good]]],
+            [b"5-0", b"8", 1, b"9", None, 0],
+            [b"5-0", b"8", 1, b"9", [[b"5-0"]], 0],
+            [b"5-0", b"8", 1, b"9", [[b"5-0", good[:6]]], 0],
+            [b"5-0", b"8", 1, b"9", [[b"5-0", [b"x", *good[1:]]]], 0],
+            [b"5-0", b"8", 1, b"9", [[b"x", good]], 0],
         ):
             self.assertRaises(InvalidReply, parse_history, value)
 

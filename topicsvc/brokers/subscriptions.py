@@ -44,6 +44,8 @@ class Subscriptions:
         name: returns the broker's name of a topic.
         request: requests a topic from the broker; it must call `new_id` for the topic.
         unsubscribe: called with a requested topic that has no subscribers any more.
+        forget: called with such a topic if its request is void, as after an outage; None: the
+            broker keeps nothing for it.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Subscriptions:
         name: Callable[[TopicAddress], str],
         request: Callable[[TopicSubscription], None],
         unsubscribe: Callable[[TopicSubscription], None],
+        forget: Callable[[TopicSubscription], None] | None = None,
     ) -> None:
         self._name = name
         self._request = request
         self._unsubscribe = unsubscribe
+        self._forget = forget
         self._ids = count(1)
         self._topics: dict[TopicAddress, TopicSubscription] = {}
         self._by_id: dict[str, TopicSubscription] = {}
@@ -111,7 +115,7 @@ class Subscriptions:
         if topic.id:
             self._idle.start(topic)
         elif self._topics.get(topic.address) is topic:
-            del self._topics[topic.address]
+            self._delete(topic)
 
     def new_id(self, topic: TopicSubscription) -> str:
         """Give `topic` the id of a new request, and return it.
@@ -137,7 +141,12 @@ class Subscriptions:
             confirmed.callback(subscription)
 
     def refuse(self, topic: TopicSubscription, why: BrokerUnavailable) -> None:
-        """The broker refuses `topic`: fail its pending subscribers, notify the others."""
+        """The broker refuses `topic`: fail its pending subscribers, notify the others.
+
+        A topic that is no longer requested is left as it is.
+        """
+        if self._by_id.get(topic.id) is not topic:
+            return
         pending, topic.pending = topic.pending, {}
         subscribers = tuple(topic.subscribers)
         self._idle.cancel(topic)
@@ -154,7 +163,7 @@ class Subscriptions:
             self._by_id.pop(topic.id, None)
             pending = topic.reset()
             if not topic.subscribers:
-                del self._topics[topic.address]
+                self._delete(topic)
             for confirmed in pending.values():
                 confirmed.errback(why)
 
@@ -167,6 +176,12 @@ class Subscriptions:
         """Notify all subscribers that messages may have been missed, and that others follow."""
         for subscription in tuple(topic.subscribers):
             subscription.notify_missed(log)
+
+    def _delete(self, topic: TopicSubscription) -> None:
+        """Forget `topic`, whose request is void."""
+        del self._topics[topic.address]
+        if self._forget is not None:
+            self._forget(topic)
 
     def _drop(self, topic: TopicSubscription) -> None:
         """Unsubscribe `topic` and forget it."""

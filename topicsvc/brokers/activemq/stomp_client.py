@@ -127,6 +127,7 @@ class StompConnection(TwistedProtocol):
     """
 
     transport: Any
+    _log: ClassVar[Logger] = Logger()
 
     def __init__(self, client: StompClient) -> None:
         self._client = client
@@ -223,8 +224,12 @@ class StompConnection(TwistedProtocol):
         pending, self._pending = self._pending, {}
         for receipt, on_result in pending.items():
             self._deadlines.cancel(receipt)
-            if on_result is not None:
+            if on_result is None:
+                continue
+            try:
                 on_result(BrokerUnavailable("the connection was lost"))
+            except Exception:
+                self._log.failure("internal error: a request to ActiveMQ could not be ended")
 
     def _on_frame(self, frame: Frame) -> None:
         match frame.command:

@@ -270,7 +270,7 @@ class _Reader:
         self._closes_on_loss = closes_on_loss
         self._losses = losses
         self._subscriptions = Subscriptions(
-            clock, names.channel, self._request_topic, self._unsubscribe
+            clock, names.channel, self._request_topic, self._unsubscribe, self._forget
         )
         self._topics: dict[bytes, TopicSubscription] = {}
         self._positions: dict[TopicAddress, _Position] = {}
@@ -637,16 +637,13 @@ class _Reader:
         self._expected.clear()
         topics = tuple(self._subscriptions)
         self._subscriptions.fail(topics, BrokerUnavailable("the connection was lost"))
-        kept = set(self._subscriptions)
-        for topic in topics:
-            if topic not in kept:
-                self._forget(topic)
+        kept = len(self._subscriptions)
         if self.client.running and kept and self._down_since is None:
             self._down_since = last_heard
             self._log.warn(
                 "{topics} nothing until Redis is back",
-                topics=counted(len(kept), "topic gets", "topics get"),
-                count=len(kept),
+                topics=counted(kept, "topic gets", "topics get"),
+                count=kept,
             )
         if self.client.running and self._closes_on_loss:
             self._subscriptions.notify_lost(topics)

@@ -158,6 +158,7 @@ class RedisConnection(TwistedProtocol):
     """
 
     transport: Any
+    _log: ClassVar[Logger] = Logger()
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
@@ -243,7 +244,10 @@ class RedisConnection(TwistedProtocol):
         self._client.on_connection_lost(self, self._abort_reason or why)
         pending, self._pending = self._pending, deque()
         for on_reply in pending:
-            on_reply(BrokerUnavailable("the connection was lost"))
+            try:
+                on_reply(BrokerUnavailable("the connection was lost"))
+            except Exception:
+                self._log.failure("internal error: a request to Redis could not be ended")
 
     def _on_reply(self, reply: Any) -> None:
         if isinstance(reply, hiredis.PushNotification):

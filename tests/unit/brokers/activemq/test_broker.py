@@ -721,6 +721,17 @@ class LossTests(ActiveMQTests):
         self.failureResultOf(subscribing, BrokerUnavailable)
         self.assertEqual(len(self.broker._reader), 0)
 
+    def test_an_exception_does_not_keep_other_requests_from_their_result(self) -> None:
+        def fail(_: object) -> None:
+            raise KeyError("simulated")
+
+        self.reader.responds = False
+        self.broker._reader.client.request(Frame("BEGIN", {"transaction": "t"}), fail)
+        subscribing = self.subscribe()
+        self.server.shut_down()
+        self.failureResultOf(subscribing, BrokerUnavailable)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
     def test_all_topics_are_subscribed_again(self) -> None:
         self.subscribed("one")
         self.subscribed("two")

@@ -1041,6 +1041,112 @@ class NoInfoTests(RedisTests):
         self.assertEqual(self.broker.limitation, "")
 
 
+class LeftInOutageTests(RedisTests):
+    """The last subscriber of a topic stops while Redis is away."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.staying = self.successResultOf(self.subscribe("other"))
+        self.leaving = self.successResultOf(self.subscribe())
+
+    def lose(self) -> None:
+        self.server.is_listening = False
+        for peer in self.server.connected:
+            peer.close()
+
+    def come_back(self) -> None:
+        self.server.is_listening = True
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+        self.assertEqual(
+            self.reader.received(b"SUBSCRIBE"),
+            [[b"SUBSCRIBE", CHANNEL.replace(b".name", b".other")]],
+        )
+
+    def leave(self) -> None:
+        self.lose()
+        self.pass_time(1)
+        self.leaving.stop()
+        self.come_back()
+
+    def test_the_topic_is_forgotten(self) -> None:
+        self.leave()
+        reads = len(self.reader.received(b"EVAL"))
+        self.pass_time(REFRESH_INTERVAL + REFRESH_TICK)
+        self.assertEqual(len(self.reader.received(b"EVAL")), reads + 1, "the other topic only")
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        self.failureResultOf(recalled, BrokerUnavailable)
+
+    def test_a_message_that_is_sent_to_it_does_not_have_to_come_back(self) -> None:
+        self.leave()
+        self.successResultOf(self.publish())
+        self.assertTrue(self.broker.is_settled)
+
+    def test_a_new_subscriber_gets_no_old_gap(self) -> None:
+        self.leave()
+        for body in (b"1", b"2", b"3"):
+            self.server.add(body)
+        del self.server.entries[:2]
+        self.successResultOf(self.subscribe())
+        self.reader.push(CHANNEL, self.server.add(b"4"))
+        self.assertEqual(self.bodies, [b"4"])
+        self.assertEqual(self.broker.losses.gaps, 0)
+
+    def test_the_end_of_the_outage_is_logged_after_it(self) -> None:
+        self.lose()
+        self.pass_time(1)
+        self.leaving.stop()
+        self.assertEqual(self.log_of("subscribed again"), [])
+        self.come_back()
+        self.assertEqual(len(self.log_of("1 topic is subscribed again")), 1)
+
+    def test_all_subscribers_of_all_topics_stop(self) -> None:
+        self.lose()
+        self.leaving.stop()
+        self.staying.stop()
+        self.server.is_listening = True
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+        self.assertEqual(self.reader.received(b"SUBSCRIBE"), [])
+        self.pass_time(REFRESH_INTERVAL + REFRESH_TICK)
+        self.assertEqual(self.reader.received(b"EVAL"), [])
+
+    def test_an_exception_does_not_keep_other_requests_from_their_result(self) -> None:
+        """Each request that waits when the connection is lost has a result."""
+        self.reader.responds = False
+
+        def fail(_: object) -> None:
+            raise KeyError("simulated")
+
+        self.broker._reader.client.request(("PING",), fail)
+        recalled = self.broker.recall(topic())
+        assert recalled is not None
+        self.reader.close()
+        self.failureResultOf(recalled, BrokerUnavailable)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.assertEqual(len(self.log_of("a request to Redis could not be ended")), 1)
+        self.pass_time(BACK)
+        self.assertTrue(self.broker.is_up)
+
+
+class LeftOnLossTests(LeftInOutageTests):
+    """The same with ``on_loss = "close"``: it stops because Redis is lost."""
+
+    closes_on_loss = True
+
+    def on_lost(self) -> None:
+        """The first subscriber that is notified ends the other one too."""
+        super().on_lost()
+        self.leaving.stop()
+
+    def leave(self) -> None:
+        self.lose()
+        self.pass_time(1)
+        self.assertEqual(self.losses, 1)
+        self.come_back()
+
+
 class CloseOnLossTests(RedisTests):
     closes_on_loss = True
 

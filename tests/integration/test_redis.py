@@ -148,6 +148,35 @@ class RedisSpecificTests(RedisTestCase):
         self.assertEqual([each.body for each, _ in log.messages], [b"1", b"2"])
         self.assertEqual(self.broker.losses.gaps, 0)
 
+    @inlineCallbacks
+    def test_after_the_clock_was_set_back_a_flush_begins_at_the_present_time(self) -> Any:
+        """As docs/brokers.md says. The clock was an hour ahead."""
+        newest = self.stream("flush").replace("stream", "newest", 1)
+        ahead = (self.redis_seconds() + 3600) * 1000
+        self.server.command("SET", newest, f"{ahead}-7 5 0", "PX", "600000")
+        inbox = Inbox()
+        missed: list[Any] = []
+        yield self.broker.subscribe(self.topic("flush"), inbox, missed=missed.append)
+        yield from self.send("flush", b"1")
+        yield inbox.holds(1)
+        mark = inbox.messages[0].mark
+        assert mark is not None
+        self.assertEqual(mark.id, f"{ahead + 1}-0")
+        log = yield self.broker.recall(self.topic("flush"))
+        self.assertEqual([age for _, age in log.messages], [0.0])
+        self.server.command("FLUSHDB")
+        before = self.redis_seconds()
+        yield from self.send("flush", b"2")
+        yield inbox.holds(2)
+        mark = inbox.messages[1].mark
+        assert mark is not None
+        seconds = int(mark.id.partition("-")[0]) // 1000
+        self.assertTrue(before <= seconds <= self.redis_seconds(), mark.id)
+        self.assertEqual(len(missed), 1)
+
+    def redis_seconds(self) -> int:
+        return int(self.server.command("TIME").split()[0])
+
     def end_readers(self) -> None:
         """End all reading connections at the server. A paused broker notices it later."""
         self.server.command("CLIENT", "KILL", "TYPE", "pubsub")

@@ -758,6 +758,16 @@ class PositionTests(RedisTests):
         self.add(b"2")
         self.assert_log(self.mark(b"1"), b"2")
 
+    def test_after_the_clock_was_set_back_messages_do_not_age(self) -> None:
+        """Only the number and the bytes bound the stream: docs/brokers.md says what to do."""
+        self.add(b"1")
+        self.server.offset = -3_600_000
+        self.pass_time(600)
+        self.add(b"2")
+        log = self.assert_log(None, b"1", b"2")
+        self.assertEqual([age for _, age in log.messages], [0.0, 0.0])
+        self.assertEqual(self.missed, [])
+
     def test_a_quiet_topic_stays_provable_after_its_stream_has_ended(self) -> None:
         self.add(b"1")
         epoch = self.assert_log(None, b"1").epoch

@@ -89,8 +89,11 @@ end
 if ARGV[1] == '' or is_kept == 0 then return {id, g, is_kept, ms, {}, 0} end
 local since = g == ARGV[2] and ARGV[1] or '0-0'
 local limit, size, rest, entries = tonumber(ARGV[6]), 0, 0, {}
+local count, some = 1
 repeat
-  local some = redis.call('XRANGE', KEYS[1], '(' .. since, '+', 'COUNT', 10)
+  if #entries > 0 then count = math.floor((limit - size) * #entries / size) end
+  count = math.min(math.max(count, 1), 100)
+  some = redis.call('XRANGE', KEYS[1], '(' .. since, '+', 'COUNT', count)
   for _, e in ipairs(some) do
     local length = 256
     for _, value in ipairs(e[2]) do length = length + #value end
@@ -99,7 +102,7 @@ repeat
     entries[#entries + 1] = e
     since = e[1]
   end
-until rest > 0 or #some < 10
+until rest > 0 or #some < count
 return {id, g, is_kept, ms, entries, rest}
 """
 """Returns the newest place and the entries after another place.
@@ -114,6 +117,8 @@ the most bytes of the entries. An entry counts 256 bytes more than its values.
 
 If the id is empty, or the newest place could not be stored, the script returns no entries. If Redis
 has another generation, the script returns all entries.
+
+The script reads about as many entries at a time as will fit, by the mean length of those before.
 
 A full memory, a full disk of Redis, or missing replicas do not fail the script.
 """

@@ -47,6 +47,8 @@ PURE = {
     "client.rules.messages",
     "client.rules.responses",
     "client.rules.session",
+    "client.rules.tokens",
+    "client.rules.urls",
     "brokers.activemq.stomp_frames",
     "brokers.kafka.lanes",
     "brokers.kafka.options",

@@ -26,7 +26,7 @@ DEFAULTS = {
 
 _NOTES = {
     "get_token failed": "getToken",
-    "there is no token": "getToken",
+    "get_token returned": "getToken",
     "on_gap failed": "onGap",
     "the service has no positions": "positions",
     "the server sent a message that is not": "message",

@@ -29,6 +29,7 @@ from topicsvc.client.rules.effects import Effect, End, Gap, Reason, State
 from topicsvc.client.rules.failures import TokenRefused, failure
 from topicsvc.client.rules.messages import Message
 from topicsvc.client.rules.session import Policy, Session
+from topicsvc.client.rules.urls import ascii_url
 from topicsvc.explain import explain_http_error
 
 __all__ = ["TopicClient", "client_endpoint"]
@@ -48,9 +49,10 @@ class TopicClient(Service):
     Args:
         reactor: the reactor.
         url: the topic's URL, ``wss://`` or ``ws://``, in ASCII.
-        get_token: called with the reason why a token is needed; its result is the token. If it
-            fails with `TokenRefused`, the state is failed. After any other failure it is called
-            again later. After `Policy.token_timeout` it is cancelled, and has failed.
+        get_token: called with the reason why a token is needed; its result is the token, a string.
+            If it fails with `TokenRefused`, the state is failed. After any other failure, and after
+            a result that is not a token, it is called again later. After `Policy.token_timeout` it
+            is cancelled, and has failed.
         on_message: called with each message; the next one waits for its result.
         recover: whether messages are wanted that are sent while there is no connection.
         since: the position to go on from, as `position` was; None: from now on.
@@ -65,7 +67,7 @@ class TopicClient(Service):
         random: returns a number from 0 to 1, for the pauses.
 
     Raises:
-        ValueError: the URL is not that of a WebSocket.
+        ValueError: the URL is not that of a topic, or not in ASCII; the text says what is wrong.
     """
 
     _log = Logger()
@@ -86,9 +88,9 @@ class TopicClient(Service):
         policy: Policy = _DEFAULTS,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self._url = URL.from_text(url)
-        if self._url.scheme not in _PORTS or not self._url.host:
-            raise ValueError("the URL of a topic begins with wss:// or ws:// and a host")
+        if not url.isascii():
+            raise ValueError("the URL is not in ASCII; percent-encode its path")
+        self._url = URL.from_text(ascii_url(url, "wss", "ws"))
         self._reactor = reactor
         self._get_token = get_token
         self._on_message = on_message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -49,12 +50,65 @@ class RetryTests(SynchronousTestCase):
         for value, body in (({"a": [1]}, b'{"a": [1]}'), ("\u00e9", b'"\\u00e9"'), (None, b"null")):
             self.send(sender.Response(200), value=value)
             self.assertEqual(self.requests.pop()[0], body)
-        with self.assertRaises(ValueError):
-            self.send(value=float("nan"))
+
+    def test_a_value_without_a_json_form_is_a_valueerror(self) -> None:
+        """Nothing is asked for and nothing is sent. The text says why."""
+        circular: list[Any] = []
+        circular.append(circular)
+        deep: list[Any] = []
+        for _ in range(100000):
+            deep = [deep]
+        for value, why in (
+            (float("nan"), "Out of range float values are not JSON compliant"),
+            ({1}, "Object of type set is not JSON serializable"),
+            (b"x", "Object of type bytes is not JSON serializable"),
+            ({(1, 2): 3}, "keys must be str, int"),
+            (circular, "Circular reference detected"),
+            (10**5000, "Exceeds the limit"),
+            (deep, "it is nested too deeply"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                self.send(value=value)
+            text = str(caught.exception)
+            self.assertTrue(text.startswith(f"the value has no JSON form: {why}"), text)
+        self.assertEqual((self.reasons, self.requests), ([], []))
+        while deep:  # its deallocation must not nest
+            deep = deep.pop()
+
+    def test_a_line_end_behind_the_token_is_not_sent(self) -> None:
+        """A file with a token ends so."""
+        self.patch(self, "get_token", lambda reason: f" {reason}\r\n")
+        self.send(sender.Response(401), sender.Response(200))
+        self.assertEqual([token for _, token in self.requests], ["first", "refused"])
+
+    def test_what_is_not_a_token_is_not_sent_and_is_in_no_error(self) -> None:
+        """Neither in its text nor in that of an exception behind it."""
+        for token in ("a\nsecret", "a secret", "a\u20acsecret", b"secret", ["secret"], None, "\n"):
+            self.patch(self, "get_token", lambda _, token=token: token)
+            with self.assertRaises(ValueError) as caught:
+                self.send()
+            error = caught.exception
+            self.assertTrue(str(error).startswith("get_token returned "), error)
+            self.assertEqual((error.__cause__, error.__context__), (None, None))
+            self.assertNotIn("secret", "".join(traceback.format_exception(error)))
+        self.assertEqual(self.requests, [])
+
+    def test_a_fresh_token_that_is_not_a_token_is_a_valueerror(self) -> None:
+        self.patch(self, "get_token", lambda reason: "t1" if reason == "first" else b"t2")
+        with self.assertRaises(ValueError) as caught:
+            self.send(sender.Response(401))
+        self.assertEqual(str(caught.exception), "get_token returned a bytes, not a string")
 
     def test_after_429_it_is_sent_again_when_the_service_says(self) -> None:
         seconds = self.send(sender.Response(429, "10"), sender.Response(200))
         self.assertEqual((round(seconds), len(self.requests)), (10, 2))
+
+    def test_after_429_without_a_time_it_is_an_error_at_once(self) -> None:
+        for retry_after in ("", "soon", "Sun, 06 Nov 1994 08:49:37 GMT"):
+            with self.assertRaises(client.SendFailed) as caught:
+                self.send(sender.Response(429, retry_after))
+            self.assertEqual(caught.exception.status, 429)
+        self.assertEqual(len(self.requests), 3)
 
     def test_after_60_seconds_it_is_an_error(self) -> None:
         with self.assertRaises(client.SendFailed) as caught:
@@ -75,10 +129,19 @@ class RetryTests(SynchronousTestCase):
             self.send(sender.Response(503, "1"))
 
     def test_wrong_urls(self) -> None:
-        for url in ("ws://localhost/", "file:///etc/passwd", "http://me:secret@localhost/"):
+        """Before a token is asked for."""
+        for url in (
+            "ws://localhost/",
+            "file:///etc/passwd",
+            "http://me:secret@localhost/",
+            "http://localhost:99999/",
+            "http://localhost/#x",
+            "http://localhost/a b",
+        ):
             with self.assertRaises(ValueError) as caught:
                 self.loop.run_until_complete(client.send(url, 1, self.get_token))
             self.assertNotIn("secret", str(caught.exception))
+        self.assertEqual(self.reasons, [])
 
 
 class RequestTests(SynchronousTestCase):
@@ -126,3 +189,21 @@ class RequestTests(SynchronousTestCase):
             self.assertIsInstance(error, client.SendFailed)
             self.assertEqual(error.status, 0)
             self.assertIn("no response: ", str(error))
+
+    def test_a_path_in_any_script_is_sent_as_encoded_utf_8(self) -> None:
+        """As `Topic` sends it."""
+        requests: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            requests.append(await reader.readuntil(b"\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async def run() -> None:
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            async with server:
+                port = server.sockets[0].getsockname()[1]
+                await client.send(f"http://127.0.0.1:{port}/c\u00f6l%20", 1, lambda _: "t1")
+
+        asyncio.run(run())
+        self.assertEqual(requests, [b"POST /c%C3%B6l%20 HTTP/1.1\r\n"])

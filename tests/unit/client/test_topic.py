@@ -31,6 +31,7 @@ class TopicTestCase(SynchronousTestCase):
         self.loop = VirtualLoop()
         self.addCleanup(self.loop.close)
         self.sockets: list[FakeWebSocket] = []
+        self.sent: list[str] = []
         self.records: list[logging.LogRecord] = []
         handler = logging.Handler()
         handler.emit = self.records.append  # type: ignore[method-assign]
@@ -48,7 +49,7 @@ class TopicTestCase(SynchronousTestCase):
 
         class FakedTopic(client.Topic):
             async def _connect(self) -> Any:
-                case.sockets.append(FakeWebSocket())
+                case.sockets.append(FakeWebSocket(case.sent.append))
                 return await case.sockets[-1].open()
 
         return FakedTopic(URL, get_token, **options)
@@ -205,6 +206,35 @@ class TokenTests(TopicTestCase):
         self.assertIn("get_token failed: OSError", text)
         self.assertNotIn("secret", text)
 
+    def test_what_is_not_a_token_is_a_failed_call(self) -> None:
+        """It is never sent: the service would end the client with ``Invalid message``."""
+        for value, name in (
+            (b"secret", "bytes"),
+            ({"secret": 1}, "dict"),
+            ({1}, "set"),
+            (1, "int"),
+        ):
+            self.records.clear()
+            tokens = [value, "t1"]
+
+            async def test(tokens: Any = tokens) -> None:
+                async with self.topic(lambda _: tokens.pop(0)) as topic:
+                    await asyncio.sleep(1)
+                    await self.live()
+                    self.assertEqual(topic.state, "live")
+
+            self.run_test(test())
+            warnings = [each.getMessage() for each in self.records if each.levelno > logging.INFO]
+            self.assertEqual(warnings, [f"get_token returned a {name}, not a string"])
+
+    def test_a_line_end_behind_the_token_is_not_sent(self) -> None:
+        async def test() -> None:
+            async with self.topic(lambda _: "t1\n"):
+                await self.live()
+            self.assertEqual([json.loads(each)["AccessToken"] for each in self.sent], ["t1"])
+
+        self.run_test(test())
+
     def test_a_call_that_ignores_its_cancellation_does_not_count(self) -> None:
         """Its token comes while the next call is under way."""
         reasons: list[str] = []
@@ -290,7 +320,15 @@ class StateTests(TopicTestCase):
         self.assertGreater(len(failed), 1)
 
     def test_wrong_urls(self) -> None:
-        for url in ("http://localhost/", "ws://", "localhost", "wss://me:secret@localhost/"):
+        for url in (
+            "http://localhost/",
+            "ws://",
+            "localhost",
+            "wss://me:secret@localhost/",
+            "ws://localhost:99999/",
+            "ws://localhost/#x",
+            "ws://localhost/a b",
+        ):
             with self.assertRaises(ValueError) as caught:
                 client.Topic(url, str)
             self.assertNotIn("secret", str(caught.exception))
@@ -299,7 +337,7 @@ class StateTests(TopicTestCase):
 class WebSocketsTests(SynchronousTestCase):
     """With the library's own connections, on a loopback port."""
 
-    def meet(self, *answers: bytes, **options: Any) -> tuple[list[bytes], Any]:
+    def meet(self, *answers: bytes, path: str = "/x", **options: Any) -> tuple[list[bytes], Any]:
         """Answer connections of a topic with these bytes; return the requests and its failure."""
         requests: list[bytes] = []
 
@@ -312,7 +350,7 @@ class WebSocketsTests(SynchronousTestCase):
             server = await asyncio.start_server(serve, "127.0.0.1", 0)
             async with server:
                 port = server.sockets[0].getsockname()[1]
-                url = f"ws://127.0.0.1:{port}/x"
+                url = f"ws://127.0.0.1:{port}{path}"
                 policy = client.Policy(min_delay=0.001)
                 with self.assertRaises(client.Failed) as caught:
                     async with client.Topic(url, lambda _: "t1", policy=policy, **options) as topic:
@@ -336,6 +374,11 @@ class WebSocketsTests(SynchronousTestCase):
             other.setblocking(False)
             self.assertRaises(BlockingIOError, other.accept)
         self.assertEqual(failed.end.status, 307)
+
+    def test_a_path_in_any_script_is_sent_as_encoded_utf_8(self) -> None:
+        """As `send` sends it. What is encoded stays as it is."""
+        requests, _ = self.meet(b"HTTP/1.1 404 X\r\n\r\n", path="/c\u00f6l%20")
+        self.assertTrue(requests[0].startswith(b"GET /c%C3%B6l%20 HTTP/1.1\r\n"), requests)
 
     def test_a_host_that_has_no_valid_name_is_tried_again(self) -> None:
         """The codec idna raises UnicodeError for it."""

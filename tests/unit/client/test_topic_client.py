@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import txaio
 from twisted.application.service import IService, MultiService
 from twisted.internet import error
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -206,8 +207,72 @@ class ServiceTests(ClientTestCase):
         self.assertEqual(len(cancelled), 2)
 
     def test_wrong_urls(self) -> None:
-        for url in ("http://localhost/", "ws://", "localhost"):
-            self.assertRaises(ValueError, TopicClient, self.clock, url, str, print)
+        """The error comes before the service starts, and says what is wrong."""
+        for url, part in (
+            ("http://localhost/", "must begin with wss:// or ws://"),
+            ("ws://", "must begin with wss:// or ws://"),
+            ("localhost", "must begin with wss:// or ws://"),
+            ("ws://localhost:99999/", "port"),
+            ("ws://localhost:x/", "port"),
+            ("ws://localhost/#x", "fragment"),
+            ("ws://me:secret@localhost/", "user name"),
+            ("ws://localhost/a b", "blank"),
+            ("ws://localhost/c\u00f6l", "not in ASCII"),
+            ("ws://b\u00fccher.example/", "not in ASCII"),
+        ):
+            with self.assertRaises(ValueError) as caught:
+                TopicClient(self.clock, url, str, print)
+            self.assertIn(part, str(caught.exception))
+            self.assertNotIn("secret", str(caught.exception))
+
+    def test_what_is_not_a_token_is_a_failed_call(self) -> None:
+        """It is never sent: the service would end the client with ``Invalid message``."""
+        for value, name in (
+            (b"secret", "bytes"),
+            ({"secret": 1}, "dict"),
+            ({1}, "set"),
+            (1, "int"),
+            (None, "NoneType"),
+        ):
+            tokens: list[Any] = [value, "t1"]
+            notes: list[str] = []
+            client = self.start(lambda _, tokens=tokens: tokens.pop(0), on_note=notes.append)
+            self.assertEqual(client.state, "waiting")
+            self.assertEqual(notes, [f"get_token returned a {name}, not a string"])
+            self.clock.advance(1)
+            self.live()
+            self.assertEqual(client.state, "live")
+            client.stopService()
+            self.clock.advance(CLOSE_TIMEOUT + 1)
+
+    def test_functions_that_end_with_a_cancellation_of_their_own_are_called_again(self) -> None:
+        """Of Twisted or of asyncio: as after another failure."""
+        for cancelled in (CancelledError(), asyncio.CancelledError()):
+            calls: list[str] = []
+
+            async def get_token(
+                reason: str, error: Any = cancelled, calls: list[str] = calls
+            ) -> str:
+                calls.append(reason)
+                if len(calls) == 1:
+                    raise error
+                return "t1"
+
+            async def on_gap(_: Gap, error: Any = cancelled, calls: list[str] = calls) -> None:
+                calls.append("gap")
+                if calls.count("gap") == 1:
+                    raise error
+
+            client = self.start(get_token, on_gap=on_gap, since="b.1")
+            self.clock.advance(1)
+            self.live(Missed=True)
+            self.clock.advance(1)
+            self.send(1)
+            self.assertEqual(calls, ["first", "first", "gap", "gap"])
+            self.assertEqual(self.received.pop(), 1)
+            self.assertEqual(len(self.flushLoggedErrors(type(cancelled))), 1)
+            client.stopService()
+            self.clock.advance(CLOSE_TIMEOUT + 1)
 
     def log_of(self) -> list[str]:
         """The lines of the client's log, each with its level, as they come."""

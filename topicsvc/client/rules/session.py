@@ -41,6 +41,7 @@ from .effects import (
     StateChanged,
 )
 from .messages import Beat, Granted, Message, Refused, parse, token_message
+from .tokens import checked_token
 
 __all__ = ["NOT_THIS_PROTOCOL", "NO_POSITIONS", "Policy", "Session"]
 
@@ -214,12 +215,14 @@ class Session:
 
     # What happens outside.
 
-    def token(self, now: float, token: str) -> list[Effect]:
-        """The token that was asked for."""
+    def token(self, now: float, value: object) -> list[Effect]:
+        """The result of the call for a token. What is not a token counts as a failed call."""
         if not self._is_asking:  # it was cancelled
             return self._done()
-        if not token:
-            return self.token_failed(now, "there is no token")
+        try:
+            token = checked_token(value)
+        except ValueError as error:
+            return self.token_failed(now, str(error))
         self._ask_until = None
         self._token = token
         self._token_expires_at = None

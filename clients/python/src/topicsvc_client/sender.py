@@ -10,10 +10,11 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from .rules.failures import SendFailed
 from .rules.responses import code_in, pause_before_retry, status_text
+from .rules.tokens import checked_token
+from .rules.urls import ascii_url
 from .topic import GetTokenFunction, result_of
 
 __all__ = ["send"]
@@ -42,13 +43,12 @@ async def send(
     Raises:
         SendFailed: the message was not accepted, or there was no response. In the latter case it is
             not known whether the service has taken it.
-        ValueError: the URL is not one of HTTP, or `value` has no JSON form.
+        ValueError: the URL is not that of a topic, `value` has no JSON form, or the result of
+            `get_token` is not a token.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("the URL to send to begins with https:// or http:// and a host")
-    body = json.dumps(value, allow_nan=False).encode("utf-8")
-    token = await result_of(get_token("first"))
+    url = ascii_url(url, "https", "http")
+    body = json_body(value)
+    token = checked_token(await result_of(get_token("first")))
     was_refused = False
     paused = 0.0
     while True:
@@ -58,13 +58,27 @@ async def send(
         pause = pause_before_retry(response.status, response.retry_after, paused)
         if response.status == http.client.UNAUTHORIZED and not was_refused:
             was_refused = True
-            token = await result_of(get_token("refused"))
+            token = checked_token(await result_of(get_token("refused")))
         elif pause is not None:
             paused += pause
             await asyncio.sleep(pause)
         else:
             text = status_text(response.status, response.body)
             raise SendFailed(text, response.status, code_in(response.body))
+
+
+def json_body(value: Any) -> bytes:
+    """The body of a request.
+
+    Raises:
+        ValueError: the value has no JSON form.
+    """
+    try:
+        return json.dumps(value, allow_nan=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("the value has no JSON form: it is nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the value has no JSON form: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

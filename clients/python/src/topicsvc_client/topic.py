@@ -11,7 +11,6 @@ import ssl as tls
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
-from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -28,6 +27,7 @@ from .rules.failures import TokenRefused, failure
 from .rules.messages import Message
 from .rules.responses import seconds_of, status_text
 from .rules.session import Policy, Session
+from .rules.urls import ascii_url
 
 __all__ = ["GetTokenFunction", "OnGap", "Topic", "result_of"]
 
@@ -56,9 +56,10 @@ class Topic:
 
     Args:
         url: the topic's URL, ``wss://`` or ``ws://``.
-        get_token: called with the reason why a token is needed; returns the token. If it raises
-            `TokenRefused`, the state is failed. After any other exception it is called again later.
-            After `Policy.token_timeout` it is cancelled, and has failed.
+        get_token: called with the reason why a token is needed; returns the token, a string. If it
+            raises `TokenRefused`, the state is failed. After any other exception, and after a
+            result that is not a token, it is called again later. After `Policy.token_timeout` it
+            is cancelled, and has failed.
         recover: whether messages are wanted that are sent while there is no connection.
         since: the position to go on from, as `position` was; None: from now on.
         on_gap: called when messages may have been missed, to load the state anew. Messages wait
@@ -69,7 +70,7 @@ class Topic:
         policy: the times.
 
     Raises:
-        ValueError: the URL is not that of a WebSocket, or it has a user name.
+        ValueError: the URL is not that of a topic; the text says what is wrong.
     """
 
     _random = staticmethod(random.random)
@@ -86,14 +87,11 @@ class Topic:
         on_state: Callable[[State], object] | None = None,
         policy: Policy = _DEFAULTS,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname or "@" in parts.netloc:
-            raise ValueError("the URL of a topic begins with wss:// or ws:// and a host")
-        self._url = url
+        self._url = ascii_url(url, "wss", "ws")
         self._get_token = get_token
         self._on_gap = on_gap
         self._on_state = on_state
-        self._ssl = (ssl or tls.create_default_context()) if parts.scheme == "wss" else None
+        self._ssl = (ssl or tls.create_default_context()) if self._url.startswith("wss:") else None
         self._session = Session(recover=recover, since=since, random=self._random, policy=policy)
         self._changed = asyncio.Event()
         self._may_read = asyncio.Event()

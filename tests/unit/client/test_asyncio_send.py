@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
+import socket
+import threading
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -31,13 +33,13 @@ class RetryTests(SynchronousTestCase):
         """Send; return how long it took, in virtual seconds."""
         left = list(responses)
 
-        async def at_once(
-            post: Callable[..., Any], url: str, body: bytes, token: str, _: Any
-        ) -> Any:
+        async def at_once(post: Any) -> Any:
+            url, body, token, _ = post.args
+            self.assertEqual(url, URL)
             self.requests.append((body, token))
             return left.pop(0)
 
-        self.patch(asyncio, "to_thread", at_once)
+        self.patch(sender._threads, "run", at_once)
         began = self.loop.time()
         self.loop.run_until_complete(client.send(URL, value, self.get_token))
         return self.loop.time() - began
@@ -207,3 +209,103 @@ class RequestTests(SynchronousTestCase):
 
         asyncio.run(run())
         self.assertEqual(requests, [b"POST /c%C3%B6l%20 HTTP/1.1\r\n"])
+
+
+class HangingServerTests(SynchronousTestCase):
+    """A server on a loopback port accepts connections, and does not respond."""
+
+    def setUp(self) -> None:
+        self.patch(sender, "TIMEOUT", 120.0)
+        self.patch(sender, "_threads", sender.Threads(sender.MAX_REQUESTS))
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.connections: list[socket.socket] = []
+        self.addCleanup(self.end)
+
+    def end(self) -> None:
+        """Close all connections, and wait for the threads."""
+        self.listener.close()
+        for connection in self.connections:
+            connection.close()
+        for thread in self.threads():
+            thread.join(60)
+
+    def threads(self) -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "topicsvc_client"]
+
+    def begin(self, number: int = 0) -> asyncio.Task[None]:
+        url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/{number}"
+        return asyncio.create_task(client.send(url, 1, lambda _: "t1"))
+
+    async def accept(self, number: int) -> None:
+        """Wait until the server has accepted so many connections."""
+        self.listener.setblocking(False)
+        async with asyncio.timeout(60):
+            for _ in range(number):
+                accepting = asyncio.get_running_loop().sock_accept(self.listener)
+                self.connections.append((await accepting)[0])
+
+    def test_sends_that_hang_do_not_fill_the_executor_of_the_loop(self) -> None:
+        """It looks up names, also for `Topic`."""
+
+        async def run() -> None:
+            sending = [self.begin() for _ in range(sender.MAX_REQUESTS)]
+            await self.accept(sender.MAX_REQUESTS)
+            async with asyncio.timeout(60):
+                self.assertEqual(await asyncio.to_thread(lambda: "done"), "done")
+            self.assertFalse(any(each.done() for each in sending))
+            for each in sending:
+                each.cancel()
+
+        asyncio.run(run())
+
+    def test_a_cancelled_send_holds_neither_the_loop_nor_the_process(self) -> None:
+        async def run() -> None:
+            sending = self.begin()
+            await self.accept(1)
+            sending.cancel()
+
+        asyncio.run(run())
+        [thread] = self.threads()
+        self.assertTrue(thread.daemon)
+        self.assertTrue(thread.is_alive())
+
+    def test_the_result_of_a_cancelled_send_is_dropped(self) -> None:
+        """Also after the end of its loop: nothing is logged."""
+        records: list[logging.LogRecord] = []
+        handler = logging.Handler()
+        handler.emit = records.append  # type: ignore[method-assign]
+        logger = logging.getLogger()
+        logger.addHandler(handler)
+        self.addCleanup(logger.removeHandler, handler)
+
+        async def run() -> None:
+            sending = self.begin()
+            await self.accept(1)
+            sending.cancel()
+
+        asyncio.run(run())
+        self.end()
+        self.assertEqual((self.threads(), records), ([], []))
+
+    def test_more_sends_wait_for_those_under_way(self) -> None:
+        self.patch(sender, "_threads", sender.Threads(2))
+
+        async def run() -> None:
+            sending = [self.begin(number) for number in range(4)]
+            await self.accept(2)
+            self.assertEqual(len(self.threads()), 2)
+            sending[2].cancel()  # it waits, and is never sent
+            await asyncio.wait([sending[2]])
+            self.connections[0].close()
+            await self.accept(1)
+            receiving = asyncio.get_running_loop().sock_recv(self.connections[2], 100)
+            self.assertTrue((await receiving).startswith(b"POST /3 "))
+            for each in self.connections[1:]:
+                each.close()
+            results = await asyncio.gather(*sending, return_exceptions=True)
+            kinds = [type(each) for each in results]
+            failed = client.SendFailed
+            self.assertEqual(kinds, [failed, failed, asyncio.CancelledError, failed])
+
+        asyncio.run(run())
+        self.assertEqual(len(self.connections), 3)

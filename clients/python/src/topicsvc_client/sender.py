@@ -9,12 +9,14 @@ import ssl as tls
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .rules.failures import SendFailed
 from .rules.responses import code_in, pause_before_retry, status_text
 from .rules.tokens import checked_token
 from .rules.urls import ascii_url
+from .threads import Threads
 from .topic import GetTokenFunction, result_of
 
 __all__ = ["send"]
@@ -25,6 +27,11 @@ TIMEOUT = 10.0
 MAX_BODY = 65536
 """Bytes of an error response that are read."""
 
+MAX_REQUESTS = 32
+"""Requests of this process at a time. Others wait: each request needs a thread."""
+
+_threads = Threads(MAX_REQUESTS)
+
 
 async def send(
     url: str, value: Any, get_token: GetTokenFunction, ssl: tls.SSLContext | None = None
@@ -32,7 +39,11 @@ async def send(
     """Send one message.
 
     If the service asks to send it again later, this is done, for at most 60 seconds. If it
-    refuses the token, ``get_token("refused")`` is called once.
+    refuses the token, ``get_token("refused")`` is called once. At most 32 requests of a process are
+    under way at a time; others wait.
+
+    If the call is cancelled, it ends at once. A request that has begun goes on in its thread for up
+    to 10 seconds, and the message may be sent.
 
     Args:
         url: the URL to send to, ``https://`` or ``http://``.
@@ -52,7 +63,7 @@ async def send(
     was_refused = False
     paused = 0.0
     while True:
-        response = await asyncio.to_thread(post, url, body, token, ssl)
+        response = await _threads.run(partial(post, url, body, token, ssl))
         if response.status == http.client.OK:
             return
         pause = pause_before_retry(response.status, response.retry_after, paused)

@@ -24,6 +24,13 @@ GRANTED = {"Response": "AccessToken", "Result": "Success", "ExpiresIn": 3600, "T
 PLACED = {**GRANTED, "Position": "a.0", "Missed": False, "Heartbeat": 60}
 
 
+async def cancelled() -> None:
+    """Wait for work that another has cancelled."""
+    work = asyncio.get_running_loop().create_future()
+    work.cancel()
+    await work
+
+
 class TopicTestCase(SynchronousTestCase):
     """Fixture: a loop in virtual time, and topics whose connections are fakes."""
 
@@ -120,6 +127,57 @@ class IterationTests(TopicTestCase):
         self.run_test(test())
         self.assertEqual(calls, [client.Gap("b.1", "a.0")] * 2)
 
+    def test_an_on_gap_that_ends_with_a_cancellation_of_its_own_is_called_again(self) -> None:
+        """As after another failure: the client has not cancelled it."""
+        calls: list[Any] = []
+
+        async def on_gap(gap: Any) -> None:
+            calls.append(gap)
+            if len(calls) == 1:
+                raise asyncio.CancelledError
+            if len(calls) == 2:
+                await cancelled()
+
+        async def test() -> None:
+            async with self.topic(since="b.1", on_gap=on_gap) as topic:
+                await self.live({**PLACED, "Missed": True})
+                self.numbers(1)
+                async with asyncio.timeout(30):
+                    self.assertEqual((await anext(topic)).body, 1)
+
+        self.run_test(test())
+        self.assertEqual(calls, [client.Gap("b.1", "a.0")] * 3)
+        failed = [each for each in self.records if each.getMessage() == "on_gap failed"]
+        self.assertEqual(len(failed), 2)
+
+    def test_an_on_gap_that_the_client_cancels_has_not_failed(self) -> None:
+        """Whatever it does then: it is called with the new gap, and nothing is logged."""
+        for error in (None, asyncio.CancelledError(), ValueError("while it is cancelled")):
+            calls: list[Any] = []
+
+            async def on_gap(gap: Any, error: Any = error, calls: list[Any] = calls) -> None:
+                calls.append(gap)
+                if len(calls) == 1:
+                    try:
+                        await asyncio.sleep(3600)
+                    except asyncio.CancelledError:
+                        if error is not None:
+                            raise error from None
+
+            async def test(on_gap: Any = on_gap) -> None:
+                async with self.topic(since="b.1", on_gap=on_gap) as topic:
+                    await self.live({**PLACED, "Missed": True})
+                    taking = asyncio.create_task(anext(topic))
+                    await asyncio.sleep(0.001)
+                    self.send({**PLACED, "Position": "a.7", "Missed": True})
+                    self.numbers(8)
+                    async with asyncio.timeout(30):
+                        self.assertEqual((await taking).body, 8)
+
+            self.run_test(test())
+            self.assertEqual(calls, [client.Gap("b.1", "a.0"), client.Gap("b.1", "a.7")])
+        self.assertNotIn("on_gap failed", [each.getMessage() for each in self.records])
+
     def test_messages_that_arrived_before_the_failure_are_returned_before_it(self) -> None:
         async def test() -> None:
             async with self.topic() as topic:
@@ -205,6 +263,29 @@ class TokenTests(TopicTestCase):
         text = "".join(logging.Formatter().format(each) for each in self.records)
         self.assertIn("get_token failed: OSError", text)
         self.assertNotIn("secret", text)
+
+    def test_a_get_token_that_ends_with_a_cancellation_of_its_own_is_called_again(self) -> None:
+        """As after another failure, not after the 30 s that a call may last."""
+        calls: list[str] = []
+
+        async def get_token(reason: str) -> str:
+            calls.append(reason)
+            if len(calls) == 1:
+                raise asyncio.CancelledError
+            if len(calls) == 2:
+                await cancelled()
+            return "t1"
+
+        async def test() -> None:
+            async with self.topic(get_token) as topic:
+                await asyncio.sleep(3)
+                await self.live()
+                self.assertEqual(topic.state, "live")
+
+        self.run_test(test())
+        self.assertEqual(calls, ["first"] * 3)
+        warnings = [each.getMessage() for each in self.records if each.levelno == logging.WARNING]
+        self.assertEqual(set(warnings), {"get_token failed: CancelledError"})
 
     def test_what_is_not_a_token_is_a_failed_call(self) -> None:
         """It is never sent: the service would end the client with ``Invalid message``."""

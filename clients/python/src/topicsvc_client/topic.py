@@ -167,15 +167,16 @@ class Topic:
             try:
                 await asyncio.wait([handling])
             except asyncio.CancelledError:  # the iteration is cancelled; the next one handles it
+                self._handling = None
                 handling.cancel()
                 self._session.gap_interrupted()
                 raise
-            finally:
-                self._handling = None
-            if handling.cancelled():
-                return  # for another gap, or because the topic is closed
-            if handling.exception() is not None:
-                _logger.error("on_gap failed", exc_info=handling.exception())
+            if self._handling is not handling:
+                return  # the client has cancelled it: for another gap, or to close the topic
+            self._handling = None
+            error = asyncio.CancelledError() if handling.cancelled() else handling.exception()
+            if error is not None:
+                _logger.error("on_gap failed", exc_info=error)
                 self._session.gap_failed(self._now())
                 self._pace()
                 return
@@ -210,7 +211,8 @@ class Topic:
             case effects.Disconnect():
                 self._disconnect()
             case effects.CancelGap():
-                self._cancel(self._handling)
+                handling, self._handling = self._handling, None
+                self._cancel(handling)
             case effects.GapFound() | effects.StateChanged() | effects.Note():
                 self._tell(effect)
 
@@ -273,10 +275,10 @@ class Topic:
         token, error = "", None
         try:
             token = await result_of(self._get_token(reason))
-        except Exception as caught:
+        except (Exception, asyncio.CancelledError) as caught:
             error = caught
         if call != self._call:
-            return  # it was cancelled, and the application has gone on nevertheless
+            return  # the client has cancelled the call
         if error is None:
             self._do(self._session.token(self._now(), token))
         elif isinstance(error, TokenRefused):

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from twisted.internet.task import react
+from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from topicsvc.client import Failed, Message, Reason, TopicClient
 
@@ -32,4 +33,5 @@ async def main(reactor: Any, url: str) -> None:
 
 if len(sys.argv) != 2 or "TOPICSVC_TOKEN" not in os.environ:
     sys.exit("usage: TOPICSVC_TOKEN=... python receive_twisted.py wss://...")
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
 react(main, sys.argv[1:])

@@ -310,6 +310,14 @@ class ProgramCases:
         self.assertNotIn("waiting", program.text)
         self.service.stop()
         program.wait_for(r"(?s)waiting.*connecting")
+        program.wait_for("not connected: .+; trying again")
+
+    def test_the_program_says_why_a_server_does_not_answer(self) -> None:
+        """The reason, not only the states."""
+        self.start()
+        self.service.stop()
+        program = self.receive(self.token())
+        program.wait_for("not connected: .*(refused|Connect call failed).*; trying again")
 
     @inlineCallbacks
     def test_the_program_receives_a_message_of_the_greatest_length(self) -> Test:
@@ -357,4 +365,4 @@ class LengthTests(SynchronousTestCase):
     def test_each_program_is_short(self) -> None:
         for name in ("receive.py", "receive_twisted.py"):
             lines = (EXAMPLES / name).read_text("utf-8").splitlines()
-            self.assertLess(len([line for line in lines if line.strip()]), 25, name)
+            self.assertLess(len([line for line in lines if line.strip()]), 27, name)

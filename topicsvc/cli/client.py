@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from topicsvc.cli.terminal import INTERRUPTED, CommandFailed
+from topicsvc.client.rules.tokens import checked_token
 from topicsvc.explain import explain
 from topicsvc.validators.http_client import AsciiUrl
 
@@ -49,7 +50,7 @@ def find_token(options: Namespace) -> str:
     """Return the token from the options, a file or the environment.
 
     Raises:
-        CommandFailed: there is no token.
+        CommandFailed: there is no token, or what is given is not one.
     """
     if options.token_file is not None:
         try:
@@ -66,7 +67,12 @@ def find_token(options: Namespace) -> str:
         token = options.token or os.environ.get("TOPICSVC_TOKEN", "")
         if not token.strip():
             raise CommandFailed("no token: give --token-file, --token or $TOPICSVC_TOKEN")
-    return token.strip()
+    try:
+        return checked_token(token.strip())
+    except ValueError as error:
+        raise CommandFailed(
+            "the token has characters that no token has: blanks, or not ASCII"
+        ) from error
 
 
 def parse_url(text: str, *schemes: str) -> URL:

@@ -24,7 +24,7 @@ from topicsvc.cli.client import (
 from topicsvc.cli.line_reader import BATCH_LINES, LineReader
 from topicsvc.cli.terminal import CommandFailed, print_error
 from topicsvc.client.rules.responses import pause_before_retry, status_text
-from topicsvc.errors import InvalidBody, TokenInactive, ValidatorUnavailable
+from topicsvc.errors import InvalidBody, ValidatorUnavailable
 from topicsvc.explain import explain
 from topicsvc.strict_json import json_text
 from topicsvc.validators.http_client import HttpClient, Response, bearer
@@ -52,12 +52,6 @@ def run(options: Namespace) -> None:
     """
     token = find_token(options)
     url = parse_url(options.url, "http", "https")
-    try:
-        bearer(token)
-    except TokenInactive as error:
-        raise CommandFailed(
-            "the token has characters that no token has: blanks, or not ASCII"
-        ) from error
     if options.json is None or options.json == "-":
         lines = _standard_input()
         run_reactor(

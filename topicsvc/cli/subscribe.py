@@ -19,6 +19,7 @@ from topicsvc.cli.client import connection_error, find_token, parse_url, run_rea
 from topicsvc.cli.terminal import CommandFailed, print_error, print_line
 from topicsvc.client import Failed, Gap, Message, Policy, Reason, State, TokenRefused, TopicClient
 from topicsvc.client.rules.session import NO_POSITIONS
+from topicsvc.client.rules.tokens import checked_token
 from topicsvc.files import read_file
 
 __all__ = ["NOW", "Subscription", "run"]
@@ -196,8 +197,8 @@ class Subscription:
 
 
 def _token_in(file: Path) -> str:
-    """The token in the file; empty if there is none now."""
+    """The token in the file; empty if there is none now, or what is there is not one."""
     try:
-        return read_file(file).decode("utf-8-sig").strip()
+        return checked_token(read_file(file).decode("utf-8-sig").strip())
     except (OSError, ValueError):
         return ""

@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import topicsvc
 from topicsvc.cli import check, client, token
 from topicsvc.cli.main import main
+from topicsvc.cli.terminal import CommandFailed
 from topicsvc.process.instances import SharedFile
 from topicsvc.topics import TopicAddress
 from topicsvc.validators.local import LocalValidator, read_key
@@ -178,6 +179,15 @@ class ClientTests(CommandTestCase):
         file.write_text(" a-token\n")
         options = type("Options", (), {"token": None, "token_file": file})
         self.assertEqual(client.find_token(options), "a-token")
+
+    def test_a_token_that_no_header_can_carry_is_refused_before_a_connection(self) -> None:
+        """Without its text: it may be a token with something else behind it."""
+        for text in ("secret two", "secret\n2", "s\u20accret"):
+            options = type("Options", (), {"token": text, "token_file": None})
+            with self.assertRaises(CommandFailed) as caught:
+                client.find_token(options)
+            line = "the token has characters that no token has: blanks, or not ASCII"
+            self.assertEqual(caught.exception.lines, (line,))
 
 
 class UserTests(CommandTestCase):

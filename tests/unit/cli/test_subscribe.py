@@ -406,6 +406,17 @@ class TokenFileTests(SubscribeTestCase):
         self.server.accept()
         self.assertEqual(self.sent[-1], {"AccessToken": "t2", "Since": None})
 
+    def test_what_is_not_a_token_in_the_file_is_not_sent(self) -> None:
+        """Another program may be writing the file."""
+        self.open({**PLACED, "ExpiresIn": 50})
+        self.pass_time(40)
+        self.file.write_text("t 2")
+        self.pass_time(1)
+        self.assertEqual(len(self.sent), 1)
+        self.file.write_text("t2")
+        self.pass_time(1)
+        self.assertEqual(self.sent[1:], [{"AccessToken": "t2"}])
+
     def test_an_interrupt_ends_the_wait_for_a_token(self) -> None:
         self.open({**PLACED, "ExpiresIn": 50})
         self.pass_time(40)

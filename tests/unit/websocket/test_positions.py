@@ -730,8 +730,8 @@ class StoringBrokerTests(PositionTestCase):
         self.assertEqual([json.loads(text)["Body"] for text in data], [1, 2, 3])
         self.assertEqual([json.loads(text)["Body"] for text in plain.texts()], [2, 3])
 
-    def test_a_client_that_is_ahead_waits_until_the_broker_has_caught_up(self) -> None:
-        """It comes from another process, which got its last message earlier."""
+    def catch_up_later(self) -> list[Deferred[None]]:
+        """Let the test end the broker's catching up; return the Deferreds of all requests."""
         calls: list[Deferred[None]] = []
 
         def catching_up(_: TopicAddress) -> Deferred[None]:
@@ -739,6 +739,11 @@ class StoringBrokerTests(PositionTestCase):
             return calls[-1]
 
         self.broker.catching_up = catching_up
+        return calls
+
+    def test_a_client_that_is_ahead_waits_until_the_broker_has_caught_up(self) -> None:
+        """It comes from another process, which got its last message earlier."""
+        calls = self.catch_up_later()
         self.returned("k.i1")
         self.logs[0].callback(self.log(1, 2))
         self.iterate()
@@ -808,13 +813,7 @@ class StoringBrokerTests(PositionTestCase):
 
     def test_a_client_that_is_ahead_of_the_log_that_is_read(self) -> None:
         """It came while the log was read, with a message that was sent after that request."""
-        calls: list[Deferred[None]] = []
-
-        def catching_up(_: TopicAddress) -> Deferred[None]:
-            calls.append(Deferred())
-            return calls[-1]
-
-        self.broker.catching_up = catching_up
+        calls = self.catch_up_later()
         first, ahead, left = [self.returned(f"k.i{each}") for each in (1, 2, 2)]
         self.logs[0].callback(self.log(1))
         self.iterate()

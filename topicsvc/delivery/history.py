@@ -67,8 +67,6 @@ class History:
         self._numbers = count(1)
         self.memory = 0
         self._rings = 0
-        self._max_rings_size = settings.total // 2
-        self._uncounted = 0  # bytes of rings over half of the total
         self.messages = 0
         self.evicted = 0
         self._used: OrderedDict[Ring, None] = OrderedDict()  # with messages; the last used ends it
@@ -97,14 +95,14 @@ class History:
         else:
             ring = Ring(log.epoch, log.start)
         self.memory += ring.memory
-        self._count_rings(1)
+        self._rings += 1
         return ring
 
     def forget(self, ring: Ring) -> None:
         """The topic is not kept any more."""
         self.clear(ring)
         self.memory -= ring.memory
-        self._count_rings(-1)
+        self._rings -= 1
 
     def reset(self, ring: Ring, log: TopicLog | None) -> None:
         """Messages of a topic may be missing: forget its messages and positions.
@@ -134,7 +132,7 @@ class History:
         self._trim(ring, now)
         self._count(ring, memory, messages)
         self._use(ring)
-        if self.memory - self._uncounted > self._settings.total:
+        if self._is_over_total:
             self._evict()
         if self._sweep is None and self._used:
             self._sweep = self._clock.callLater(SWEEP_INTERVAL, self._sweep_some)
@@ -172,9 +170,15 @@ class History:
             self._sweep.cancel()
             self._sweep = None
 
-    def _count_rings(self, more: int) -> None:
-        self._rings += more
-        self._uncounted = max(0, self._rings * RING_OVERHEAD - self._max_rings_size)
+    @property
+    def _uncounted(self) -> int:
+        """Bytes of rings over half of the total."""
+        return max(0, self._rings * RING_OVERHEAD - self._settings.total // 2)
+
+    @property
+    def _is_over_total(self) -> bool:
+        """Whether messages have to be removed."""
+        return self.memory - self._uncounted > self._settings.total
 
     def _new_epoch(self) -> str:
         return f"{self._process}{next(self._numbers):x}"
@@ -211,7 +215,7 @@ class History:
 
     def _evict(self) -> None:
         """Remove all messages of the least recently used topics, until the total is kept."""
-        while self._used and self.memory - self._uncounted > self._settings.total:
+        while self._used and self._is_over_total:
             self.evicted += 1
             self.clear(next(iter(self._used)))
         if self._warnings.allow("total", self._clock.seconds()):

@@ -255,17 +255,22 @@ def socket_transport(transport: Any) -> Any:
 
 def set_tls_budget(transport: Any, budget: WorkBudget) -> None:
     """Spread the work of `transport` on received bytes within `budget`, if it has TLS."""
-    while isinstance(transport, ProtocolWrapper):
-        if isinstance(transport, PacedTls):
-            transport.budget = budget
-        transport = transport.transport
+    tls = _tls_of(transport)
+    if tls is not None:
+        tls.budget = budget
 
 
 def budget_of_waiting_input(transport: Any) -> WorkBudget | None:
     """Return the budget that received bytes of `transport` wait for; None: none wait."""
+    tls = _tls_of(transport)
+    return tls.budget if tls is not None and tls.has_waiting_input else None
+
+
+def _tls_of(transport: Any) -> PacedTls | None:
+    """Return the TLS connection of `transport`; None: it has none."""
     while isinstance(transport, ProtocolWrapper):
-        if isinstance(transport, PacedTls) and transport.has_waiting_input:
-            return transport.budget
+        if isinstance(transport, PacedTls):
+            return transport
         transport = transport.transport
     return None
 

@@ -65,6 +65,12 @@ class PositionTestCase(ServiceTestCase):
         self.assertIs(success["Missed"], True)
         return success["Position"]
 
+    def assert_continues(self, client: Client, position: str, *bodies: int) -> None:
+        """A `Success` which says that nothing is missing, and the messages behind `position`."""
+        success, *data = [json.loads(text) for text in client.texts()]
+        self.assertEqual((success["Position"], success["Missed"]), (position, False))
+        self.assertEqual([each["Body"] for each in data], list(bodies))
+
 
 class WireTests(PositionTestCase):
     def test_success_has_the_position_before_any_message_was_sent(self) -> None:
@@ -155,9 +161,7 @@ class ReturnTests(PositionTestCase):
         client.disconnect()
         self.send(2, 3)
         again = self.returned(position)
-        success, *data = [json.loads(text) for text in again.texts()]
-        self.assertEqual((success["Position"], success["Missed"]), (position, False))
-        self.assertEqual([each["Body"] for each in data], [2, 3])
+        self.assert_continues(again, position, 2, 3)
         self.send(4)
         self.assertEqual([body for body, _ in self.data(again)], [4])
 
@@ -203,9 +207,7 @@ class ReturnTests(PositionTestCase):
         check.grant(self.now + 60)
         for _ in range(5):
             self.iterate()
-        success, *data = [json.loads(text) for text in client.texts()]
-        self.assertEqual((success["Position"], success["Missed"]), (position, False))
-        self.assertEqual([each["Body"] for each in data], [1, 2])
+        self.assert_continues(client, position, 1, 2)
 
     def test_clients_that_come_back_at_the_same_place_share_the_bytes(self) -> None:
         # Edge 2.
@@ -380,9 +382,7 @@ class ReturnTests(PositionTestCase):
         self.send(2)
         client.assert_nothing()
         self.validator.last.grant(self.now + 60)
-        success, *data = [json.loads(text) for text in client.texts()]
-        self.assertEqual((success["Position"], success["Missed"]), (position, False))
-        self.assertEqual([each["Body"] for each in data], [2])
+        self.assert_continues(client, position, 2)
         self.send(3)
         self.assertEqual([body for body, _ in self.data(client)], [3])
 
@@ -756,9 +756,7 @@ class StoringBrokerTests(PositionTestCase):
         calls[1].errback(BrokerUnavailable("injected by the test"))
         for _ in range(3):
             self.iterate()
-        success, *data = [json.loads(text) for text in clients[0].texts()]
-        self.assertEqual((success["Position"], success["Missed"]), ("k.i3", False))
-        self.assertEqual([each["Body"] for each in data], [4])
+        self.assert_continues(clients[0], "k.i3", 4)
         self.assertTrue(json.loads(clients[1].texts()[0])["Missed"])
         self.assertEqual(len(self.logs), 1)
 
@@ -1021,9 +1019,7 @@ class ShortIntervalTests(PositionTestCase):
         self.advance(6)
         self.assert_no_text(client)
         self.validator.last.grant(self.now + 60)
-        success, *data = [json.loads(text) for text in client.texts()]
-        self.assertEqual((success["Position"], success["Missed"]), (position, False))
-        self.assertEqual([each["Body"] for each in data], [1])
+        self.assert_continues(client, position, 1)
         self.send(2)
         self.assertEqual([body for body, _ in self.data(client)], [2])
 
@@ -1067,9 +1063,7 @@ class ShortIntervalTests(PositionTestCase):
         self.send(2)
         self.assert_no_text(client)
         self.validator.last.grant(self.now + 60)
-        success, *data = [json.loads(text) for text in client.texts()]
-        self.assertEqual((success["Position"], success["Missed"]), (position, False))
-        self.assertEqual([each["Body"] for each in data], [1, 2])
+        self.assert_continues(client, position, 1, 2)
 
 
 class OtherIntervalTests(PositionTestCase):

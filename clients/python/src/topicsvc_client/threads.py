@@ -55,7 +55,7 @@ class Threads:
         return await asyncio.wrap_future(future)
 
     def _work(self) -> None:
-        """Run what waits, until nothing waits."""
+        """Run the functions of the queue, until it is empty."""
         while True:
             with self._lock:
                 if not self._waiting:

@@ -188,7 +188,7 @@ class RedisMachine(RuleBasedStateMachine):
         bodies = [each.body for each, _ in log.messages]
         for epoch, id_, count, lost in self.positions:
             if epoch == log.epoch and id_ in places:
-                # `on_missed` has told what was lost before the position was given.
+                # `on_missed` has reported these losses. The client got its position after that.
                 following = [body for body in self.accepted[count:] if body not in lost]
                 assert bodies[places.index(id_) :] == following, (id_, count)
 
